@@ -1,0 +1,69 @@
+"""`chopjax VERB …`: one file a verb in chopjax/commands, imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from types import ModuleType
+
+from chopjax import __version__
+from chopjax.errors import UserError
+
+# Verb → what `chopjax --help` says of it. chopjax/commands/VERB.py has add_arguments and run;
+# a verb that is a Python keyword lives in VERB_.py.
+VERBS = {
+    "inspect": "what a checkpoint holds: shapes, parameters, bytes, memory and FLOPs",
+    "import": "Hugging Face checkpoint → Orbax, parameters born sharded on the mesh",
+    "export": "Orbax → Hugging Face checkpoint, byte for byte",
+    "chop": "remove layers from a Hugging Face checkpoint without reading them",
+    "prepare": "text or JSONL → token store for training",
+    "train": "continue pretraining (healing)",
+    "perplexity": "token- and byte-level perplexity on a text file",
+    "score": "zero-shot tasks, with lm-evaluation-harness's definitions and numbers",
+    "run": "the whole pipeline: score, chop, score, heal, score, export",
+}
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    # Abbreviated flags are errors: a typo must never select another flag.
+    parser = argparse.ArgumentParser(
+        prog="chopjax", description="Chop, heal, score and export.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"chopjax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, sentence in VERBS.items():
+        command = verbs.add_parser(name, help=sentence, description=sentence, allow_abbrev=False)
+        if name == verb:
+            _command(name).add_arguments(command)
+    return parser
+
+
+def _command(verb: str) -> ModuleType:
+    module = verb + "_" if verb == "import" else verb
+    return importlib.import_module(f"chopjax.commands.{module}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv and argv[0] in VERBS else None
+    arguments = _parser(verb).parse_args(argv)
+    try:
+        return _command(arguments.verb).run(arguments) or 0
+    except UserError as error:
+        print(f"chopjax {arguments.verb}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"chopjax {arguments.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); not an error of ours. Point stdout at
+        # nothing so that the interpreter's last flush does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Reading a config.json so that no option is ever ignored in silence."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from chopjax.errors import UserError, listing
+from chopjax.models.config import Rope
+
+# Keys that cannot change what the model computes for given tokens at inference: bookkeeping,
+# generation defaults, dropout and initialisation. Families add their own.
+NEUTRAL = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config
+    _name_or_path add_bos_token architectures attention_dropout attention_probs_dropout_prob
+    attn_implementation begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_range
+    label2id length_penalty max_length max_sequence_length min_length model_type
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix prefix_token_id problem_type
+    pretraining_tp remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+    unsloth_fixed unsloth_version use_bfloat16 use_cache
+    """.split()
+)
+# Keys that name a computation we do not have; these values mean "not used".
+OFF: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False, None),
+    "bad_words_ids": (None,),
+    "cross_attention_hidden_size": (None,),
+    "is_decoder": (False, True, None),
+    "is_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "tie_encoder_decoder": (False, None),
+}
+
+
+class Options:
+    """config.json with a memory of what has been asked for."""
+
+    def __init__(
+        self, raw: Mapping[str, Any], neutral: str = "", off: Mapping[str, Any] | None = None
+    ):
+        """neutral: further keys to pass over; off: key → the one value that is supported."""
+        self.raw = raw
+        self.neutral = NEUTRAL | set(neutral.split())
+        self.off = OFF | {key: (value, None) for key, value in (off or {}).items()}
+        self.seen: set[str] = set()
+        self.problems: list[str] = []
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value; a missing key or null gives the default."""
+        self.seen.add(key)
+        value = self.raw.get(key)
+        return default if value is None else value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            found = "is missing" if value is None else f"is {value!r}"
+            self.problems.append(f"{key} {found}; a whole number of at least 1 is needed")
+            return 1
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number."""
+        value = self.get(key, default)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            self.problems.append(f"{key} is {value!r}; a number is needed")
+            return default
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            self.problems.append(f"{key} is {value!r}; true or false is needed")
+        return bool(value)
+
+    def choice(self, key: str, names: Mapping[str, str], default: str) -> Any:
+        """One of several names, translated; any other is refused by name."""
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in names:
+            self.problems.append(f"{key} {value!r} is not supported (only {', '.join(names)})")
+            return names[default]
+        return names[value]
+
+    def token(self, key: str) -> int | None:
+        """A special token's id; of a list, the first."""
+        value = self.get(key)
+        return value[0] if isinstance(value, list) and value else value
+
+    def divide(self, key: str, total: int, parts: int) -> int:
+        if total % parts:
+            self.problems.append(f"{key}: {total} does not divide by {parts}")
+        return max(total // parts, 1)
+
+    def finish(self) -> None:
+        """Raise UserError that lists everything unsupported, by name."""
+        for key, value in self.raw.items():
+            if key in self.seen or key in self.neutral:
+                continue
+            if key in self.off:
+                if value not in self.off[key]:
+                    self.problems.append(f"{key} = {value!r} is not supported")
+            elif value is not None:
+                self.problems.append(f"{key} = {value!r} is not an option that chopjax knows")
+        if self.problems:
+            model_type = self.raw.get("model_type")
+            raise UserError(
+                f"config.json (model_type {model_type}) asks for what chopjax cannot do:\n"
+                f"{listing(self.problems)}"
+            )
+
+
+def rope(options: Options, max_positions: int) -> Rope:
+    """Both spellings: rope_parameters (newer), rope_theta with rope_scaling (older).
+
+    Defaults are those of transformers' modeling_rope_utils.
+    """
+    theta = options.number("rope_theta", 10_000.0)
+    found = options.get("rope_scaling") or options.get("rope_parameters") or {}
+    options.seen |= {"rope_scaling", "rope_parameters"}
+    if not isinstance(found, dict):
+        options.problems.append(f"rope_parameters is {found!r}; an object is needed")
+        return Rope()
+    inner = Options({key: value for key, value in found.items() if value is not None})
+    kind = str(inner.get("rope_type", inner.get("type", "default")))
+    inner.seen.add("type")
+    theta = inner.number("rope_theta", theta)
+    if inner.number("partial_rotary_factor", options.number("partial_rotary_factor", 1.0)) != 1.0:
+        inner.problems.append("partial_rotary_factor other than 1 is not supported")
+    fields: dict[str, Any] = {"kind": kind, "theta": theta}
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        inner.problems.append(f"rope_type {kind!r} is not supported")
+        inner.seen |= set(found)
+        fields["kind"] = "default"
+    elif kind != "default":
+        if "factor" not in inner.raw:
+            inner.problems.append(f"rope_type {kind!r} needs a factor")
+        fields["factor"] = inner.number("factor", 1.0)
+    if kind in ("llama3", "yarn"):
+        # transformers gives the key outside rope_parameters the last word.
+        outside = options.get("original_max_position_embeddings")
+        inside = inner.size("original_max_position_embeddings", max_positions)
+        fields["original_max_positions"] = outside or inside
+    if kind == "llama3":
+        fields["low_freq_factor"] = inner.number("low_freq_factor", 1.0)
+        fields["high_freq_factor"] = inner.number("high_freq_factor", 4.0)
+    if kind == "yarn":
+        fields["beta_fast"] = inner.number("beta_fast", 32.0)
+        fields["beta_slow"] = inner.number("beta_slow", 1.0)
+        fields["truncate"] = inner.flag("truncate", True)
+        fields["attention_factor"] = _yarn_attention_factor(inner, fields["factor"])
+    # Keys of other kinds are inert here, as they are in transformers, but must be rope's own.
+    known = {f for f in _ROPE_KEYS if f in found}
+    inner.seen |= known
+    unknown = [key for key in inner.raw if key not in inner.seen]
+    inner.problems += [f"{key} is not an option that chopjax knows" for key in unknown]
+    options.problems += [f"rope_parameters: {problem}" for problem in inner.problems]
+    return Rope(**fields)
+
+
+_ROPE_KEYS = re.findall(
+    r"\w+",
+    "factor original_max_position_embeddings low_freq_factor high_freq_factor beta_fast beta_slow "
+    "attention_factor mscale mscale_all_dim truncate",
+)
+
+
+def _yarn_attention_factor(inner: Options, factor: float) -> float:
+    """YaRN's temperature (arXiv 2309.00071, section 3.4), as transformers infers it."""
+    given = inner.get("attention_factor")
+    mscale, mscale_all_dim = inner.get("mscale"), inner.get("mscale_all_dim")
+    if given is not None:
+        return float(given)
+
+    def scale(by: float = 1.0) -> float:
+        return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
+
+    if mscale and mscale_all_dim:
+        return scale(mscale) / scale(mscale_all_dim)
+    return scale()

@@ -1,0 +1,238 @@
+"""Weight tables: which tensor of a Hugging Face checkpoint is which parameter.
+
+A family is a tuple of rows. A row names a tensor, the parameter (or parameters) it fills, and how
+the axes move between the two, in the notation of einops: `"(N H) D -> D N H"`. The same row serves
+both directions, and nothing but reshaping and transposing can be said in it, so that
+export(import(x)) is x, byte for byte. No jax in this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from chopjax.errors import UserError, listing
+from chopjax.models import parameters
+from chopjax.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One kind of tensor.
+
+    source: its name, with `{p}` for the family's prefix and `{l}` for the layer index.
+    target: the parameter path. Several paths mean that the tensor holds several parameters of
+        equal shape: then the right side of `axes` begins with their number.
+    axes: the tensor's axes, an arrow, the parameter's axes (without the layer axis L). Letters are
+        those of parameters.py, numbers are literal sizes, brackets group axes into one.
+    """
+
+    source: str
+    target: str | tuple[str, ...]
+    axes: str
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def per_layer(self) -> bool:
+        return "{l}" in self.source
+
+    def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The tensor's shape in the checkpoint."""
+        left, _ = _sides(self.axes)
+        return tuple(int(np.prod([_size(a, sizes) for a in group])) for group in left)
+
+    def to_parameters(self, tensor: np.ndarray, sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
+        """The tensor as its parameters: views where numpy can, one a target."""
+        moved = _rearrange(tensor, self.axes, sizes)
+        return (moved,) if isinstance(self.target, str) else tuple(moved)
+
+    def to_tensor(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
+        """The inverse of to_parameters."""
+        left, right = self.axes.split("->")
+        joined = arrays[0] if isinstance(self.target, str) else np.stack(arrays)
+        return _rearrange(joined, f"{right.strip()} -> {left.strip()}", sizes)
+
+
+@functools.cache
+def _sides(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+    """`"(N H) D -> D N H"` → ((("N", "H"), ("D",)), (("D",), ("N",), ("H",)))."""
+
+    def groups(side: str) -> tuple[tuple[str, ...], ...]:
+        found = re.findall(r"\(([^)]*)\)|(\S+)", side)
+        return tuple(tuple(inner.split()) if inner else (single,) for inner, single in found)
+
+    left, right = pattern.split("->")
+    return groups(left), groups(right)
+
+
+def _size(axis: str, sizes: Mapping[str, int]) -> int:
+    return int(axis) if axis.isdigit() else sizes[axis]
+
+
+def _rearrange(array: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
+    left, right = _sides(pattern)
+    flat_left = [axis for group in left for axis in group]
+    flat_right = [axis for group in right for axis in group]
+    array = array.reshape([_size(axis, sizes) for axis in flat_left])
+    array = array.transpose([flat_left.index(axis) for axis in flat_right])
+    shape = [int(np.prod([_size(axis, sizes) for axis in group])) for group in right]
+    return array.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A model_type of transformers: how to read its config.json and its tensors."""
+
+    model_type: str
+    translate: Callable[[Mapping[str, Any]], ModelConfig]
+    rows: tuple[Row, ...]
+    prefixes: tuple[str, ...]  # what may stand before the base model's names; the usual one first
+    num_layers_key: str  # in config.json
+    # Constants that older transformers versions saved beside the weights (masks, frequencies).
+    # They carry no information: imports leave them out, chopping copies them along.
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def embedding_row(self) -> Row:
+        return next(row for row in self.rows if row.target == "embed/embedding")
+
+
+HEAD = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """What a checkpoint is free to choose: kept so that export writes the names it found."""
+
+    prefix: str
+    embedding_names: tuple[str, ...]  # a tied table may stand under its own name, the head's, both
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """One tensor and where it goes. `layer` is the index in the file, None outside the blocks."""
+
+    source: str
+    row: Row
+    layer: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A checkpoint's tensors, all accounted for."""
+
+    naming: Naming
+    bindings: tuple[Binding, ...]
+    duplicates: tuple[tuple[str, str], ...]  # (name, name) that must hold the same bytes
+    buffers: tuple[str, ...]
+
+
+def usual_naming(family: Family) -> Naming:
+    """The names that transformers itself would write."""
+    prefix = family.prefixes[0]
+    return Naming(prefix, (family.embedding_row.source.replace("{p}", prefix),))
+
+
+def bind(family: Family, config: ModelConfig, naming: Naming) -> tuple[Binding, ...]:
+    """Every tensor that a checkpoint of this configuration has, in file order of the table.
+
+    Rows whose parameter the configuration does not have (biases, an untied head) are left out. A
+    tied table that stands under two names is bound twice.
+    """
+    present = parameters.axes(config)
+    bindings = []
+    for row in family.rows:
+        if row.targets[0] not in present:
+            continue
+        if row.target == "embed/embedding":
+            bindings += [Binding(name, row, None) for name in naming.embedding_names]
+            continue
+        name = row.source.replace("{p}", naming.prefix)
+        if row.per_layer:
+            layers = range(config.num_layers)
+            bindings += [Binding(name.replace("{l}", str(i)), row, i) for i in layers]
+        else:
+            bindings.append(Binding(name, row, None))
+    return tuple(bindings)
+
+
+def match(
+    family: Family, config: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str
+) -> Match:
+    """Account for every tensor of a checkpoint.
+
+    tensors: name → shape as the files have it. where: the checkpoint, for the message.
+    Raises UserError that lists all missing, unknown and mis-shaped tensors at once.
+    """
+    naming = _find_naming(family, config, tensors)
+    bindings = bind(family, config, naming)
+    size = parameters.sizes(config)
+    bound = {binding.source for binding in bindings}
+    buffers = [name for name in tensors if name not in bound and is_buffer(family, name)]
+    problems = [
+        f"missing: {b.source} {list(b.row.source_shape(size))}"
+        for b in bindings
+        if b.source not in tensors
+    ]
+    problems += [
+        f"unknown: {name} {list(shape)}"
+        for name, shape in tensors.items()
+        if name not in bound and name not in buffers
+    ]
+    problems += [
+        f"wrong shape: {b.source} is {list(tensors[b.source])}, "
+        f"config.json asks for {list(b.row.source_shape(size))}"
+        for b in bindings
+        if b.source in tensors and tuple(tensors[b.source]) != b.row.source_shape(size)
+    ]
+    if problems:
+        raise UserError(
+            f"{where}: the tensors do not fit config.json (model_type {family.model_type}, "
+            f"{config.num_layers} layers):\n{listing(problems)}\n"
+            "Either the wrong config.json lies beside these weights, or files are missing."
+        )
+    names = naming.embedding_names
+    duplicates = tuple((names[0], other) for other in names[1:])
+    return Match(naming, bindings, duplicates, tuple(buffers))
+
+
+def _find_naming(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Naming:
+    names = set(tensors)
+
+    def hits(prefix: str) -> int:
+        stem = [row.source.replace("{p}", prefix).replace("{l}", "0") for row in family.rows]
+        return len(names.intersection(stem))
+
+    # The first prefix wins a draw: with nothing found, the usual names are reported missing.
+    prefix = max(family.prefixes, key=hits)
+    own = family.embedding_row.source.replace("{p}", prefix)
+    if not config.tie_embeddings:
+        return Naming(prefix, (own,))
+    found = tuple(name for name in (own, HEAD) if name in names)
+    return Naming(prefix, found or (own,))
+
+
+def is_buffer(family: Family, name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in family.buffers)
+
+
+def layer_index(family: Family, name: str) -> tuple[int, str] | None:
+    """A tensor's layer and its name with `{l}` in the index's place; None outside the blocks.
+
+    Works on every tensor below the family's layer stack, buffers included.
+    """
+    stem = next(row.source for row in family.rows if row.per_layer).split("{l}")[0]
+    for prefix in family.prefixes:
+        start = stem.replace("{p}", prefix)
+        found = re.fullmatch(re.escape(start) + r"(\d+)(\..+)", name)
+        if found:
+            return int(found[1]), f"{start}{{l}}{found[2]}"
+    return None
