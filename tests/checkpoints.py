@@ -1,0 +1,83 @@
+"""Tiny random Hugging Face checkpoints, written by transformers itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    },
+    "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512},
+    "opt": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "ffn_dim": 56,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "word_embed_proj_dim": 32,
+    },
+}
+
+
+def random_model(family: str, seed: int = 0, **options: Any) -> transformers.PreTrainedModel:
+    """A model of transformers with every weight random, norms and biases too, in float32."""
+    config = transformers.AutoConfig.for_model(family, **(SIZES[family] | options))
+    config.bos_token_id = config.eos_token_id = 0
+    config.pad_token_id = None  # OPT would zero that row of the table
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            is_norm = weight.ndim == 1 and name.endswith("weight")
+            weight.copy_(1 + 0.1 * noise if is_norm else noise * (weight.shape[-1] ** -0.5))
+    return model.eval()
+
+
+def write_checkpoint(
+    folder: Path,
+    family: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "5GB",
+    seed: int = 0,
+    **options: Any,
+) -> Path:
+    """Save a random model as transformers would; returns the folder."""
+    model = random_model(family, seed, **options).to(dtype)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 97) -> Path:
+    """A byte-level BPE tokenizer of at most `vocab_size` pieces, with <|endoftext|> = 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: vocab_size - 8]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    text = (Path(__file__).read_text() + " the cat sat on the mat. ") * 4
+    tokenizer.train_from_iterator(text.splitlines(), trainer)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+    fast.save_pretrained(folder)
+    return folder

@@ -1,0 +1,33 @@
+"""Fixtures that several rooms use. Data that is not in the repository skips when absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+SHARED = Path(os.environ.get("CHOPJAX_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real checkpoints, corpora and benchmarks beside the repository."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip("no shared/ folder with real checkpoints beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def mix_llama(shared: Path) -> Path:
+    """A trained 12-layer Llama checkpoint, tied, newer spelling of config.json."""
+    return shared / "models" / "mix-llama-12l"
+
+
+@pytest.fixture(scope="session")
+def tinystories(shared: Path) -> Path:
+    """A trained 2-layer Llama checkpoint whose tied table stands under the head's name."""
+    return shared / "models" / "tinystories-656k"
