@@ -27,6 +27,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
     table_dim = options.size("word_embed_proj_dim", embed_dim)
     bias = options.flag("enable_bias", True)
     pre_norm = options.flag("do_layer_norm_before", True)
+    no_final_norm = options.flag("_remove_final_layer_norm", False)
     config = ModelConfig(
         family="opt",
         vocab_size=options.size("vocab_size", 50_272),
@@ -46,7 +47,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         mlp_bias=bias,
         norm_affine=options.flag("layer_norm_elementwise_affine", True),
         pre_norm=pre_norm,
-        final_norm=pre_norm and not options.flag("_remove_final_layer_norm", False),
+        final_norm=pre_norm and not no_final_norm,
         embed_projection=table_dim if table_dim != embed_dim else None,
         bos_token_id=options.token("bos_token_id"),
         eos_token_id=options.token("eos_token_id"),

@@ -1,0 +1,122 @@
+"""Causal attention: three implementations behind one function.
+
+"xla" runs everywhere, "cudnn" on NVIDIA GPUs (flash attention by cuDNN), "splash" on TPUs (jax's
+Pallas kernel, a shard_map over the mesh in force). "auto" takes the fastest that can run.
+
+Axes: B batch, T time, N query heads, K key/value heads, H head size.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec
+
+# Mesh axes that hold parts of the batch and of the heads; the names are those of train/mesh.py.
+BATCH_AXES = ("slice", "data", "fsdp")
+HEAD_AXIS = "tensor"
+SPLASH_LANES = 128  # the kernel's blocks are multiples of this many positions
+SPLASH_BLOCK = 512
+
+
+def attend(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    segments_BT: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax(q·k / √H)·v over earlier positions of the same segment; [B, T, N, H].
+
+    Scores and softmax are float32 whatever the inputs. segments_BT: int32 or None for one segment.
+    """
+    if implementation == "auto":
+        implementation = choose(query_BTNH.shape[1], query_BTNH.dtype)
+    if implementation == "splash":
+        return _splash(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+    mask = None
+    if segments_BT is not None:
+        mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        query_BTNH,
+        key_BTKH,
+        value_BTKH,
+        mask=mask,
+        is_causal=True,
+        implementation="cudnn" if implementation == "cudnn" else "xla",
+    )
+
+
+def choose(length: int, dtype: jnp.dtype) -> str:
+    """What "auto" means here: by backend, sequence length and dtype of the inputs."""
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    backend = jax.default_backend()
+    if backend == "tpu" and length % SPLASH_LANES == 0:
+        return "splash"
+    if backend == "gpu" and half:  # cuDNN has no float32 flash attention
+        return "cudnn"
+    return "xla"
+
+
+def _splash(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+) -> jax.Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _splash_on_one_device(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+    batch = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names) or None
+    heads = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
+    spec = PartitionSpec(batch, None, heads, None)
+    if key_BTKH.shape[2] % mesh.shape.get(HEAD_AXIS, 1):
+        # Too few key/value heads to split: give every shard the heads that its queries need.
+        groups = query_BTNH.shape[2] // key_BTKH.shape[2]
+        key_BTKH, value_BTKH = (jnp.repeat(x, groups, axis=2) for x in (key_BTKH, value_BTKH))
+    if segments_BT is None:
+        run = functools.partial(_splash_on_one_device, segments_BT=None)
+        return jax.shard_map(
+            run, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
+        )(query_BTNH, key_BTKH, value_BTKH)
+    return jax.shard_map(
+        _splash_on_one_device,
+        mesh=mesh,
+        in_specs=(spec, spec, spec, PartitionSpec(batch, None)),
+        out_specs=spec,
+        check_vma=False,
+    )(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+
+
+def _splash_on_one_device(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+) -> jax.Array:
+    length, num_heads, head_dim = query_BTNH.shape[1:]
+    block = SPLASH_BLOCK if length % SPLASH_BLOCK == 0 else SPLASH_LANES
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
+    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+    # The kernel takes [heads, time, size] and does not scale the scores.
+    query_BNTH = jnp.swapaxes(query_BTNH * head_dim**-0.5, 1, 2)
+    key_BKTH, value_BKTH = jnp.swapaxes(key_BTKH, 1, 2), jnp.swapaxes(value_BTKH, 1, 2)
+    if segments_BT is None:
+        mixed_BNTH = jax.vmap(kernel)(query_BNTH, key_BKTH, value_BKTH)
+    else:
+        ids = splash.SegmentIds(q=segments_BT, kv=segments_BT)
+        mixed_BNTH = jax.vmap(kernel)(query_BNTH, key_BKTH, value_BKTH, ids)
+    return jnp.swapaxes(mixed_BNTH, 1, 2).astype(query_BTNH.dtype)

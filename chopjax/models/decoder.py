@@ -1,0 +1,334 @@
+"""The decoder: token ids in, hidden states out, one traced block whatever the depth.
+
+Two faces. `Decoder` is a flax.nnx module; its parameters have exactly the layout of parameters.py.
+The functions below it (`init`, `abstract`, `hidden_states`, `head_kernel`) take and give plain
+nested dicts of arrays, which is what the rest of chopjax passes around.
+
+Axes: B batch, T time, D model, E embedding table (D unless OPT projects), F feed-forward,
+N query heads, K key/value heads, H head size, V vocabulary, L layers, P positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from chopjax.models import positions
+from chopjax.models.attention import attend
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
+
+INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How to compute, apart from what.
+
+    dtype: of activations and matrix products; parameters keep their own and are cast block by
+        block inside the scan. With float32 the products are full float32 on every device.
+    remat: what the backward pass keeps of a block. "none" keeps everything, "dots" the results of
+        the weight matrix products, "full" only the block's input.
+    attention: see attention.py.
+    """
+
+    dtype: str = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+
+    @property
+    def precision(self) -> str:
+        """For jax.default_matmul_precision: TPUs and recent GPUs round float32 operands unless
+        told not to."""
+        return "highest" if self.dtype == "float32" else "default"
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Make:
+    """Makes parameters while a module is built."""
+
+    rngs: nnx.Rngs
+    dtype: Any
+
+    def normal(self, *shape: int) -> nnx.Param:
+        draw = jax.random.normal(self.rngs.params(), shape, self.dtype)
+        return nnx.Param(draw * jnp.asarray(INITIAL_STDDEV, self.dtype))
+
+    def zeros(self, *shape: int) -> nnx.Param:
+        return nnx.Param(jnp.zeros(shape, self.dtype))
+
+    def ones(self, *shape: int) -> nnx.Param:
+        return nnx.Param(jnp.ones(shape, self.dtype))
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv 1910.07467) or layer norm (arXiv 1607.06450), computed in float32."""
+
+    def __init__(self, config: ModelConfig, make: _Make):
+        self.config = config
+        if config.norm_affine:
+            self.scale = make.ones(config.embed_dim)
+            if config.norm == "layer":
+                self.bias = make.zeros(config.embed_dim)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        wide_BTD = x_BTD.astype(jnp.float32)
+        if self.config.norm == "layer":
+            wide_BTD -= wide_BTD.mean(axis=-1, keepdims=True)
+        variance = jnp.square(wide_BTD).mean(axis=-1, keepdims=True)
+        wide_BTD *= jax.lax.rsqrt(variance + self.config.norm_epsilon)
+        if self.config.norm_affine:
+            wide_BTD *= self.scale[...].astype(jnp.float32)
+            if self.config.norm == "layer":
+                wide_BTD += self.bias[...].astype(jnp.float32)
+        return wide_BTD.astype(x_BTD.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with N query heads on K key/value heads (arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig, make: _Make):
+        self.config = config
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        self.query = make.normal(D, N, H)
+        self.key = make.normal(D, K, H)
+        self.value = make.normal(D, K, H)
+        self.output = make.normal(N, H, D)
+        if config.attention_bias:
+            self.query_bias = make.zeros(N, H)
+            self.key_bias = make.zeros(K, H)
+            self.value_bias = make.zeros(K, H)
+            self.output_bias = make.zeros(D)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        rotation: tuple[jax.Array, jax.Array] | None,
+        segments_BT: jax.Array | None,
+        compute: Compute,
+    ) -> jax.Array:
+        has_bias = self.config.attention_bias
+
+        def project(name: str) -> jax.Array:
+            kernel_DNH = getattr(self, name)[...].astype(x_BTD.dtype)
+            y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, kernel_DNH)
+            if has_bias:
+                y_BTNH += getattr(self, f"{name}_bias")[...].astype(y_BTNH.dtype)
+            return y_BTNH
+
+        query_BTNH, key_BTKH, value_BTKH = project("query"), project("key"), project("value")
+        if rotation is not None:
+            query_BTNH = positions.rotate(query_BTNH, *rotation)
+            key_BTKH = positions.rotate(key_BTKH, *rotation)
+        mixed_BTNH = attend(query_BTNH, key_BTKH, value_BTKH, segments_BT, compute.attention)
+        kernel = self.output[...].astype(x_BTD.dtype)
+        y_BTD = jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, kernel)
+        if has_bias:
+            y_BTD += self.output_bias[...].astype(y_BTD.dtype)
+        return y_BTD
+
+
+class Mlp(nnx.Module):
+    """Feed-forward, plain or gated (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, make: _Make):
+        self.config = config
+        D, F = config.embed_dim, config.mlp_dim
+        if config.gated_mlp:
+            self.gate = make.normal(D, F)
+        self.up = make.normal(D, F)
+        self.down = make.normal(F, D)
+        if config.mlp_bias:
+            if config.gated_mlp:
+                self.gate_bias = make.zeros(F)
+            self.up_bias = make.zeros(F)
+            self.down_bias = make.zeros(D)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        def project(x: jax.Array, name: str) -> jax.Array:
+            y = x @ getattr(self, name)[...].astype(x.dtype)
+            if self.config.mlp_bias:
+                y += getattr(self, f"{name}_bias")[...].astype(y.dtype)
+            return y
+
+        activation = ACTIVATIONS[self.config.activation]
+        if self.config.gated_mlp:
+            inner_BTF = activation(project(x_BTD, "gate")) * project(x_BTD, "up")
+        else:
+            inner_BTF = activation(project(x_BTD, "up"))
+        return project(inner_BTF, "down")
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward on the residual stream; norms before (or, OPT-350m, after)."""
+
+    def __init__(self, config: ModelConfig, make: _Make):
+        self.config = config
+        self.attention_norm = Norm(config, make)
+        self.attention = Attention(config, make)
+        self.mlp_norm = Norm(config, make)
+        self.mlp = Mlp(config, make)
+
+    def __call__(
+        self,
+        hidden_BTD: jax.Array,
+        rotation: tuple[jax.Array, jax.Array] | None,
+        segments_BT: jax.Array | None,
+        compute: Compute,
+    ) -> jax.Array:
+        if self.config.pre_norm:
+            normed_BTD = self.attention_norm(hidden_BTD)
+            hidden_BTD += self.attention(normed_BTD, rotation, segments_BT, compute)
+            return hidden_BTD + self.mlp(self.mlp_norm(hidden_BTD))
+        hidden_BTD += self.attention(hidden_BTD, rotation, segments_BT, compute)
+        hidden_BTD = self.attention_norm(hidden_BTD)
+        return self.mlp_norm(hidden_BTD + self.mlp(hidden_BTD))
+
+
+class Embed(nnx.Module):
+    """Token table, and learned positions where the family has them."""
+
+    def __init__(self, config: ModelConfig, make: _Make):
+        self.config = config
+        self.embedding = make.normal(config.vocab_size, config.table_dim)
+        if config.rope is None:
+            rows = config.max_positions + config.position_offset
+            self.positions = make.normal(rows, config.embed_dim)
+        if config.embed_projection:
+            self.project_in = make.normal(config.table_dim, config.embed_dim)
+
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, compute: Compute
+    ) -> jax.Array:
+        x_BTE = self.embedding[...][tokens_BT].astype(compute.dtype)
+        if self.config.embed_projection:
+            kernel_ED = self.project_in[...].astype(compute.dtype)
+            x_BTE = x_BTE @ kernel_ED
+        if self.config.rope is None:
+            rows_BT = positions_BT + self.config.position_offset
+            x_BTE += self.positions[...][rows_BT].astype(compute.dtype)
+        return x_BTE
+
+
+class Head(nnx.Module):
+    """What stands between the final norm and the logits; empty where the head is the table."""
+
+    def __init__(self, config: ModelConfig, make: _Make):
+        if config.embed_projection:
+            self.project_out = make.normal(config.embed_dim, config.table_dim)
+        if not config.tie_embeddings:
+            self.kernel = make.normal(config.table_dim, config.vocab_size)
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer over a scanned stack of blocks."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, param_dtype: Any = jnp.float32):
+        make = _Make(rngs, param_dtype)
+        self.config = config
+        self.embed = Embed(config, make)
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(config, _Make(rngs, param_dtype))
+
+        self.blocks = stack(rngs)
+        if config.final_norm:
+            self.final_norm = Norm(config, make)
+        self.head = Head(config, make)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        compute: Compute = Compute(),
+    ) -> jax.Array:
+        """What the head reads, [B, T, E] in compute.dtype. See `hidden_states`."""
+        if positions_BT is None:
+            positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+        rope, head_dim = self.config.rope, self.config.head_dim
+        rotation = None if rope is None else positions.angles(rope, head_dim, positions_BT)
+        block_definition, stack = nnx.split(self.blocks)
+
+        def step(hidden_BTD: jax.Array, block: Any) -> tuple[jax.Array, None]:
+            module = nnx.merge(block_definition, block)
+            return module(hidden_BTD, rotation, segments_BT, compute), None
+
+        if compute.remat != "none":
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
+        with jax.default_matmul_precision(compute.precision):
+            hidden_BTD = self.embed(tokens_BT, positions_BT, compute)
+            hidden_BTD, _ = jax.lax.scan(step, hidden_BTD, stack)
+            if self.config.final_norm:
+                hidden_BTD = self.final_norm(hidden_BTD)
+            if self.config.embed_projection:
+                hidden_BTD = hidden_BTD @ self.head.project_out[...].astype(hidden_BTD.dtype)
+        return hidden_BTD
+
+
+def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random parameters: normal with deviation 0.02, norms at one, biases at zero."""
+    decoder = Decoder(config, nnx.Rngs(params=key), dtype)
+    return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
+
+
+def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """The shapes and dtypes of `init`, without computing anything."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0), dtype))
+
+
+@functools.cache
+def _definition(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    decoder = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+    return nnx.split(decoder)
+
+
+def decoder_of(params: Params, config: ModelConfig) -> Decoder:
+    """The nnx module over these parameters."""
+    graph, state = _definition(config)
+    state = jax.tree.map(lambda leaf: leaf, state)  # replaced in place below; keep the cached one
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def hidden_states(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Token ids to what the head reads: [B, T, E] in compute.dtype.
+
+    tokens_BT: int32. segments_BT: int32; a token attends to earlier tokens of its own segment (0
+    is padding, a segment like any other); None is one segment. positions_BT: int32, default
+    0 … T-1 for every row. Learned positions past the table are clamped, as jax gathers do: callers
+    keep T within config.max_positions.
+    """
+    return decoder_of(params, config)(tokens_BT, segments_BT, positions_BT, compute)
+
+
+def head_kernel(params: Params, config: ModelConfig) -> jax.Array:
+    """[E, V]: logits are hidden_BTE @ kernel_EV. A tied head is the embedding table transposed."""
+    return params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]

@@ -1,0 +1,77 @@
+"""Rotary positions. Axes: B batch, T time, N heads, H head size, R half of it."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chopjax.models.config import Rope
+
+
+def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Radians a position for each pair of dimensions, float32 [R].
+
+    The scalings follow transformers' modeling_rope_utils in float32, so that logits agree at
+    positions where a rounding of the frequency would show.
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain_R = np.float32(1) / np.float32(rope.theta) ** exponent
+    if rope.kind == "default":
+        return plain_R
+    if rope.kind == "linear":
+        return plain_R / np.float32(rope.factor)
+    if rope.kind == "llama3":
+        return _llama3(rope, plain_R)
+    return _yarn(rope, plain_R, head_dim)
+
+
+def _llama3(rope: Rope, plain_R: np.ndarray) -> np.ndarray:
+    """Llama 3.1's scaling (arXiv 2407.21783): long wavelengths are stretched, short ones kept."""
+    length = rope.original_max_positions
+    wavelength_R = 2 * np.float32(math.pi) / plain_R
+    stretched_R = plain_R / np.float32(rope.factor)
+    smooth_R = (length / wavelength_R - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    blended_R = (1 - smooth_R) * stretched_R + smooth_R * plain_R
+    result_R = np.where(wavelength_R > length / rope.low_freq_factor, stretched_R, plain_R)
+    medium_R = (wavelength_R <= length / rope.low_freq_factor) & (
+        wavelength_R >= length / rope.high_freq_factor
+    )
+    return np.where(medium_R, blended_R, result_R).astype(np.float32)
+
+
+def _yarn(rope: Rope, plain_R: np.ndarray, head_dim: int) -> np.ndarray:
+    """YaRN's NTK-by-parts interpolation (arXiv 2309.00071, section 3.2)."""
+
+    def dimension(rotations: float) -> float:
+        """The dimension whose pair turns this often over the original context."""
+        turns = rope.original_max_positions / (rotations * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    span = high - low if high != low else 0.001
+    ramp_R = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / span, 0, 1)
+    kept_R = 1 - ramp_R.astype(np.float32)
+    return plain_R / np.float32(rope.factor) * (1 - kept_R) + plain_R * kept_R
+
+
+def angles(rope: Rope, head_dim: int, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of every position, float32 [B, T, 1, R]. Computed once, used by every layer."""
+    turn_BTR = positions_BT[..., None].astype(jnp.float32) * frequencies(rope, head_dim)
+    factor = rope.attention_factor
+    cos_BTR, sin_BTR = jnp.cos(turn_BTR) * factor, jnp.sin(turn_BTR) * factor
+    return cos_BTR[:, :, None, :], sin_BTR[:, :, None, :]
+
+
+def rotate(x_BTNH: jax.Array, cos_BT1R: jax.Array, sin_BT1R: jax.Array) -> jax.Array:
+    """Rotate the pairs (h, h + H/2), the order in which Hugging Face stores Llama's weights."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos_BT1R - second * sin_BT1R, second * cos_BT1R + first * sin_BT1R]
+    return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)

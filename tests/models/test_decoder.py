@@ -1,0 +1,169 @@
+"""The decoder against transformers, in float32, on 500-token inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from chopjax.models import decoder, parameters
+from chopjax.models.decoder import Compute
+from chopjax.models.families import table, translate
+
+LENGTH = 500
+
+
+def our_params(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tuple[Any, Any]:
+    """Parameters through the weight table, straight from a model in memory."""
+    family, config = translate(raw)
+    tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    if config.tie_embeddings:
+        tensors.pop(table.HEAD)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    found = table.match(family, config, shapes, "model in memory")
+    size = parameters.sizes(config)
+    flat: dict[str, Any] = {}
+    for binding in found.bindings:
+        arrays = binding.row.to_parameters(tensors[binding.source], size)
+        for path, array in zip(binding.row.targets, arrays, strict=True):
+            flat.setdefault(path, []).append(array)
+    stacked = {
+        path: np.stack(parts) if path.startswith("blocks/") else parts[0]
+        for path, parts in flat.items()
+    }
+    assert {path: a.shape for path, a in stacked.items()} == parameters.shapes(config)
+    return config, parameters.unflatten(stacked)
+
+
+def check(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> None:
+    config, params = our_params(model, raw)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, LENGTH), dtype=np.int32)
+    with torch.no_grad():
+        reply = model(torch.tensor(tokens).long(), labels=torch.tensor(tokens).long())
+    hidden = decoder.hidden_states(params, config, Compute(), jnp.asarray(tokens))
+    logits = hidden @ decoder.head_kernel(params, config)
+    assert np.abs(np.asarray(logits) - reply.logits.numpy()).max() <= 1e-4
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)
+    assert abs(float(losses.mean()) - float(reply.loss)) <= 1e-5
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+THETA = {"rope_theta": 10_000.0}
+OPTIONS = [
+    ("llama", {}),
+    ("llama", {"head_dim": 24}),
+    ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
+    ("llama", {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-3}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5} | THETA}),
+    ("llama", {"rope_parameters": LLAMA3 | THETA}),
+    ("llama", {"rope_parameters": YARN | THETA}),
+    ("llama", {"rope_parameters": YARN | THETA | {"truncate": False, "beta_fast": 16}}),
+    ("llama", {"rope_parameters": YARN | THETA | {"mscale": 0.8, "mscale_all_dim": 0.5}}),
+    ("llama", {"rope_parameters": YARN | THETA | {"attention_factor": 1.3}}),
+    ("gpt2", {}),
+    ("gpt2", {"n_inner": 48, "activation_function": "gelu", "tie_word_embeddings": False}),
+    ("gpt2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
+    ("opt", {}),
+    ("opt", {"word_embed_proj_dim": 16}),
+    ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
+    ("opt", {"tie_word_embeddings": False, "_remove_final_layer_norm": True}),
+    ("opt", {"activation_function": "gelu", "tie_word_embeddings": False}),
+]
+
+
+@pytest.mark.parametrize(("family", "options"), OPTIONS, ids=str)
+def test_logits_and_loss_are_those_of_transformers(family: str, options: dict[str, Any]) -> None:
+    model = checkpoints.random_model(family, **options)
+    check(model, json.loads(model.config.to_json_string(use_diff=False)))
+
+
+@pytest.mark.parametrize("fixture", ["mix_llama", "tinystories"])
+def test_real_checkpoints(fixture: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(fixture)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    check(model, json.loads((folder / "config.json").read_text()))
+
+
+def tiny(family: str = "llama", **options: Any) -> tuple[Any, Any, jax.Array]:
+    raw = json.loads(
+        transformers.AutoConfig.for_model(
+            family, **(checkpoints.SIZES[family] | options)
+        ).to_json_string(use_diff=False)
+    )
+    _, config = translate(raw)
+    params = decoder.init(config, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 24), 0, config.vocab_size, jnp.int32)
+    return config, params, tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_parameters_have_the_layout(family: str, tied: bool) -> None:
+    config, params, _ = tiny(family, tie_word_embeddings=tied)
+    flat = parameters.flatten(params)
+    assert {path: leaf.shape for path, leaf in flat.items()} == parameters.shapes(config)
+    abstract = parameters.flatten(decoder.abstract(config, jnp.bfloat16))
+    assert {path: leaf.shape for path, leaf in abstract.items()} == parameters.shapes(config)
+    assert {leaf.dtype for leaf in abstract.values()} == {jnp.dtype(jnp.bfloat16)}
+    query = np.asarray(flat["blocks/attention/query"])
+    assert abs(query.std() - 0.02) < 0.002
+    assert not np.array_equal(query[0], query[1]), "every layer draws its own weights"
+
+
+def test_segments_keep_documents_apart() -> None:
+    config, params, tokens = tiny()
+    alone = decoder.hidden_states(params, config, Compute(), tokens[:, 10:])
+    segments = jnp.asarray(np.r_[np.full(10, 1), np.full(14, 2)], jnp.int32)[None].repeat(2, 0)
+    places = jnp.asarray(np.r_[np.arange(10), np.arange(14)], jnp.int32)[None].repeat(2, 0)
+    packed = decoder.hidden_states(params, config, Compute(), tokens, segments, places)
+    np.testing.assert_allclose(packed[:, 10:], alone, atol=2e-6)
+
+
+def test_compute_dtype_is_apart_from_parameter_dtype() -> None:
+    config, params, tokens = tiny()
+    wide = decoder.hidden_states(params, config, Compute(), tokens)
+    narrow = decoder.hidden_states(params, config, Compute(dtype="bfloat16"), tokens)
+    assert wide.dtype == jnp.float32
+    assert narrow.dtype == jnp.bfloat16
+    assert 0 < float(jnp.abs(wide - narrow.astype(jnp.float32)).max()) < 0.1
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_does_not_change_gradients(remat: Any) -> None:
+    config, params, tokens = tiny()
+
+    def loss(params: Any, compute: Compute) -> jax.Array:
+        return jnp.square(decoder.hidden_states(params, config, compute, tokens)).mean()
+
+    plain = jax.grad(loss)(params, Compute())
+    saved = jax.grad(loss)(params, Compute(remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, saved)
+
+
+def test_one_block_is_traced_whatever_the_depth() -> None:
+    def equations(layers: int) -> int:
+        config, _, tokens = tiny(num_hidden_layers=layers)
+        run = jax.make_jaxpr(lambda p, t: decoder.hidden_states(p, config, Compute(), t))
+        return len(str(run(decoder.abstract(config), tokens)).splitlines())
+
+    assert equations(2) == equations(48)
