@@ -1,0 +1,71 @@
+"""config.json: both spellings, transformers' defaults, and nothing ignored in silence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import transformers
+
+from chopjax.errors import UserError
+from chopjax.models.config import Rope
+from chopjax.models.families import FAMILIES, translate
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_missing_keys_take_the_defaults_of_transformers(name: str) -> None:
+    full = json.loads(transformers.AutoConfig.for_model(name).to_json_string(use_diff=False))
+    _, ours = translate({"model_type": name})
+    _, theirs = translate(full)
+    # transformers states the special tokens of its defaults; a bare config.json has none.
+    assert ours.with_layers(1).__dict__ | {"bos_token_id": 0, "eos_token_id": 0} == (
+        theirs.with_layers(1).__dict__ | {"bos_token_id": 0, "eos_token_id": 0}
+    )
+
+
+def rope_of(**raw: Any) -> Rope | None:
+    return translate({"model_type": "llama", "max_position_embeddings": 4096} | raw)[1].rope
+
+
+def test_both_spellings_of_rope() -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 1024
+    old = rope_of(rope_theta=5e5, rope_scaling={"rope_type": "llama3"} | scaling)
+    older = rope_of(rope_theta=5e5, rope_scaling={"type": "llama3"} | scaling)
+    new = rope_of(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5} | scaling)
+    assert old == older == new == Rope("llama3", 5e5, 8.0, 1024, 1.0, 4.0)
+    assert rope_of(rope_theta=5e5, rope_scaling=None) == Rope(theta=5e5)
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, "factor"),
+        ({"model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial"),
+        ({"model_type": "llama", "rope_parameters": {"wobble": 0.5}}, "wobble"),
+        ({"model_type": "llama", "hidden_act": "mish"}, "mish"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": "llama", "sliding_window": 128}, "sliding_window"),
+        ({"model_type": "llama", "num_hidden_layers": "many"}, "num_hidden_layers"),
+        ({"model_type": "llama", "num_attention_heads": 7}, "num_attention_heads"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
+        ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
+        ({"model_type": "opt", "enable_bias": "yes"}, "enable_bias"),
+        ({"model_type": "mamba"}, "mamba"),
+        ({}, "None"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_refused_by_name(raw: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        translate(raw)
+
+
+def test_every_unsupported_option_is_listed() -> None:
+    with pytest.raises(UserError) as caught:
+        translate({"model_type": "llama", "sliding_window": 1, "hidden_act": "mish"})
+    assert "sliding_window" in str(caught.value)
+    assert "mish" in str(caught.value)
