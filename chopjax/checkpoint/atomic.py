@@ -1,0 +1,179 @@
+"""Folders and files that appear under their final name whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from chopjax.errors import UserError
+from chopjax.progress import say
+
+_USERS_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}
+
+
+@contextlib.contextmanager
+def new_folder(
+    final: Path, overwrite: bool = False, mark: str = "config.json", protect: Iterable[Path] = ()
+) -> Iterator[Path]:
+    """Yield a new folder beside `final`; flush it to disk and rename it when the block ends.
+
+    Any exception, KeyboardInterrupt included, removes it. What a killed run left is removed by
+    the next one. `overwrite` replaces an existing folder, but only one of the same kind, which
+    holds a file named `mark`, and never the home folder, the current one, or one in which a path
+    of `protect` (the input) lies.
+    """
+    final = Path(os.path.abspath(final.expanduser()))
+    _check_free(final, overwrite, mark, protect)
+    with _users_errors(final), _parents(final.parent):
+        _remove_leftovers(final)
+        with _locked_folder(final) as temporary:
+            yield temporary
+            _flush_tree(temporary)
+            _check_free(final, overwrite, mark, protect)
+            _swap(temporary, final)
+
+
+@contextlib.contextmanager
+def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a path beside `final` to write; flush it and rename it when the block ends."""
+    final = Path(os.path.abspath(final.expanduser()))
+    if final.is_dir():
+        raise UserError(f"{final} is a folder; a file name is needed")
+    if final.exists() and not overwrite:
+        raise UserError(f"{final} exists; give another name or --overwrite")
+    temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
+    with _users_errors(final), _parents(final.parent):
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(final)
+            _flush(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _check_free(final: Path, overwrite: bool, mark: str, protect: Iterable[Path]) -> None:
+    if not os.path.lexists(final):
+        return
+    if not final.is_dir() or final.is_symlink():
+        raise UserError(f"{final} exists and is not a folder; give another name")
+    if not any(final.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{final} exists and is not empty; give another name or --overwrite")
+    resolved = final.resolve()
+    for path in (*protect, Path.cwd(), Path.home()):
+        if path.resolve().is_relative_to(resolved):
+            raise UserError(f"--overwrite would delete {path}, which lies in {final}")
+    if not (final / mark).is_file():
+        raise UserError(
+            f"{final} holds no {mark}, so it is not a folder of the kind that is to be written; "
+            "--overwrite does not delete it"
+        )
+
+
+@contextlib.contextmanager
+def _users_errors(final: Path) -> Iterator[None]:
+    """Full disks and forbidden folders are the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _USERS_ERRORS:
+            raise
+        place = error.filename or final
+        raise UserError(f"{place}: {error.strerror}; nothing was written to {final}") from error
+
+
+@contextlib.contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Create missing parents; take them away again if the block fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _locked_folder(final: Path) -> Iterator[Path]:
+    """A hidden sibling of `final`, locked as long as this process lives."""
+    temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
+    temporary.mkdir()
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+    finally:
+        os.close(handle)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove what a killed run left. The lock tells it from one that another process writes."""
+    for leftover in final.parent.glob(f".{final.name}.partial-????????"):
+        if not leftover.is_dir() or leftover.is_symlink():
+            continue
+        handle = os.open(leftover, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            say(f"removing {leftover}, left by a run that was killed")
+            shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _swap(temporary: Path, final: Path) -> None:
+    """Rename to the final name; what stood there is deleted after, or put back on failure."""
+    old = None
+    if final.exists() and any(final.iterdir()):
+        old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
+        final.rename(old)
+    try:
+        temporary.rename(final)
+    except OSError as error:
+        if old:
+            old.rename(final)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UserError(f"{final} was written by somebody else meanwhile") from None
+        raise
+    _flush(final.parent)
+    if old:
+        shutil.rmtree(old)
+
+
+def _flush_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _flush(Path(parent, name))
+        _flush(Path(parent))
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

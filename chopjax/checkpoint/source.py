@@ -1,0 +1,211 @@
+"""Opening a Hugging Face checkpoint: its configuration and where every tensor's bytes are.
+
+Nothing but JSON is read here; weights are mapped into memory when asked for. No jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chopjax.checkpoint.files import inside, read_json_object
+from chopjax.checkpoint.safetensors_file import FLOATS, Header, TensorInfo, open_header
+from chopjax.errors import UserError, listing
+from chopjax.models import families
+from chopjax.models.config import ModelConfig
+from chopjax.models.families.table import Family, Match, match
+from chopjax.progress import say
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FOLDER_MARK = "chopjax_folder.json"  # names a folder that `chopjax import` or `train` wrote
+
+PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle")
+PICKLE_ADVICE = (
+    "Pickled weights are refused: reading a pickle runs whatever code its author put into it.\n"
+    "If you trust the author, convert it where torch is installed:\n"
+    '  python -c "from transformers import AutoModelForCausalLM as M; '
+    "M.from_pretrained('FOLDER').save_pretrained('OUT')\"\n"
+    "and use OUT; copy the tokenizer files there, too."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face checkpoint, every tensor accounted for and none read yet."""
+
+    name: str  # as the user said it
+    folder: Path
+    raw_config: dict[str, Any]
+    family: Family
+    config: ModelConfig
+    match: Match
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]  # of the safetensors files
+    revision: str | None = None
+    fetcher: Callable[[Iterable[str]], None] | None = None
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Have these tensors' bytes on this machine. Call it before `array`."""
+        if self.fetcher:
+            self.fetcher(names)
+
+    def array(self, name: str) -> np.ndarray:
+        """A read-only view of the tensor in its file; bytes are read as they are touched."""
+        return self.tensors[name].read()
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Open a local folder or a hub id (`owner/name`).
+
+    Raises UserError with everything that is wrong: the folder, config.json, the index, headers,
+    and tensors missing, unknown, duplicate or of another shape than config.json asks for.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"--revision is for hub ids; {model} is a local folder")
+        return open_folder(folder, model)
+    if folder.exists():
+        if any(folder.match(pattern) for pattern in PICKLES):
+            raise UserError(f"{model}: {PICKLE_ADVICE}")
+        raise UserError(f"{model} is a file; give the folder that holds it and its config.json")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model):
+        raise UserError(
+            f"{model}: no such folder, nor does it look like a hub id (owner/name). "
+            f"The current folder is {Path.cwd()}"
+        )
+    from chopjax.checkpoint.hub import open_hub
+
+    return open_hub(model, revision)
+
+
+def open_folder(folder: Path, name: str) -> Checkpoint:
+    """Open a local Hugging Face checkpoint."""
+    if (folder / FOLDER_MARK).is_file():
+        raise UserError(
+            f"{name} is chopjax's own folder; write a Hugging Face checkpoint first:\n"
+            f"  chopjax export {name} OUT"
+        )
+    raw_config = read_config(folder)
+    tensors, metadata = _read_headers(folder)
+    return assemble(name, folder, raw_config, tensors, metadata)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder."""
+    path = inside(folder, CONFIG)
+    if path is None:
+        found = sorted(p.name for p in folder.iterdir())[:12]
+        raise UserError(
+            f"{folder}: no config.json, so this is not a Hugging Face checkpoint; "
+            f"it holds {', '.join(found) or 'nothing'}"
+        )
+    return read_json_object(path)
+
+
+def assemble(
+    name: str,
+    folder: Path,
+    raw_config: dict[str, Any],
+    tensors: dict[str, TensorInfo],
+    metadata: dict[str, str],
+    revision: str | None = None,
+    fetcher: Callable[[Iterable[str]], None] | None = None,
+) -> Checkpoint:
+    """Check tensors against config.json and put the Checkpoint together."""
+    family, config = families.translate(raw_config)
+    found = match(family, config, {k: t.shape for k, t in tensors.items()}, name)
+    problems = [
+        f"{b.source} is {tensors[b.source].dtype}"
+        for b in found.bindings
+        if tensors[b.source].dtype not in FLOATS
+    ]
+    if problems:
+        raise UserError(
+            f"{name}: weights must be floating point ({', '.join(FLOATS)}); quantized "
+            f"checkpoints are not supported:\n{listing(problems)}"
+        )
+    return Checkpoint(
+        name, folder, raw_config, family, config, found, tensors, metadata, revision, fetcher
+    )
+
+
+def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """All tensors of a folder, from the single file or from the shards that the index names.
+
+    With both present the single file wins, as it does in transformers.
+    """
+    single, index = inside(folder, SINGLE), inside(folder, INDEX)
+    if single:
+        if index and set(_weight_map(read_json_object(index), index).values()) != {SINGLE}:
+            say(f"note: {folder} holds {SINGLE} and an index of other files; {SINGLE} is used")
+        header = open_header(single)
+        return header.tensors, header.metadata
+    if index is None:
+        raise _no_weights(folder)
+    weight_map = _weight_map(read_json_object(index), index)
+    headers: dict[str, Header] = {}
+    missing_files = []
+    for shard in sorted(set(weight_map.values())):
+        path = inside(folder, shard)
+        if path is None:
+            missing_files.append(f"missing file: {shard}")
+        else:
+            headers[shard] = open_header(path)
+    return join_shards(weight_map, headers, index, missing_files)
+
+
+def _weight_map(index: Mapping[str, Any], where: Path) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise UserError(f"{where}: weight_map must be an object of tensor name → file name")
+    if not weight_map:
+        raise UserError(f"{where}: weight_map is empty")
+    return weight_map
+
+
+def join_shards(
+    weight_map: Mapping[str, str],
+    headers: Mapping[str, Header],
+    index: Path,
+    problems: Iterable[str] = (),
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The shards' tensors as one dict; the index and the headers must agree on every name."""
+    problems = list(problems)
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    for shard, header in headers.items():
+        metadata |= header.metadata
+        for name, tensor in header.tensors.items():
+            if name in tensors:
+                problems.append(f"duplicate: {name} in {tensors[name].file.name} and {shard}")
+            elif name not in weight_map:
+                problems.append(f"unknown: {name} in {shard}, not in the index")
+            tensors[name] = tensor
+    for name, shard in weight_map.items():
+        if shard in headers and name not in headers[shard].tensors:
+            problems.append(f"missing: {name}, which the index places in {shard}")
+    if problems:
+        raise UserError(f"{index}: the index and its files disagree:\n{listing(problems)}")
+    return tensors, metadata
+
+
+def _no_weights(folder: Path) -> UserError:
+    pickles = sorted({p.name for pattern in PICKLES for p in folder.glob(pattern)})
+    if pickles:
+        names = ", ".join(pickles[:4]) + (", …" if len(pickles) > 4 else "")
+        return UserError(f"{folder}: no safetensors, only {names}.\n{PICKLE_ADVICE}")
+    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    if others:
+        return UserError(
+            f"{folder}: neither {SINGLE} nor {INDEX}, only {', '.join(others[:4])}; "
+            "a shard's index is missing, or the file has another name than transformers gives it"
+        )
+    return UserError(f"{folder}: no weights; {SINGLE} or {INDEX} with its shards is needed")
