@@ -13,7 +13,7 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -57,6 +57,10 @@ class TensorInfo:
     start: int  # absolute offset in the file, bytes
     nbytes: int
 
+    def open(self) -> BinaryIO:
+        """The file, to read `nbytes` from `start`. Raises where they are not on this machine."""
+        return self.file.open("rb")
+
     def read(self) -> np.ndarray:
         """A read-only view of the file, mapped into memory; pages are read as they are touched.
 
@@ -65,7 +69,8 @@ class TensorInfo:
         dtype = DTYPES[self.dtype]
         if not self.nbytes:
             return np.empty(self.shape, dtype)
-        raw = np.memmap(self.file, np.uint8, "r", self.start, self.nbytes)
+        with self.open() as file:
+            raw = np.memmap(file, np.uint8, "r", self.start, self.nbytes)
         return raw.view(np.ndarray).view(dtype).reshape(self.shape)
 
 

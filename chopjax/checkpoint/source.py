@@ -144,13 +144,13 @@ def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """
     single, index = inside(folder, SINGLE), inside(folder, INDEX)
     if single:
-        if index and set(_weight_map(read_json_object(index), index).values()) != {SINGLE}:
+        if index and set(read_weight_map(index).values()) != {SINGLE}:
             say(f"note: {folder} holds {SINGLE} and an index of other files; {SINGLE} is used")
         header = open_header(single)
         return header.tensors, header.metadata
     if index is None:
         raise _no_weights(folder)
-    weight_map = _weight_map(read_json_object(index), index)
+    weight_map = read_weight_map(index)
     headers: dict[str, Header] = {}
     missing_files = []
     for shard in sorted(set(weight_map.values())):
@@ -162,12 +162,13 @@ def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return join_shards(weight_map, headers, index, missing_files)
 
 
-def _weight_map(index: Mapping[str, Any], where: Path) -> dict[str, str]:
-    weight_map = index.get("weight_map")
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor name → file name, as an index says it."""
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise UserError(f"{where}: weight_map must be an object of tensor name → file name")
+        raise UserError(f"{index}: weight_map must be an object of tensor name → file name")
     if not weight_map:
-        raise UserError(f"{where}: weight_map is empty")
+        raise UserError(f"{index}: weight_map is empty")
     return weight_map
 
 

@@ -123,7 +123,7 @@ def _write_tensor(stream: BinaryIO, tensor: Tensor, advance: Callable[[int], Non
     data = tensor.data() if callable(tensor.data) else tensor.data
     if isinstance(data, TensorInfo):
         stream.flush()
-        with data.file.open("rb") as source:
+        with data.open() as source:
             return _copy(source.fileno(), data.start, data.nbytes, stream.fileno(), advance)
     written = 0
     for buffer in [data] if isinstance(data, np.ndarray) else data:
