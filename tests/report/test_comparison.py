@@ -1,0 +1,43 @@
+"""The table at the end: its arithmetic and its renderings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from rich.console import Console
+
+from chopjax.report import comparison
+from chopjax.report.comparison import Column
+
+PARENT = Column("parent", 12, 4_000_000, 16_000_000, 3.0, 20.0, 1.1, {"t acc": (0.5, 0.02)}, 0.02)
+CHOPPED = dataclasses.replace(PARENT, name="chopped", layers=6, loss=4.0, latency_seconds=0.01)
+HEALED = dataclasses.replace(CHOPPED, name="healed", loss=3.25, accuracies={})
+COLUMNS = (PARENT, CHOPPED, HEALED)
+
+
+def test_gap_closed_is_a_share_of_what_chopping_added() -> None:
+    assert comparison.gap_closed(COLUMNS) == pytest.approx(0.75)
+    assert comparison.gap_closed((PARENT, CHOPPED, CHOPPED)) == 0
+    worse = dataclasses.replace(HEALED, loss=4.5)
+    assert comparison.gap_closed((PARENT, CHOPPED, worse)) == pytest.approx(-0.5)
+
+
+def test_rows_hold_every_models_figures() -> None:
+    rows = {row[0]: row[1:] for row in comparison.rows(COLUMNS)}
+    assert rows["layers"] == ["12", "6", "6"]
+    assert rows["parameters"] == ["4.00 M"] * 3
+    assert rows["t acc"] == ["0.500 ± 0.020", "0.500 ± 0.020", "–"]
+    assert rows["speed-up over parent"] == ["1.00x", "2.00x", "2.00x"]
+
+
+def test_renderings_agree() -> None:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(comparison.rich_table(COLUMNS))
+    markdown = comparison.markdown_table(COLUMNS)
+    for row in comparison.rows(COLUMNS):
+        for cell in row:
+            assert cell in captured.get()
+            assert cell in markdown
+    assert len({line.count("|") for line in markdown.splitlines()}) == 1
