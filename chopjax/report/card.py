@@ -86,7 +86,7 @@ def card(
         "error. "
         if any(column.accuracies for column in columns)
         else "",
-        gap=f"Chopping added {added:.3f} nats per token; healing took away {100 * gap:.0f} % of it.",
+        gap=f"Chopping added {added:.3f} nats per token; healing took away {gap:.0%} of it.",
         folder=folder.name,
         **measured,
     )
