@@ -1,0 +1,309 @@
+"""Checkpoints on the Hugging Face hub: headers and asked-for tensors only, by range requests.
+
+Small files (configuration, tokenizer) come through huggingface_hub into its own cache. Of every
+weight file a mirror (mirror.py) is kept in $HF_HOME/chopjax/models--OWNER--NAME/COMMIT, which
+holds the header and the tensors that were asked for. Everything is pinned to one commit. Weights
+that huggingface_hub has in its cache already are read from there. No jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import quote
+
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+from chopjax.checkpoint import hub_requests
+from chopjax.checkpoint.assets import is_asset
+from chopjax.checkpoint.files import read_json_object
+from chopjax.checkpoint.mirror import Mirror, Range, locked, merge, stored
+from chopjax.checkpoint.safetensors_file import (
+    PREFIX_BYTES,
+    Header,
+    TensorInfo,
+    header_length,
+    open_header,
+)
+from chopjax.checkpoint.source import (
+    INDEX,
+    PICKLE_ADVICE,
+    PICKLES,
+    SINGLE,
+    Checkpoint,
+    assemble,
+    join_shards,
+    read_config,
+    read_weight_map,
+)
+from chopjax.errors import UserError
+from chopjax.progress import Bar, progress, say
+
+CONNECTIONS = 4
+PART_BYTES = 1 << 27  # of one request
+RECORD_BYTES = 1 << 24  # a killed download loses at most this much a connection
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """One commit of a model on the hub."""
+
+    name: str  # owner/name
+    commit: str
+    files: tuple[str, ...]
+    folder: Path  # where its mirrors are
+
+    def url(self, file: str) -> str:
+        return hf_hub_url(self.name, file, revision=self.commit)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteTensor(TensorInfo):
+    """A tensor in a mirror: readable once it is there, and not before."""
+
+    mirror: Mirror
+
+    def open(self) -> BinaryIO:
+        if self.mirror.missing(self.start, self.start + self.nbytes):
+            raise RuntimeError(f"{self.name} was not downloaded; call Checkpoint.fetch first")
+        return super().open()
+
+
+def open_hub(model: str, revision: str | None = None) -> Checkpoint:
+    """Open a model of the hub by its id, at a branch, tag or commit.
+
+    Downloads config.json, tokenizer files, the index and the headers; `fetch` of what is returned
+    downloads tensors. Raises UserError where the model, the revision, the permission or the
+    connection is missing, and where the weights are pickled.
+    """
+    with hub_requests.users_errors(model, revision):
+        repository = _look_up(model, revision)
+        weight_map, shards = _weight_files(repository)
+        folder = _small_files(repository)
+        raw_config = read_config(folder)
+        with locked(repository.folder), ThreadPoolExecutor(CONNECTIONS) as pool:
+            found = pool.map(functools.partial(_header, repository), shards)
+            headers = dict(zip(shards, found, strict=True))
+    if weight_map is None:
+        header = headers[SINGLE]
+        tensors, metadata = header.tensors, header.metadata
+    else:
+        tensors, metadata = join_shards(weight_map, headers, folder / INDEX)
+
+    def fetch(names: Iterable[str]) -> None:
+        wanted = [t for t in (tensors[name] for name in names) if isinstance(t, RemoteTensor)]
+        with hub_requests.users_errors(model, revision):
+            _fetch(repository, wanted)
+
+    return assemble(model, folder, raw_config, tensors, metadata, repository.commit, fetch)
+
+
+def _look_up(model: str, revision: str | None) -> Repository:
+    """Commit and files of a revision, from the hub or, without a connection, as last seen."""
+    cache = Path(constants.HF_HOME) / "chopjax" / f"models--{model.replace('/', '--')}"
+    seen = cache / f"revision-{quote(revision or 'main', safe='')}.json"
+    try:
+        info = hub_requests.patiently(
+            lambda: HfApi().model_info(model, revision=revision or "main")
+        )
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        if getattr(error, "response", None) is not None or not seen.exists():
+            raise
+        say(f"hub: not reachable; using {model} as it was last seen")
+        record = read_json_object(seen)
+        commit, files = record["commit"], record["files"]
+    else:
+        commit, files = info.sha, [sibling.rfilename for sibling in info.siblings or []]
+        cache.mkdir(parents=True, exist_ok=True)
+        seen.write_text(json.dumps({"commit": commit, "files": files}))
+    return Repository(model, commit, tuple(files), cache / commit)
+
+
+def _weight_files(repository: Repository) -> tuple[dict[str, str] | None, list[str]]:
+    """The index, None for a single file, and the names of the weight files."""
+    files = repository.files
+    if SINGLE in files:
+        return None, [SINGLE]
+    if INDEX not in files:
+        raise _no_weights(repository)
+    weight_map = read_weight_map(Path(_small_file(repository, INDEX)))
+    shards = sorted(set(weight_map.values()))
+    strange = [s for s in shards if s not in files or PurePosixPath(s).name != s]
+    if strange:
+        raise UserError(
+            f"{repository.name}: {INDEX} names files that the repository does not have beside it: "
+            f"{', '.join(strange[:4])}"
+        )
+    return weight_map, shards
+
+
+def _no_weights(repository: Repository) -> UserError:
+    pickles = [f for f in repository.files if any(PurePosixPath(f).match(p) for p in PICKLES)]
+    if pickles:
+        return UserError(
+            f"{repository.name}: no safetensors at revision {repository.commit[:12]}, only "
+            f"{', '.join(pickles[:4])}.\n{PICKLE_ADVICE}\nThe hub may hold a conversion already, "
+            "as a pull request: --revision refs/pr/N"
+        )
+    return UserError(
+        f"{repository.name}: neither {SINGLE} nor {INDEX} at revision {repository.commit[:12]}; "
+        "this is not a Hugging Face checkpoint of a model's weights"
+    )
+
+
+def _small_file(repository: Repository, name: str) -> str:
+    """Path of a file in huggingface_hub's own cache, downloaded if need be."""
+    return hub_requests.patiently(
+        lambda: hf_hub_download(repository.name, name, revision=repository.commit)
+    )
+
+
+def _small_files(repository: Repository) -> Path:
+    """Download what rides along with the weights; returns the folder where it lies."""
+    if "config.json" not in repository.files:
+        raise UserError(f"{repository.name}: no config.json; not a transformers checkpoint")
+    for name in repository.files:
+        if is_asset(name):
+            _small_file(repository, name)
+    return Path(_small_file(repository, "config.json")).parent
+
+
+def _header(repository: Repository, file: str) -> Header:
+    """The header of a weight file, from its mirror unless huggingface_hub has the whole file."""
+    cached = try_to_load_from_cache(repository.name, file, revision=repository.commit)
+    if isinstance(cached, str):
+        return open_header(Path(cached))
+    path = repository.folder / file
+    known = stored(path)
+    if known is None:
+        found = hub_requests.patiently(
+            lambda: get_hf_file_metadata(repository.url(file), headers=hub_requests.headers())
+        )
+        if found.size is None or found.etag is None:
+            raise UserError(f"{repository.name}: the hub gives no size or etag of {file}")
+        known = found.size, found.etag
+    mirror = Mirror(path, *known)
+    mirror.open()
+    _hold(repository, mirror, 0, min(PREFIX_BYTES, mirror.nbytes))
+    with path.open("rb") as start:
+        length = header_length(start.read(PREFIX_BYTES), mirror.nbytes, path)
+    _hold(repository, mirror, PREFIX_BYTES, PREFIX_BYTES + length)
+    header = open_header(path)
+    tensors: dict[str, TensorInfo] = {
+        t.name: RemoteTensor(t.name, t.dtype, t.shape, t.file, t.start, t.nbytes, mirror)
+        for t in header.tensors.values()
+    }
+    return Header(tensors, header.metadata)
+
+
+def _hold(repository: Repository, mirror: Mirror, start: int, end: int) -> None:
+    for part in mirror.missing(start, end):
+        _download(repository, mirror, part, lambda nbytes: None, threading.Event())
+
+
+def _fetch(repository: Repository, tensors: Iterable[RemoteTensor]) -> None:
+    """Download the tensors' bytes that are not here, adjacent tensors in one range."""
+    wanted: dict[Mirror, list[Range]] = {}
+    for tensor in tensors:
+        wanted.setdefault(tensor.mirror, []).append((tensor.start, tensor.start + tensor.nbytes))
+    with locked(repository.folder):
+        parts = []
+        for mirror, ranges in wanted.items():
+            mirror.open()  # another process may have added to it
+            for start, end in merge(ranges):
+                parts += [(mirror, part) for part in mirror.missing(start, end)]
+        total = sum(end - start for ranges in wanted.values() for start, end in merge(ranges))
+        left = sum(end - start for _, (start, end) in parts)
+        if not left:
+            return
+        free = shutil.disk_usage(repository.folder).free
+        if left > free:
+            raise UserError(
+                f"{left:,} bytes are to be downloaded to {repository.folder} and {free:,} are free "
+                "on that disk; HF_HOME names another place"
+            )
+        with progress(f"download {repository.name}", total, "B", total - left) as bar:
+            _download_all(repository, parts, bar)
+
+
+def _download_all(repository: Repository, parts: list[tuple[Mirror, Range]], bar: Bar) -> None:
+    """A few connections at a time. The first fault, or Ctrl-C, stops them all."""
+    counting = threading.Lock()
+
+    def advance(nbytes: int) -> None:
+        with counting:
+            bar.advance(nbytes)
+
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(CONNECTIONS)
+    try:
+        pieces = [
+            (mirror, (low, min(low + PART_BYTES, end)))
+            for mirror, (start, end) in parts
+            for low in range(start, end, PART_BYTES)
+        ]
+        running = [pool.submit(_download, repository, *piece, advance, stop) for piece in pieces]
+        for finished in as_completed(running):
+            finished.result()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Stopped(Exception):
+    """Another connection failed."""
+
+
+def _download(
+    repository: Repository,
+    mirror: Mirror,
+    part: Range,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    """One range into its mirror; what has come is kept whatever happens."""
+    recorded = position = part[0]
+    file = mirror.writer()
+
+    def take(at: int, data: bytes) -> None:
+        nonlocal recorded, position
+        if stop.is_set():
+            raise _Stopped
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(file, view, at)
+            at, view = at + written, view[written:]
+        position = at
+        if position - recorded >= RECORD_BYTES:
+            mirror.record(file, recorded, position)
+            recorded = position
+        advance(len(data))
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise _Stopped
+
+    url = repository.url(mirror.path.name)
+    try:
+        hub_requests.download(url, *part, mirror.nbytes, take, sleep)
+    finally:
+        try:
+            mirror.record(file, recorded, position)
+        finally:
+            os.close(file)
