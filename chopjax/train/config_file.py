@@ -1,0 +1,97 @@
+"""Recipes: Python files with get_config(), and `--config.FIELD=VALUE` on the command line."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from chopjax.errors import UserError
+
+
+def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
+    """Run a recipe and apply overrides ("data.batch_size=8") to it.
+
+    The recipe is Python, and is executed. Raises UserError where the file or a field does not
+    exist (with the names that come near) and where a value does not have the field's type.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"--config {file}: no such file")
+    spec = importlib.util.spec_from_file_location(f"chopjax_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config {file}: not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--config {file}: line {error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config {file}: there is no function get_config() in it")
+    try:
+        config = module.get_config()
+    except AttributeError as error:  # a locked ConfigDict refuses fields that it does not have
+        raise UserError(f"--config {file}: {_first_line(error)}") from error
+    for assignment in overrides:
+        override(config, assignment)
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    found = re.search(r'Key "(.*?)" does not exist', str(error))
+    return f"there is no field {found[1]!r} to set" if found else str(error)
+
+
+def override(config: ConfigDict, assignment: str) -> None:
+    """Set one field from text: `data.batch_size=8`."""
+    name, equals, text = assignment.partition("=")
+    if not equals:
+        raise UserError(f"--config.{name}: write --config.{name}=VALUE")
+    known = _names(config)
+    *parents, last = name.split(".")
+    node: Any = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, ConfigDict) else None
+    if not isinstance(node, ConfigDict) or last not in node:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        # A right name in the wrong group is the likeliest slip that spelling does not show.
+        near += [field for field in known if field.split(".")[-1] == last and field not in near]
+        hint = f"; near it: {', '.join(near)}" if near else f"; there are {', '.join(known)}"
+        raise UserError(f"--config.{name}: no such field{hint}")
+    node[last] = _parse(f"--config.{name}", node[last], text)
+
+
+def _names(config: ConfigDict, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in config.items():
+        group = isinstance(value, ConfigDict) and len(value) > 0
+        names += _names(value, f"{prefix}{key}.") if group else [prefix + key]
+    return names
+
+
+def _parse(where: str, current: Any, text: str) -> Any:
+    """`text` as a value of the type that the field has now."""
+    kind = type(current)
+    if kind is str:
+        return text
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if kind is int and isinstance(value, float) and value == int(value):
+        value = int(value)  # 1e6
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is ConfigDict and isinstance(value, dict):
+        return ConfigDict(value)
+    if current is not None and type(value) is not kind:
+        raise UserError(f"{where}={text}: a value of type {kind.__name__} is needed")
+    return value

@@ -1,0 +1,230 @@
+"""Cross-entropy from hidden states, a chunk of tokens at a time: logits never exist whole.
+
+The gradient is formed where the loss is computed. Of every chunk the logits are computed once;
+from them come the loss, the hidden states' gradient and the chunk's share of the head's gradient,
+and then they are dropped. So the backward pass computes no logits again and keeps none: three
+matrix products a chunk, as many as with whole logits.
+
+On a mesh this runs inside a shard_map: every device works off its own rows, the head is gathered
+over `fsdp` once, the vocabulary stays split over `tensor`, and the head's gradient is summed over
+devices once, at the end.
+
+Axes: B batch, T time, E what the head reads, V vocabulary, S tokens of one device (B·T), C tokens
+of a chunk, G chunks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from chopjax.train.mesh import BATCH_AXES
+
+CHUNK = 512
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def cross_entropy(
+    hidden_BTE: jax.Array,
+    kernel_EV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    z_loss: float = 0.0,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, jax.Array]:
+    """Σ w·(nll + z_loss·log²Z) and Σ w·nll over tokens, nll = log Z - logit of the target.
+
+    In nats, float32 (float64 for float64 inputs). Weights are the caller's to normalise: with
+    1/tokens the first value is the mean loss. The head is cast to the hidden states' dtype;
+    softmax and sums are float32. `chunk` is in tokens a device.
+    Only the first value has a gradient, and only with respect to hidden states and head.
+    z_loss: PaLM's auxiliary loss (arXiv 2204.02311, section 5).
+    """
+    losses_BT, log_z_BT = _token_losses(hidden_BTE, kernel_EV, targets_BT, chunk)
+    nll = jnp.sum(weights_BT * losses_BT)
+    return nll + z_loss * jnp.sum(weights_BT * jnp.square(log_z_BT)), nll
+
+
+def token_losses(
+    hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array, chunk: int = CHUNK
+) -> jax.Array:
+    """-log p(target) of every token in nats, [B, T] float32. Forward only."""
+    return _token_losses(hidden_BTE, kernel_EV, targets_BT, chunk)[0]
+
+
+def _token_losses(
+    hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    rows, tensor = _axes(kernel_EV)
+
+    def local(
+        hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        kernel_EV = kernel_EV.astype(hidden_BTE.dtype)
+
+        def one(carry: None, xs: tuple[jax.Array, ...]) -> tuple[None, Any]:
+            hidden_CE, targets_C = xs
+            _, log_z_C, target_C, _ = _logits(hidden_CE, targets_C, kernel_EV, tensor)
+            return carry, (log_z_C - target_C, log_z_C)
+
+        chunks = _chunked(chunk, hidden_BTE, targets_BT)
+        _, (losses_GC, log_z_GC) = jax.lax.scan(one, None, chunks)
+        shape = targets_BT.shape
+        return _unchunked(losses_GC, shape), _unchunked(log_z_GC, shape)
+
+    kernel_spec = PartitionSpec(None, tensor)
+    return _on_mesh(local, (rows, kernel_spec, rows), (rows, rows))(
+        hidden_BTE, kernel_EV, targets_BT
+    )
+
+
+def _forward(
+    hidden_BTE: jax.Array,
+    kernel_EV: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    z_loss: float,
+    chunk: int,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The two sums, and the gradients of the first by hidden states and head."""
+    rows, tensor = _axes(kernel_EV)
+    mesh = jax.sharding.get_abstract_mesh()
+    on_mesh = not mesh.empty
+    split_E = on_mesh and kernel_EV.shape[0] % mesh.shape["fsdp"] == 0
+
+    def local(
+        hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        wide = jnp.promote_types(jnp.float32, hidden_BTE.dtype)
+        head_EV = kernel_EV.astype(hidden_BTE.dtype)
+
+        def one(sums: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+            total, nll, d_kernel_EV = sums
+            hidden_CE, targets_C, weights_C = xs
+            softmax_CV, log_z_C, target_C, is_target_CV = _logits(
+                hidden_CE, targets_C, head_EV, tensor
+            )
+            nll_C = weights_C * (log_z_C - target_C)
+            total += jnp.sum(nll_C + weights_C * z_loss * jnp.square(log_z_C))
+            # ∂/∂logits of w·(log Z - target + z·log²Z) = w·((1 + 2·z·log Z)·softmax - [target])
+            scale_C = weights_C * (1 + 2 * z_loss * log_z_C)
+            d_logits_CV = softmax_CV * scale_C[:, None] - is_target_CV * weights_C[:, None]
+            d_logits_CV = d_logits_CV.astype(hidden_CE.dtype)
+            d_hidden_CE = _matmul("CV,EV->CE", d_logits_CV, head_EV)
+            d_kernel_EV += _matmul("CE,CV->EV", hidden_CE, d_logits_CV)
+            return (total, nll + jnp.sum(nll_C), d_kernel_EV), d_hidden_CE
+
+        zero = jnp.zeros((), wide)
+        start = (zero, zero, jnp.zeros(kernel_EV.shape, wide))
+        chunks = _chunked(chunk, hidden_BTE, targets_BT, weights_BT.astype(wide))
+        (total, nll, d_kernel_EV), d_hidden_GCE = jax.lax.scan(one, start, chunks)
+        d_hidden_BTE = _unchunked(d_hidden_GCE, hidden_BTE.shape)
+        if on_mesh:
+            total, nll = jax.lax.psum((total, nll), BATCH_AXES)
+            if split_E:
+                d_kernel_EV = jax.lax.psum_scatter(d_kernel_EV, "fsdp", tiled=True)
+                d_kernel_EV = jax.lax.psum(d_kernel_EV, ("slice", "data"))
+            else:
+                d_kernel_EV = jax.lax.psum(d_kernel_EV, BATCH_AXES)
+            if tensor:
+                d_hidden_BTE = jax.lax.psum(d_hidden_BTE, tensor)
+        return (
+            total,
+            nll,
+            d_hidden_BTE.astype(hidden_BTE.dtype),
+            d_kernel_EV.astype(kernel_EV.dtype),
+        )
+
+    whole, d_kernel_spec = PartitionSpec(), PartitionSpec("fsdp" if split_E else None, tensor)
+    total, nll, d_hidden_BTE, d_kernel_EV = _on_mesh(
+        local,
+        (rows, PartitionSpec(None, tensor), rows, rows),
+        (whole, whole, rows, d_kernel_spec),
+    )(hidden_BTE, kernel_EV, targets_BT, weights_BT)
+    return (total, nll), (d_hidden_BTE, d_kernel_EV)
+
+
+def _backward(
+    z_loss: float,
+    chunk: int,
+    gradients: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, None, None]:
+    d_hidden_BTE, d_kernel_EV = gradients
+    by = cotangents[0]
+    return d_hidden_BTE * by.astype(d_hidden_BTE.dtype), d_kernel_EV * by, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _logits(
+    hidden_CE: jax.Array, targets_C: jax.Array, kernel_EV: jax.Array, tensor: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Softmax [C, V], log Z [C], the target's logit [C], and where the target is [C, V]."""
+    logits_CV = _matmul("CE,EV->CV", hidden_CE, kernel_EV)
+    column_V = jnp.arange(logits_CV.shape[1], dtype=targets_C.dtype)
+    maximum_C = logits_CV.max(axis=1)
+    if tensor:
+        column_V += jax.lax.axis_index(tensor) * logits_CV.shape[1]
+        maximum_C = jax.lax.pmax(maximum_C, tensor)
+    is_target_CV = column_V[None] == targets_C[:, None]
+    exp_CV = jnp.exp(logits_CV - maximum_C[:, None])
+    sums_2C = jnp.stack([exp_CV.sum(axis=1), jnp.where(is_target_CV, logits_CV, 0).sum(axis=1)])
+    if tensor:
+        sums_2C = jax.lax.psum(sums_2C, tensor)
+    z_C, target_C = sums_2C
+    return exp_CV / z_C[:, None], maximum_C + jnp.log(z_C), target_C, is_target_CV
+
+
+def _matmul(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """Products of float32 or narrower operands, added up in float32."""
+    return jnp.einsum(
+        equation,
+        left,
+        right,
+        preferred_element_type=jnp.promote_types(jnp.float32, left.dtype),
+        precision="highest" if left.dtype == jnp.float32 else None,
+    )
+
+
+def _axes(kernel_EV: jax.Array) -> tuple[PartitionSpec, str | None]:
+    """The spec of rows, and the mesh axis over which the vocabulary is split, if it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return PartitionSpec(), None
+    size = mesh.shape["tensor"]
+    split = size > 1 and kernel_EV.shape[1] % size == 0
+    return PartitionSpec(BATCH_AXES), "tensor" if split else None
+
+
+def _on_mesh(local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _chunked(chunk: int, *arrays_BT: jax.Array) -> tuple[jax.Array, ...]:
+    """[B, T, …] → [G, C, …], filled up with zeros where C does not divide B·T."""
+    tokens = arrays_BT[0].shape[0] * arrays_BT[0].shape[1]
+    count = -(-tokens // chunk)
+    size = -(-tokens // count)
+
+    def cut(x_BT: jax.Array) -> jax.Array:
+        x_S = x_BT.reshape(tokens, *x_BT.shape[2:])
+        padding = [(0, count * size - tokens)] + [(0, 0)] * (x_S.ndim - 1)
+        return jnp.pad(x_S, padding).reshape(count, size, *x_S.shape[1:])
+
+    return tuple(cut(x_BT) for x_BT in arrays_BT)
+
+
+def _unchunked(x_GC: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of _chunked, for one array of the given shape."""
+    tokens = shape[0] * shape[1]
+    return x_GC.reshape(-1, *shape[2:])[:tokens].reshape(shape)

@@ -1,0 +1,166 @@
+"""The device mesh, and one table of which mesh axis holds which axis of a parameter.
+
+Mesh axes, outermost first: `slice` (across TPU slices, over the data-centre network), `data`
+(copies of the parameters), `fsdp` (parameters and optimizer state in parts, gathered block by
+block), `tensor` (heads, feed-forward and vocabulary in parts). The batch is split over the first
+three. All four exist always, most of them of size one, so that no other module asks which do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from chopjax.errors import UserError, listing
+from chopjax.models import parameters
+from chopjax.models.config import ModelConfig
+
+AXES = ("slice", "data", "fsdp", "tensor")
+BATCH_AXES = ("slice", "data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where an axis of a parameter goes: a mesh axis, or None for whole on every device.
+
+    whole_if_uneven: an axis whose size the mesh axis does not divide stays whole on every device.
+    Where this is not set, such a size is an error.
+    """
+
+    mesh_axis: str | None
+    whole_if_uneven: bool = False
+
+
+# The letters are those of models/parameters.py. There is no catch-all: a letter that is not here
+# is an error.
+SHARDING_RULES: Mapping[str, Rule] = {
+    "L": Rule(None),  # the scan walks over it
+    "D": Rule("fsdp"),
+    "N": Rule("tensor"),
+    # Multi-query attention has one key/value head, grouped-query few: every tensor shard then
+    # computes the keys and values that its query heads read.
+    "K": Rule("tensor", whole_if_uneven=True),
+    "H": Rule(None),
+    "F": Rule("tensor"),
+    # GPT-2's 50,257 divides by no mesh worth having.
+    "V": Rule("tensor", whole_if_uneven=True),
+    "E": Rule(None),  # OPT-350m alone has it, narrow and beside D
+    "P": Rule(None),
+}
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    slices: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """A mesh over all devices (or those given). One size may be -1: what the others leave.
+
+    Axis types are Auto: shardings are stated for parameters and batches, the compiler propagates
+    them. Raises UserError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"slice": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+    asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(open_axes) > 1 or fixed < 1 or min(sizes.values()) < -1:
+        raise UserError(f"mesh: {asked}: sizes are positive, and one of them may be -1")
+    for axis in open_axes:
+        sizes[axis] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(
+            f"mesh: {asked} does not make {len(devices)}, the number of devices here; "
+            "set mesh.data, mesh.fsdp and mesh.tensor so that their product is that number"
+        )
+    shape = tuple(sizes[axis] for axis in AXES)
+    types = (AxisType.Auto,) * len(AXES)
+    if slices > 1 and hasattr(devices[0], "slice_index"):
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, *shape[1:]), (slices, 1, 1, 1), devices=devices
+        )
+        return Mesh(grid, AXES, axis_types=types)
+    if math.prod(shape) == 1 or devices[0].platform == "cpu":
+        return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+
+
+def partition(dims: str, sizes: Mapping[str, int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+    """The spec of an array with axes `dims` ("L D N H").
+
+    Raises ValueError for a letter without a rule, for one mesh axis used twice, and for sizes that
+    do not divide.
+    """
+    spec: list[str | None] = []
+    for letter in dims.split():
+        if letter not in SHARDING_RULES:
+            raise ValueError(f"axis {letter} has no sharding rule")
+        rule = SHARDING_RULES[letter]
+        axis = rule.mesh_axis
+        if axis is not None and sizes[letter] % mesh_shape[axis]:
+            if not rule.whole_if_uneven:
+                raise ValueError(
+                    f"axis {letter} of size {sizes[letter]} does not divide by mesh axis "
+                    f"{axis} of size {mesh_shape[axis]}"
+                )
+            axis = None
+        if axis is not None and axis in spec:
+            raise ValueError(f"axis {letter} would take mesh axis {axis} a second time")
+        spec.append(axis)
+    return PartitionSpec(*spec)
+
+
+def specs(config: ModelConfig, mesh_shape: Mapping[str, int]) -> dict[str, PartitionSpec]:
+    """Parameter path → spec. Raises UserError that lists every parameter that does not fit."""
+    sizes = parameters.sizes(config)
+    result, problems = {}, []
+    for path, dims in parameters.axes(config).items():
+        try:
+            result[path] = partition(dims, sizes, mesh_shape)
+        except ValueError as problem:
+            problems.append(f"{path} ({dims}): {problem}")
+    if problems:
+        raise UserError(f"the model does not fit the mesh:\n{listing(problems)}")
+    return result
+
+
+def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """A NamedSharding for every parameter, in the parameters' nested dict."""
+    flat = specs(config, mesh.shape)
+    return parameters.unflatten({path: NamedSharding(mesh, spec) for path, spec in flat.items()})
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over slice, data and fsdp; for arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def describe(config: ModelConfig, mesh: Mesh) -> str:
+    """One line for people: the mesh, and what stays whole though a rule would split it."""
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    line = f"mesh: {shape or 'one device'}"
+    sizes = parameters.sizes(config)
+    for letter, rule in SHARDING_RULES.items():
+        axis = rule.mesh_axis
+        if axis and rule.whole_if_uneven and sizes[letter] % mesh.shape[axis]:
+            line += f"; {letter} of {sizes[letter]} stays whole on the {axis} axis"
+    return line

@@ -1,0 +1,114 @@
+"""The chunked cross-entropy against the plain one, in float64, by value and gradient."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chopjax.train.loss import cross_entropy, token_losses
+
+
+def plain(hidden_BTE, kernel_EV, targets_BT, weights_BT, z_loss):
+    logits_BTV = hidden_BTE @ kernel_EV
+    log_z_BT = jax.scipy.special.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    nll_BT = log_z_BT - target_BT
+    return jnp.sum(weights_BT * (nll_BT + z_loss * log_z_BT**2)), jnp.sum(weights_BT * nll_BT)
+
+
+def example(B, T, E, V, seed, dtype):
+    random = np.random.default_rng(seed)
+    hidden_BTE = jnp.asarray(random.normal(size=(B, T, E)), dtype)
+    kernel_EV = jnp.asarray(random.normal(size=(E, V)), dtype)
+    targets_BT = jnp.asarray(random.integers(0, V, (B, T)), jnp.int32)
+    weights_BT = jnp.asarray(random.random((B, T)) * (random.random((B, T)) < 0.8), dtype)
+    return hidden_BTE, kernel_EV, targets_BT, weights_BT
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "V", "chunk", "z_loss"),
+    [(3, 9, 40, 27, 0.1), (3, 9, 40, 4, 0.1), (2, 5, 7, 3, 0.0), (1, 1, 2, 40, 0.0)],
+)
+def test_value_and_gradient_in_float64(B, T, V, chunk, z_loss):
+    with jax.enable_x64(True):
+        hidden, kernel, targets, weights = example(B, T, 8, V, chunk, jnp.float64)
+
+        def ours(h, k):
+            return cross_entropy(h, k, targets, weights, z_loss, chunk)
+
+        def theirs(h, k):
+            return plain(h, k, targets, weights, z_loss)
+
+        (got, got_gradients), (want, want_gradients) = (
+            jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(hidden, kernel)
+            for loss in (ours, theirs)
+        )
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+        for a, b in zip(got_gradients, want_gradients, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+        losses = token_losses(hidden, kernel, targets, chunk)
+        np.testing.assert_allclose(jnp.sum(losses * weights), want[1], rtol=1e-12)
+
+
+def test_forward_alone_equals_forward_of_the_gradient():
+    hidden, kernel, targets, weights = example(2, 7, 8, 30, 0, jnp.float32)
+    alone = cross_entropy(hidden, kernel, targets, weights, 0.01, 4)
+    (total, nll), _ = jax.value_and_grad(cross_entropy, (0, 1), has_aux=True)(
+        hidden, kernel, targets, weights, 0.01, 4
+    )
+    np.testing.assert_allclose(alone, (total, nll), rtol=1e-6)
+
+
+def test_the_cotangent_scales_the_gradient():
+    hidden, kernel, targets, weights = example(2, 7, 8, 30, 0, jnp.float32)
+
+    def scaled(h, by):
+        return by * cross_entropy(h, kernel, targets, weights, 0.0, 5)[0]
+
+    once, thrice = (jax.grad(scaled)(hidden, by) for by in (1.0, 3.0))
+    np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
+
+
+def test_large_logits_stay_finite():
+    hidden = jnp.full((1, 2, 1), 1e4)
+    kernel = jnp.array([[-1.0, 0.0, 1.0]])
+    targets = jnp.array([[2, 0]], jnp.int32)
+    np.testing.assert_allclose(token_losses(hidden, kernel, targets), [[0.0, 2e4]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtypes_of_the_gradients_follow_the_inputs(dtype):
+    hidden, kernel, targets, weights = example(2, 5, 8, 30, 1, jnp.float32)
+
+    def ours(h, k):
+        return cross_entropy(h, k, targets, weights, 0.0, 4)[0]
+
+    got = jax.grad(ours, (0, 1))(hidden.astype(dtype), kernel)
+    assert got[0].dtype == dtype
+    assert got[1].dtype == jnp.float32
+    want = jax.grad(lambda h, k: plain(h, k, targets, weights, 0.0)[0], (0, 1))(hidden, kernel)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.1
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=tolerance)
+
+
+def test_logits_never_exist_whole():
+    B, T, E, V, chunk = 4, 64, 8, 1000, 16
+    hidden, kernel, targets, weights = example(B, T, E, V, 0, jnp.float32)
+
+    def ours(h, k):
+        return cross_entropy(h, k, targets, weights, 0.0, chunk)[0]
+
+    jaxpr = jax.make_jaxpr(jax.grad(ours, (0, 1)))(hidden, kernel)
+    largest = max(sizes(jaxpr.jaxpr))
+    assert largest == max(chunk * V, E * V)
+
+
+def sizes(jaxpr):
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield getattr(variable.aval, "size", 0)
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from sizes(inner)
