@@ -132,6 +132,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        return None
 
     def _resolve(self, name: str, revision: str, file: str, fault: Fault | None) -> None:
         if name not in self.hub.repositories or revision not in self.hub.repositories[name]:

@@ -185,15 +185,20 @@ def parse_keep(text: str, num_layers: int) -> Keep:
     return tuple(keep)
 
 
+def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last layer of every run of neighbours: (0, 13, 14, 15) → [(0, 0), (13, 15)]."""
+    found: list[tuple[int, int]] = []
+    for layer in layers:
+        if found and layer == found[-1][1] + 1:
+            found[-1] = (found[-1][0], layer)
+        else:
+            found.append((layer, layer))
+    return found
+
+
 def ranges(layers: Iterable[int]) -> str:
     """(0, 13, 14, 15) → "0,13-15": what parse_keep reads, and what people are shown."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs(layers))
 
 
 def removed(keep: Keep, num_layers: int) -> Keep:

@@ -1,0 +1,134 @@
+"""Hugging Face checkpoint → Hugging Face checkpoint with fewer layers.
+
+The kernel copies the kept tensors' bytes from file to file: nothing is decoded, removed tensors are
+never read (nor downloaded), and memory does not grow with the model. No jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chopjax.checkpoint.assets import copy_assets, write_config
+from chopjax.checkpoint.atomic import new_folder
+from chopjax.checkpoint.provenance import compose, read_provenance, write_provenance
+from chopjax.checkpoint.source import Checkpoint
+from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
+from chopjax.chop.configurations import Keep, removed
+from chopjax.chop.surgery import chop_config
+from chopjax.errors import UserError
+from chopjax.models import parameters
+from chopjax.models.families.table import Family, layer_index
+from chopjax.progress import progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """parameters: a tied table counted once; bytes: of all tensors in the files."""
+
+    layers: int
+    parameters: int
+    tensors: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a chop will keep, known from headers alone.
+
+    tensors: name in the chopped checkpoint → name in the checkpoint that is chopped.
+    """
+
+    kept_layers: Keep
+    removed_layers: Keep
+    tensors: dict[str, str]
+    before: Size
+    after: Size
+
+
+def plan(checkpoint: Checkpoint, keep: Keep) -> Plan:
+    """Which tensors stay and under which names. Raises UserError for an impossible keep list."""
+    config = checkpoint.config
+    if list(keep) != sorted(set(keep)) or not keep or keep[0] < 0 or keep[-1] >= config.num_layers:
+        raise UserError(
+            f"{list(keep)} is not a keep list for {checkpoint.name}: layers 0-"
+            f"{config.num_layers - 1}, each at most once, ascending"
+        )
+    place = {layer: index for index, layer in enumerate(keep)}
+    tensors: dict[str, str] = {}
+    for name in checkpoint.tensors:
+        new = _new_name(checkpoint.family, name, place)
+        if new is not None:
+            tensors[new] = name
+    parts = checkpoint.tensors
+    return Plan(
+        keep,
+        removed(keep, config.num_layers),
+        tensors,
+        Size(
+            config.num_layers,
+            parameters.count(config),
+            len(parts),
+            sum(t.nbytes for t in parts.values()),
+        ),
+        Size(
+            len(keep),
+            parameters.count(config.with_layers(len(keep))),
+            len(tensors),
+            sum(parts[old].nbytes for old in tensors.values()),
+        ),
+    )
+
+
+def _new_name(family: Family, name: str, place: Mapping[int, int]) -> str | None:
+    """The tensor's name after chopping, buffers of a layer included; None where its layer goes."""
+    found = layer_index(family, name)
+    if found is None:
+        return name
+    layer, stem = found
+    return stem.replace("{l}", str(place[layer])) if layer in place else None
+
+
+def chop_checkpoint(
+    checkpoint: Checkpoint,
+    keep: Keep,
+    out: Path,
+    strategy: str,
+    settings: Mapping[str, Any],
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Plan:
+    """Write the checkpoint that keeps these layers.
+
+    strategy, settings: recorded in chopjax.json beside the kept layers, which are numbered as in
+    the first parent when the checkpoint was itself chopped.
+    Returns what was kept. Raises UserError, and leaves nothing behind, where `out` exists, the disk
+    is full or the download fails.
+    """
+    chosen = plan(checkpoint, keep)
+    record = compose(
+        read_provenance(checkpoint.folder),
+        checkpoint.name,
+        checkpoint.revision,
+        checkpoint.config.num_layers,
+        strategy,
+        settings,
+        keep,
+    )
+    with new_folder(out, overwrite, protect=[checkpoint.folder]) as folder:
+        checkpoint.fetch(chosen.tensors.values())
+        copy_assets(checkpoint.folder, folder)
+        write_config(folder, chop_config(checkpoint.raw_config, checkpoint.family, keep))
+        write_provenance(folder, record)
+        parts = {new: checkpoint.tensors[old] for new, old in chosen.tensors.items()}
+        with progress(f"chop to {out}", chosen.after.bytes, "B") as bar:
+            write_safetensors(
+                folder,
+                [Tensor(new, part.dtype, part.shape, part) for new, part in parts.items()],
+                max_shard_bytes,
+                {"format": "pt"} | checkpoint.metadata,  # transformers refuses files without it
+                bar.advance,
+            )
+    return chosen

@@ -1,0 +1,140 @@
+"""`chopjax chop`: remove layers from a Hugging Face checkpoint without reading them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any
+
+from chopjax.errors import UserError
+
+if TYPE_CHECKING:
+    from chopjax.chop.stream import Plan
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from chopjax.chop.configurations import STRATEGIES
+
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
+    add("out", metavar="OUT", help="folder to write; it appears when it is complete")
+    add("--strategy", metavar="NAME", help=f"which layers go: {', '.join(STRATEGIES)}")
+    add(
+        "--remove",
+        metavar="N",
+        help="how many layers go: a count (12), a fraction (0.5) or a percentage (50%%)",
+    )
+    add(
+        "--keep",
+        metavar="LIST",
+        help="instead of a strategy: the layers that stay, from 0, ends inclusive (0,13-23)",
+    )
+    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--overwrite", action="store_true", help="replace OUT if it is a checkpoint already")
+    add(
+        "--max-shard-size",
+        metavar="SIZE",
+        default="5GB",
+        help="tensor bytes in one file at most, such as 500MB or 2GiB (default: 5GB)",
+    )
+    add("--dry-run", action="store_true", help="print what would stay and go, and write nothing")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from chopjax.checkpoint.source import open_checkpoint
+    from chopjax.chop.stream import chop_checkpoint, plan
+
+    _check_flags(args)
+    max_shard_bytes = _bytes(args.max_shard_size)
+    checkpoint = open_checkpoint(args.model, args.revision)
+    strategy, settings, keep = _choice(args, checkpoint.config.num_layers)
+    if args.dry_run:
+        done = plan(checkpoint, keep)
+    else:
+        done = chop_checkpoint(
+            checkpoint, keep, Path(args.out), strategy, settings, args.overwrite, max_shard_bytes
+        )
+    if args.json:
+        print(json.dumps(_result(args, checkpoint.revision, strategy, settings, done)))
+    else:
+        _print(args, done)
+    return 0
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    if args.keep is None:
+        if args.strategy is None or args.remove is None:
+            raise UserError("give --strategy NAME and --remove N, or --keep LIST")
+    elif args.strategy is not None or args.remove is not None:
+        raise UserError("--keep names the layers itself; leave --strategy and --remove out")
+
+
+def _choice(
+    args: argparse.Namespace, num_layers: int
+) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+    """Strategy and settings as recorded in chopjax.json, and the layers kept."""
+    from chopjax.chop.configurations import choose, parse_keep, ranges
+
+    if args.keep is not None:
+        keep = parse_keep(args.keep, num_layers)
+        return "keep", {"keep": ranges(keep)}, keep
+    keep = choose(args.strategy, num_layers, args.remove)
+    return args.strategy, {"remove": num_layers - len(keep)}, keep
+
+
+def _bytes(text: str) -> int:
+    """ "5GB" → 5,000,000,000."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in UNITS or float(found[1]) == 0:
+        raise UserError(f"--max-shard-size {text!r}: a size such as 500MB, 5GB or 2GiB is needed")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def _result(
+    args: argparse.Namespace,
+    revision: str | None,
+    strategy: str,
+    settings: dict[str, Any],
+    done: Plan,
+) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "model": args.model,
+        "revision": revision,
+        "out": None if args.dry_run else args.out,
+        "strategy": strategy,
+        "settings": settings,
+        "kept_layers": list(done.kept_layers),
+        "removed_layers": list(done.removed_layers),
+        "before": dataclasses.asdict(done.before),
+        "after": dataclasses.asdict(done.after),
+    }
+
+
+def _print(args: argparse.Namespace, done: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from chopjax.chop.configurations import ranges
+
+    title = "would be written" if args.dry_run else "written"
+    table = Table(
+        "", "before", "after", "ratio", title=f"{args.out} ({title})", title_justify="left"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in ("layers", "parameters", "tensors", "bytes"):
+        before, after = getattr(done.before, name), getattr(done.after, name)
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
+    console = Console(soft_wrap=True)
+    console.print(f"kept layers     {ranges(done.kept_layers)}", highlight=False)
+    console.print(f"removed layers  {ranges(done.removed_layers)}", highlight=False)
+    console.print("(numbered from 0 as in MODEL, both ends of a range inclusive)", highlight=False)
+    console.print(table)
