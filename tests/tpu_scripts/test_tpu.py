@@ -1,0 +1,421 @@
+"""tpu.sh against a recording stand-in: exact calls, the watcher's states, failures, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tpu_scripts.cloud import SCRIPTS, Cloud
+
+WHERE = ["--project=my-project", "--zone=us-east5-a"]
+QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
+EVERYWHERE = ["--node=all", "--worker=all", "--batch-size=all"]
+DESCRIBE = "queued-resources describe"
+STATUS = "remote_job.sh status"
+ABSENT = {"code": 1, "err": "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: x\n"}
+
+
+def says(*states: str) -> dict:
+    return {"out": "".join(f"chopjax-job: {state}\n" for state in states)}
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Cloud:
+    return Cloud(
+        tmp_path,
+        ("gcloud",),
+        NAME="llama",
+        PROJECT="my-project",
+        ZONE="us-east5-a",
+        WORKDIR="gs://bucket/llama",
+        TRAIN_COMMAND="chopjax train --config 'my config.py' --workdir gs://bucket/llama",
+        POLL_SECONDS="0.01",
+        MAX_FAILURES="3",
+    )
+
+
+def more_settings(cloud: Cloud, **settings: str) -> None:
+    with cloud.settings.open("a") as file:
+        file.writelines(f"{name}='{value}'\n" for name, value in settings.items())
+
+
+def test_shellcheck():
+    scripts = sorted(script.name for script in SCRIPTS.glob("*.sh"))
+    assert len(scripts) >= 6
+    done = subprocess.run(
+        ["shellcheck", "-x", *scripts], cwd=SCRIPTS, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_create_asks_and_waits_until_active(cloud: Cloud):
+    cloud.reply({DESCRIBE: ["WAITING_FOR_RESOURCES\n", "PROVISIONING\n", "ACTIVE\n"]})
+    done = cloud.run("tpu.sh", "create")
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls[0] == [
+        *QUEUED, "create", "llama", *WHERE, "--accelerator-type=v5p-128",
+        "--runtime-version=v2-alpha-tpuv5", "--node-id=llama", "--spot",
+    ]  # fmt: skip
+    assert cloud.calls[1] == [*QUEUED, "describe", "llama", *WHERE, "--format=value(state.state)"]
+    for state in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"):
+        assert f"llama is {state}" in done.stderr
+
+
+def test_create_with_every_choice(cloud: Cloud):
+    more_settings(
+        cloud, SLICES="2", CAPACITY="reserved", VALID_UNTIL="12h", NETWORK="net",
+        SUBNETWORK="sub", SERVICE_ACCOUNT="me@x", SSH_ROUTE="iap",
+    )  # fmt: skip
+    cloud.reply({DESCRIBE: ["ACTIVE\n"]})
+    assert cloud.run("tpu.sh", "create").returncode == 0
+    assert cloud.calls[0][len(QUEUED) + 4 :] == [
+        "--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5", "--node-count=2",
+        "--node-prefix=llama", "--reserved", "--valid-until-duration=12h", "--network=net",
+        "--subnetwork=sub", "--service-account=me@x", "--internal-ips",
+    ]  # fmt: skip
+
+
+def test_on_demand_is_neither_spot_nor_reserved(cloud: Cloud):
+    more_settings(cloud, CAPACITY="on-demand")
+    cloud.reply({DESCRIBE: ["ACTIVE\n"]})
+    cloud.run("tpu.sh", "create")
+    assert not {"--spot", "--reserved"} & set(cloud.calls[0])
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
+def test_create_stops_when_the_request_is_lost(cloud: Cloud, state: str):
+    cloud.reply({DESCRIBE: [f"{state}\n"]})
+    done = cloud.run("tpu.sh", "create")
+    assert done.returncode == 2
+    assert "will not become ACTIVE" in done.stderr
+
+
+def test_launch_stop_collect_delete(cloud: Cloud):
+    for verb in ("launch", "stop", "collect", "delete"):
+        done = cloud.run("tpu.sh", verb)
+        assert done.returncode == 0, done.stderr
+    ssh = [*QUEUED, "ssh", "llama", *WHERE, *EVERYWHERE]
+    start = (
+        "chopjax/tpu_scripts/remote_job.sh start "
+        "'chopjax train --config '\\''my config.py'\\'' --workdir gs://bucket/llama'"
+    )
+    assert cloud.calls == [
+        [*ssh, f"--command={start}"],
+        [*ssh, "--command=chopjax/tpu_scripts/remote_job.sh stop 240"],
+        [*ssh, "--command=chopjax/tpu_scripts/remote_job.sh upload gs://bucket/llama/logs"],
+        ["gcloud", "storage", "rsync", "--recursive", "--exclude=(^|.*/)checkpoints/.*",
+         "gs://bucket/llama", "runs/chopjax"],
+        [*QUEUED, "delete", "llama", *WHERE, "--force", "--quiet"],
+    ]  # fmt: skip
+
+
+def test_setup_sends_this_checkout_to_every_machine(cloud: Cloud):
+    assert cloud.run("tpu.sh", "setup").returncode == 0
+    copy, install = cloud.calls
+    assert copy[: len(QUEUED) + 1] == [*QUEUED, "scp"]
+    assert copy[len(QUEUED) + 1].endswith("/llama-source.tar.gz")
+    assert copy[len(QUEUED) + 2 :] == ["llama:", *WHERE, *EVERYWHERE]
+    assert install[:-1] == [*QUEUED, "ssh", "llama", *WHERE, *EVERYWHERE]
+    assert "uv venv --quiet --python 3.12 .venv" in install[-1]
+    assert "'.[tpu]'" in install[-1]
+
+
+VERBS = {
+    "tpu.sh": "create setup launch status watch stop collect delete".split(),
+    "gke.sh": "create setup launch status watch stop collect delete manifest".split(),
+    "slurm.sh": "setup launch status watch stop collect".split(),
+}
+
+
+@pytest.mark.parametrize("script", VERBS)
+def test_dry_run_prints_commands_and_runs_nothing(tmp_path: Path, script: str):
+    cloud = Cloud(
+        tmp_path, ("mkdir",), NAME="llama", PROJECT="p", ZONE="z", CLUSTER="c",
+        CLUSTER_LOCATION="l", IMAGE="i", WORKDIR="/w" if script == "slurm.sh" else "gs://b/w",
+    )  # fmt: skip
+    for verb in VERBS[script]:
+        done = cloud.run(script, verb, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert done.stdout
+        assert verb in done.stdout or verb not in ("create", "delete")
+    assert cloud.calls == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_lines_can_be_pasted(cloud: Cloud):
+    (line,) = cloud.run("tpu.sh", "launch", "--dry-run").stdout.splitlines()
+    pasted = subprocess.run(["bash", "-c", line], env=cloud.environment)
+    cloud.run("tpu.sh", "launch")
+    assert pasted.returncode == 0
+    assert cloud.calls[0] == cloud.calls[1]
+
+
+@pytest.mark.parametrize("script", VERBS)
+def test_help_names_every_verb(cloud: Cloud, script: str):
+    done = cloud.run(script, "--help")
+    assert done.returncode == 0
+    assert all(f"\n  {verb} " in done.stdout for verb in VERBS[script])
+
+
+def test_mistakes_of_the_user(cloud: Cloud, tmp_path: Path):
+    def error(*arguments: str) -> str:
+        done = cloud.run("tpu.sh", *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("tpu.sh: error: ")
+        return done.stderr
+
+    assert "no verb" in error()
+    assert "unknown verb frobnicate" in error("frobnicate")
+    assert "unknown flag --dryrun" in error("launch", "--dryrun")
+    assert "one verb at a time" in error("launch", "watch")
+    for settings, message in [
+        ({"PROJECT": "", "ZONE": ""}, "not set: PROJECT ZONE"),
+        ({"CAPACITY": "cheap"}, "must be one of: spot on-demand reserved"),
+        ({"WORKDIR": "/local"}, "gs:// only"),
+        ({"NAME": "My_Run"}, "lower-case letters"),
+    ]:
+        saved = cloud.settings.read_text()
+        more_settings(cloud, **settings)
+        assert message in error("launch")
+        cloud.settings.write_text(saved)
+    cloud.settings.write_text("NAME=x\n")
+    assert "lacks WORKDIR TRAIN_COMMAND" in error("launch")
+    cloud.settings.unlink()
+    assert "cannot read the settings file" in error("launch")
+    assert cloud.calls == []
+
+
+def test_gcloud_missing(cloud: Cloud):
+    (cloud.bin / "gcloud").unlink()
+    done = cloud.run("tpu.sh", "launch")
+    assert done.returncode == 2
+    assert "gcloud is not on PATH" in done.stderr
+
+
+def test_gcloud_fails(cloud: Cloud):
+    cloud.reply({"create": [{"code": 1, "err": "ERROR: quota exceeded\n"}]})
+    done = cloud.run("tpu.sh", "create")
+    assert done.returncode == 1
+    assert "quota exceeded" in done.stderr
+    assert len(cloud.calls) == 1
+
+
+# ---- watch ---------------------------------------------------------------------------------------
+
+
+def test_watch_from_nothing_to_done(cloud: Cloud):
+    cloud.reply(
+        {
+            DESCRIBE: [ABSENT, "WAITING_FOR_RESOURCES\n", "ACTIVE\n"],
+            STATUS: [says("bare", "bare"), says("running", "running"), says("exit 0", "exit 0")],
+        }
+    )
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 0, done.stderr
+    assert cloud.story() == ["create", "scp", "setup", "stop", "start"]
+    assert "training is done" in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["SUSPENDED", "node PREEMPTED"])
+def test_watch_recreates_and_resumes_after_preemption(cloud: Cloud, lost: str):
+    replies = {
+        DESCRIBE: ["ACTIVE\n", "SUSPENDING\n", "SUSPENDED\n", "PROVISIONING\n", "ACTIVE\n"],
+        STATUS: [says("running", "running"), says("bare", "bare"), says("exit 0", "exit 0")],
+    }
+    if lost == "node PREEMPTED":  # the queued resource still says ACTIVE
+        replies[DESCRIBE] = ["ACTIVE\n"]
+        replies["tpu-vm list"] = ["READY\n", "READY\nPREEMPTED\n", "READY\n"]
+    cloud.reply(replies)
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 0, done.stderr
+    assert cloud.story() == ["delete", "create", "scp", "setup", "stop", "start"]
+    assert "failure" not in done.stderr
+
+
+def test_watch_starts_again_on_75_without_counting(cloud: Cloud):
+    saved = [says("exit 75", "exit 75"), says("exit 75", "running"), says("running", "idle")]
+    cloud.reply({DESCRIBE: ["ACTIVE\n"], STATUS: [*saved, *saved, says("exit 0", "exit 0")]})
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 0, done.stderr
+    assert cloud.story() == ["stop", "start"] * 6
+    assert "failure" not in done.stderr
+
+
+def test_watch_gives_up_after_failures_and_shows_the_log(cloud: Cloud):
+    cloud.reply(
+        {
+            DESCRIBE: ["ACTIVE\n"],
+            STATUS: [says("exit 1", "running")],
+            "remote_job.sh tail": ["w-0: ValueError: no such thing\n"],
+        }
+    )
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 2
+    assert cloud.story() == ["tail", "stop", "start"] * 2 + ["tail"]
+    assert "no such thing" in done.stdout
+    assert "gave up after 3 failures" in done.stderr
+
+
+def test_a_crash_just_before_a_preemption_is_no_failure(cloud: Cloud):
+    cloud.reply(
+        {
+            DESCRIBE: ["ACTIVE\n", "SUSPENDING\n", "SUSPENDED\n", "ACTIVE\n"],
+            STATUS: [says("exit 134", "running"), says("exit 0")],
+        }
+    )
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 0, done.stderr
+    assert cloud.story() == ["delete", "create"]
+
+
+def test_watch_counts_requests_that_fail(cloud: Cloud):
+    cloud.reply({DESCRIBE: ["FAILED\n"]})
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 2
+    assert cloud.story() == ["delete", "create"] * 2
+
+
+def test_watch_survives_a_gcloud_that_fails_now_and_then(cloud: Cloud):
+    broken = {"code": 1, "err": "ERROR: network is unreachable\n"}
+    cloud.reply(
+        {
+            DESCRIBE: [broken, "ACTIVE\n", broken, broken, "ACTIVE\n"],
+            STATUS: [{"code": 255, "err": "ssh: timeout\n"}, says("running"), says("exit 0")],
+        }
+    )
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 0, done.stderr
+    assert cloud.story() == []
+    cloud.reply({DESCRIBE: [broken]})
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 2
+    assert "gcloud failed 10 times in a row" in done.stderr
+
+
+def test_watch_stops_when_the_machines_never_answer(cloud: Cloud):
+    cloud.reply({DESCRIBE: ["ACTIVE\n"], STATUS: [{"code": 255, "err": "ssh: timeout\n"}]})
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 2
+    assert "do not answer to ssh" in done.stderr
+
+
+def test_watch_stops_when_the_request_is_refused(cloud: Cloud):
+    cloud.reply({DESCRIBE: [ABSENT], "create": [{"code": 1, "err": "ERROR: PERMISSION_DENIED\n"}]})
+    done = cloud.run("tpu.sh", "watch")
+    assert done.returncode == 2
+    assert "PERMISSION_DENIED" in done.stderr
+
+
+def test_ctrl_c_says_what_goes_on(cloud: Cloud):
+    more_settings(cloud, POLL_SECONDS="30")
+    cloud.reply({DESCRIBE: ["ACTIVE\n"], STATUS: [says("running")]})
+    process = cloud.start("tpu.sh", "watch")
+    deadline = time.monotonic() + 20
+    while not any("status" in call[-1] for call in cloud.calls) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "go on and are billed. 'tpu.sh watch' resumes" in err
+    assert cloud.story() == []
+
+
+# ---- the machines' side, for real ----------------------------------------------------------------
+
+TRAIN = r"""
+trap 'echo saved >> $STORE; exit 75' TERM
+echo "started after $(grep -c saved $STORE)" >> $STORE
+if grep -q saved $STORE; then sleep 0.3; exit 0; fi
+for i in $(seq 400); do sleep 0.05; done
+"""
+
+
+def install(cloud: Cloud) -> None:
+    """The programs that `setup` calls on a machine, and training itself."""
+    programs = {
+        "python3": "exit 0",
+        "uv": '[ "$1" != venv ] || { mkdir -p .venv/bin; cp "$STAND_IN/train" .venv/bin/chopjax; }',
+        "seq": 'for ((i = 1; i <= $1; i++)); do echo "$i"; done',
+    }
+    for name, body in programs.items():
+        (cloud.bin / name).write_text(f"#!/bin/bash\n{body}\n")
+        (cloud.bin / name).chmod(0o755)
+    (cloud.folder / "train").write_text(f"#!/bin/bash\nSTORE=$STAND_IN/store\ntouch $STORE{TRAIN}")
+    (cloud.folder / "train").chmod(0o755)
+
+
+def test_two_machines_are_preempted_and_training_resumes(cloud: Cloud):
+    """The whole watcher against machines that are folders: what is sent there really runs."""
+    install(cloud)
+    more_settings(cloud, POLL_SECONDS="0.2", GRACE_SECONDS="10", TRAIN_COMMAND="chopjax train")
+    on_machines = {"machines": True}
+    cloud.reply(
+        {
+            DESCRIBE: [ABSENT, *["ACTIVE\n"] * 4, {"out": "SUSPENDED\n"}, "ACTIVE\n"],
+            "create": [{"boot": ["w-0", "w-1"]}],
+            "queued-resources delete": [{"lose": True}],
+            "ssh llama": [on_machines],
+            "scp": [on_machines],
+        }
+    )
+    process = cloud.start("tpu.sh", "watch")
+    store = cloud.folder / "store"
+    deadline = time.monotonic() + 40
+    while not (store.exists() and store.read_text().count("started") == 2):
+        assert time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    # Google's SIGTERM to the machines, just before they go.
+    for group in cloud.folder.glob("machines/*/chopjax_job/group"):
+        os.killpg(int(group.read_text()), signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert store.read_text().count("saved") == 2
+    assert store.read_text().splitlines()[-1] == "started after 2"
+    assert "create" in cloud.story()
+    logs = [log.read_text() for log in cloud.folder.glob("machines/*/chopjax_job/train.log")]
+    assert len(logs) == 2
+    assert all("exit code 0" in log for log in logs)
+
+
+@pytest.fixture
+def job(cloud: Cloud):
+    """remote_job.sh by itself, on this machine."""
+    environment = {**cloud.environment, "CHOPJAX_JOB_DIR": str(cloud.folder / "job")}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(SCRIPTS / "remote_job.sh"), *arguments],
+            env=environment, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+
+    yield call
+    call("stop", "0")
+
+
+def test_job_life(job, cloud: Cloud):
+    assert job("status").stdout == "chopjax-job: idle\n"
+    assert job("stop", "1").returncode == 0
+    assert job("start", "trap 'exit 75' TERM; for ((;;)); do sleep 0.05; done").returncode == 0
+    assert job("status").stdout == "chopjax-job: running\n"
+    second = job("start", "true")
+    assert second.returncode == 1
+    assert "already runs" in second.stderr
+    assert job("stop", "10").returncode == 0
+    assert job("status").stdout == "chopjax-job: exit 75\n"
+    job("start", "echo hello; exit 3")
+    deadline = time.monotonic() + 10
+    while job("status").stdout == "chopjax-job: running\n" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert job("status").stdout == "chopjax-job: exit 3\n"
+    assert "hello" in job("tail").stdout
+
+
+def test_job_that_does_not_save_in_time_is_killed(job):
+    job("start", "trap '' TERM; for ((;;)); do sleep 0.05; done")
+    stopped = job("stop", "1")
+    assert "killed" in stopped.stderr
+    assert job("status").stdout == "chopjax-job: exit 137\n"

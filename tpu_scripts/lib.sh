@@ -1,0 +1,130 @@
+# shellcheck shell=bash disable=SC2034
+# What tpu.sh, gke.sh and slurm.sh have in common. Sourced, never run.
+set -euo pipefail
+
+# The exit code by which training says "preempted, saved, start me again" (EX_TEMPFAIL, sysexits.h).
+# chopjax/train/distributed.py has the same number.
+readonly EXIT_PREEMPTED=75
+
+SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$SCRIPTS")
+ME=$(basename "$0")
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+  say "$ME: error: $*"
+  exit 2
+}
+
+# quoted ARGUMENT… → one line that can be pasted into a shell
+quoted() {
+  local argument line=""
+  for argument in "$@"; do
+    if [[ ! $argument =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
+      argument="'${argument//\'/\'\\\'\'}'"
+    fi
+    line+=" $argument"
+  done
+  printf '%s\n' "${line# }"
+}
+
+# run COMMAND ARGUMENT… → does it and shows it; with --dry-run only shows it
+run() {
+  if $DRY_RUN; then
+    quoted "$@"
+  else
+    say "+ $(quoted "$@")"
+    "$@"
+  fi
+}
+
+# ask COMMAND ARGUMENT… → the same for a question: its answer is what counts, so it is not shown
+ask() {
+  if $DRY_RUN; then quoted "$@"; else "$@"; fi
+}
+
+# need SETTING… → every one has a value, or all that have none are named
+need() {
+  local name missing=()
+  for name in "$@"; do
+    [[ -n ${!name:-} ]] || missing+=("$name")
+  done
+  if ((${#missing[@]})); then
+    die "not set: ${missing[*]}. Write a value into $SETTINGS (its comments say what is meant)."
+  fi
+}
+
+# tools COMMAND… → each is on PATH; a dry run needs none
+tools() {
+  local tool
+  $DRY_RUN && return
+  for tool in "$@"; do
+    command -v "$tool" >/dev/null || die "$tool is not on PATH. Install it, or look with --dry-run."
+  done
+}
+
+# start_up ARGUMENT… → VERB, DRY_RUN and the settings, or the help. The script defines usage().
+start_up() {
+  local name missing=()
+  VERB="" DRY_RUN=false SETTINGS=$SCRIPTS/settings.sh
+  while (($#)); do
+    case $1 in
+      -h | --help) usage && exit 0 ;;
+      --dry-run) DRY_RUN=true ;;
+      --settings)
+        (($# > 1)) || die "--settings needs a file"
+        SETTINGS=$2
+        shift
+        ;;
+      -*) die "unknown flag $1; $ME --help lists them" ;;
+      *)
+        [[ -z $VERB ]] || die "one verb at a time: $VERB or $1"
+        VERB=$1
+        ;;
+    esac
+    shift
+  done
+  [[ -n $VERB ]] || die "no verb given; $ME --help lists them"
+  [[ -r $SETTINGS ]] || die "cannot read the settings file $SETTINGS"
+  # shellcheck source=settings.sh
+  source "$SETTINGS"
+  while IFS= read -r name; do
+    [[ -v $name ]] || missing+=("$name")
+  done < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$SCRIPTS/settings.sh")
+  ((${#missing[@]} == 0)) || die "$SETTINGS lacks ${missing[*]}; see $SCRIPTS/settings.sh"
+  need NAME WORKDIR TRAIN_COMMAND GRACE_SECONDS MAX_FAILURES POLL_SECONDS COLLECT_DIR
+  [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+    die "NAME=$NAME in $SETTINGS: lower-case letters, digits and dashes only"
+}
+
+# one_of SETTING VALUE… → the setting has one of these values
+one_of() {
+  local name=$1 value
+  shift
+  for value in "$@"; do
+    [[ ${!name} != "$value" ]] || return 0
+  done
+  die "$name=${!name} in $SETTINGS: it must be one of: $*"
+}
+
+# on_interrupt SENTENCE… → Ctrl-C says what goes on without us, and how to go on
+on_interrupt() {
+  # shellcheck disable=SC2064
+  trap "say; say $(quoted "$ME: interrupted. $*"); exit 130" INT TERM
+}
+
+# count_failure WHAT → one more of MAX_FAILURES, or the end
+FAILURES=0
+count_failure() {
+  FAILURES=$((FAILURES + 1))
+  say "$ME: failure $FAILURES of at most $MAX_FAILURES: $1"
+  ((FAILURES < MAX_FAILURES)) || die "gave up after $FAILURES failures. The last: $1"
+}
+
+# fetch_workdir → everything in WORKDIR but the checkpoints, into COLLECT_DIR
+fetch_workdir() {
+  run mkdir -p "$COLLECT_DIR"
+  run gcloud storage rsync --recursive --exclude='(^|.*/)checkpoints/.*' "$WORKDIR" "$COLLECT_DIR"
+  $DRY_RUN || say "$ME: metrics and logs are in $COLLECT_DIR; the checkpoints stay in $WORKDIR/checkpoints"
+}
