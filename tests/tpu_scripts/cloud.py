@@ -2,8 +2,8 @@
 
 The stand-in is one program under many names. It records its arguments and answers from a script:
 `replies` maps a piece of the command line to the answers of successive calls, the last one for
-ever. The answer {"machines": true} makes it a cloud: `ssh --command` and `scp` act on folders that play
-the machines, so that what tpu.sh sends there really runs.
+ever. The answer {"machines": true} makes it a cloud: `ssh --command` and `scp` act on folders that
+play the machines, so that what tpu.sh sends there really runs.
 """
 
 from __future__ import annotations
