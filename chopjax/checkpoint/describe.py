@@ -1,0 +1,157 @@
+"""What a model is and where it lies, without reading a weight. No jax.
+
+A model is one of four things: a Hugging Face folder, a hub id, a folder that `chopjax import`
+wrote, or the working directory of a training run. The last two are chopjax's own:
+
+    FOLDER/chopjax_folder.json     names and types of the tensors: what export needs
+    FOLDER/huggingface/            config.json, tokenizer files, chopjax.json, as they were found
+    FOLDER/params/                 of an import: parameters (Orbax)
+    FOLDER/checkpoints/STEP/       of a training run: parameters and optimizer state (Orbax)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chopjax.checkpoint.assets import copy_assets, write_config
+from chopjax.checkpoint.files import read_json_object
+from chopjax.checkpoint.provenance import read_provenance, write_provenance
+from chopjax.checkpoint.safetensors_file import DTYPES
+from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, open_checkpoint, read_config
+from chopjax.errors import UserError
+from chopjax.models import families
+from chopjax.models.config import ModelConfig
+from chopjax.models.families.table import Family, Naming
+
+HUGGINGFACE = "huggingface"
+PARAMS = "params"
+CHECKPOINTS = "checkpoints"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A model at rest."""
+
+    name: str  # as the user said it
+    revision: str | None  # the commit, of a hub id
+    family: Family
+    config: ModelConfig
+    raw_config: dict[str, Any]
+    folder: Path  # where config.json and the tokenizer files are
+    provenance: dict[str, Any] | None
+    naming: Naming
+    dtypes: dict[str, str] | None  # tensor → its type as found; None after training
+    metadata: dict[str, str]  # of the safetensors files
+    weights: Checkpoint | Path  # the Orbax folder, of chopjax's own
+
+
+def describe(model: str, revision: str | None = None, step: int | None = None) -> Description:
+    """Look at a model. Raises UserError with everything that is wrong with it.
+
+    step: which checkpoint of a training run, the latest by default.
+    """
+    folder = Path(model).expanduser()
+    if (folder / FOLDER_MARK).is_file():
+        if revision is not None:
+            raise UserError(f"--revision is for hub ids; {model} is a local folder")
+        return _describe_own(folder, model, step)
+    if step is not None:
+        raise UserError(f"--step is for the working directory of a training run; {model} is none")
+    checkpoint = open_checkpoint(model, revision)
+    return Description(
+        name=model,
+        revision=checkpoint.revision,
+        family=checkpoint.family,
+        config=checkpoint.config,
+        raw_config=checkpoint.raw_config,
+        folder=checkpoint.folder,
+        provenance=read_provenance(checkpoint.folder),
+        naming=checkpoint.match.naming,
+        dtypes={b.source: checkpoint.tensors[b.source].dtype for b in checkpoint.match.bindings},
+        metadata=checkpoint.metadata,
+        weights=checkpoint,
+    )
+
+
+def _describe_own(folder: Path, name: str, step: int | None) -> Description:
+    record_path = folder / FOLDER_MARK
+    record = read_json_object(record_path)
+    naming, dtypes, metadata = _parse_record(record, record_path)
+    assets = folder / HUGGINGFACE
+    raw_config = read_config(assets)
+    family, config = families.translate(raw_config)
+    if (folder / CHECKPOINTS).is_dir():
+        weights = _step_folder(folder / CHECKPOINTS, name, step)
+    elif step is not None:
+        raise UserError(f"--step is for training runs; {name} was written by `chopjax import`")
+    elif (folder / PARAMS).is_dir():
+        weights = folder / PARAMS
+    else:
+        raise UserError(f"{name}: neither {PARAMS}/ nor {CHECKPOINTS}/ is there; no weights")
+    provenance = read_provenance(assets)
+    return Description(
+        name, None, family, config, raw_config, assets, provenance, naming, dtypes, metadata,
+        weights,
+    )  # fmt: skip
+
+
+def _step_folder(checkpoints: Path, name: str, step: int | None) -> Path:
+    """A step's folder bears its number only once it is complete."""
+    steps = sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir())
+    if not steps:
+        raise UserError(f"{name}: the training run has not saved a checkpoint yet")
+    if step is not None and step not in steps:
+        raise UserError(
+            f"{name}: no checkpoint of step {step}; there are {', '.join(map(str, steps[-12:]))}"
+        )
+    return checkpoints / str(steps[-1] if step is None else step)
+
+
+def write_own(
+    folder: Path,
+    assets: Path,
+    raw_config: Mapping[str, Any],
+    naming: Naming,
+    dtypes: Mapping[str, str] | None,
+    metadata: Mapping[str, str],
+    provenance: Mapping[str, Any] | None,
+) -> None:
+    """Write chopjax_folder.json and huggingface/ of a folder of ours; the weights come after.
+
+    assets: where the tokenizer files and config.json are; config.json stays byte for byte as it
+    is unless raw_config differs from it. dtypes: None after training.
+    """
+    (folder / HUGGINGFACE).mkdir()
+    copy_assets(assets, folder / HUGGINGFACE)
+    write_config(folder / HUGGINGFACE, raw_config)
+    if provenance is not None:
+        write_provenance(folder / HUGGINGFACE, provenance)
+    record = {
+        "format": _FORMAT,
+        "naming": dataclasses.asdict(naming),
+        "dtypes": None if dtypes is None else dict(dtypes),
+        "metadata": dict(metadata),
+    }
+    (folder / FOLDER_MARK).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _parse_record(
+    record: Mapping[str, Any], where: Path
+) -> tuple[Naming, dict[str, str] | None, dict[str, str]]:
+    try:
+        if record["format"] != _FORMAT:
+            raise ValueError(f"format {record['format']!r}; this chopjax reads {_FORMAT}")
+        naming = Naming(
+            str(record["naming"]["prefix"]), tuple(map(str, record["naming"]["embedding_names"]))
+        )
+        dtypes, metadata = record["dtypes"], dict(record["metadata"])
+        if dtypes is not None and not set(dtypes.values()) <= set(DTYPES):
+            raise ValueError("dtypes that safetensors does not have")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: not a record that chopjax wrote ({error})") from None
+    return naming, dtypes, metadata

@@ -1,0 +1,172 @@
+"""Parameters back to a Hugging Face checkpoint, tensor by tensor."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from chopjax.checkpoint import values
+from chopjax.checkpoint.assets import copy_assets, write_config
+from chopjax.checkpoint.atomic import new_folder
+from chopjax.checkpoint.provenance import write_provenance
+from chopjax.checkpoint.safetensors_file import DTYPES, NAMES
+from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
+from chopjax.errors import UserError, listing
+from chopjax.models import families, parameters
+from chopjax.models.config import ModelConfig
+from chopjax.models.families.table import Binding, Naming, bind
+from chopjax.models.parameters import Params
+from chopjax.progress import progress
+
+DTYPE_KEYS = ("torch_dtype", "dtype")  # of config.json: the older spelling, the newer
+
+
+class Leaf(Protocol):
+    """What a parameter has to have: an array has it, and so has one that is yet to be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+class Unread:
+    """A parameter that `read` gets when its turn comes; it is let go after its last tensor."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[], Any]):
+        self.shape, self.dtype, self.read = shape, dtype, read
+
+
+def export(
+    config: ModelConfig,
+    raw_config: Mapping[str, Any],
+    params: Params,
+    assets: Path,
+    out: Path,
+    naming: Naming,
+    dtype: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    protect: tuple[Path, ...] = (),
+) -> None:
+    """Write a Hugging Face checkpoint folder `out`.
+
+    params: arrays, or Unread ones. assets: the folder with config.json and the tokenizer files,
+    which come along byte for byte, save that config.json says what raw_config says.
+    dtype: "float32", "bfloat16" or "float16" for all tensors, and config.json says so; else
+    dtypes: tensor → type as found at import; else the type that config.json states, or the
+    parameters' own where it states none. protect: folders that --overwrite must not delete.
+
+    Raises UserError where a value does not fit the type, and nothing is written then.
+    """
+    family = families.find(raw_config)
+    flat = parameters.flatten(params)
+    found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    if found != parameters.shapes(config):
+        raise ValueError(f"the parameters do not have the shapes of {config}")
+    bindings = bind(family, config, naming)
+    types = _types(bindings, flat, raw_config, dtype, dtypes)
+    read = _Reader(config, flat)
+    tensors = [
+        Tensor(
+            binding.source,
+            types[binding.source],
+            binding.row.source_shape(read.sizes),
+            functools.partial(read.tensor, binding, DTYPES[types[binding.source]]),
+        )
+        for binding in bindings
+    ]
+    total = sum(tensor.nbytes for tensor in tensors)
+    with (
+        new_folder(out, overwrite, protect=(assets, *protect)) as folder,
+        progress(f"write {out}", total, "B") as bar,
+    ):
+        copy_assets(assets, folder)
+        write_config(folder, raw_config if dtype is None else _with_dtype(raw_config, dtype))
+        if provenance is not None:
+            write_provenance(folder, provenance)
+        write_safetensors(folder, tensors, max_shard_bytes, metadata, bar.advance)
+        if read.too_large:
+            raise UserError(
+                f"{out}: values too large for the type to be written, in\n"
+                f"{listing(read.too_large)}\nChoose another with --dtype"
+            )
+
+
+def stated_dtype(raw_config: Mapping[str, Any]) -> str | None:
+    """The type that config.json states, None where it states none."""
+    for key in DTYPE_KEYS:
+        if raw_config.get(key) is not None:
+            return str(raw_config[key]).removeprefix("torch.")
+    return None
+
+
+def _with_dtype(raw_config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json that states the type in the spelling it has; the older one where it has none."""
+    keys = [key for key in DTYPE_KEYS if key in raw_config] or [DTYPE_KEYS[0]]
+    return {**raw_config, **dict.fromkeys(keys, dtype)}
+
+
+def _types(
+    bindings: tuple[Binding, ...],
+    flat: Mapping[str, Leaf],
+    raw_config: Mapping[str, Any],
+    dtype: str | None,
+    dtypes: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """Tensor → its safetensors type."""
+    if dtype is None and dtypes is not None:
+        return {b.source: dtypes[b.source] for b in bindings}
+    name = dtype or stated_dtype(raw_config)
+    if name is None:
+        return {b.source: NAMES[np.dtype(flat[b.row.targets[0]].dtype)] for b in bindings}
+    by_name = {str(d): safetensors_name for safetensors_name, d in DTYPES.items()}
+    if name not in by_name:
+        raise UserError(f"config.json states the type {name!r}, which is none; give --dtype")
+    return dict.fromkeys((b.source for b in bindings), by_name[name])
+
+
+class _Reader:
+    """Cuts tensors out of parameters. An Unread one is held until another row's turn."""
+
+    def __init__(self, config: ModelConfig, flat: Mapping[str, Any]):
+        self.sizes = parameters.sizes(config)
+        self.flat = flat
+        self.held: dict[str, Any] = {}
+        self.too_large: list[str] = []
+
+    def tensor(self, binding: Binding, dtype: np.dtype[Any]) -> np.ndarray:
+        """A tensor in the checkpoint's layout and type."""
+        targets = binding.row.targets
+        if not self.held.keys() >= set(targets):
+            self.held = {}  # before the next are read
+            self.held = {path: self._whole(path) for path in targets}
+        arrays = [self.held[path] for path in targets]
+        if binding.layer is not None:
+            arrays = [array[binding.layer] for array in arrays]
+        view = binding.row.to_tensor([np.asarray(array) for array in arrays], self.sizes)
+        result = values.contiguous(view, dtype)
+        if (
+            dtype != view.dtype
+            and not values.is_finite(result)
+            and values.is_finite(values.contiguous(view))
+        ):
+            self.too_large.append(f"{binding.source} ({dtype})")
+        return result
+
+    def _whole(self, path: str) -> Any:
+        leaf = self.flat[path]
+        array = leaf.read() if isinstance(leaf, Unread) else leaf
+        if not getattr(array, "is_fully_addressable", True):
+            raise UserError(
+                f"{path} lies on several hosts; save a checkpoint and export that from one host"
+            )
+        return array

@@ -1,0 +1,114 @@
+"""Parameters in Orbax: written by all processes together, restored onto any sharding.
+
+The pytree in the checkpoint has the key `params`; a training run keeps other things beside it,
+which are not read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from chopjax.checkpoint.atomic import new_folder
+from chopjax.checkpoint.describe import PARAMS, Description, write_own
+from chopjax.checkpoint.source import FOLDER_MARK
+from chopjax.errors import UserError, listing
+from chopjax.models import parameters
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
+
+PYTREE = "pytree"  # the name of our one checkpointable
+
+
+def save_import(out: Path, found: Description, params: Params, overwrite: bool = False) -> None:
+    """Write a chopjax folder (describe.py) that holds a model as it was imported."""
+    protect = (found.folder,)
+    with agreed_folder(out, overwrite, protect) as folder:
+        if jax.process_index() == 0:
+            write_own(
+                folder,
+                found.folder,
+                found.raw_config,
+                found.naming,
+                found.dtypes,
+                found.metadata,
+                found.provenance,
+            )
+        save_params(folder / PARAMS, params)
+
+
+def save_params(path: Path, params: Params) -> None:
+    """Write parameters to a new folder. Every process of the run takes part."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # weights are noise to a compressor
+    with context:
+        ocp.save(path.absolute(), {"params": params}, checkpointable_name=PYTREE)
+
+
+def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
+    """Parameter path → shape and dtype, as stored; UserError where they do not fit the config."""
+    with _readable(path):
+        tree = ocp.metadata(path.absolute()).metadata
+    found = parameters.flatten(tree.get("params", {}))
+    expected = parameters.shapes(config)
+    problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - found]
+    problems += [f"unknown: {name} {list(found[name].shape)}" for name in found.keys() - expected]
+    problems += [
+        f"wrong shape: {name} is {list(found[name].shape)}, config.json asks for {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if problems:
+        raise UserError(f"{path}: the parameters do not fit config.json:\n{listing(problems)}")
+    return found
+
+
+def load_params(path: Path, abstract: Params) -> Params:
+    """Restore parameters as the ShapeDtypeStructs of `abstract` say, sharding and type included.
+
+    Only what `abstract` names is read, and of that only this host's shards.
+    """
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with _readable(path), context:
+        return ocp.load(path.absolute(), {"params": abstract})["params"]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever Orbax and TensorStore raise about files, as one error that names the folder."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}: damaged or not an Orbax checkpoint: {first_line[:300]}"
+        ) from error
+
+
+@contextlib.contextmanager
+def agreed_folder(final: Path, overwrite: bool, protect: tuple[Path, ...]) -> Iterator[Path]:
+    """new_folder for all processes of a run: the first makes and renames it, all get its name."""
+    if jax.process_count() == 1:
+        with new_folder(final, overwrite, FOLDER_MARK, protect) as folder:
+            yield folder
+        return
+    with contextlib.ExitStack() as stack:
+        name = np.zeros(4096, np.uint8)
+        if jax.process_index() == 0:
+            folder = stack.enter_context(new_folder(final, overwrite, FOLDER_MARK, protect))
+            encoded = str(folder).encode()
+            name[: len(encoded)] = list(encoded)
+        name = multihost_utils.broadcast_one_to_all(name)
+        yield Path(bytes(name).rstrip(b"\0").decode())
+        multihost_utils.sync_global_devices("chopjax import: everything is written")
+    multihost_utils.sync_global_devices("chopjax import: the folder has its name")
