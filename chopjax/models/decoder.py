@@ -5,7 +5,7 @@ The functions below it (`init`, `abstract`, `hidden_states`, `head_kernel`) take
 nested dicts of arrays, which is what the rest of chopjax passes around.
 
 Axes: B batch, T time, D model, E embedding table (D unless OPT projects), F feed-forward,
-N query heads, K key/value heads, H head size, V vocabulary, L layers, P positions.
+N query heads, K key/value heads, H head size, V vocabulary, L layers, P positions, S past tokens.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from chopjax.models import positions
-from chopjax.models.attention import attend
+from chopjax.models.attention import attend, attend_visible
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 
@@ -59,6 +59,18 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# How a layer's queries meet its keys and values: [B, T, N, H], twice [B, T, K, H] to [B, T, N, H].
+Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Past(NamedTuple):
+    """Keys and values of S earlier tokens. B is 1 where all rows share one past."""
+
+    key_LBSKH: jax.Array
+    value_LBSKH: jax.Array
+    visible_BS: jax.Array  # bool: the slots that hold a token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +134,7 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array,
         rotation: tuple[jax.Array, jax.Array] | None,
-        segments_BT: jax.Array | None,
-        compute: Compute,
+        mix: Mix,
     ) -> jax.Array:
         has_bias = self.config.attention_bias
 
@@ -138,7 +149,7 @@ class Attention(nnx.Module):
         if rotation is not None:
             query_BTNH = positions.rotate(query_BTNH, *rotation)
             key_BTKH = positions.rotate(key_BTKH, *rotation)
-        mixed_BTNH = attend(query_BTNH, key_BTKH, value_BTKH, segments_BT, compute.attention)
+        mixed_BTNH = mix(query_BTNH, key_BTKH, value_BTKH)
         kernel = self.output[...].astype(x_BTD.dtype)
         y_BTD = jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, kernel)
         if has_bias:
@@ -191,14 +202,13 @@ class Block(nnx.Module):
         self,
         hidden_BTD: jax.Array,
         rotation: tuple[jax.Array, jax.Array] | None,
-        segments_BT: jax.Array | None,
-        compute: Compute,
+        mix: Mix,
     ) -> jax.Array:
         if self.config.pre_norm:
             normed_BTD = self.attention_norm(hidden_BTD)
-            hidden_BTD += self.attention(normed_BTD, rotation, segments_BT, compute)
+            hidden_BTD += self.attention(normed_BTD, rotation, mix)
             return hidden_BTD + self.mlp(self.mlp_norm(hidden_BTD))
-        hidden_BTD += self.attention(hidden_BTD, rotation, segments_BT, compute)
+        hidden_BTD += self.attention(hidden_BTD, rotation, mix)
         hidden_BTD = self.attention_norm(hidden_BTD)
         return self.mlp_norm(hidden_BTD + self.mlp(hidden_BTD))
 
@@ -266,23 +276,58 @@ class Decoder(nnx.Module):
         """What the head reads, [B, T, E] in compute.dtype. See `hidden_states`."""
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-        rope, head_dim = self.config.rope, self.config.head_dim
-        rotation = None if rope is None else positions.angles(rope, head_dim, positions_BT)
+        rotation = self._rotation(positions_BT)
         block_definition, stack = nnx.split(self.blocks)
+        mix = functools.partial(attend, segments_BT=segments_BT, implementation=compute.attention)
 
         def step(hidden_BTD: jax.Array, block: Any) -> tuple[jax.Array, None]:
-            module = nnx.merge(block_definition, block)
-            return module(hidden_BTD, rotation, segments_BT, compute), None
+            return nnx.merge(block_definition, block)(hidden_BTD, rotation, mix), None
 
         if compute.remat != "none":
             step = jax.checkpoint(step, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
         with jax.default_matmul_precision(compute.precision):
             hidden_BTD = self.embed(tokens_BT, positions_BT, compute)
             hidden_BTD, _ = jax.lax.scan(step, hidden_BTD, stack)
-            if self.config.final_norm:
-                hidden_BTD = self.final_norm(hidden_BTD)
-            if self.config.embed_projection:
-                hidden_BTD = hidden_BTD @ self.head.project_out[...].astype(hidden_BTD.dtype)
+            return self._finish(hidden_BTD)
+
+    def extend(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        visible_BTT: jax.Array,
+        past: Past | None = None,
+        compute: Compute = Compute(),
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """As __call__, over an explicit mask and a past. See the function `extend`."""
+        rotation = self._rotation(positions_BT)
+        block_definition, stack = nnx.split(self.blocks)
+        kept = None if past is None else (past.key_LBSKH, past.value_LBSKH)
+
+        def step(hidden_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+            block, kept = layer
+            fresh = []
+
+            def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+                fresh.append((key, value))
+                before = None if past is None else (*kept, past.visible_BS)
+                return attend_visible(query, key, value, visible_BTT, before)
+
+            return nnx.merge(block_definition, block)(hidden_BTD, rotation, mix), fresh[0]
+
+        with jax.default_matmul_precision(compute.precision):
+            hidden_BTD = self.embed(tokens_BT, positions_BT, compute)
+            hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, (stack, kept))
+            return self._finish(hidden_BTD), fresh
+
+    def _rotation(self, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        rope = self.config.rope
+        return None if rope is None else positions.angles(rope, self.config.head_dim, positions_BT)
+
+    def _finish(self, hidden_BTD: jax.Array) -> jax.Array:
+        if self.config.final_norm:
+            hidden_BTD = self.final_norm(hidden_BTD)
+        if self.config.embed_projection:
+            hidden_BTD = hidden_BTD @ self.head.project_out[...].astype(hidden_BTD.dtype)
         return hidden_BTD
 
 
@@ -327,6 +372,24 @@ def hidden_states(
     keep T within config.max_positions.
     """
     return decoder_of(params, config)(tokens_BT, segments_BT, positions_BT, compute)
+
+
+def extend(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    visible_BTT: jax.Array,
+    past: Past | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Hidden states of tokens that see each other by a mask, and a past computed before.
+
+    visible_BTT: bool, [b, t, s]: token t sees token s of its row. Every token must see itself.
+    Returns what `hidden_states` returns, and the new tokens' keys (rotated) and values, both
+    [L, B, T, K, H]: the stuff of a later past. compute.remat and compute.attention are not read.
+    """
+    return decoder_of(params, config).extend(tokens_BT, positions_BT, visible_BTT, past, compute)
 
 
 def head_kernel(params: Params, config: ModelConfig) -> jax.Array:

@@ -1,0 +1,109 @@
+"""`extend` gives what `hidden_states` gives: over packed trees, and over a past."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chopjax.models import decoder
+from chopjax.models.config import ModelConfig, Rope
+from chopjax.models.decoder import Compute, Past
+
+SMALL = {
+    "vocab_size": 61,
+    "embed_dim": 24,
+    "num_layers": 3,
+    "num_heads": 4,
+    "head_dim": 8,
+    "mlp_dim": 40,
+    "max_positions": 400,
+    "norm_epsilon": 1e-5,
+}
+LLAMA = ModelConfig(
+    family="llama",
+    norm="rms",
+    activation="silu",
+    tie_embeddings=False,
+    rope=Rope(),
+    gated_mlp=True,
+    num_kv_heads=2,
+    **SMALL,
+)
+GPT2 = ModelConfig(
+    family="gpt2",
+    norm="layer",
+    activation="gelu_tanh",
+    tie_embeddings=True,
+    attention_bias=True,
+    mlp_bias=True,
+    num_kv_heads=4,
+    **SMALL,
+)
+
+
+@pytest.fixture(scope="module", params=[LLAMA, GPT2], ids=lambda config: config.family)
+def model(request: pytest.FixtureRequest) -> tuple[ModelConfig, decoder.Params]:
+    params = decoder.init(request.param, jax.random.key(0))
+    return request.param, jax.tree.map(lambda w: w * 8 if w.ndim > 1 else w, params)
+
+
+def test_a_packed_tree_equals_its_paths(model: tuple[ModelConfig, decoder.Params]) -> None:
+    """Two continuations of one context in one row, in preorder, against two rows."""
+    config, params = model
+    generator = np.random.default_rng(0)
+    context, first, second = (generator.integers(0, 61, n) for n in (150, 30, 20))
+    tokens = np.concatenate([context, first, second])[None]
+    positions = np.concatenate([np.arange(180), np.arange(150, 170)])[None]
+    visible = np.tril(np.ones((200, 200), bool))
+    visible[180:, 150:180] = False
+    packed, _ = decoder.extend(
+        params, config, Compute(), jnp.asarray(tokens), jnp.asarray(positions), visible[None]
+    )
+    for branch, part in ((first, packed[0, 150:180]), (second, packed[0, 180:])):
+        alone = np.concatenate([context, branch])[None]
+        expected = decoder.hidden_states(params, config, Compute(), jnp.asarray(alone))
+        np.testing.assert_allclose(part, expected[0, 150:], atol=2e-4)
+        np.testing.assert_allclose(packed[0, :150], expected[0, :150], atol=2e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_past_equals_the_whole(model: tuple[ModelConfig, decoder.Params], shared: bool) -> None:
+    """Keys and values computed before, with empty slots behind them, against one pass."""
+    config, params = model
+    tokens = np.random.default_rng(1).integers(0, 61, (3, 90))
+    if shared:
+        tokens[:, :40] = tokens[0, :40]
+    expected = decoder.hidden_states(params, config, Compute(), jnp.asarray(tokens))
+    rows = 1 if shared else 3
+
+    def causal(length: int) -> np.ndarray:
+        return np.tril(np.ones((1, length, length), bool))
+
+    begin, (key, value) = decoder.extend(
+        params,
+        config,
+        Compute(),
+        jnp.asarray(tokens[:rows, :40]),
+        jnp.arange(40)[None].repeat(rows, 0),
+        causal(40).repeat(rows, 0),
+    )
+    np.testing.assert_allclose(begin, expected[:rows, :40], atol=2e-4)
+    pad = ((0, 0), (0, 0), (0, 7), (0, 0), (0, 0))
+    past = Past(
+        jnp.pad(key, pad, constant_values=9.0),
+        jnp.pad(value, pad, constant_values=9.0),
+        jnp.arange(47)[None].repeat(rows, 0) < 40,
+    )
+    positions = jnp.arange(40, 90)[None].repeat(3, 0)
+    rest, _ = decoder.extend(
+        params,
+        config,
+        Compute(),
+        jnp.asarray(tokens[:, 40:]),
+        positions,
+        causal(50).repeat(3, 0),
+        past,
+    )
+    np.testing.assert_allclose(rest, expected[:, 40:], atol=2e-4)
