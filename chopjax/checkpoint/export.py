@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from chopjax.checkpoint import values
+from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.atomic import new_folder
+from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.orbax_folder import Unread
 from chopjax.checkpoint.provenance import write_provenance
 from chopjax.checkpoint.safetensors_file import DTYPES, NAMES
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
@@ -25,6 +27,40 @@ from chopjax.progress import progress
 DTYPE_KEYS = ("torch_dtype", "dtype")  # of config.json: the older spelling, the newer
 
 
+def export_model(
+    model: str,
+    out: Path,
+    step: int | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Description:
+    """Write an import or a training run as a Hugging Face checkpoint; memory holds one parameter.
+
+    step: of a training run, the latest by default. dtype: as `export` has it; by default an
+    import comes back in the types that it was found in. Returns what was exported.
+    """
+    found = describe(model, step=step)
+    if not isinstance(found.weights, Path):
+        raise UserError(f"{model} is a Hugging Face checkpoint already; there is nothing to export")
+    export(
+        found.config,
+        found.raw_config,
+        orbax_folder.unread_params(found.weights, found.config),
+        found.folder,
+        out,
+        found.naming,
+        dtype,
+        found.provenance,
+        dtypes=found.dtypes,
+        metadata=found.metadata,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+        protect=(Path(model),),
+    )
+    return found
+
+
 class Leaf(Protocol):
     """What a parameter has to have: an array has it, and so has one that is yet to be read."""
 
@@ -32,13 +68,6 @@ class Leaf(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dtype(self) -> Any: ...
-
-
-class Unread:
-    """A parameter that `read` gets when its turn comes; it is let go after its last tensor."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any, read: Callable[[], Any]):
-        self.shape, self.dtype, self.read = shape, dtype, read
 
 
 def export(
@@ -59,7 +88,7 @@ def export(
 ) -> None:
     """Write a Hugging Face checkpoint folder `out`.
 
-    params: arrays, or Unread ones. assets: the folder with config.json and the tokenizer files,
+    params: arrays, or orbax_folder.Unread ones. assets: the folder with config.json and the tokenizer files,
     which come along byte for byte, save that config.json says what raw_config says.
     dtype: "float32", "bfloat16" or "float16" for all tensors, and config.json says so; else
     dtypes: tensor → type as found at import; else the type that config.json states, or the

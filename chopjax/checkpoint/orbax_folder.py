@@ -7,7 +7,9 @@ which are not read here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,32 @@ def load_params(path: Path, abstract: Params) -> Params:
     context.pytree.loading.partial_load = True
     with _readable(path), context:
         return ocp.load(path.absolute(), {"params": abstract})["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """A parameter on disk, which `read` brings into the host's memory."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], np.ndarray]
+
+
+def unread_params(path: Path, config: ModelConfig) -> Params:
+    """The parameters of a folder, none of them read yet."""
+
+    def read(name: str, leaf: Any) -> np.ndarray:
+        # A numpy leaf asks Orbax for numpy; this one takes no memory.
+        abstract = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+        tree = load_params(path, parameters.unflatten({name: abstract}))
+        return parameters.flatten(tree)[name]
+
+    return parameters.unflatten(
+        {
+            name: Unread(tuple(leaf.shape), leaf.dtype, functools.partial(read, name, leaf))
+            for name, leaf in stored(path, config).items()
+        }
+    )
 
 
 @contextlib.contextmanager
