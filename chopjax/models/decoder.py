@@ -73,6 +73,18 @@ class Past(NamedTuple):
     visible_BS: jax.Array  # bool: the slots that hold a token
 
 
+class Steps(NamedTuple):
+    """A forward pass taken apart, for those who look at the residual stream between blocks.
+
+    `hidden_states` is finish(block(… block(embed(tokens_BT), layer 0) …, layer L-1)).
+    """
+
+    embed: Callable[[jax.Array], jax.Array]  # tokens_BT → hidden_BTD, what enters the first block
+    block: Callable[[jax.Array, Any], jax.Array]  # hidden_BTD, one layer of `stack` → hidden_BTD
+    finish: Callable[[jax.Array], jax.Array]  # what leaves the last block → what the head reads
+    stack: Any  # a pytree of the blocks' parameters, every leaf with the layer axis L first
+
+
 @dataclasses.dataclass(frozen=True)
 class _Make:
     """Makes parameters while a module is built."""
@@ -276,19 +288,37 @@ class Decoder(nnx.Module):
         """What the head reads, [B, T, E] in compute.dtype. See `hidden_states`."""
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+        steps = self.steps(positions_BT, segments_BT, compute)
+
+        def step(hidden_BTD: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+            return steps.block(hidden_BTD, layer), None
+
+        if compute.remat != "none":
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
+        hidden_BTD, _ = jax.lax.scan(step, steps.embed(tokens_BT), steps.stack)
+        return steps.finish(hidden_BTD)
+
+    def steps(
+        self, positions_BT: jax.Array, segments_BT: jax.Array | None, compute: Compute
+    ) -> Steps:
+        """The forward pass taken apart. See the function `steps`."""
         rotation = self._rotation(positions_BT)
         block_definition, stack = nnx.split(self.blocks)
         mix = functools.partial(attend, segments_BT=segments_BT, implementation=compute.attention)
 
-        def step(hidden_BTD: jax.Array, block: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(block_definition, block)(hidden_BTD, rotation, mix), None
+        def embed(tokens_BT: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision(compute.precision):
+                return self.embed(tokens_BT, positions_BT, compute)
 
-        if compute.remat != "none":
-            step = jax.checkpoint(step, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
-        with jax.default_matmul_precision(compute.precision):
-            hidden_BTD = self.embed(tokens_BT, positions_BT, compute)
-            hidden_BTD, _ = jax.lax.scan(step, hidden_BTD, stack)
-            return self._finish(hidden_BTD)
+        def block(hidden_BTD: jax.Array, layer: Any) -> jax.Array:
+            with jax.default_matmul_precision(compute.precision):
+                return nnx.merge(block_definition, layer)(hidden_BTD, rotation, mix)
+
+        def finish(hidden_BTD: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision(compute.precision):
+                return self._finish(hidden_BTD)
+
+        return Steps(embed, block, finish, stack)
 
     def extend(
         self,
@@ -372,6 +402,20 @@ def hidden_states(
     keep T within config.max_positions.
     """
     return decoder_of(params, config)(tokens_BT, segments_BT, positions_BT, compute)
+
+
+def steps(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array | None = None,
+) -> Steps:
+    """The forward pass over rows with these positions, taken apart; see Steps.
+
+    compute.remat is not read: who differentiates decides.
+    """
+    return decoder_of(params, config).steps(positions_BT, segments_BT, compute)
 
 
 def extend(
