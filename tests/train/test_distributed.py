@@ -1,0 +1,254 @@
+"""Finding the processes of a run in every environment, and starting real ones."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from train.ports import free_port
+
+from chopjax.errors import UserError
+from chopjax.train import distributed
+from chopjax.train.distributed import EXIT_PREEMPTED, Launch, find, first_node, start
+
+
+@pytest.fixture(autouse=True)
+def command_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["chopjax", "train", "--config", "my config.py"])
+
+
+def test_alone():
+    assert find(Launch(), {}) is None
+    assert start(Launch()) is None
+
+
+def test_exit_code_is_that_of_the_scripts():
+    assert EXIT_PREEMPTED == os.EX_TEMPFAIL == 75
+
+
+# ---- plain addresses -----------------------------------------------------------------------------
+
+
+def test_flags_and_environment():
+    by_flags = find(Launch("10.0.0.1:8000", 3, 1), {})
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": "10.0.0.1:8000",
+        "JAX_NUM_PROCESSES": "3",
+        "JAX_PROCESS_ID": "1",
+    }
+    assert find(Launch(), variables) == by_flags
+    assert (by_flags.host, by_flags.port, by_flags.count, by_flags.index) == (
+        "10.0.0.1", 8000, 3, 1,
+    )  # fmt: skip
+    assert by_flags.command.splitlines() == [
+        "chopjax train --config 'my config.py' --coordinator 10.0.0.1:8000 --num-processes 3 "
+        f"--process-id {i}"
+        for i in range(3)
+    ]
+
+
+def test_flags_are_not_repeated_in_the_command(monkeypatch: pytest.MonkeyPatch):
+    given = ["--coordinator=a:1", "--num-processes", "2", "--process-id", "0", "--workdir", "w"]
+    monkeypatch.setattr(sys, "argv", ["chopjax", "train", *given])
+    first, second = find(Launch("a:1", 2, 0), {}).command.splitlines()
+    assert first == "chopjax train --workdir w --coordinator a:1 --num-processes 2 --process-id 0"
+    assert second.endswith("--process-id 1")
+
+
+def test_ipv6():
+    assert find(Launch("[fe80::1]:8000", 2, 1), {}).host == "fe80::1"
+
+
+@pytest.mark.parametrize(
+    ("launch", "message"),
+    [
+        (Launch("a:1"), r"--num-processes .*, --process-id .* is missing"),
+        (Launch("a", 2, 0), "write HOST:PORT"),
+        (Launch("a:65535", 2, 0), "between 1 and 65534"),
+        (Launch("a:1", 2, 2), "there are 2 processes, 0 to 1"),
+    ],
+)
+def test_mistakes(launch: Launch, message: str):
+    with pytest.raises(UserError, match=message):
+        find(launch, {})
+
+
+def test_port_of_the_coordinator_in_use():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on port {port}"):
+            start(Launch(f"127.0.0.1:{port}", 2, 0, timeout_seconds=1))
+
+
+# ---- SLURM ---------------------------------------------------------------------------------------
+
+SLURM = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_NODELIST": "gpu[007-010,12],other3",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "9",
+}
+
+
+def test_slurm():
+    processes = find(Launch(), SLURM)
+    assert (processes.host, processes.count, processes.index) == ("gpu007", 16, 9)
+    assert processes.command == "srun --ntasks=16 chopjax train --config 'my config.py'"
+    for job in range(123456, 123456 + 3000, 7):  # the roll call's port too is a port
+        assert 61440 <= find(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).port < 65535
+
+
+def test_slurm_batch_script_is_no_step():
+    assert find(Launch(), {k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("a", "a"), ("a,b", "a"), ("n[001-15],h", "n001"), ("n[3,7-9]", "n3"), ("x-1,x-2", "x-1")],
+)
+def test_first_node(nodes: str, first: str):
+    assert first_node(nodes) == first
+
+
+# ---- TPU pods ------------------------------------------------------------------------------------
+
+
+def test_pod_on_kubernetes():
+    pod = {"TPU_WORKER_HOSTNAMES": "w0.x,w1.x", "TPU_WORKER_ID": "1"}
+    processes = find(Launch(), pod)
+    assert processes.coordinator == "w0.x:8482"
+    assert (processes.count, processes.index, processes.hosts) == (2, 1, ("w0.x", "w1.x"))
+    assert find(Launch(), pod | {"JAX_PLATFORMS": "cpu"}) is None
+
+
+def test_slices_on_kubernetes():
+    about = {
+        "TPU_WORKER_HOSTNAMES": "w0,w1",
+        "TPU_WORKER_ID": "1",
+        "MEGASCALE_NUM_SLICES": "3",
+        "MEGASCALE_SLICE_ID": "2",
+        "MEGASCALE_COORDINATOR_ADDRESS": "slice0-w0:8080",
+    }
+    processes = find(Launch(), about)
+    assert processes.coordinator == "slice0-w0:8482"
+    assert (processes.count, processes.index, processes.hosts) == (6, 5, ())
+
+
+METADATA = {
+    "worker-network-endpoints": "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3",
+    "agent-worker-number": "1",
+    "tpu-env": "ACCELERATOR_TYPE: 'v5p-16'\nNODE_ID: 'llama'\nZONE: 'us-east5-a'\n",
+}
+
+
+@pytest.fixture
+def metadata_server() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            value = METADATA.get(self.path.rpartition("/")[2])
+            self.send_response(200 if value and self.headers["Metadata-Flavor"] else 404)
+            self.end_headers()
+            self.wfile.write((value or "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.MonkeyPatch):
+    environment = {"GCE_METADATA_IP": metadata_server}
+    assert find(Launch(), environment) is None  # no TPU in this machine: nothing is asked
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    processes = find(Launch(), environment)
+    assert processes.coordinator == "10.0.0.2:8482"
+    assert (processes.count, processes.index) == (2, 1)
+    assert processes.hosts == ("10.0.0.2", "10.0.0.3")
+    assert processes.command == (
+        "gcloud compute tpus tpu-vm ssh llama --zone=us-east5-a --worker=all "
+        "'--command=chopjax train --config '\"'\"'my config.py'\"'\"''"
+    )
+
+
+def test_a_tpu_machine_whose_metadata_server_is_silent(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    assert find(Launch(), {"GCE_METADATA_IP": f"127.0.0.1:{free_port()}"}) is None
+
+
+# ---- real processes ------------------------------------------------------------------------------
+
+PROGRAM = textwrap.dedent("""
+    import json, os, sys
+    from chopjax.errors import UserError
+    from chopjax.train.distributed import Launch, start
+    try:
+        start(Launch(timeout_seconds=float(sys.argv[1])))
+    except UserError as error:
+        print(json.dumps({"error": str(error)}))
+        sys.exit(2)
+    import jax, numpy as np
+    from jax.experimental import multihost_utils
+    seen = multihost_utils.process_allgather(np.int32(jax.process_index()))
+    print(json.dumps({"seen": seen.tolist(), "devices": jax.device_count()}))
+""")
+
+
+def run(indices: list[int], count: int, timeout: float) -> tuple[list[dict], float]:
+    """Real processes with these numbers; what each printed, and the seconds it took."""
+    began = time.monotonic()
+    common = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(timeout)],
+            env=os.environ | common | {"JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in indices
+    ]
+    results = []
+    for process in processes:
+        try:
+            out, err = process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        last = out.strip().splitlines()
+        assert last, err
+        results.append(json.loads(last[-1]) | {"code": process.returncode})
+    return results, time.monotonic() - began
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_real_processes_see_each_other(count: int):
+    results, _ = run(list(range(count)), count, timeout=60)
+    for result in results:
+        assert result["code"] == 0
+        assert result["seen"] == list(range(count))
+        assert result["devices"] % count == 0
+
+
+def test_a_missing_process_is_named_by_all_others_within_the_time_out():
+    results, seconds = run([0, 2], 3, timeout=3)
+    for result in results:
+        assert result["code"] == 2
+        assert "1 of 3 processes did not start within 3 s: process 1" in result["error"]
+        assert re.search(r"--num-processes 3 --process-id 1$", result["error"], re.M)
+    assert seconds < 60
