@@ -201,7 +201,7 @@ class Running:
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """For a subprocess: this hub, a cache of its own, no proxies."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
         kept = {k: v for k, v in kept.items() if not k.lower().endswith("_proxy")}
         return kept | {
             "HF_ENDPOINT": self.endpoint,

@@ -37,7 +37,6 @@ FIRST_WAIT = 1.0  # seconds; doubles with every failure
 LONGEST_WAIT = 30.0
 PATIENCE = 300.0  # a server that asks for a longer wait ends the run
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-CHUNK_BYTES = 1 << 20
 
 
 class RangeRefused(Exception):
@@ -74,7 +73,7 @@ def range_bytes(url: str, start: int, end: int, nbytes: int) -> Iterator[bytes]:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise RangeRefused("the answer is compressed")
         left = end - start
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        for chunk in response.iter_raw():  # as they come: a chunk size would hold bytes back
             if len(chunk) > left:
                 raise RangeRefused("more bytes came than were asked for")
             left -= len(chunk)
