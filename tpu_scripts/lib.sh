@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # The exit code by which training says "preempted, saved, start me again" (EX_TEMPFAIL, sysexits.h).
-# chopjax/train/distributed.py has the same number.
+# chopjax/train/workdir.py has the same number.
 readonly EXIT_PREEMPTED=75
 
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

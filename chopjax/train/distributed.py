@@ -26,10 +26,6 @@ from chopjax.errors import UserError
 from chopjax.progress import say
 from chopjax.train.preflight import Processes, listen, roll_call
 
-# The exit code by which training says "preempted, saved, start me again": EX_TEMPFAIL of
-# sysexits.h. tpu_scripts/ act on it.
-EXIT_PREEMPTED = 75
-
 TPU_PORT = 8482  # the port that jax itself takes on TPU pods
 GOOGLE_PCI_VENDOR = "0x1ae0"
 FLAGS = {

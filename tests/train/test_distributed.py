@@ -17,7 +17,7 @@ from train.ports import free_port
 
 from chopjax.errors import UserError
 from chopjax.train import distributed
-from chopjax.train.distributed import EXIT_PREEMPTED, Launch, find, first_node, start
+from chopjax.train.distributed import Launch, find, first_node, start
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +28,6 @@ def command_line(monkeypatch: pytest.MonkeyPatch):
 def test_alone():
     assert find(Launch(), {}) is None
     assert start(Launch()) is None
-
-
-def test_exit_code_is_that_of_the_scripts():
-    assert EXIT_PREEMPTED == os.EX_TEMPFAIL == 75
 
 
 # ---- plain addresses -----------------------------------------------------------------------------
