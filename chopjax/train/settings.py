@@ -146,7 +146,7 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> Settings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = _read(Settings, config.to_dict(), "", problems)
+    settings = read_as(Settings, config.to_dict(), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:
@@ -154,7 +154,8 @@ def read(config: ConfigDict) -> Settings:
     return settings
 
 
-def _read(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+    """`values` as the frozen dataclass `kind`; what is wrong is added to `problems`."""
     types = typing.get_type_hints(kind)
     problems += [f"{prefix}{name}: no such field" for name in values if name not in types]
     fields = {}
@@ -163,7 +164,7 @@ def _read(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]
             continue
         value, where = values[name], prefix + name
         if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
-            fields[name] = _read(wanted, value, where + ".", problems)
+            fields[name] = read_as(wanted, value, where + ".", problems)
         elif typing.get_origin(wanted) is Literal:
             fields[name] = value
             if value not in typing.get_args(wanted):

@@ -9,7 +9,6 @@ Axes: B batch, T time, E what the head reads, V vocabulary, A microbatches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,6 +27,15 @@ from chopjax.train.settings import Settings
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+# What a batch consists of, all [B, T].
+BATCH_DTYPES = {
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segments": jnp.int32,
+    "positions": jnp.int32,
+    "weights": jnp.float32,
+}
 
 GUARD_DECAY = 0.99  # of the running mean of the loss that the spike guard compares with
 
@@ -122,7 +130,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     settings: Settings,
     mesh: Mesh,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
+) -> jax.stages.Wrapped:
     """The jitted step: (state, batch) → (state, metrics). The old state is donated.
 
     The loss is the mean over the whole batch's weights, whatever the number of microbatches.
@@ -178,9 +186,7 @@ def make_train_step(
     )
 
 
-def make_eval_step(
-    config: ModelConfig, settings: Settings, mesh: Mesh
-) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
+def make_eval_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted evaluation: (params, batch) → (Σ w·nll in nats, Σ w)."""
     compute = compute_of(settings)
 

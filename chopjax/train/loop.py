@@ -1,0 +1,363 @@
+"""The training run, from top to bottom.
+
+    WORKDIR/huggingface/, WORKDIR/chopjax_folder.json    what `chopjax export WORKDIR` needs
+    WORKDIR/checkpoints/STEP/                            see checkpoints.py
+    WORKDIR/metrics.jsonl, WORKDIR/tensorboard/          see metrics.py
+
+Started again with the same WORKDIR, a run goes on from its newest good checkpoint to the same bits
+as if nothing had happened: a batch is a function of the seed and the step, and a checkpoint holds
+everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from chopjax.checkpoint.describe import HUGGINGFACE, Description
+from chopjax.checkpoint.load import load
+from chopjax.chop.configurations import ranges
+from chopjax.chop.surgery import chop_tree
+from chopjax.data.batches import Batches, eval_batches
+from chopjax.data.store import TokenStore, check_fits, open_store
+from chopjax.data.tokenizer import load_tokenizer
+from chopjax.errors import UserError, listing
+from chopjax.models import flops
+from chopjax.models.attention import choose as choose_attention
+from chopjax.models.config import ModelConfig
+from chopjax.progress import progress, say
+from chopjax.train import checkpoints
+from chopjax.train import mesh as meshes
+from chopjax.train.devices import peak_flops
+from chopjax.train.feed import Feed, on_mesh
+from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
+from chopjax.train.optimizer import learning_rate, make_optimizer
+from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
+from chopjax.train.settings import Settings, differences, read
+from chopjax.train.step import (
+    BATCH_DTYPES,
+    State,
+    abstract_state,
+    begin,
+    begin_from_scratch,
+    make_eval_step,
+    make_train_step,
+    shardings_of,
+)
+from chopjax.train.tracer import Tracer
+from chopjax.train.workdir import EXIT_PREEMPTED, StopRequest, owned, stop_requests
+
+CHECKPOINTS = "checkpoints"
+LAST_STEPS = 100  # that the summary's loss is the mean of
+
+
+def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> dict[str, Any]:
+    """Train, or go on training, as the config says; returns a summary.
+
+    force: resume although settings changed that change what the run means.
+    Raises UserError; SystemExit(75) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the
+    state saved.
+    """
+    with contextlib.ExitStack() as stack:
+        return _train(config, Path(workdir).expanduser(), force, stack)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, force: bool, stack: contextlib.ExitStack
+) -> dict[str, Any]:
+    started = time.monotonic()
+
+    # ------------------------------------------------------------------------------ Settings
+    settings = read(config)
+    stack.enter_context(owned(workdir))
+    folder = workdir / CHECKPOINTS
+    folder.mkdir(exist_ok=True)
+
+    # ------------------------------------------------------------------- Is there a run yet?
+    found_step = checkpoints.latest_good(folder)
+    checkpoints.remove_partial(folder)
+    record: dict[str, Any] = {}
+    if found_step is None:
+        step = tokens = 0
+        origin, description = find_origin(settings)
+        write_assets(workdir, origin, description, settings)
+    else:
+        step, record = found_step, checkpoints.read_record(folder, found_step)
+        tokens = record["tokens"]
+        origin, description = from_record(record["origin"]), None
+        _check_same_run("settings", differences(record["config"], asdict(settings)), force)
+        say(f"resuming {workdir} after step {step} of {settings.total_steps}")
+    model = origin.config_at(step)
+
+    # ---------------------------------------------------------------------------------- Mesh
+    mesh = meshes.make_mesh(
+        settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, settings.mesh.slices
+    )
+    stack.enter_context(jax.set_mesh(mesh))
+    say(meshes.describe(model, mesh))
+    _check_sizes(settings, model, mesh)
+
+    # ---------------------------------------------------------------------------------- Data
+    shape = (settings.data.batch_size, settings.data.sequence_length)
+    store = open_store(settings.data.train)
+    held_out = open_store(settings.data.evaluation) if settings.data.evaluation else None
+    fingerprints = _fingerprints(workdir, model, store, held_out)
+    if record:
+        changed = differences(record["fingerprints"], fingerprints)
+        _check_same_run("data", changed, force)
+    batches = Batches(store, *shape, settings.seed)
+    evaluation = _evaluation_batches(held_out, settings)
+
+    # -------------------------- Decide how to initialize training. The order is important.
+    # 1. A checkpoint of this run.  2. A model.  3. Random weights.
+    optimizer = make_optimizer(settings.optimizer, model, settings.total_steps)
+    abstract = abstract_state(model, optimizer, settings, mesh)
+    if found_step is not None:
+        state = checkpoints.restore(folder, found_step, abstract)
+    elif description is not None:
+        state = _begin_from_model(description, origin, optimizer, settings, abstract)
+    else:
+        say(f"{origin.name}, seed {settings.seed}")
+        state = begin_from_scratch(model, optimizer, settings, abstract)
+
+    # ------------------------------------------------------------------- Programs and clocks
+    train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract)
+    peak, peak_source = peak_flops(settings.compute.dtype)
+    clock = Clock(model, shape, peak * jax.device_count(), started)
+    rate = learning_rate(settings.optimizer, settings.total_steps)
+    writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard))
+    saver = stack.enter_context(
+        checkpoints.Saver(folder, settings.checkpoints.keep_last, settings.checkpoints.keep_every)
+    )
+    feed = stack.enter_context(Feed(batches, shape, mesh, step, settings.total_steps))
+    stop = stack.enter_context(stop_requests())
+    tracer = Tracer(settings.log.profile, workdir)
+    guard = Guard(folder)
+
+    def report(begun: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Wait for a step, write its line, and stop where its loss is not a number."""
+        nonlocal tokens
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        clock.tick()
+        tokens += int(values["tokens"])
+        row = values | {"learning_rate": float(rate(begun)), "tokens": tokens}
+        writer.write(begun + 1, row | {"step_seconds": clock.step_seconds[-1]})
+        guard.check(begun + 1, values)
+        bar.update(begun + 1, loss=values["loss"], **clock.shown())
+
+    def evaluate() -> None:
+        if evaluation and not writer.has_evaluation(step):
+            loss, counted = _evaluate(eval_step, state["params"], evaluation, mesh, stop)
+            if not stop:
+                writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
+                say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
+        clock.restart()
+
+    def save() -> None:
+        if step not in checkpoints.steps(folder):
+            writer.flush()
+            saver.save(step, state, run_record(settings, origin, fingerprints, step, tokens))
+
+    # -------------------------------------------------------------------------------- Train
+    every = settings.evaluation.every
+    with progress("train", settings.total_steps, "step", step) as bar:
+        if every and step % every == 0:
+            evaluate()
+        running: tuple[int, Any] | None = None  # the step that the device works on
+        while step < settings.total_steps and not stop:
+            tracer.before(step)
+            state, metrics = train_step(state, feed.next())
+            if running:
+                report(*running)
+            running = (step, metrics)
+            step += 1
+
+            # ------------------------------- Chop, save and evaluate, where this step is due
+            is_chop = origin.keep is not None and step == origin.chop_after
+            is_evaluation = every > 0 and step % every == 0
+            is_save = step % settings.checkpoints.every == 0 or step == settings.total_steps
+            if not (is_chop or is_evaluation or is_save or stop or tracer.ends(step)):
+                continue
+            report(*running)
+            running = None
+            tracer.after(step)
+            if is_chop:
+                say(f"step {step}: chopping; layers {ranges(origin.keep or ())} stay")
+                state = chop_tree(state, origin.keep or ())
+                model = origin.config_at(step)
+                abstract = abstract_state(model, optimizer, settings, mesh)
+                train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract)
+                clock = Clock(model, shape, peak * jax.device_count(), time.monotonic())
+            if is_save or stop:
+                save()
+            if is_chop or is_evaluation:
+                evaluate()
+        if running:
+            report(*running)
+        save()
+        saver.wait()
+
+        # ------------------------------------------------------------------------------ End
+        if stop:
+            say(f"saved after step {step} in {folder / str(step)}; run the same command to go on")
+            if stop.signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(EXIT_PREEMPTED)
+        evaluate()
+    writer.flush()
+    return _summary(workdir, settings, origin, step, tokens, clock, peak_source)
+
+
+# ------------------------------------------------------------------------- Parts of the above
+
+
+def _programs(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    settings: Settings,
+    mesh: Mesh,
+    abstract: State,
+) -> tuple[Any, Any]:
+    """The compiled training step and the evaluation step."""
+    attention: str = settings.compute.attention
+    if attention == "auto":
+        attention = choose_attention(
+            settings.data.sequence_length, jnp.dtype(settings.compute.dtype)
+        )
+    say(f"attention: {attention}; compiling the step for {model.num_layers} layers")
+    begun = time.monotonic()
+    shape = (settings.data.batch_size, settings.data.sequence_length)
+    rows = meshes.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, dtype in BATCH_DTYPES.items()
+    }
+    train_step = make_train_step(model, optimizer, settings, mesh).lower(abstract, batch).compile()
+    say(f"compiled in {time.monotonic() - begun:.1f} s")
+    return train_step, make_eval_step(model, settings, mesh)
+
+
+def _begin_from_model(
+    description: Description,
+    origin: Origin,
+    optimizer: optax.GradientTransformation,
+    settings: Settings,
+    abstract: State,
+) -> State:
+    keep = origin.keep if origin.chop_after == 0 else None
+    which = "all layers" if keep is None else f"layers {ranges(keep)}"
+    say(f"loading {which} of {description.name}")
+    loaded = load(
+        settings.model,
+        settings.revision or None,
+        keep=keep,
+        shardings=shardings_of(abstract["params"]),
+        dtype=settings.compute.param_dtype,
+    )
+    return begin(loaded.params, optimizer, settings, abstract)
+
+
+def _evaluation_batches(store: TokenStore | None, settings: Settings) -> list[Any]:
+    if store is None:
+        return []
+    size = settings.evaluation.batch_size or settings.data.batch_size
+    batches = eval_batches(store, size, settings.data.sequence_length)
+    return list(batches[: settings.evaluation.max_batches or None])
+
+
+def _evaluate(
+    eval_step: Any, params: Any, batches: Iterable[Any], mesh: Mesh, stop: StopRequest
+) -> tuple[float, int]:
+    """Mean loss in nats per token over held-out text, and its tokens; cut short by a stop."""
+    total = counted = 0.0
+    for batch in batches:
+        if stop:
+            break
+        loss, weight = jax.device_get(eval_step(params, on_mesh(batch, mesh)))
+        total, counted = total + float(loss), counted + float(weight)
+    return total / max(counted, 1), int(counted)
+
+
+def _fingerprints(
+    workdir: Path, model: ModelConfig, store: TokenStore, held_out: TokenStore | None
+) -> dict[str, str | None]:
+    """Of tokenizer and training data. Raises UserError where they do not fit the model."""
+    tokenizer = load_tokenizer(workdir / HUGGINGFACE)
+    for each in (store, held_out):
+        if each is not None:
+            check_fits(each, tokenizer.fingerprint, model.vocab_size)
+    return {"tokenizer": tokenizer.fingerprint, "data": store.fingerprint}
+
+
+def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
+    data, parts = settings.data, settings.compute.microbatches
+    problems = []
+    if data.sequence_length > model.max_positions:
+        problems.append(
+            f"data.sequence_length {data.sequence_length}: the model has only "
+            f"{model.max_positions} positions"
+        )
+    shards = meshes.batch_shards(mesh)
+    for name, size in {
+        "data.batch_size": data.batch_size,
+        "evaluation.batch_size": settings.evaluation.batch_size * parts,
+    }.items():
+        if size % (shards * parts):
+            problems.append(
+                f"{name} {size}: not a multiple of {shards} shards x {parts} microbatches"
+            )
+    if problems:
+        raise UserError(f"the config does not fit model and mesh:\n{listing(problems)}")
+
+
+def _check_same_run(what: str, changes: Sequence[str], force: bool) -> None:
+    """Refuse to resume where something changed that changes what the run means."""
+    if not changes:
+        return
+    if force:
+        say(f"--force: resuming although the {what} changed:\n{listing(list(changes))}")
+        return
+    raise UserError(
+        f"the {what} of this run changed since it was started:\n{listing(list(changes))}\n"
+        "Take the change back, give another --workdir, or go on all the same with --force."
+    )
+
+
+def _summary(
+    workdir: Path,
+    settings: Settings,
+    origin: Origin,
+    step: int,
+    tokens: int,
+    clock: Clock,
+    peak_source: str,
+) -> dict[str, Any]:
+    rows = read_metrics(workdir)
+    losses = [row["loss"] for row in rows if "loss" in row][-LAST_STEPS:]
+    evaluations = [row for row in rows if "eval_loss" in row]
+    return {
+        "workdir": str(workdir),
+        "checkpoint": str(workdir / CHECKPOINTS / str(step)),
+        "steps": step,
+        "tokens": tokens,
+        "layers": origin.config_at(step).num_layers,
+        "kept_layers": None if origin.keep is None else list(origin.keep),
+        "loss": sum(losses) / len(losses) if losses else None,
+        "loss_steps": len(losses),
+        "eval_loss": evaluations[-1]["eval_loss"] if evaluations else None,
+        "eval_tokens": evaluations[-1]["eval_tokens"] if evaluations else None,
+        **clock.summary(),
+        "flops": flops.FORMULA,
+        "peak": peak_source,
+    }

@@ -1,0 +1,129 @@
+"""Where a run's parameters come from, and how many layers they have at which step."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from chopjax import __version__
+from chopjax.checkpoint.describe import HUGGINGFACE, Description, describe, write_own
+from chopjax.checkpoint.provenance import compose
+from chopjax.checkpoint.source import FOLDER_MARK
+from chopjax.chop.configurations import Keep, choose, parse_keep
+from chopjax.chop.surgery import chop_config
+from chopjax.errors import UserError
+from chopjax.models import families
+from chopjax.models.config import ModelConfig
+from chopjax.models.families.table import usual_naming
+from chopjax.train.settings import ChopSettings, Settings
+
+SCRATCH = "random weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The parent, and what becomes of its layers.
+
+    keep: the layers that stay, None for all of them. chop_after: the updates made with all of the
+    parent's layers; the chop comes right after the last of them.
+    """
+
+    name: str
+    revision: str | None
+    raw_config: dict[str, Any]
+    keep: Keep | None
+    chop_after: int
+
+    def config_at(self, step: int) -> ModelConfig:
+        """What a state with `step` updates behind it computes."""
+        config = families.translate(self.raw_config)[1]
+        if self.keep is None or step < self.chop_after:
+            return config
+        return config.with_layers(len(self.keep))
+
+    def record(self) -> dict[str, Any]:
+        """For run.json; `from_record` reads it."""
+        return dataclasses.asdict(self)
+
+
+def from_record(record: dict[str, Any]) -> Origin:
+    """The origin of a run that is resumed; the parent itself is not needed again."""
+    keep = record["keep"]
+    return Origin(**(record | {"keep": None if keep is None else tuple(keep)}))
+
+
+def find_origin(settings: Settings) -> tuple[Origin, Description | None]:
+    """The parent that the settings name, without reading a weight; no description for scratch."""
+    chop = settings.chop
+    if settings.scratch:
+        _, config = families.translate(settings.scratch)
+        keep = _keep(chop, config.num_layers)
+        return Origin(SCRATCH, None, dict(settings.scratch), keep, chop.after_steps), None
+    found = describe(settings.model, settings.revision or None)
+    keep = _keep(chop, found.config.num_layers)
+    return Origin(found.name, found.revision, found.raw_config, keep, chop.after_steps), found
+
+
+def _keep(chop: ChopSettings, num_layers: int) -> Keep | None:
+    if chop.keep:
+        return parse_keep(chop.keep, num_layers)
+    return choose(chop.strategy, num_layers, chop.remove) if chop.strategy else None
+
+
+def write_assets(
+    workdir: Path, origin: Origin, found: Description | None, settings: Settings
+) -> None:
+    """WORKDIR/huggingface and WORKDIR/chopjax_folder.json: what `chopjax export WORKDIR` needs.
+
+    They describe the model that the run ends with: the kept layers alone.
+    """
+    family, config = families.translate(origin.raw_config)
+    raw_config, provenance = origin.raw_config, found.provenance if found else None
+    if origin.keep is not None:
+        raw_config = chop_config(raw_config, family, origin.keep)
+        provenance = compose(
+            provenance,
+            origin.name,
+            origin.revision,
+            config.num_layers,
+            settings.chop.strategy or "keep",
+            dataclasses.asdict(settings.chop),
+            origin.keep,
+        )
+    if found is None:
+        assets = Path(settings.tokenizer).expanduser()
+        if not assets.is_dir():
+            raise UserError(f"tokenizer: {assets} is not a folder")
+        naming, metadata = usual_naming(family), {"format": "pt"}
+    else:
+        assets, naming, metadata = found.folder, found.naming, found.metadata
+    temporary = workdir / ".assets.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write_own(temporary, assets, raw_config, naming, None, metadata, provenance)
+    shutil.rmtree(workdir / HUGGINGFACE, ignore_errors=True)
+    for name in (HUGGINGFACE, FOLDER_MARK):
+        (temporary / name).rename(workdir / name)
+    temporary.rmdir()
+
+
+def run_record(
+    settings: Settings,
+    origin: Origin,
+    fingerprints: dict[str, str | None],
+    step: int,
+    tokens: int,
+) -> dict[str, Any]:
+    """run.json: all that a resumed run must agree with, and where it stood."""
+    return {
+        "chopjax_version": __version__,
+        "step": step,
+        "tokens": tokens,
+        "num_layers": origin.config_at(step).num_layers,
+        "kept_layers": None if origin.keep is None else list(origin.keep),
+        "origin": origin.record(),
+        "fingerprints": fingerprints,
+        "config": dataclasses.asdict(settings),
+    }
