@@ -38,13 +38,13 @@ def new_folder(
     of `protect` (the input) lies.
     """
     final = Path(os.path.abspath(final.expanduser()))
-    _check_free(final, overwrite, mark, protect)
+    check_free(final, overwrite, mark, protect)
     with _users_errors(final), _parents(final.parent):
         _remove_leftovers(final)
         with _locked_folder(final) as temporary:
             yield temporary
             _flush_tree(temporary)
-            _check_free(final, overwrite, mark, protect)
+            check_free(final, overwrite, mark, protect)
             _swap(temporary, final)
 
 
@@ -67,7 +67,11 @@ def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _check_free(final: Path, overwrite: bool, mark: str, protect: Iterable[Path]) -> None:
+def check_free(
+    final: Path, overwrite: bool = False, mark: str = "config.json", protect: Iterable[Path] = ()
+) -> None:
+    """Raise UserError unless new_folder could take this name. For asking before long work."""
+    final = Path(os.path.abspath(final.expanduser()))
     if not os.path.lexists(final):
         return
     if not final.is_dir() or final.is_symlink():

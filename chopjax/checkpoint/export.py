@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.dtypes import tensor_dtypes, with_dtype
 from chopjax.checkpoint.orbax_folder import Unread
 from chopjax.checkpoint.provenance import write_provenance
-from chopjax.checkpoint.safetensors_file import DTYPES, NAMES
+from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
 from chopjax.errors import UserError, listing
 from chopjax.models import families, parameters
@@ -23,8 +24,6 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Binding, Naming, bind
 from chopjax.models.parameters import Params
 from chopjax.progress import progress
-
-DTYPE_KEYS = ("torch_dtype", "dtype")  # of config.json: the older spelling, the newer
 
 
 def export_model(
@@ -61,15 +60,6 @@ def export_model(
     return found
 
 
-class Leaf(Protocol):
-    """What a parameter has to have: an array has it, and so has one that is yet to be read."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> Any: ...
-
-
 def export(
     config: ModelConfig,
     raw_config: Mapping[str, Any],
@@ -88,11 +78,12 @@ def export(
 ) -> None:
     """Write a Hugging Face checkpoint folder `out`.
 
-    params: arrays, or orbax_folder.Unread ones. assets: the folder with config.json and the tokenizer files,
-    which come along byte for byte, save that config.json says what raw_config says.
+    params: arrays, or orbax_folder.Unread ones. assets: the folder with config.json and the
+    tokenizer files, which come along byte for byte, save that config.json says what raw_config
+    says.
     dtype: "float32", "bfloat16" or "float16" for all tensors, and config.json says so; else
-    dtypes: tensor → type as found at import; else the type that config.json states, or the
-    parameters' own where it states none. protect: folders that --overwrite must not delete.
+    dtypes: tensor → type as found at import; else the type that config.json states, float32 where
+    it states none. protect: folders that --overwrite must not delete.
 
     Raises UserError where a value does not fit the type, and nothing is written then.
     """
@@ -102,7 +93,7 @@ def export(
     if found != parameters.shapes(config):
         raise ValueError(f"the parameters do not have the shapes of {config}")
     bindings = bind(family, config, naming)
-    types = _types(bindings, flat, raw_config, dtype, dtypes)
+    types = tensor_dtypes([b.source for b in bindings], raw_config, dtypes, dtype)
     read = _Reader(config, flat)
     tensors = [
         Tensor(
@@ -119,7 +110,7 @@ def export(
         progress(f"write {out}", total, "B") as bar,
     ):
         copy_assets(assets, folder)
-        write_config(folder, raw_config if dtype is None else _with_dtype(raw_config, dtype))
+        write_config(folder, raw_config if dtype is None else with_dtype(raw_config, dtype))
         if provenance is not None:
             write_provenance(folder, provenance)
         write_safetensors(folder, tensors, max_shard_bytes, metadata, bar.advance)
@@ -128,39 +119,6 @@ def export(
                 f"{out}: values too large for the type to be written, in\n"
                 f"{listing(read.too_large)}\nChoose another with --dtype"
             )
-
-
-def stated_dtype(raw_config: Mapping[str, Any]) -> str | None:
-    """The type that config.json states, None where it states none."""
-    for key in DTYPE_KEYS:
-        if raw_config.get(key) is not None:
-            return str(raw_config[key]).removeprefix("torch.")
-    return None
-
-
-def _with_dtype(raw_config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json that states the type in the spelling it has; the older one where it has none."""
-    keys = [key for key in DTYPE_KEYS if key in raw_config] or [DTYPE_KEYS[0]]
-    return {**raw_config, **dict.fromkeys(keys, dtype)}
-
-
-def _types(
-    bindings: tuple[Binding, ...],
-    flat: Mapping[str, Leaf],
-    raw_config: Mapping[str, Any],
-    dtype: str | None,
-    dtypes: Mapping[str, str] | None,
-) -> dict[str, str]:
-    """Tensor → its safetensors type."""
-    if dtype is None and dtypes is not None:
-        return {b.source: dtypes[b.source] for b in bindings}
-    name = dtype or stated_dtype(raw_config)
-    if name is None:
-        return {b.source: NAMES[np.dtype(flat[b.row.targets[0]].dtype)] for b in bindings}
-    by_name = {str(d): safetensors_name for safetensors_name, d in DTYPES.items()}
-    if name not in by_name:
-        raise UserError(f"config.json states the type {name!r}, which is none; give --dtype")
-    return dict.fromkeys((b.source for b in bindings), by_name[name])
 
 
 class _Reader:

@@ -10,7 +10,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.errors import UserError, listing
+from chopjax.checkpoint.verify import check_tied, report_not_finite
+from chopjax.errors import UserError
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Row, bind
 from chopjax.models.parameters import Params
-from chopjax.progress import progress, say
+from chopjax.progress import progress
 
 __all__ = ["Description", "Loaded", "describe", "load"]
 
@@ -141,15 +142,9 @@ def _dtype(checkpoint: Checkpoint, sources: list[str]) -> np.dtype[Any]:
 def _read_checkpoint(
     checkpoint: Checkpoint, leaves: dict[str, _Leaf], where: Mapping[str, Sharding], strict: bool
 ) -> Params:
-    duplicates = checkpoint.match.duplicates
     names = {source for leaf in leaves.values() for source in leaf.sources}
-    checkpoint.fetch([*names, *(name for pair in duplicates for name in pair)])
-    for name, other in duplicates:
-        if not values.same_bytes(checkpoint.array(name), checkpoint.array(other)):
-            raise UserError(
-                f"{checkpoint.name}: config.json says that {name} and {other} are tied, but they "
-                "differ; set tie_word_embeddings to false in config.json if both are meant"
-            )
+    checkpoint.fetch([*names, *(name for pair in checkpoint.match.duplicates for name in pair)])
+    check_tied(checkpoint)
     shards = {path: _shards(where[path], leaf.shape) for path, leaf in leaves.items()}
     total = sum(
         leaf.dtype.itemsize * sum(map(_volume, shards[path])) for path, leaf in leaves.items()
@@ -218,14 +213,6 @@ def _read_shard(
 
     list(threads.map(read, range(len(sources))))
     return out if per_layer else out[0]
-
-
-def report_not_finite(name: str, tensors: Iterable[str], strict: bool) -> None:
-    """Name the tensors that hold NaN or infinity, as a warning or as an error."""
-    message = f"{name}: NaN or infinity in\n{listing(sorted(tensors))}"
-    if strict:
-        raise UserError(f"{message}\nThe checkpoint is damaged, or its training had diverged.")
-    say(f"warning: {message}")
 
 
 def _read_orbax(

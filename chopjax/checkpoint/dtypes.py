@@ -1,0 +1,44 @@
+"""In which type each tensor is written, and how config.json says so. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from chopjax.checkpoint.safetensors_file import DTYPES
+from chopjax.errors import UserError
+
+DTYPE_KEYS = ("torch_dtype", "dtype")  # of config.json: the older spelling, the newer
+_SAFETENSORS_NAMES = {str(dtype): name for name, dtype in DTYPES.items()}
+
+
+def stated_dtype(raw_config: Mapping[str, Any]) -> str | None:
+    """The type that config.json states, None where it states none."""
+    for key in DTYPE_KEYS:
+        if raw_config.get(key) is not None:
+            return str(raw_config[key]).removeprefix("torch.")
+    return None
+
+
+def with_dtype(raw_config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json that states the type in the spelling it has; the older one where it has none."""
+    keys = [key for key in DTYPE_KEYS if key in raw_config] or [DTYPE_KEYS[0]]
+    return {**raw_config, **dict.fromkeys(keys, dtype)}
+
+
+def tensor_dtypes(
+    names: Iterable[str],
+    raw_config: Mapping[str, Any],
+    found: Mapping[str, str] | None,
+    dtype: str | None = None,
+) -> dict[str, str]:
+    """Tensor → its safetensors type: `dtype` if given, else as found, else as config.json states.
+
+    found: None after training. A config.json that states no type means float32.
+    """
+    if dtype is None and found is not None:
+        return {name: found[name] for name in names}
+    chosen = dtype or stated_dtype(raw_config) or "float32"
+    if chosen not in _SAFETENSORS_NAMES:
+        raise UserError(f"config.json states the type {chosen!r}, which is none; give --dtype")
+    return dict.fromkeys(names, _SAFETENSORS_NAMES[chosen])

@@ -1,0 +1,112 @@
+"""`chopjax import`: a Hugging Face checkpoint to Orbax, parameters born sharded on the mesh."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from chopjax.errors import UserError
+
+if TYPE_CHECKING:
+    from chopjax.checkpoint.load import Loaded
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
+    add("dir", metavar="DIR", help="folder to write; it appears when it is complete")
+    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add(
+        "--keep",
+        metavar="LIST",
+        help="layers to import, from 0, ends inclusive (0,13-23); the others are not read",
+    )
+    add(
+        "--mesh",
+        metavar="SIZES",
+        default="fsdp=-1",
+        help="devices along data, fsdp and tensor, such as fsdp=4,tensor=2; one of them may be -1, "
+        "what the others leave (default: fsdp=-1)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of every parameter (default: as found, so that export gives the same bytes)",
+    )
+    add("--strict", action="store_true", help="NaN or infinity is an error and not a warning")
+    add("--overwrite", action="store_true", help="replace DIR if `chopjax import` wrote it")
+
+
+def run(args: argparse.Namespace) -> int:
+    import dataclasses
+    from pathlib import Path
+
+    from chopjax.checkpoint.atomic import check_free
+    from chopjax.checkpoint.describe import describe
+    from chopjax.checkpoint.load import load
+    from chopjax.checkpoint.orbax_folder import save_import
+    from chopjax.checkpoint.source import FOLDER_MARK
+    from chopjax.chop.configurations import parse_keep
+    from chopjax.models import parameters
+    from chopjax.progress import say
+    from chopjax.train.mesh import make_mesh, shardings
+
+    out = Path(args.dir)
+    check_free(out, args.overwrite, FOLDER_MARK)  # before anything is downloaded
+    found = describe(args.model, args.revision)
+    keep = None if args.keep is None else parse_keep(args.keep, found.config.num_layers)
+    config = found.config if keep is None else found.config.with_layers(len(keep))
+    sizes = _mesh_sizes(args.mesh)
+    mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
+    loaded = load(args.model, args.revision, keep, shardings(config, mesh), args.dtype, args.strict)
+    if keep is not None:
+        loaded = _chopped(loaded, keep)
+    if args.dtype:
+        loaded = dataclasses.replace(loaded, dtypes=None)
+    save_import(out, loaded, loaded.params, args.overwrite)
+    say(
+        f"{args.dir}: {loaded.family.model_type}, {config.num_layers} layers, "
+        f"{parameters.count(config):,} parameters"
+    )
+    return 0
+
+
+def _mesh_sizes(text: str) -> dict[str, int]:
+    """ "fsdp=4,tensor=2" → sizes; axes that are not named have one device."""
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in sizes or not size.lstrip("-").isdigit():
+            raise UserError(
+                f"--mesh {text!r}: AXIS=SIZE with commas between is needed, such as "
+                f"fsdp=4,tensor=2; the axes are {', '.join(MESH_AXES)}"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
+def _chopped(loaded: Loaded, keep: tuple[int, ...]) -> Loaded:
+    """config.json and chopjax.json follow the layers that were kept."""
+    import dataclasses
+
+    from chopjax.checkpoint.provenance import compose
+    from chopjax.chop.configurations import ranges
+    from chopjax.chop.surgery import chop_config
+    from chopjax.models.families import translate
+
+    num_layers = translate(loaded.raw_config)[1].num_layers
+    return dataclasses.replace(
+        loaded,
+        raw_config=chop_config(loaded.raw_config, loaded.family, keep),
+        provenance=compose(
+            loaded.provenance,
+            loaded.name,
+            loaded.revision,
+            num_layers,
+            "keep",
+            {"keep": ranges(keep)},
+            keep,
+        ),
+    )

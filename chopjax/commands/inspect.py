@@ -1,0 +1,208 @@
+"""`chopjax inspect`: what a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="folder of a Hugging Face checkpoint, hub id owner/name, folder of `chopjax import`, "
+        "or workdir of a training run",
+    )
+    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--step", type=int, help="checkpoint of a training run (default: the latest)")
+    add(
+        "--sequence-length",
+        type=int,
+        metavar="T",
+        help="tokens for the FLOPs (default: the context length, 2048 at most)",
+    )
+    add("--check", action="store_true", help="read all weights and name those with NaN or infinity")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from chopjax.checkpoint.describe import describe
+    from chopjax.checkpoint.summary import summary
+    from chopjax.errors import UserError
+
+    if args.sequence_length is not None and args.sequence_length < 1:
+        raise UserError(f"--sequence-length {args.sequence_length}: at least 1 is needed")
+    found = describe(args.model, args.revision, args.step)
+    length = args.sequence_length or min(found.config.max_positions, 2048)
+    result = summary(found) | _plan(found.config, length)
+    if args.check:
+        from chopjax.checkpoint.verify import check
+
+        result["not_finite"] = check(found)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        _print(result)
+    return 0
+
+
+def _plan(config: Any, length: int) -> dict[str, Any]:
+    import dataclasses
+
+    from chopjax.plan import flops, memory
+
+    return {
+        "training_memory": [
+            dataclasses.asdict(choice) | {"total": choice.total}
+            for choice in memory.choices(config)
+        ],
+        "flops_per_token": {
+            "sequence_length": length,
+            "conventions": [dataclasses.asdict(c) for c in flops.conventions(config, length)],
+        },
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # a file or a pipe has no width to keep to
+    tensors = _tensors(result, wide=console.width >= 110)
+    for table in (_facts(result), tensors, _memory(result), _flops(result)):
+        console.print(table)
+        console.print()
+    if "not_finite" in result:
+        names = result["not_finite"]
+        console.print(f"NaN or infinity: {', '.join(names) or 'none'}", markup=False)
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Any:
+    """A table that wraps rather than cuts; `right` names the columns of numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=any(columns),
+        show_edge=False,
+    )
+    for column in columns:
+        justify: Any = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    return table
+
+
+def _bytes(count: float) -> str:
+    """In units of a thousand, as disks and download counters have them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:,.4g} TB"
+
+
+def _facts(result: dict[str, Any]) -> Any:
+    from rich.text import Text
+
+    revision = f" at {result['revision'][:12]}" if result["revision"] else ""
+    table = _table(f"{result['model']}{revision} ({result['kind']})", "", "")
+    for name, value in (_shape_facts(result["config"]) | _size_facts(result)).items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
+    positions = f"{config['max_positions']:,}, learned"
+    if rope := config["rope"]:
+        scaling = "" if rope["kind"] == "default" else f", {rope['kind']} x{rope['factor']:g}"
+        positions = f"{config['max_positions']:,}, RoPE of base {rope['theta']:,g}{scaling}"
+    gated = "gated " if config["gated_mlp"] else ""
+    tied = "tied" if config["tie_embeddings"] else "untied"
+    return {
+        "family": config["family"],
+        "layers": f"{config['num_layers']}",
+        "width": f"{config['embed_dim']:,}",
+        "heads": f"{config['num_heads']} query, {config['num_kv_heads']} key/value, "
+        f"of {config['head_dim']}",
+        "feed-forward": f"{config['mlp_dim']:,}, {gated}{config['activation']}",
+        "vocabulary": f"{config['vocab_size']:,}, {tied} head",
+        "positions": positions,
+        "norm": f"{config['norm']}, epsilon {config['norm_epsilon']:g}",
+    }
+
+
+def _size_facts(result: dict[str, Any]) -> dict[str, str]:
+    counts = result["parameters"]
+    share = counts["blocks"] / counts["total"]
+    facts = {
+        "parameters": f"{counts['total']:,}",
+        "  a layer": f"{counts['per_layer']:,} (all layers: {share:.1%})",
+        "  embeddings": f"{counts['embeddings']:,} (tables and head)",
+        "size": f"{_bytes(result['bytes'])}, config.json says {result['dtype'] or 'no type'}",
+    }
+    if origin := result["provenance"]:
+        kept = ", ".join(map(str, origin["kept_layers"]))
+        facts["chopped"] = f"from {origin['parent']['name']}, {origin['strategy']}: layers {kept}"
+    return facts
+
+
+def _tensors(result: dict[str, Any], wide: bool) -> Any:
+    """`wide` adds a column: which parameter a tensor becomes."""
+    from rich.text import Text
+
+    columns = ["tensor", "layers", "shape", "type", "size"]
+    if wide:
+        columns.append("parameter, its axes")
+    table = _table("Tensors", *columns, right=("layers", "size"))
+    for row in result["tensors"]:
+        cells = [
+            Text(row["name"]),
+            "" if row["layers"] is None else str(row["layers"]),
+            " x ".join(map(str, row["shape"])),
+            "/".join(row["dtypes"]),
+            _bytes(row["bytes"]),
+        ]
+        if wide:
+            cells.append(Text(f"{' '.join(row['parameters'])}, {row['axes']}"))
+        table.add_row(*cells)
+    if wide:
+        table.caption = (
+            "L layers, V vocabulary, D width, N query heads, K key/value heads, H head size, "
+            "F feed-forward, P positions"
+        )
+        table.caption_justify = "left"
+    return table
+
+
+def _memory(result: dict[str, Any]) -> Any:
+    numbers = ("params", "gradients", "moments", "total")
+    table = _table(
+        "Training state, over all devices together (activations come on top)",
+        "optimizer", "parameters in", "momentum in", *numbers,
+        right=numbers,
+    )  # fmt: skip
+    for row in result["training_memory"]:
+        names = (row["optimizer"], row["param_dtype"], row["momentum_dtype"])
+        table.add_row(*names, *(_bytes(row[key]) for key in numbers))
+    return table
+
+
+def _flops(result: dict[str, Any]) -> Any:
+    flops = result["flops_per_token"]
+    numbers = ("forward", "training")
+    table = _table(
+        f"FLOPs a token, at sequence length {flops['sequence_length']:,}",
+        *numbers, "formula of training",
+        right=numbers,
+    )  # fmt: skip
+    for row in flops["conventions"]:
+        table.add_row(*(f"{row[key]:.4g}" for key in numbers), row["formula"])
+    return table
