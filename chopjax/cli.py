@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from types import ModuleType
 
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None
+    # argparse wants every flag declared; a config's fields are the recipe's.
+    argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
     arguments = _parser(verb).parse_args(argv)
     try:
         return _command(arguments.verb).run(arguments) or 0

@@ -1,0 +1,61 @@
+"""`chopjax train`: continue pretraining, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the recipe, a Python file of configs/")
+    add(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="where checkpoints and metrics go; a run that is there already is resumed",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set a field of the config; --config.FIELD=VALUE says the same",
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="resume although settings changed that change what the run means",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    from chopjax.train.config_file import load_config
+    from chopjax.train.loop import train
+
+    summary = train(load_config(args.config, args.set), args.workdir, args.force)
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        _print(summary)
+    return 0
+
+
+def _print(summary: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Training", show_header=False)
+    for name, value in summary.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), _text(name, value))
+    Console().print(table)
+
+
+def _text(name: str, value: object) -> str:
+    if name in ("mfu", "goodput"):
+        return f"{100 * value:.1f} %"  # type: ignore[operator]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
