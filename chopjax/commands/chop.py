@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import TYPE_CHECKING, Any
 
+from chopjax.commands.flags import add_max_shard_size, parse_bytes
 from chopjax.errors import UserError
 
 if TYPE_CHECKING:
     from chopjax.chop.stream import Plan
-
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--revision", help="branch, tag or commit of a hub id (default: main)")
     add("--overwrite", action="store_true", help="replace OUT if it is a checkpoint already")
-    add(
-        "--max-shard-size",
-        metavar="SIZE",
-        default="5GB",
-        help="tensor bytes in one file at most, such as 500MB or 2GiB (default: 5GB)",
-    )
+    add_max_shard_size(parser)
     add("--dry-run", action="store_true", help="print what would stay and go, and write nothing")
     add("--json", action="store_true", help="print one JSON object instead of the table")
 
@@ -51,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.chop.stream import chop_checkpoint, plan
 
     _check_flags(args)
-    max_shard_bytes = _bytes(args.max_shard_size)
+    max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
     checkpoint = open_checkpoint(args.model, args.revision)
     strategy, settings, keep = _choice(args, checkpoint.config.num_layers)
     if args.dry_run:
@@ -86,14 +79,6 @@ def _choice(
         return "keep", {"keep": ranges(keep)}, keep
     keep = choose(args.strategy, num_layers, args.remove)
     return args.strategy, {"remove": num_layers - len(keep)}, keep
-
-
-def _bytes(text: str) -> int:
-    """ "5GB" → 5,000,000,000."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in UNITS or float(found[1]) == 0:
-        raise UserError(f"--max-shard-size {text!r}: a size such as 500MB, 5GB or 2GiB is needed")
-    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def _result(
