@@ -155,6 +155,11 @@ def read(config: ConfigDict) -> Settings:
 
 
 def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+    """`values` as a frozen dataclass of this kind, dataclasses within it included.
+
+    prefix: what stands before a field's name in a message. Adds to `problems` every field that
+    does not exist and every value that is not of its field's type.
+    """
     """`values` as the frozen dataclass `kind`; what is wrong is added to `problems`."""
     types = typing.get_type_hints(kind)
     problems += [f"{prefix}{name}: no such field" for name in values if name not in types]
