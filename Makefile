@@ -7,8 +7,18 @@ WORKERS ?= 2
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/.run
-	$(BIN)/python -m chopjax.demo --workdir demo
+# From `chopjax run` on it is as for any other model.
+demo: export JAX_PLATFORMS ?= cpu
+demo: demo/parent/config.json
+	$(BIN)/chopjax run --config configs/demo.py --workdir demo/run
+
+# The demo's parent, text and tokenizer: made once.
+demo/parent/config.json: | $(VENV)/.run
+	$(BIN)/python -m chopjax.demo demo/text
+	$(BIN)/chopjax prepare demo/text/train.jsonl --tokenizer demo/text/tokenizer --output demo/tokens/train
+	$(BIN)/chopjax prepare demo/text/held_out.jsonl --tokenizer demo/text/tokenizer --output demo/tokens/held_out
+	$(BIN)/chopjax train --config configs/demo_parent.py --workdir demo/parent-run
+	$(BIN)/chopjax export demo/parent-run demo/parent
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
@@ -35,4 +45,4 @@ $(VENV)/.made:
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) demo build dist *.egg-info
