@@ -223,6 +223,7 @@ def _read_orbax(
     dtype: Any,
 ) -> Params:
     """Orbax stores all layers of a parameter in one piece, so that `keep` slices what was read."""
+    orbax_folder.check_files(path)
     abstract = {
         name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=where[name])
         for name, leaf in orbax_folder.stored(path, config).items()

@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.describe import PARAMS, Description, write_own
+from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.source import FOLDER_MARK
 from chopjax.errors import UserError, listing
 from chopjax.models import parameters
@@ -44,6 +45,8 @@ def save_import(out: Path, found: Description, params: Params, overwrite: bool =
                 found.provenance,
             )
         save_params(folder / PARAMS, params)
+        if jax.process_index() == 0:
+            write_manifest(folder / PARAMS)
 
 
 def save_params(path: Path, params: Params) -> None:
@@ -68,8 +71,18 @@ def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
         if name in found and tuple(found[name].shape) != shape
     ]
     if problems:
-        raise UserError(f"{path}: the parameters do not fit config.json:\n{listing(problems)}")
+        raise UserError(
+            f"{path}: the parameters do not fit config.json:\n{listing(problems)}\n"
+            "A training run that chops after some steps has all layers until then."
+        )
     return found
+
+
+def check_files(path: Path) -> None:
+    """Raise UserError that names every file of an Orbax folder that is not what was written."""
+    problems = verify_files(path, jax.process_index(), jax.process_count())
+    if problems:
+        raise UserError(f"{path}: damaged:\n{listing(problems)}")
 
 
 def load_params(path: Path, abstract: Params) -> Params:
@@ -93,7 +106,8 @@ class Unread:
 
 
 def unread_params(path: Path, config: ModelConfig) -> Params:
-    """The parameters of a folder, none of them read yet."""
+    """The parameters of a folder, none of them read yet; its files are verified."""
+    check_files(path)
 
     def read(name: str, leaf: Any) -> np.ndarray:
         # A numpy leaf asks Orbax for numpy; this one takes no memory.
@@ -117,10 +131,8 @@ def _readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path}: damaged or not an Orbax checkpoint: {first_line[:300]}"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise UserError(f"{path}: damaged or not an Orbax checkpoint: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ is accounted for.
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import json
 import os
 import shutil
@@ -28,14 +27,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.orbax_folder import PYTREE
 from chopjax.errors import UserError, listing
 from chopjax.progress import say
 
 RECORD = "run.json"
-MANIFEST = "sha256.json"
-_HASH_BLOCK = 1 << 20
-_HASH_THREADS = 4
 
 
 def steps(folder: Path) -> list[int]:
@@ -109,8 +106,7 @@ class Saver:
             return
         partial = self.folder / f"{step}.partial"
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-        files = {name: _digest(partial / name) for name in _files(partial)}
-        (partial / MANIFEST).write_text(json.dumps(files, indent=1) + "\n")
+        write_manifest(partial)
         _flush(partial)
         partial.rename(self.folder / str(step))
         _flush_folder(self.folder)
@@ -132,21 +128,6 @@ class Saver:
             f"{self.folder / str(self._saving)}: the checkpoint could not be written: {reason}\n"
             f"No checkpoint was lost; {last}. Make room or mend the folder, then start again."
         )
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
-
-
-def _digest(path: Path) -> list[Any]:
-    """[size, sha256]."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return [path.stat().st_size, digest.hexdigest()]
 
 
 def _flush(folder: Path) -> None:
@@ -198,30 +179,7 @@ def latest_good(folder: Path) -> int | None:
 
 def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint's files; of several processes each looks at its share."""
-    try:
-        expected = json.loads((folder / MANIFEST).read_text())
-        mine = sorted(expected.items())[jax.process_index() :: jax.process_count()]
-        entries = [(str(name), int(size), str(digest)) for name, (size, digest) in mine]
-    except FileNotFoundError:
-        return [f"{folder / MANIFEST}: missing"]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return [f"{folder / MANIFEST}: not readable ({error})"]
-
-    def check(entry: tuple[str, int, str]) -> str | None:
-        name, size, digest = entry
-        path = folder / name
-        try:
-            found_size, found_digest = _digest(path)
-        except FileNotFoundError:
-            return f"{path}: missing"
-        except OSError as error:
-            return f"{path}: {error.strerror}"
-        if found_size != size:
-            return f"{path}: {found_size} bytes instead of {size}"
-        return None if found_digest == digest else f"{path}: the content has changed"
-
-    with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as threads:
-        return [problem for problem in threads.map(check, entries) if problem]
+    return verify_files(folder, jax.process_index(), jax.process_count())
 
 
 def restore(folder: Path, step: int, abstract: Any) -> Any:
