@@ -1,0 +1,269 @@
+"""Token stores → batches. A batch is a pure function of the settings and the step.
+
+Nothing is iterated and nothing remembered: resuming at a step, and giving each process its rows
+of the global batch, are arithmetic. Names: B batch (rows), T time (tokens of a row), N rows asked
+for.
+
+A store's stream of tokens is cut into rows of T + 1 tokens, each sharing its last token with the
+first of the next: every token but the first of the store is a target once an epoch. The fewer than
+T tokens after the last full row are not trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from grain.experimental import index_shuffle
+
+from chopjax.data.store import TokenStore
+from chopjax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+_SHARES = 1 << 24  # weights of a mixture are rounded to this fraction
+_ROUNDS = 4  # of the cipher in index_shuffle, as grain itself uses it
+
+
+class Batches:
+    """Training batches from one store, or from several drawn by weight.
+
+    Within a store the rows of each epoch come in a new random order; no row comes twice before all
+    have come once. Of any stretch of rows each store has its share to within one row for each
+    store there is.
+    """
+
+    def __init__(
+        self,
+        stores: TokenStore | Sequence[tuple[TokenStore, float]],
+        batch_size: int,
+        sequence_length: int,
+        seed: int = 0,
+        document_mask: bool = False,
+    ):
+        """stores: one, or (store, weight) pairs; weights are shares of the rows.
+
+        document_mask: give each document segments and positions of its own, so that attention stays
+            within it. Otherwise a row is one segment, as the papers train.
+        """
+        pairs = [(stores, 1.0)] if isinstance(stores, TokenStore) else list(stores)
+        self.stores = [store for store, _ in pairs]
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.document_mask = document_mask
+        self.num_rows = [rows_in(store, sequence_length) for store in self.stores]
+        self.shares = _shares([weight for _, weight in pairs], self.stores)
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batch_size * self.sequence_length
+
+    def epochs(self, steps: int) -> list[float]:
+        """How often each store has been gone through after so many steps."""
+        counts = _rows_before(np.array([steps * self.batch_size]), self.shares)
+        return [float(c[0]) / rows for c, rows in zip(counts, self.num_rows, strict=True)]
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step, from 0:
+
+        tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T].
+        Targets are the tokens one to the right. Segments count documents from 1; without
+        document_mask all are 1. Weights are 1.
+        """
+        return self.rows(step, 0, self.batch_size)
+
+    def rows(self, step: int, start: int, stop: int) -> Batch:
+        """Rows start..stop-1 of the global batch: what one process needs of it."""
+        if not 0 <= start <= stop <= self.batch_size:
+            raise ValueError(f"rows {start}:{stop} of a batch of {self.batch_size}")
+        index_N = np.arange(start, stop) + step * self.batch_size
+        store_N = np.empty(len(index_N), np.int64)
+        place_N = np.empty(len(index_N), np.int64)
+        before = _rows_before(index_N, self.shares)
+        after = _rows_before(index_N + 1, self.shares)
+        for number, (count_N, next_N) in enumerate(zip(before, after, strict=True)):
+            mine_N = next_N > count_N
+            store_N[mine_N], place_N[mine_N] = number, count_N[mine_N]
+        parts = []
+        for number in np.unique(store_N).tolist():
+            (of_store,) = np.nonzero(store_N == number)
+            rows = [self._row(number, place) for place in place_N[of_store].tolist()]
+            starts = np.array(rows, np.int64) * self.sequence_length
+            parts.append((of_store, self._read(self.stores[number], starts)))
+        if len(parts) == 1:
+            return parts[0][1]
+        return _merge(parts, len(index_N), self.sequence_length)
+
+    def _row(self, number: int, place: int) -> int:
+        """Which row of a store comes as the place-th from it."""
+        epoch, index = divmod(place, self.num_rows[number])
+        return index_shuffle(
+            index=index,
+            max_index=self.num_rows[number] - 1,
+            seed=_epoch_seed(self.seed, number, epoch),
+            rounds=_ROUNDS,
+        )
+
+    def _read(self, store: TokenStore, starts_N: np.ndarray) -> Batch:
+        length = self.sequence_length
+        rows = store.rows(starts_N, length + 1)
+        ends_N = starts_N + length + 1
+        return _layout(store, rows, starts_N, ends_N, self.document_mask)
+
+
+class EvaluationBatches(Sequence[Batch]):
+    """A store in order, every token but the very first a target exactly once.
+
+    The last row is filled up with padding, and the last batch with rows of nothing else: tokens,
+    targets, segments, positions and weights 0.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        batch_size: int,
+        sequence_length: int,
+        document_mask: bool = False,
+    ):
+        if store.num_tokens < 2:
+            raise UserError(f"{store.path}: too short to predict anything")
+        self.store = store
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.document_mask = document_mask
+        self.num_rows = -(-(store.num_tokens - 1) // sequence_length)
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
+        """The global batch number `index`, as Batches.batch returns it."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.rows(index, 0, self.batch_size)
+
+    def rows(self, index: int, start: int, stop: int) -> Batch:
+        """Rows start..stop-1 of a global batch."""
+        length = self.sequence_length
+        numbers_N = np.arange(start, stop) + index * self.batch_size
+        starts_N = np.minimum(numbers_N, self.num_rows) * length
+        ends_N = np.minimum(starts_N + length + 1, self.store.num_tokens)
+        rows = np.zeros((len(numbers_N), length + 1), np.int32)
+        full_N = ends_N - starts_N == length + 1
+        rows[full_N] = self.store.rows(starts_N[full_N], length + 1)
+        for n in np.nonzero(~full_N & (numbers_N < self.num_rows))[0].tolist():
+            left = int(ends_N[n] - starts_N[n])
+            rows[n, :left] = self.store.rows(starts_N[n : n + 1], left)
+        return _layout(self.store, rows, starts_N, ends_N, self.document_mask)
+
+
+def rows_in(store: TokenStore, sequence_length: int) -> int:
+    """Full rows of a store. Raises UserError where there is none."""
+    rows = (store.num_tokens - 1) // sequence_length
+    if rows < 1:
+        raise UserError(
+            f"{store.path}: {store.num_tokens} tokens do not fill one row of "
+            f"{sequence_length + 1}; prepare more text or shorten the sequences"
+        )
+    return rows
+
+
+def _layout(
+    store: TokenStore,
+    rows: np.ndarray,
+    starts_N: np.ndarray,
+    ends_N: np.ndarray,
+    document_mask: bool,
+) -> Batch:
+    """rows [N, T + 1] of the stream from starts_N up to ends_N → a batch."""
+    N, T = len(rows), rows.shape[1] - 1
+    inputs_N = np.clip(ends_N - starts_N - 1, 0, T)  # how many tokens have a target
+    tokens_NT, targets_NT = rows[:, :-1], rows[:, 1:]
+    position_T = np.arange(T, dtype=np.int32)
+    if not document_mask and (inputs_N == T).all():
+        # The usual case: constants, which need no memory.
+        ones = np.broadcast_to(np.int32(1), (N, T))
+        weights = np.broadcast_to(np.float32(1), (N, T))
+        positions = np.broadcast_to(position_T, (N, T))
+        return _batch(tokens_NT, targets_NT, ones, positions, weights)
+    real_NT = position_T < inputs_N[:, None]
+    segments_NT = real_NT.astype(np.int32)
+    positions_NT = real_NT * position_T
+    weights_NT = real_NT.astype(np.float32)
+    if document_mask:
+        begins_NT = np.zeros((N, T + 1), bool)  # a document begins here
+        for n in np.nonzero(inputs_N)[0].tolist():
+            found = store.starts(int(starts_N[n]), int(starts_N[n] + inputs_N[n] + 1))
+            begins_NT[n, found - starts_N[n]] = True
+        inside_NT = begins_NT[:, :-1].copy()
+        inside_NT[:, 0] = False  # wherever the row begins, that is its first document
+        segments_NT *= 1 + np.cumsum(inside_NT, axis=1, dtype=np.int32)
+        first_NT = np.maximum.accumulate(np.where(inside_NT, position_T, 0), axis=1)
+        positions_NT = (positions_NT - first_NT) * real_NT
+        if store.before is None:
+            # The first word of a document cannot be told from the one before. A separator can:
+            # predicting it is predicting the end.
+            weights_NT[begins_NT[:, 1:]] = 0
+    tokens_NT = tokens_NT * real_NT
+    targets_NT = targets_NT * real_NT
+    return _batch(tokens_NT, targets_NT, segments_NT, positions_NT.astype(np.int32), weights_NT)
+
+
+def _batch(
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    segments: np.ndarray,
+    positions: np.ndarray,
+    weights: np.ndarray,
+) -> Batch:
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "segments": segments,
+        "positions": positions,
+        "weights": weights,
+    }
+
+
+def _merge(parts: list[tuple[np.ndarray, Batch]], rows: int, length: int) -> Batch:
+    """Batches of some rows each → one batch in the order of the rows."""
+    merged = {name: np.empty((rows, length), value.dtype) for name, value in parts[0][1].items()}
+    for of_store, batch in parts:
+        for name, value in batch.items():
+            merged[name][of_store] = value
+    return merged
+
+
+def _shares(weights: list[float], stores: list[TokenStore]) -> list[int]:
+    """Weights as whole numbers that add up to _SHARES."""
+    for weight, store in zip(weights, stores, strict=True):
+        if not 0 < weight < float("inf"):
+            raise UserError(f"{store.path}: weight {weight}; a positive number is needed")
+    edges = np.round(np.cumsum(weights) / np.sum(weights) * _SHARES).astype(np.int64)
+    shares = np.diff(edges, prepend=0)
+    for share, store in zip(shares, stores, strict=True):
+        if share < 1:
+            raise UserError(f"{store.path}: its weight is too small beside the others")
+    return shares.tolist()
+
+
+def _rows_before(index_N: np.ndarray, shares: list[int]) -> list[np.ndarray]:
+    """How many of the first `index` rows of all come from each store.
+
+    Store 0 has row i if that makes ⌊i·share⌋ grow, as even a spacing as there is; the rows that
+    remain are counted anew and divided among the other stores in the same way.
+    """
+    counts, left_N, total = [], index_N, sum(shares)
+    for share in shares:
+        count_N = left_N * share // total
+        counts.append(count_N)
+        left_N, total = left_N - count_N, total - share
+    return counts
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_seed(seed: int, store: int, epoch: int) -> int:
+    """32 bits, unrelated between epochs, stores and seeds."""
+    return int(np.random.SeedSequence((seed, store, epoch)).generate_state(1)[0])

@@ -1,0 +1,278 @@
+"""Tokenising pieces of work into shards of a token store, in several processes.
+
+A piece is done when its record is on disk, and that is written last. Shards are a function of
+piece and job alone, so it does not matter which process makes one, nor how often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chopjax.checkpoint.atomic import new_file
+from chopjax.data.sources import Piece
+from chopjax.data.store import Shard, documents_file, tokens_file
+from chopjax.data.tokenizer import Tokenizer
+from chopjax.errors import UserError
+from chopjax.progress import progress
+
+_ENCODE_CHARACTERS = 1 << 19  # at once
+_LOOK_SECONDS = 0.3  # between looks at the workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that decides what is in the shards."""
+
+    tokenizer: Tokenizer
+    before: tuple[int, ...]  # the token put before every document, if any …
+    after: tuple[int, ...]  # … and after it
+    dtype: str
+    held_out_limit: int | None  # documents whose text_hash is below it are held out
+    folder: Path  # shards go here, or into its subfolders train and held_out …
+    records: Path  # … and what they hold here
+    pieces: Sequence[Piece]
+
+    def part(self, text: str) -> str:
+        """Which store a document goes to."""
+        if self.held_out_limit is None:
+            return ""
+        return "held_out" if text_hash(text) < self.held_out_limit else "train"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("",) if self.held_out_limit is None else ("train", "held_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRecord(Shard):
+    """A shard and what only the sum of all is told of."""
+
+    text_bytes: int
+    largest_id: int
+
+
+def text_hash(text: str) -> int:
+    """64 evenly spread bits. Equal texts are held out together or not at all."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def record_path(records: Path, number: int) -> Path:
+    return records / f"{number:05}.json"
+
+
+def read_record(job: Job, number: int) -> dict[str, ShardRecord] | None:
+    """What a finished piece holds, by part; None where it is not finished."""
+    try:
+        said = json.loads(record_path(job.records, number).read_bytes())
+        records = {part: ShardRecord(**record) for part, record in said.items()}
+        sizes = [(job.folder / p / tokens_file(number)).stat().st_size for p in records]
+    except FileNotFoundError:
+        return None
+    itemsize = np.dtype(job.dtype).itemsize
+    whole = sizes == [itemsize * record.tokens for record in records.values()]
+    return records if whole else None
+
+
+def make_shards(job: Job, numbers: Sequence[int], workers: int, tokens_before: int) -> None:
+    """Make the shards of some pieces, with a progress bar. Finished ones stay when it fails."""
+    if not numbers:
+        return
+    sizes = [sum(part.size for part in piece) for piece in job.pieces]
+    known = all(part.source.size is not None for piece in job.pieces for part in piece)
+    begun = sum(sizes) - sum(sizes[number] for number in numbers)
+    total = sum(sizes) if known else None
+    start = time.monotonic()
+    with progress("prepare", total, "B", begun) as bar:
+
+        def show(read: int, tokens: int) -> None:
+            done = begun + read if total is None else min(begun + read, total)
+            rate = f"{tokens / (time.monotonic() - start):,.0f}"
+            bar.update(done, **{"tokens": f"{tokens_before + tokens:,}", "tokens/s": rate})
+
+        for _ in in_processes(_make_shard, job, numbers, workers, show):
+            pass
+
+
+def smallest_hashes(job: Job, count: int, workers: int) -> np.ndarray:
+    """The `count` smallest text hashes of all documents, ascending, uint64 (fewer if there are)."""
+    total = sum(part.size for piece in job.pieces for part in piece)
+    found = np.empty(0, np.uint64)
+    with progress("choose held-out documents", total, "B") as bar:
+        numbers = range(len(job.pieces))
+
+        def show(read: int, _: int) -> None:
+            bar.update(min(read, total))
+
+        for hashes in in_processes(_piece_hashes, job, numbers, workers, show):
+            found = np.sort(np.concatenate([found, hashes]))[:count]
+    return found
+
+
+def in_processes(
+    work: Callable[[int], Any],
+    job: Job,
+    numbers: Sequence[int],
+    workers: int,
+    show: Callable[[int, int], None],
+) -> Iterator[Any]:
+    """Results of `work` on pieces, in no particular order.
+
+    show: called often with the bytes read and the tokens made by all workers so far.
+    """
+    # Fresh processes: a fork of one that runs JAX may hang.
+    context = multiprocessing.get_context("spawn")
+    stop, counters = context.Event(), context.Array("q", 2)
+    count = max(1, min(workers, len(numbers)))
+    threads = max(1, workers // count)  # where there are fewer pieces than workers
+    with ProcessPoolExecutor(
+        count,
+        mp_context=context,
+        initializer=_start,
+        initargs=(job, stop, counters, threads),
+    ) as pool:
+        try:
+            waiting = {pool.submit(work, number) for number in numbers}
+            while waiting:
+                done, waiting = wait(waiting, _LOOK_SECONDS, FIRST_EXCEPTION)
+                for future in done:
+                    yield future.result()
+                show(*counters[:])
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died, perhaps for lack of memory. What is finished is kept: "
+                "run the same command again, with fewer --workers"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+class _Stopped(Exception):
+    """The main process wants no more."""
+
+
+# Set in a worker process by _start.
+_job: Job
+_stop: Any
+_counters: Any
+
+
+def _start(job: Job, stop: Any, counters: Any, threads: int) -> None:
+    global _job, _stop, _counters
+    _job, _stop, _counters = job, stop, counters
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which stops us
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed main process must not leave workers that write under the next one's feet."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_process([parent.sentinel])
+    os._exit(1)
+
+
+def _advance(read: int, tokens: int = 0) -> None:
+    with _counters.get_lock():
+        _counters[0] += read
+        _counters[1] += tokens
+
+
+def _texts(piece: Piece) -> Iterator[list[str]]:
+    """The documents of a piece that are not empty, some at a time."""
+    texts: list[str] = []
+    characters = 0
+    for part in piece:
+        for text in part.texts(_advance):
+            if text:
+                texts.append(text)
+                characters += len(text)
+            if characters >= _ENCODE_CHARACTERS:
+                if _stop.is_set():
+                    raise _Stopped
+                yield texts
+                texts, characters = [], 0
+    yield texts
+
+
+def _piece_hashes(number: int) -> np.ndarray:
+    hashes = [text_hash(text) for texts in _texts(_job.pieces[number]) for text in texts]
+    return np.sort(np.array(hashes, np.uint64))
+
+
+def _make_shard(number: int) -> None:
+    """Tokenise one piece into its shard of each part."""
+    with contextlib.ExitStack() as files:
+        writers = {p: _Writer(files, _job, _job.folder / p, number) for p in _job.parts}
+        for texts in _texts(_job.pieces[number]):
+            tokens = 0
+            for text, ids in zip(texts, _job.tokenizer.encode_batch(texts), strict=True):
+                tokens += writers[_job.part(text)].add(text, ids)
+            _advance(0, tokens)
+        records = {p: dataclasses.asdict(writer.finish()) for p, writer in writers.items()}
+    # The shards are on disk under their names now.
+    with new_file(record_path(_job.records, number), overwrite=True) as path:
+        path.write_text(json.dumps(records))
+
+
+class _Writer:
+    """A shard on its way to disk."""
+
+    def __init__(self, files: contextlib.ExitStack, job: Job, folder: Path, number: int):
+        self._job = job
+        tokens, documents = (
+            files.enter_context(new_file(folder / name, overwrite=True))
+            for name in (tokens_file(number), documents_file(number))
+        )
+        self._tokens = files.enter_context(tokens.open("wb", buffering=1 << 20))
+        self._documents = files.enter_context(documents.open("wb"))
+        self._dtype = np.dtype(job.dtype).newbyteorder("<")
+        self._hash = hashlib.sha256()
+        self._starts = array("q")  # of 64 bits
+        self._count = self._text_bytes = 0
+        self._largest_id = -1
+
+    def add(self, text: str, ids: list[int]) -> int:
+        """Append a document; returns the tokens that it took."""
+        ids = [*self._job.before, *ids, *self._job.after]
+        if not ids:
+            return 0
+        data = np.array(ids, self._dtype).tobytes()
+        self._tokens.write(data)
+        self._hash.update(data)
+        self._starts.append(self._count)
+        self._count += len(ids)
+        self._text_bytes += len(text.encode())
+        self._largest_id = max(self._largest_id, max(ids))
+        return len(ids)
+
+    def finish(self) -> ShardRecord:
+        starts = np.array(self._starts, "<i8").tobytes()
+        self._documents.write(starts)
+        return ShardRecord(
+            tokens=self._count,
+            documents=len(self._starts),
+            tokens_sha256=self._hash.hexdigest(),
+            documents_sha256=hashlib.sha256(starts).hexdigest(),
+            text_bytes=self._text_bytes,
+            largest_id=self._largest_id,
+        )

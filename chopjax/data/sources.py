@@ -1,0 +1,132 @@
+"""What the user calls INPUT, as sources of documents, and their division into pieces of work."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+
+from chopjax.data import huggingface_split, tfds_split
+from chopjax.data.text_files import (
+    COMPRESSIONS,
+    JSON_SUFFIXES,
+    TEXT_SUFFIXES,
+    TextFile,
+    Unit,
+    is_known,
+)
+from chopjax.errors import UserError, listing
+
+# A piece becomes a shard of the store. Few, so that a store is few files; many, so that workers
+# share the work evenly and a killed run loses little.
+MIN_PIECE_BYTES = 1 << 22
+MAX_PIECES = 256
+
+
+class Source(Protocol):
+    """Documents in a fixed order, found again from the middle. Can be sent to other processes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int | None:
+        """Bytes, None where nobody knows."""
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """What it is made of: {"name", "size", …} of each file."""
+
+    def cuts(self, target: int) -> list[tuple[int, int, int]]:
+        """(start, stop, bytes) of parts that together are the whole, of about `target` bytes."""
+
+    def texts(self, start: int, stop: int, advance: Callable[[int], None]) -> Iterator[str]:
+        """The documents of a part; `advance` is told of bytes read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some of a source."""
+
+    source: Source
+    start: int
+    stop: int
+    size: int  # bytes, about
+
+    def texts(self, advance: Callable[[int], None]) -> Iterator[str]:
+        return self.source.texts(self.start, self.stop, advance)
+
+
+Piece = tuple[Part, ...]
+
+
+def find_sources(inputs: Sequence[str], field: str = "text", unit: Unit = "file") -> list[Source]:
+    """The sources of all inputs, in the order given; files of a folder or pattern by name.
+
+    An input is a file, a folder, a pattern (`part-*.jsonl.zst`), a URL (`gs://…`),
+    `tfds:NAME[/CONFIG][:SPLIT]` or `hf:NAME[/CONFIG][:SPLIT]`. Raises UserError where one leads to
+    nothing, cannot be read, or two lead to the same file.
+    """
+    found: list[Source] = []
+    for name in inputs:
+        if name.startswith("tfds:"):
+            found.append(tfds_split.open_split(name.removeprefix("tfds:"), field))
+        elif name.startswith("hf:"):
+            found.append(huggingface_split.open_split(name.removeprefix("hf:"), field))
+        else:
+            found.extend(_files(name, field, unit))
+    if not found:
+        raise UserError("no input; name a file, a folder, tfds:NAME or hf:NAME")
+    names = collections.Counter(file["name"] for source in found for file in source.files)
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise UserError(f"the same input twice:\n{listing(twice)}")
+    return found
+
+
+def pieces(sources: Sequence[Source]) -> list[Piece]:
+    """Divide sources into pieces of about the same size. Depends on the sources alone, so that the
+    store is the same whatever the number of workers."""
+    total = sum(_nominal_size(source) for source in sources)
+    target = max(MIN_PIECE_BYTES, -(-total // MAX_PIECES))
+    result: list[Piece] = []
+    piece: list[Part] = []
+    filled = 0
+    for source in sources:
+        for start, stop, size in source.cuts(target):
+            piece.append(Part(source, start, stop, size))
+            filled += size
+            if filled >= target:
+                result.append(tuple(piece))
+                piece, filled = [], 0
+    return [*result, tuple(piece)] if piece else result
+
+
+def _nominal_size(source: Source) -> int:
+    return source.size if source.size is not None else sum(b for _, _, b in source.cuts(1))
+
+
+def _files(name: str, field: str, unit: Unit) -> Iterator[TextFile]:
+    local = "://" not in name
+    try:
+        system, path = fsspec.core.url_to_fs(str(Path(name).expanduser()) if local else name)
+        if system.isfile(path):
+            paths = [path]
+        elif system.isdir(path):
+            paths = [p for p in system.find(path) if is_known(p)]
+        else:
+            paths = [p for p in system.glob(path) if system.isfile(p)]
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(f"{name}: cannot be opened ({error})") from error
+    kinds = " ".join((*JSON_SUFFIXES, *TEXT_SUFFIXES)) + ", also with " + " ".join(COMPRESSIONS)
+    if not paths:
+        what = f"no file in it ends in {kinds}" if system.isdir(path) else "no such file or folder"
+        raise UserError(f"{name}: {what}")
+    for path in sorted(paths):
+        if not is_known(path):
+            raise UserError(f"{path}: not a name that says how to read it ({kinds})")
+        url = path if local else system.unstrip_protocol(path)
+        yield TextFile(url, system.size(path), field, unit)
