@@ -11,8 +11,10 @@ T tokens after the last full row are not trained on.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 from grain.experimental import index_shuffle
@@ -72,13 +74,11 @@ class Batches:
         Targets are the tokens one to the right. Segments count documents from 1; without
         document_mask all are 1. Weights are 1.
         """
-        return self.rows(step, 0, self.batch_size)
+        return self.rows(step, slice(None))
 
-    def rows(self, step: int, start: int, stop: int) -> Batch:
-        """Rows start..stop-1 of the global batch: what one process needs of it."""
-        if not 0 <= start <= stop <= self.batch_size:
-            raise ValueError(f"rows {start}:{stop} of a batch of {self.batch_size}")
-        index_N = np.arange(start, stop) + step * self.batch_size
+    def rows(self, step: int, rows: slice) -> Batch:
+        """Some rows of the global batch: what one process needs of it."""
+        index_N = np.arange(self.batch_size)[rows] + step * self.batch_size
         store_N = np.empty(len(index_N), np.int64)
         place_N = np.empty(len(index_N), np.int64)
         before = _rows_before(index_N, self.shares)
@@ -89,9 +89,9 @@ class Batches:
         parts = []
         for number in np.unique(store_N).tolist():
             (of_store,) = np.nonzero(store_N == number)
-            rows = [self._row(number, place) for place in place_N[of_store].tolist()]
-            starts = np.array(rows, np.int64) * self.sequence_length
-            parts.append((of_store, self._read(self.stores[number], starts)))
+            drawn = [self._row(number, place) for place in place_N[of_store].tolist()]
+            starts_N = np.array(drawn, np.int64) * self.sequence_length
+            parts.append((of_store, self._read(self.stores[number], starts_N)))
         if len(parts) == 1:
             return parts[0][1]
         return _merge(parts, len(index_N), self.sequence_length)
@@ -113,50 +113,57 @@ class Batches:
         return _layout(store, rows, starts_N, ends_N, self.document_mask)
 
 
+@dataclasses.dataclass(frozen=True)
 class EvaluationBatches(Sequence[Batch]):
     """A store in order, every token but the very first a target exactly once.
 
-    The last row is filled up with padding, and the last batch with rows of nothing else: tokens,
-    targets, segments, positions and weights 0.
+    Batches are read when asked for. The last row is filled up with padding, and the last batch
+    with rows of nothing else: tokens, targets, segments, positions and weights 0.
     """
 
-    def __init__(
-        self,
-        store: TokenStore,
-        batch_size: int,
-        sequence_length: int,
-        document_mask: bool = False,
-    ):
-        if store.num_tokens < 2:
-            raise UserError(f"{store.path}: too short to predict anything")
-        self.store = store
-        self.batch_size = batch_size
-        self.sequence_length = sequence_length
-        self.document_mask = document_mask
-        self.num_rows = -(-(store.num_tokens - 1) // sequence_length)
+    store: TokenStore
+    batch_size: int
+    sequence_length: int
+    document_mask: bool
+    numbers: range  # of the batches; a slice has some of them
 
     def __len__(self) -> int:
-        return -(-self.num_rows // self.batch_size)
+        return len(self.numbers)
 
-    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
-        """The global batch number `index`, as Batches.batch returns it."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.rows(index, 0, self.batch_size)
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> EvaluationBatches: ...
+    def __getitem__(self, index: int | slice) -> Batch | EvaluationBatches:
+        """A batch as Batches.batch returns it, or some of the batches."""
+        if isinstance(index, slice):
+            return dataclasses.replace(self, numbers=self.numbers[index])
+        return self.rows(index, slice(None))
 
-    def rows(self, index: int, start: int, stop: int) -> Batch:
-        """Rows start..stop-1 of a global batch."""
-        length = self.sequence_length
-        numbers_N = np.arange(start, stop) + index * self.batch_size
-        starts_N = np.minimum(numbers_N, self.num_rows) * length
-        ends_N = np.minimum(starts_N + length + 1, self.store.num_tokens)
-        rows = np.zeros((len(numbers_N), length + 1), np.int32)
+    def rows(self, index: int, rows: slice) -> Batch:
+        """Some rows of a batch."""
+        length, end = self.sequence_length, self.store.num_tokens
+        first_row = self.numbers[index] * self.batch_size
+        starts_N = (first_row + np.arange(self.batch_size)[rows]) * length
+        ends_N = np.minimum(starts_N + length + 1, end)
+        tokens = np.zeros((len(starts_N), length + 1), np.int32)
         full_N = ends_N - starts_N == length + 1
-        rows[full_N] = self.store.rows(starts_N[full_N], length + 1)
-        for n in np.nonzero(~full_N & (numbers_N < self.num_rows))[0].tolist():
+        tokens[full_N] = self.store.rows(starts_N[full_N], length + 1)
+        for n in np.nonzero(~full_N & (starts_N < end - 1))[0].tolist():
             left = int(ends_N[n] - starts_N[n])
-            rows[n, :left] = self.store.rows(starts_N[n : n + 1], left)
-        return _layout(self.store, rows, starts_N, ends_N, self.document_mask)
+            tokens[n, :left] = self.store.rows(starts_N[n : n + 1], left)
+        return _layout(self.store, tokens, starts_N, ends_N, self.document_mask)
+
+
+def eval_batches(
+    store: TokenStore, batch_size: int, sequence_length: int, document_mask: bool = False
+) -> EvaluationBatches:
+    """All of a held-out store, in a fixed order."""
+    if store.num_tokens < 2:
+        raise UserError(f"{store.path}: too short to predict anything")
+    rows = -(-(store.num_tokens - 1) // sequence_length)
+    numbers = range(-(-rows // batch_size))
+    return EvaluationBatches(store, batch_size, sequence_length, document_mask, numbers)
 
 
 def rows_in(store: TokenStore, sequence_length: int) -> int:
