@@ -11,11 +11,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote
@@ -32,7 +31,9 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import is_asset
+from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.files import read_json_object
+from chopjax.checkpoint.hub_download import Piece, connections, download, download_piece, sleeper
 from chopjax.checkpoint.mirror import Mirror, Range, locked, merge, stored
 from chopjax.checkpoint.safetensors_file import (
     PREFIX_BYTES,
@@ -53,11 +54,7 @@ from chopjax.checkpoint.source import (
     read_weight_map,
 )
 from chopjax.errors import UserError
-from chopjax.progress import Bar, progress, say
-
-CONNECTIONS = 4
-PART_BYTES = 1 << 27  # of one request
-RECORD_BYTES = 1 << 24  # a killed download loses at most this much a connection
+from chopjax.progress import progress, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +94,8 @@ def open_hub(model: str, revision: str | None = None) -> Checkpoint:
         weight_map, shards = _weight_files(repository)
         folder = _small_files(repository)
         raw_config = read_config(folder)
-        with locked(repository.folder), ThreadPoolExecutor(CONNECTIONS) as pool:
-            found = pool.map(functools.partial(_header, repository), shards)
+        with locked(repository.folder), connections() as (pool, stop):
+            found = pool.map(functools.partial(_header, repository, stop=stop), shards)
             headers = dict(zip(shards, found, strict=True))
     if weight_map is None:
         header = headers[SINGLE]
@@ -129,9 +126,11 @@ def _look_up(model: str, revision: str | None) -> Repository:
         record = read_json_object(seen)
         commit, files = record["commit"], record["files"]
     else:
-        commit, files = info.sha, [sibling.rfilename for sibling in info.siblings or []]
-        cache.mkdir(parents=True, exist_ok=True)
-        seen.write_text(json.dumps({"commit": commit, "files": files}))
+        commit, files = info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
+        if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
+            raise UserError(f"{model}: {constants.ENDPOINT} does not name the commit; is it a hub?")
+        with new_file(seen, overwrite=True) as path:
+            path.write_text(json.dumps({"commit": commit, "files": files}))
     return Repository(model, commit, tuple(files), cache / commit)
 
 
@@ -144,7 +143,7 @@ def _weight_files(repository: Repository) -> tuple[dict[str, str] | None, list[s
         raise _no_weights(repository)
     weight_map = read_weight_map(Path(_small_file(repository, INDEX)))
     shards = sorted(set(weight_map.values()))
-    strange = [s for s in shards if s not in files or PurePosixPath(s).name != s]
+    strange = [s for s in shards if s not in files or not re.fullmatch(r"[\w.-]+\.safetensors", s)]
     if strange:
         raise UserError(
             f"{repository.name}: {INDEX} names files that the repository does not have beside it: "
@@ -184,7 +183,7 @@ def _small_files(repository: Repository) -> Path:
     return Path(_small_file(repository, "config.json")).parent
 
 
-def _header(repository: Repository, file: str) -> Header:
+def _header(repository: Repository, file: str, stop: threading.Event) -> Header:
     """The header of a weight file, from its mirror unless huggingface_hub has the whole file."""
     cached = try_to_load_from_cache(repository.name, file, revision=repository.commit)
     if isinstance(cached, str):
@@ -193,17 +192,21 @@ def _header(repository: Repository, file: str) -> Header:
     known = stored(path)
     if known is None:
         found = hub_requests.patiently(
-            lambda: get_hf_file_metadata(repository.url(file), headers=hub_requests.headers())
+            lambda: get_hf_file_metadata(repository.url(file), headers=hub_requests.headers()),
+            sleep=sleeper(stop),
         )
         if found.size is None or found.etag is None:
             raise UserError(f"{repository.name}: the hub gives no size or etag of {file}")
         known = found.size, found.etag
     mirror = Mirror(path, *known)
     mirror.open()
-    _hold(repository, mirror, 0, min(PREFIX_BYTES, mirror.nbytes))
-    with path.open("rb") as start:
-        length = header_length(start.read(PREFIX_BYTES), mirror.nbytes, path)
-    _hold(repository, mirror, PREFIX_BYTES, PREFIX_BYTES + length)
+    url = repository.url(file)
+    for start, end in mirror.missing(0, min(PREFIX_BYTES, mirror.nbytes)):
+        download_piece(Piece(url, mirror, start, end), stop)
+    with path.open("rb") as prefix:
+        length = header_length(prefix.read(PREFIX_BYTES), mirror.nbytes, path)
+    for start, end in mirror.missing(PREFIX_BYTES, PREFIX_BYTES + length):
+        download_piece(Piece(url, mirror, start, end), stop)
     header = open_header(path)
     tensors: dict[str, TensorInfo] = {
         t.name: RemoteTensor(t.name, t.dtype, t.shape, t.file, t.start, t.nbytes, mirror)
@@ -212,24 +215,20 @@ def _header(repository: Repository, file: str) -> Header:
     return Header(tensors, header.metadata)
 
 
-def _hold(repository: Repository, mirror: Mirror, start: int, end: int) -> None:
-    for part in mirror.missing(start, end):
-        _download(repository, mirror, part, lambda nbytes: None, threading.Event())
-
-
 def _fetch(repository: Repository, tensors: Iterable[RemoteTensor]) -> None:
     """Download the tensors' bytes that are not here, adjacent tensors in one range."""
     wanted: dict[Mirror, list[Range]] = {}
     for tensor in tensors:
         wanted.setdefault(tensor.mirror, []).append((tensor.start, tensor.start + tensor.nbytes))
     with locked(repository.folder):
-        parts = []
+        pieces: list[Piece] = []
         for mirror, ranges in wanted.items():
             mirror.open()  # another process may have added to it
+            url = repository.url(mirror.path.name)
             for start, end in merge(ranges):
-                parts += [(mirror, part) for part in mirror.missing(start, end)]
+                pieces += [Piece(url, mirror, *gap) for gap in mirror.missing(start, end)]
         total = sum(end - start for ranges in wanted.values() for start, end in merge(ranges))
-        left = sum(end - start for _, (start, end) in parts)
+        left = sum(piece.end - piece.start for piece in pieces)
         if not left:
             return
         free = shutil.disk_usage(repository.folder).free
@@ -239,71 +238,4 @@ def _fetch(repository: Repository, tensors: Iterable[RemoteTensor]) -> None:
                 "on that disk; HF_HOME names another place"
             )
         with progress(f"download {repository.name}", total, "B", total - left) as bar:
-            _download_all(repository, parts, bar)
-
-
-def _download_all(repository: Repository, parts: list[tuple[Mirror, Range]], bar: Bar) -> None:
-    """A few connections at a time. The first fault, or Ctrl-C, stops them all."""
-    counting = threading.Lock()
-
-    def advance(nbytes: int) -> None:
-        with counting:
-            bar.advance(nbytes)
-
-    stop = threading.Event()
-    pool = ThreadPoolExecutor(CONNECTIONS)
-    try:
-        pieces = [
-            (mirror, (low, min(low + PART_BYTES, end)))
-            for mirror, (start, end) in parts
-            for low in range(start, end, PART_BYTES)
-        ]
-        running = [pool.submit(_download, repository, *piece, advance, stop) for piece in pieces]
-        for finished in as_completed(running):
-            finished.result()
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-class _Stopped(Exception):
-    """Another connection failed."""
-
-
-def _download(
-    repository: Repository,
-    mirror: Mirror,
-    part: Range,
-    advance: Callable[[int], None],
-    stop: threading.Event,
-) -> None:
-    """One range into its mirror; what has come is kept whatever happens."""
-    recorded = position = part[0]
-    file = mirror.writer()
-
-    def take(at: int, data: bytes) -> None:
-        nonlocal recorded, position
-        if stop.is_set():
-            raise _Stopped
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(file, view, at)
-            at, view = at + written, view[written:]
-        position = at
-        if position - recorded >= RECORD_BYTES:
-            mirror.record(file, recorded, position)
-            recorded = position
-        advance(len(data))
-
-    def sleep(seconds: float) -> None:
-        if stop.wait(seconds):
-            raise _Stopped
-
-    url = repository.url(mirror.path.name)
-    try:
-        hub_requests.download(url, *part, mirror.nbytes, take, sleep)
-    finally:
-        try:
-            mirror.record(file, recorded, position)
-        finally:
-            os.close(file)
+            download(pieces, bar.advance)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import errno
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -108,7 +109,11 @@ def download(
             sleep(pause(fault, failures, ATTEMPTS))
 
 
-def patiently(action: Callable[[], Result], attempts: int = 3) -> Result:
+def patiently(
+    action: Callable[[], Result],
+    attempts: int = 3,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Result:
     """Call `action` again after a passing fault."""
     failures = 0
     while True:
@@ -116,7 +121,7 @@ def patiently(action: Callable[[], Result], attempts: int = 3) -> Result:
             return action()
         except HTTPError as error:
             failures += 1
-            time.sleep(pause(error, failures, attempts))
+            sleep(pause(error, failures, attempts))
 
 
 def pause(error: Exception, failures: int, attempts: int) -> float:
@@ -166,6 +171,19 @@ def users_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         EntryNotFoundError,
     ) as error:
         raise UserError(_explain(error, repo_id, revision)) from error
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.ENOTDIR,
+        ):
+            raise
+        raise UserError(
+            f"{repo_id}: downloads are kept in {constants.HF_HOME}: {error.strerror}. Mend that or "
+            "set HF_HOME to another folder; what has been downloaded is kept"
+        ) from error
 
 
 def _explain(error: Exception, repo_id: str, revision: str | None) -> str:

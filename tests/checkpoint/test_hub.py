@@ -23,8 +23,8 @@ KEEP = "0,3"
 # Small records, and short waits between attempts.
 DRIVER = """
 import sys
-from chopjax.checkpoint import hub, hub_requests
-hub.RECORD_BYTES = 1 << 14
+from chopjax.checkpoint import hub_download, hub_requests
+hub_download.RECORD_BYTES, hub_download.PIECE_BYTES = 1 << 14, 1 << 17
 hub_requests.FIRST_WAIT = 0.05
 from chopjax import cli
 code = cli.main(sys.argv[1:])
@@ -116,8 +116,8 @@ def test_only_kept_layers_are_transferred_and_only_once(hub, client, model, tmp_
     for request, headers in hub.hub.requests:
         headers = {key.lower(): value for key, value in headers.items()}
         assert ("authorization" in headers) == ("/cdn/" not in request)
-    # Adjacent tensors come in one range: at most one a run of kept layers, and the header's two.
-    assert len(hub.hub.sent["model.safetensors"]) <= 2 + 3
+    # Adjacent tensors come together: two requests for the header, two pieces for either run.
+    assert len(hub.hub.sent["model.safetensors"]) == 2 + 4
     hub.hub.forget()
     done = client("chop", MODEL, "again", "--keep", KEEP)
     assert done.returncode == 0, done.stderr
@@ -356,6 +356,15 @@ def test_offline(hub, client, model, tmp_path):
         assert_chopped(tmp_path / f"off{number}", model)
     error = failure(client("chop", MODEL, "out1", "--keep", "0,1", HF_HUB_OFFLINE="1"))
     assert "HF_HUB_OFFLINE" in error
+
+
+def test_a_cache_that_cannot_be_written(hub, client, model, tmp_path):
+    hub.hub.add(MODEL, model)
+    (tmp_path / "file").write_text("")
+    home = str(tmp_path / "file" / "home")
+    error = failure(client("chop", MODEL, "out", "--keep", KEEP, HF_HOME=home))
+    assert "Not a directory" in error
+    assert home in error
 
 
 def test_weights_in_the_cache_of_huggingface_hub_are_used(hub, client, model, tmp_path):
