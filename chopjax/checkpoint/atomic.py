@@ -107,7 +107,10 @@ def _users_errors(final: Path) -> Iterator[None]:
 def _parents(folder: Path) -> Iterator[None]:
     """Create missing parents; take them away again if the block fails."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is a file; nothing can be written below it") from None
     try:
         yield
     except BaseException:

@@ -203,7 +203,7 @@ def _no_weights(folder: Path) -> UserError:
     if pickles:
         names = ", ".join(pickles[:4]) + (", …" if len(pickles) > 4 else "")
         return UserError(f"{folder}: no safetensors, only {names}.\n{PICKLE_ADVICE}")
-    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    others = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file())
     if others:
         return UserError(
             f"{folder}: neither {SINGLE} nor {INDEX}, only {', '.join(others[:4])}; "
