@@ -37,8 +37,9 @@ def parameters(layers: int = 5) -> dict:
 
 
 def assert_equal(found, expected):
+    """Up to the rounding of a kernel compiled for another shape."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), found, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,20 +114,21 @@ OPTIMIZERS = {
 def test_chopping_commutes_with_training(name):
     """Element-wise rules: update then chop is chop then update, state and all."""
     optimizer = OPTIMIZERS[name]()
+    update = jax.jit(optimizer.update)
     params = jax.tree.map(jnp.asarray, parameters())
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     # Tiny gradients: the global norm differs when layers are gone, and must not clip.
-    gradients = jax.tree.map(lambda leaf: 1e-3 * jnp.cos(leaf), params)
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(1e-3 * np.cos(leaf)), params)
     for _ in range(2):
-        _, state = optimizer.update(gradients, state, params)
+        _, state = update(gradients, state, params)
     chopped = chop_tree({"params": params, "state": state}, KEEP)
     assert jax.tree.structure(chopped["state"]) == jax.tree.structure(state)
-    fresh = optimizer.init(chop_params(params, KEEP))
+    fresh = jax.eval_shape(optimizer.init, chop_params(params, KEEP))
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), fresh)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), chopped["state"]) == shapes
     small = chop_params(gradients, KEEP)
-    updates, after = optimizer.update(small, chopped["state"], chopped["params"])
-    expected_updates, expected_state = optimizer.update(gradients, state, params)
+    updates, after = update(small, chopped["state"], chopped["params"])
+    expected_updates, expected_state = update(gradients, state, params)
     assert_equal(updates, chop_params(expected_updates, KEEP))
     assert_equal(after, chop_tree(expected_state, KEEP))
 
