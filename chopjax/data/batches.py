@@ -87,7 +87,7 @@ class Batches:
             mine_N = next_N > count_N
             store_N[mine_N], place_N[mine_N] = number, count_N[mine_N]
         parts = []
-        for number in np.unique(store_N).tolist():
+        for number in np.unique(store_N).tolist() or [0]:
             (of_store,) = np.nonzero(store_N == number)
             drawn = [self._row(number, place) for place in place_N[of_store].tolist()]
             starts_N = np.array(drawn, np.int64) * self.sequence_length

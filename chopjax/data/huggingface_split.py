@@ -65,7 +65,7 @@ class HuggingFaceSplit:
                 if not isinstance(text, str):
                     fields = ", ".join(sorted(k for k, v in example.items() if isinstance(v, str)))
                     raise UserError(
-                        f"{self.name}: no text in field {self.field!r}; --field is one of: {fields}"
+                        f"{self.name}: no text in field {self.field!r}; --field takes: {fields}"
                     )
                 yield text
                 advance(len(text))

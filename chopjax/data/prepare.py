@@ -244,13 +244,13 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What two settings differ in, a line each."""
     new = json.loads(json.dumps(new))  # as it would come back from disk
     lines = [
-        f"{name}: {old.get(name)} there, {new[name]} now"
+        f"{name}: was {old.get(name)}, is {new[name]}"
         for name in new
         if name != "sources" and old.get(name) != new[name]
     ]
     before, now = ({s["name"]: s for s in x["sources"]} for x in (old, new))
-    lines += [f"{name}: only there" for name in before if name not in now]
-    lines += [f"{name}: only now" for name in now if name not in before]
+    lines += [f"{name}: is missing" for name in before if name not in now]
+    lines += [f"{name}: is new" for name in now if name not in before]
     lines += [f"{n}: has changed since" for n in now if n in before and now[n] != before[n]]
     if not lines and list(before) != list(now):
         lines.append("the inputs are in another order")

@@ -81,7 +81,7 @@ class TextFile:
             try:
                 text = parse(line.removeprefix(b"\xef\xbb\xbf") if start == number == 0 else line)
             except _BadRecord as error:
-                line_number = 1 + number + (_newlines(self.name, start) if start else 0)
+                line_number = 1 + number + _lines_before(self.name, start)
                 raise UserError(f"{self.name}:{line_number}: {error}") from None
             if text is not None:
                 yield text
@@ -160,13 +160,15 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
         yield "".join(paragraph).rstrip("\r\n")
 
 
-def _newlines(name: str, stop: int) -> int:
-    """Line ends in the first `stop` bytes; only asked for when there is an error to report."""
-    count = 0
+def _lines_before(name: str, start: int) -> int:
+    """Lines that begin before a byte; only counted when there is an error to report."""
+    if not start:
+        return 0
+    count, left = 1, start - 1
     with open_binary(name) as stream:
-        while stop > 0 and (chunk := stream.read(min(stop, 1 << 20))):
+        while left and (chunk := stream.read(min(left, 1 << 20))):
             count += chunk.count(b"\n")
-            stop -= len(chunk)
+            left -= len(chunk)
     return count
 
 

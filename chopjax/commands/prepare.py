@@ -1,0 +1,166 @@
+"""`chopjax prepare`: text → token store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from chopjax.errors import UserError
+
+if TYPE_CHECKING:
+    from chopjax.data.store import TokenStore
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="file, folder or pattern of .jsonl or .txt files, also with .gz or .zst, local or "
+        "behind a URL (gs://…); tfds:NAME[/CONFIG][:SPLIT], prepared in $TFDS_DATA_DIR; "
+        "hf:NAME[/CONFIG][@REVISION][:SPLIT] or hf:FOLDER[:SPLIT]",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="MODEL",
+        help="folder or hub id of the model that will be trained on the store",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id in --tokenizer")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write; appears when everything is in it"
+    )
+    parser.add_argument(
+        "--field", default="text", help="field of a JSON line that holds the text (default: text)"
+    )
+    parser.add_argument(
+        "--unit",
+        choices=("file", "paragraph", "line"),
+        default="file",
+        help="what is one document in plain text files (default: file)",
+    )
+    parser.add_argument(
+        "--before",
+        choices=("auto", "bos", "eos", "none"),
+        default="auto",
+        help="token before each document; auto (the default) is bos, or eos where there is no bos",
+    )
+    parser.add_argument(
+        "--after",
+        choices=("none", "eos", "bos"),
+        default="none",
+        help="token after each document (default: none)",
+    )
+    parser.add_argument(
+        "--held-out",
+        metavar="N|FRACTION",
+        help="hold out so many documents (500) or such a part of them (0.01), chosen by a hash of "
+        "their text; the stores are then DIR/train and DIR/held_out",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: one a CPU); the result does not depend on it",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a store, or unfinished work, that was made with other settings",
+    )
+    parser.add_argument(
+        "--verify", metavar="STORE", help="only read a finished store and compare its checksums"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.verify:
+        if args.inputs or args.output or args.tokenizer:
+            raise UserError("--verify takes a finished store and nothing else")
+        stores = _verified(args.verify)
+    else:
+        stores = _prepared(args)
+    if args.json:
+        print(json.dumps({name or "store": _summary(store) for name, store in stores.items()}))
+    else:
+        _print_table(stores)
+    return 0
+
+
+def _verified(path: str) -> dict[str, TokenStore]:
+    from chopjax.data.store import open_stores, verify
+    from chopjax.progress import say
+
+    stores = open_stores(path)
+    for store in stores.values():
+        verify(store)
+        say(f"{store.path}: all checksums as recorded")
+    return stores
+
+
+def _prepared(args: argparse.Namespace) -> dict[str, TokenStore]:
+    missing = [
+        name
+        for name, value in (
+            ("INPUT", args.inputs),
+            ("--tokenizer", args.tokenizer),
+            ("--output", args.output),
+        )
+        if not value
+    ]
+    if missing:
+        raise UserError(f"missing: {', '.join(missing)} (or --verify STORE)")
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers {args.workers}: at least 1 is needed")
+    from chopjax.data.prepare import prepare
+    from chopjax.data.tokenizer import load_tokenizer
+
+    return prepare(
+        args.inputs,
+        load_tokenizer(args.tokenizer, args.revision),
+        args.output,
+        field=args.field,
+        unit=args.unit,
+        before=args.before,
+        after=args.after,
+        held_out=args.held_out,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+
+
+def _summary(store: TokenStore) -> dict[str, object]:
+    return {
+        "path": store.path,
+        "documents": store.num_documents,
+        "tokens": store.num_tokens,
+        "text_bytes": store.text_bytes,
+        "bytes_per_token": store.text_bytes / store.num_tokens,
+        "shards": len(store.shards),
+        "dtype": store.dtype,
+        "tokenizer": store.tokenizer,
+        "tokenizer_fingerprint": store.tokenizer_fingerprint,
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _print_table(stores: dict[str, TokenStore]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("store", overflow="fold")
+    for column in ("documents", "tokens", "text bytes", "bytes/token", "shards"):
+        table.add_column(column, justify="right")
+    for store in stores.values():
+        table.add_row(
+            store.path,
+            f"{store.num_documents:,}",
+            f"{store.num_tokens:,}",
+            f"{store.text_bytes:,}",
+            f"{store.text_bytes / store.num_tokens:.3f}",
+            f"{len(store.shards)} x {store.dtype}",
+        )
+    Console(file=sys.stdout).print(table)
