@@ -67,8 +67,11 @@ class Saver:
     def save(self, step: int, state: Any, record: Mapping[str, Any]) -> None:
         """Begin a save; returns as soon as the arrays may be changed. Every process calls this.
 
-        Waits for the save before it, and raises what went wrong there.
+        Waits for the save before it, and raises what went wrong there. A step that was saved is
+        not saved twice.
         """
+        if step == self._saving:
+            return
         self.wait()
         self._saving = step
         partial = self.folder / f"{step}.partial"
