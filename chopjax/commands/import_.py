@@ -14,6 +14,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from chopjax.train import distributed
+
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("dir", metavar="DIR", help="folder to write; it appears when it is complete")
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--strict", action="store_true", help="NaN or infinity is an error and not a warning")
     add("--overwrite", action="store_true", help="replace DIR if `chopjax import` wrote it")
+    distributed.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,14 +54,16 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.chop.configurations import parse_keep
     from chopjax.models import parameters
     from chopjax.progress import say
+    from chopjax.train import distributed
     from chopjax.train.mesh import make_mesh, shardings
 
+    sizes = _mesh_sizes(args.mesh)
+    distributed.start(distributed.launch_of(args))
     out = Path(args.dir)
     check_free(out, args.overwrite, FOLDER_MARK)  # before anything is downloaded
     found = describe(args.model, args.revision)
     keep = None if args.keep is None else parse_keep(args.keep, found.config.num_layers)
     config = found.config if keep is None else found.config.with_layers(len(keep))
-    sizes = _mesh_sizes(args.mesh)
     mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
     loaded = load(args.model, args.revision, keep, shardings(config, mesh), args.dtype, args.strict)
     if keep is not None:

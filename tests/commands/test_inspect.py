@@ -1,0 +1,150 @@
+"""inspect: right numbers, quickly, and nothing else on standard output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+from checkpoints import write_checkpoint
+
+from chopjax.cli import main
+
+
+def inspect(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    assert main(["inspect", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"tie_word_embeddings": False, "attention_bias": True}),
+        ("gpt2", {}),
+        ("opt", {"word_embed_proj_dim": 16}),
+    ],
+)
+def test_counts_are_those_of_transformers(
+    tmp_path: Path, family: str, options: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_checkpoint(tmp_path / "model", family, torch.bfloat16, "20KB", **options)
+    found = inspect(capsys, model)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model)
+    total = sum(p.numel() for p in theirs.parameters())
+    layers = next(m for m in theirs.modules() if isinstance(m, torch.nn.ModuleList))
+    assert found["parameters"]["total"] == total
+    assert found["parameters"]["per_layer"] == sum(p.numel() for p in layers[0].parameters())
+    embeddings = {
+        id(p): p.numel()
+        for name, p in theirs.named_parameters()
+        if any(word in name for word in ("embed_tokens", "embed_positions", "wte", "wpe", "head"))
+    }
+    assert found["parameters"]["embeddings"] == sum(embeddings.values())
+    assert found["bytes"] == 2 * total
+    assert found["dtype"] == "bfloat16"
+    assert found["config"]["num_layers"] == 4
+    assert sum(row["bytes"] for row in found["tensors"]) == found["bytes"]
+    assert {row["layers"] for row in found["tensors"]} == {None, 4}
+
+
+def test_tensors_are_those_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    path = model / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = "model.layers.2.mlp.up_proj.weight"
+    tensors[name] = tensors[name].astype(np.float16)
+    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+    found = inspect(capsys, model)
+    rows = {row["name"]: row for row in found["tensors"]}
+    row = rows["model.layers.{l}.mlp.up_proj.weight"]
+    assert row["dtypes"] == ["F32", "F16"]
+    assert row["bytes"] == 56 * 32 * (3 * 4 + 2)
+    assert (row["shape"], row["axes"], row["parameters"]) == ([56, 32], "L D F", ["blocks/mlp/up"])
+    assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_every_kind_of_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    assert main(["import", str(model), str(tmp_path / "import"), "--keep", "0,2-3"]) == 0
+    capsys.readouterr()
+    whole, kept = inspect(capsys, model), inspect(capsys, tmp_path / "import")
+    assert (whole["kind"], kept["kind"]) == ("Hugging Face", "import")
+    assert kept["provenance"]["kept_layers"] == [0, 2, 3]
+    difference = whole["parameters"]["total"] - kept["parameters"]["total"]
+    assert difference == whole["parameters"]["per_layer"]
+    assert kept["bytes"] == 4 * kept["parameters"]["total"]
+
+
+def test_check_names_nan_in_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    assert inspect(capsys, model, "--check")["not_finite"] == []
+    path = model / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["model.layers.2.mlp.up_proj.weight"][-1, -1] = np.inf
+    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+    assert main(["import", str(model), str(tmp_path / "import")]) == 0
+    capsys.readouterr()
+    found = inspect(capsys, model, "--check")
+    assert found["not_finite"] == ["model.layers.2.mlp.up_proj.weight"]
+    found = inspect(capsys, tmp_path / "import", "--check")
+    assert found["not_finite"] == ["blocks/mlp/up"]
+    assert main(["inspect", str(model), "--check"]) == 0
+    assert "NaN or infinity: model.layers.2.mlp.up_proj.weight" in capsys.readouterr().out
+
+
+def test_tables_cut_nothing(mix_llama: Path) -> None:
+    """Piped output is wide enough for every name and number."""
+    command = [sys.executable, "-m", "chopjax.cli", "inspect", str(mix_llama)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "…" not in out
+    for text in (
+        "model.layers.{l}.post_attention_layernorm.weight",
+        "blocks/attention/output, L N H D",
+        "3,884,960",
+        "15.54 MB",
+        "12·L·heads·head_dim·T",
+    ):
+        assert text in out
+
+
+def test_quick_and_without_heavy_imports(mix_llama: Path) -> None:
+    code = (
+        "import sys, time; from chopjax.cli import main; "
+        f"assert main(['inspect', {str(mix_llama)!r}, '--json']) == 0; "
+        "heavy = {'jax', 'transformers', 'torch', 'flax', 'orbax'} & set(sys.modules); "
+        "assert not heavy, heavy; print(time.process_time(), file=sys.stderr)"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - begun < 30
+    assert float(done.stderr.split()[-1]) < 1.0  # seconds of the processor; others share it here
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{model}x",), "no such folder"),
+        (("{model}", "--sequence-length", "0"), "--sequence-length"),
+        (("{model}", "--step", "1"), "--step"),
+        (("{model}/config.json",), "give the folder"),
+    ],
+)
+def test_mistakes(
+    mix_llama: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["inspect", *(a.format(model=mix_llama) for a in arguments)]) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.out == ""
