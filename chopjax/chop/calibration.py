@@ -1,0 +1,65 @@
+"""Calibration text as batches of rows: what layers are measured on.
+
+Axes: B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# hidden_BTE, kernel_EV, targets_BT, weights_BT → Σ w·nll in nats (and a second value, not read):
+# train/loss.py's cross_entropy, given by the caller since that room stands below this one.
+CrossEntropy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class Batch(NamedTuple):
+    """Rows of one sequence each, filled up on the right. numpy, or jax arrays on a mesh."""
+
+    tokens_BT: Any  # int32
+    lengths_B: Any  # int32; 0: a row that only fills the batch
+
+
+def make_batches(sequences: Sequence[Sequence[int]], batch_size: int) -> list[Batch]:
+    """Sequences in their order, `batch_size` rows a batch, all batches of one shape.
+
+    T is the longest sequence's length. A causal model's states at a token do not depend on what
+    follows, so rows need no mask but at the loss.
+    """
+    length = max(len(sequence) for sequence in sequences)
+    batches = []
+    for start in range(0, len(sequences), batch_size):
+        rows = sequences[start : start + batch_size]
+        tokens_BT = np.zeros((batch_size, length), np.int32)
+        lengths_B = np.zeros(batch_size, np.int32)
+        for row, sequence in enumerate(rows):
+            tokens_BT[row, : len(sequence)] = sequence
+            lengths_B[row] = len(sequence)
+        batches.append(Batch(tokens_BT, lengths_B))
+    return batches
+
+
+def real_tokens(batch: Batch) -> jax.Array:
+    """[B, T] bool: no filling."""
+    return jnp.arange(batch.tokens_BT.shape[1])[None] < batch.lengths_B[:, None]
+
+
+def predictions(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Targets [B, T] int32, and weights [B, T] float32: 1 where the next token is known."""
+    targets_BT = jnp.roll(batch.tokens_BT, -1, axis=1)
+    known_BT = jnp.arange(batch.tokens_BT.shape[1])[None] < batch.lengths_B[:, None] - 1
+    return targets_BT, known_BT.astype(jnp.float32)
+
+
+def positions(batch: Batch) -> jax.Array:
+    """[1, T]: every row counts from 0."""
+    return jnp.arange(batch.tokens_BT.shape[1], dtype=jnp.int32)[None]
+
+
+def predicted_tokens(batches: Sequence[Batch]) -> int:
+    """How many tokens have a loss: all but the first of every sequence."""
+    return int(sum(np.maximum(np.asarray(b.lengths_B) - 1, 0).sum() for b in batches))

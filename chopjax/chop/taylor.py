@@ -1,0 +1,79 @@
+"""Taylor importance: how much the loss would change to first order if a layer's weights were zero.
+
+Axes: B batch, T time, D model, L layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chopjax.chop.calibration import Batch, CrossEntropy, positions, predictions
+from chopjax.models import decoder
+from chopjax.models.config import ModelConfig
+from chopjax.models.decoder import Compute
+from chopjax.models.parameters import Params
+
+
+def taylor(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    batches: Iterable[Batch],
+    cross_entropy: CrossEntropy,
+) -> np.ndarray:
+    """Σ|w·∂loss/∂w| over all weights of each layer, [L] float64; the mean over batches.
+
+    Shortened LLaMA's Taylor criterion (arXiv 2402.02834, section 3.1). The loss is the batch's mean
+    in nats per token; the absolute value is taken of a batch's gradient, so that, as in the paper,
+    which uses a single batch, the number depends on how much text a batch holds.
+    """
+    scores = [
+        np.asarray(_scores(params, batch, config, compute, cross_entropy), np.float64)
+        for batch in batches
+    ]
+    return np.mean(scores, axis=0)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "cross_entropy"))
+def _scores(
+    params: Params,
+    batch: Batch,
+    config: ModelConfig,
+    compute: Compute,
+    cross_entropy: CrossEntropy,
+) -> jax.Array:
+    """The backward pass by hand, a layer at a time: a layer's gradient is summed up and dropped, so
+    that there is never a second copy of the parameters."""
+    steps = decoder.steps(params, config, compute, positions(batch))
+    targets_BT, weights_BT = predictions(batch)
+    weights_BT /= jnp.maximum(weights_BT.sum(), 1)
+
+    def forward(x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
+        return steps.block(x_BTD, layer), x_BTD
+
+    def loss(x_BTD: jax.Array) -> jax.Array:
+        kernel_EV = decoder.head_kernel(params, config)
+        return cross_entropy(steps.finish(x_BTD), kernel_EV, targets_BT, weights_BT)[0]
+
+    def backward(d_BTD: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+        x_BTD, layer = inputs
+        _, pull = jax.vjp(steps.block, x_BTD, layer)
+        d_BTD, d_layer = pull(d_BTD)
+        products = jax.tree.map(lambda w, g: jnp.sum(jnp.abs(_wide(w) * _wide(g))), layer, d_layer)
+        return d_BTD, jnp.stack(jax.tree.leaves(products)).sum()
+
+    last_BTD, entering_LBTD = jax.lax.scan(forward, steps.embed(batch.tokens_BT), steps.stack)
+    _, scores_L = jax.lax.scan(
+        backward, jax.grad(loss)(last_BTD), (entering_LBTD, steps.stack), reverse=True
+    )
+    return scores_L
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
