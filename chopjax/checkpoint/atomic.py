@@ -34,8 +34,8 @@ def new_folder(
 
     Any exception, KeyboardInterrupt included, removes it. What a killed run left is removed by
     the next one. `overwrite` replaces an existing folder, but only one of the same kind, which
-    holds a file named `mark`, and never the home folder, the current one, or one in which a path
-    of `protect` (the input) lies.
+    holds a file named `mark`, and never one in which the home folder or a path of `protect` (the
+    input) lies.
     """
     final = Path(os.path.abspath(final.expanduser()))
     check_free(final, overwrite, mark, protect)
@@ -76,12 +76,14 @@ def check_free(
         return
     if not final.is_dir() or final.is_symlink():
         raise UserError(f"{final} exists and is not a folder; give another name")
+    if Path.cwd().is_relative_to(final):
+        raise UserError(f"{final} is the current folder or holds it; give another name")
     if not any(final.iterdir()):
         return
     if not overwrite:
         raise UserError(f"{final} exists and is not empty; give another name or --overwrite")
     resolved = final.resolve()
-    for path in (*protect, Path.cwd(), Path.home()):
+    for path in (*protect, Path.home()):
         if path.resolve().is_relative_to(resolved):
             raise UserError(f"--overwrite would delete {path}, which lies in {final}")
     if not (final / mark).is_file():
@@ -124,7 +126,10 @@ def _parents(folder: Path) -> Iterator[None]:
 def _locked_folder(final: Path) -> Iterator[Path]:
     """A hidden sibling of `final`, locked as long as this process lives."""
     temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
-    temporary.mkdir()
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(f"{final.parent}: cannot write there: {error.strerror}") from None
     handle = os.open(temporary, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks

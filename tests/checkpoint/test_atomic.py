@@ -106,11 +106,16 @@ def test_overwrite_never_deletes_the_input(old: Path, below: str) -> None:
         check_free(old, overwrite=True, protect=(model,))
 
 
-def test_overwrite_never_deletes_where_we_stand(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (old / "sub").mkdir()
-    monkeypatch.chdir(old / "sub")
-    with pytest.raises(UserError, match="would delete"):
-        check_free(Path(".."), overwrite=True)
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_the_current_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not even an empty one: shells that stand in it would stand nowhere."""
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out" / ("sub" if name == ".." else "."))
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="the current folder"):
+            check_free(Path(name), overwrite)
 
 
 def test_a_link_is_not_replaced(old: Path) -> None:
@@ -139,8 +144,9 @@ def test_written_by_somebody_else_meanwhile(tmp_path: Path) -> None:
 
 def test_forbidden_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file"), new_folder(tmp_path / "file" / "out"):
-        raise AssertionError("entered")
+    for out in (tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(UserError, match=str(out.parent)), new_folder(out):
+            raise AssertionError("entered")
 
 
 WRITER = """
