@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 def prefetch(
     make: Callable[[int], Result], steps: Iterable[int], depth: int = 2
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """make(step) for each step in order, up to `depth` of them ahead, in one background thread.
 
     An exception of `make` is raised when its turn comes. Wrap it in contextlib.closing where the

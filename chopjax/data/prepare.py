@@ -37,6 +37,7 @@ from chopjax.errors import UserError, listing
 from chopjax.progress import progress, say
 
 SETTINGS = "prepare.json"  # in OUT: what it was made from and how
+RECORDS = "records"  # in OUT.partial: what is in the finished shards
 
 Before = Literal["auto", "bos", "eos", "none"]
 After = Literal["none", "eos", "bos"]
@@ -105,7 +106,7 @@ def prepare(
             dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
             held_out_limit=None,
             folder=work / "store",
-            records=work / "records",
+            records=work / RECORDS,
             pieces=pieces(sources),
         )
         if share is not None:
@@ -182,7 +183,7 @@ def _sha256(name: str) -> str:
 
 @contextlib.contextmanager
 def _work_folder(final: Path) -> Iterator[Path]:
-    """OUT.partial, for this process alone. Stays when work is left unfinished."""
+    """OUT.partial, for this process alone. Stays while it holds unfinished work."""
     work = final.with_name(final.name + ".partial")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -194,7 +195,7 @@ def _work_folder(final: Path) -> Iterator[Path]:
             try:
                 yield work
             finally:
-                if not (work / SETTINGS).exists():
+                if not _holds_work(work):
                     shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{error.filename or final}: {error.strerror or error}") from error
@@ -223,10 +224,10 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
             f"{work} holds unfinished work with other settings; delete it, or --overwrite:\n"
             + listing(differences)
         )
-    if differences:
+    if differences or not _holds_work(work):
         _empty(work)
     shutil.rmtree(work / "replaced", ignore_errors=True)
-    for folder in (work / "records", work / "store", *(work / "store" / p for p in PARTS)):
+    for folder in (work / RECORDS, work / "store", *(work / "store" / p for p in PARTS)):
         folder.mkdir(exist_ok=True)
         for leftover in folder.glob(".*.partial-*"):  # of workers that were killed
             leftover.unlink()
@@ -236,8 +237,14 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 def _unfinished(work: Path, settings: dict[str, Any]) -> list[str]:
     """What the settings of unfinished work differ in; nothing where there is none."""
-    path = work / SETTINGS
-    return _differences(json.loads(path.read_text()), settings) if path.is_file() else []
+    if not _holds_work(work):
+        return []
+    return _differences(json.loads((work / SETTINGS).read_text()), settings)
+
+
+def _holds_work(work: Path) -> bool:
+    """Whether there is a finished shard, with the settings that it was made by."""
+    return (work / SETTINGS).is_file() and any((work / RECORDS).glob("*.json"))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -283,9 +290,9 @@ def _make(job: Job, workers: int) -> None:
     try:
         make_shards(job, missing, workers, tokens)
     except BaseException:
-        say(
-            f"finished shards are kept in {job.records.parent}; the same command goes on from there"
-        )
+        work = job.records.parent
+        if _holds_work(work):
+            say(f"what is finished is kept in {work}; the same command continues it")
         raise
 
 

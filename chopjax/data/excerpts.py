@@ -1,0 +1,58 @@
+"""A few sequences out of a text: what layers are measured on (calibration text)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+
+from chopjax.data.sources import find_sources, pieces
+from chopjax.data.tokenizer import Tokenizer
+from chopjax.errors import UserError
+
+POOL = 16  # documents looked at for each one that is drawn
+BATCH = 256  # documents tokenised at a time
+
+
+def excerpts(
+    inputs: Sequence[str],
+    tokenizer: Tokenizer,
+    count: int,
+    length: int,
+    seed: int,
+    field: str = "text",
+) -> list[list[int]]:
+    """Token ids of `count` excerpts of at most `length` ids, the tokenizer's BOS in front included.
+
+    An excerpt is the beginning of a document, drawn at random among the first POOL·count of them.
+    Where there are fewer documents than excerpts, further pieces of the same documents follow.
+    Raises UserError where the text is too short for `count` excerpts.
+    """
+    texts = list(itertools.islice(_texts(inputs, field), POOL * count))
+    random.Random(seed).shuffle(texts)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    size = length - len(bos)
+    found: list[list[int]] = []
+    rest: list[list[int]] = []
+    for start in range(0, len(texts), BATCH):
+        for ids in tokenizer.encode_batch(texts[start : start + BATCH]):
+            cuts = [bos + ids[i : i + size] for i in range(0, len(ids), size)]
+            cuts = [cut for cut in cuts if len(cut) >= 2]
+            found += cuts[:1]
+            rest += cuts[1:]
+        if len(found) >= count:
+            return found[:count]
+    random.Random(seed).shuffle(rest)
+    found += rest[: count - len(found)]
+    if len(found) < count:
+        raise UserError(
+            f"{', '.join(inputs)}: gives {len(found)} sequences of up to {length} tokens, not "
+            f"{count}; give more text or fewer --sequences"
+        )
+    return found
+
+
+def _texts(inputs: Sequence[str], field: str) -> Iterator[str]:
+    for piece in pieces(find_sources(inputs, field)):
+        for part in piece:
+            yield from part.texts(lambda read: None)
