@@ -1,0 +1,244 @@
+"""Log-likelihoods of token sequences, exact and fast: runs what planning.py has planned.
+
+Axes: B rows, T slots of a row, S slots of a trunk, C scores of a row at a time, E table width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from chopjax.models import parameters
+from chopjax.models.config import ModelConfig
+from chopjax.models.decoder import Compute, Past, extend, head_kernel
+from chopjax.models.parameters import Params
+from chopjax.score.layout import Budget, Shape
+from chopjax.score.packing import Packed, pack_batch
+from chopjax.score.planning import Plan, Request, Tokens, make_plan
+from chopjax.train.mesh import batch_sharding, batch_shards, replicated
+
+IN_FLIGHT = 2  # batches that the device may have before the host waits for the first
+
+
+class Score(NamedTuple):
+    """The answer to one request, a value for each token of its continuation."""
+
+    request: int  # its index
+    logprobs: np.ndarray  # float32, nats
+    greedy: np.ndarray  # bool: no other token was more likely
+
+    @property
+    def total(self) -> tuple[float, bool]:
+        """(log-likelihood of the continuation, whether greedy decoding would write it)."""
+        return float(self.logprobs.sum(dtype=np.float64)), bool(self.greedy.all())
+
+
+@dataclasses.dataclass
+class Statistics:
+    """What an engine has done so far."""
+
+    requests: int = 0
+    batches: int = 0
+    slots: int = 0  # tokens computed, padding and trunks included
+    programs: int = 0  # compiled
+    compile_seconds: float = 0.0
+
+
+class Engine:
+    """A model that scores.
+
+    max_length: tokens that the network may read, the context length by default. mesh: where params
+    are sharded; rows are spread over its batch axes. budget: see layout.py; fitted to the backend
+    by default.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        compute: Compute = Compute(),
+        max_length: int | None = None,
+        mesh: Mesh | None = None,
+        budget: Budget | None = None,
+    ):
+        self.config, self.params, self.compute = config, params, compute
+        self.max_length = max_length or config.max_positions
+        self.mesh = mesh
+        self.budget = budget or fitted_budget(config, mesh)
+        self.statistics = Statistics()
+        self._programs: dict[Any, Any] = {}
+        self._trunk: tuple[Any, Past] | None = None
+
+    def plan(self, requests: Sequence[Request]) -> Plan:
+        """What scoring these requests will compute."""
+        return make_plan(requests, self.max_length, self.budget)
+
+    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """For each (context ids, continuation ids): the continuation's log-likelihood in nats, and
+        whether it is what greedy decoding would write."""
+        totals = {score.request: score.total for score in self.scores(self.plan(requests))}
+        return [totals[index] for index in range(len(requests))]
+
+    def token_losses(self, sequences: Sequence[Tokens]) -> list[np.ndarray]:
+        """Of each sequence of at least two ids, the loss in nats of every id but the first."""
+        plan = self.plan([(ids[:1], ids[1:]) for ids in sequences])
+        losses = {score.request: -score.logprobs for score in self.scores(plan)}
+        return [losses[index] for index in range(len(sequences))]
+
+    def scores(self, plan: Plan) -> Iterator[Score]:
+        """Answers as they come, in the plan's order; the device works while the host packs."""
+        waiting: collections.deque[tuple[Packed, tuple[jax.Array, jax.Array]]] = collections.deque()
+        for batch in plan.batches:
+            packed = pack_batch(plan, batch)
+            past = None
+            if batch.trunk:
+                path, depth = batch.trunk
+                past = self._past(plan.paths[path].tokens[:depth], batch.shape.past)
+            waiting.append((packed, self._run(batch.shape, packed, past)))
+            self.statistics.batches += 1
+            self.statistics.slots += batch.shape.rows * batch.shape.length
+            if len(waiting) > IN_FLIGHT:
+                yield from self._answers(plan, *waiting.popleft())
+        while waiting:
+            yield from self._answers(plan, *waiting.popleft())
+
+    def _answers(
+        self, plan: Plan, packed: Packed, result: tuple[jax.Array, jax.Array]
+    ) -> Iterator[Score]:
+        logprob_BT, greedy_BT = (np.asarray(array) for array in result)
+        for index, row, numbers in packed.places:
+            for request in plan.paths[index].requests:
+                self.statistics.requests += 1
+                yield Score(request, logprob_BT[row, numbers], greedy_BT[row, numbers])
+
+    def _run(self, shape: Shape, packed: Packed, past: Past | None) -> tuple[jax.Array, jax.Array]:
+        rows = [packed.tokens_BT, packed.positions_BT, packed.ends_BT]
+        rows += [packed.sources_BT, packed.targets_BT]
+        chunk = _chunk(shape, self.config.vocab_size)
+        steps = np.int32(-(-packed.scores // chunk))
+        arguments = (self.params, *(self._place(array) for array in rows), steps, past)
+        static = {"config": self.config, "compute": self.compute, "chunk": chunk}
+        return self._program(_score_rows, shape, arguments, static)
+
+    def _past(self, tokens: np.ndarray, slots: int) -> Past:
+        """The trunk's keys and values; those of the trunk before are kept for its other batches."""
+        key = (tokens.tobytes(), slots)
+        if self._trunk is None or self._trunk[0] != key:
+            self._trunk = None  # frees the memory of the one before
+            tokens_1S = np.zeros((1, slots), np.int32)
+            tokens_1S[0, : len(tokens)] = tokens
+            arguments = (self.params, tokens_1S, np.int32(len(tokens)))
+            static = {"config": self.config, "compute": self.compute}
+            self._trunk = key, self._program(_read_trunk, slots, arguments, static)
+            self.statistics.slots += slots
+        return self._trunk[1]
+
+    def _place(self, array: np.ndarray) -> Any:
+        return array if self.mesh is None else jax.device_put(array, batch_sharding(self.mesh))
+
+    def _program(self, function: Any, key: Any, arguments: Any, static: dict[str, Any]) -> Any:
+        """Run a function; compilation is counted apart."""
+        program = self._programs.get((function, key))
+        if program is None:
+            start = time.perf_counter()
+            everywhere = None if self.mesh is None else replicated(self.mesh)
+            compiled = jax.jit(function, static_argnames=tuple(static), out_shardings=everywhere)
+            program = compiled.lower(*arguments, **static).compile()
+            self._programs[function, key] = program
+            self.statistics.programs += 1
+            self.statistics.compile_seconds += time.perf_counter() - start
+        return program(*arguments)
+
+
+def fitted_budget(config: ModelConfig, mesh: Mesh | None = None) -> Budget:
+    """A budget for the backend in use and for the proportions of the model."""
+    # A causal row of T tokens multiplies 2 T N H numbers a token for its attention on average,
+    # and one for every parameter of the block.
+    attention = parameters.count_per_layer(config) / (config.num_heads * config.head_dim)
+    shards = 1 if mesh is None else batch_shards(mesh)
+    if jax.default_backend() == "cpu":
+        return Budget(attention=attention, shards=shards)
+    return Budget(
+        tokens=16_384 * shards,
+        shortest=128,
+        attention=attention,
+        batch=1024,
+        shape=1 << 20,
+        shards=shards,
+    )
+
+
+def _chunk(shape: Shape, vocab_size: int) -> int:
+    """Scores of a row whose logits exist at a time: a divisor of the row length."""
+    most = (1 << 21 if jax.default_backend() == "cpu" else 1 << 26) // (shape.rows * vocab_size)
+    return max(n for n in range(1, shape.length + 1) if shape.length % n == 0 and n <= max(most, 1))
+
+
+def _score_rows(
+    params: Params,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    ends_BT: jax.Array,
+    sources_BT: jax.Array,
+    targets_BT: jax.Array,
+    steps: jax.Array,
+    past: Past | None,
+    config: ModelConfig,
+    compute: Compute,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of every target after its source, and whether none is greater: [B, T].
+
+    Only the first steps · chunk of each row are computed.
+    """
+    B, T = tokens_BT.shape
+    slots_T = jnp.arange(T)
+    visible_BTT = (slots_T <= slots_T[:, None]) & (slots_T[:, None] < ends_BT[:, None])
+    hidden_BTE, _ = extend(params, config, compute, tokens_BT, positions_BT, visible_BTT, past)
+    kernel_EV = head_kernel(params, config).astype(hidden_BTE.dtype)
+    token_V = jnp.arange(config.vocab_size)
+
+    def step(index: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        take = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=index * chunk, slice_size=chunk, axis=1
+        )
+        source_BC, target_BC1 = take(sources_BT), take(targets_BT)[..., None]
+        hidden_BCE = jnp.take_along_axis(hidden_BTE, source_BC[..., None], axis=1)
+        with jax.default_matmul_precision(compute.precision):
+            logit_BCV = jnp.einsum(
+                "BCE,EV->BCV", hidden_BCE, kernel_EV, preferred_element_type=jnp.float32
+            )
+        logit_BCV -= logit_BCV.max(axis=-1, keepdims=True)
+        log_total_BC1 = jnp.log(jnp.exp(logit_BCV).sum(axis=-1, keepdims=True))
+        logprob_BCV = logit_BCV - log_total_BC1
+        logprob_BC1 = jnp.take_along_axis(logprob_BCV, target_BC1, axis=-1)
+        # What argmax would choose, of equal ones the first, in one pass with the rest.
+        ahead_BCV = (logprob_BCV == logprob_BC1) & (token_V < target_BC1)
+        beaten_BC = ((logprob_BCV > logprob_BC1) | ahead_BCV).any(axis=-1)
+        place = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=index * chunk, axis=1
+        )
+        return place(found[0], logprob_BC1[..., 0]), place(found[1], ~beaten_BC)
+
+    nothing = jnp.zeros((B, T), jnp.float32), jnp.zeros((B, T), bool)
+    return jax.lax.fori_loop(0, steps, step, nothing)
+
+
+def _read_trunk(
+    params: Params, tokens_1S: jax.Array, length: jax.Array, config: ModelConfig, compute: Compute
+) -> Past:
+    """Keys and values of the first `length` tokens."""
+    slots_S = jnp.arange(tokens_1S.shape[1])
+    visible_1SS = (slots_S <= slots_S[:, None])[None]
+    _, (key, value) = extend(params, config, compute, tokens_1S, slots_S[None], visible_1SS)
+    return Past(key, value, (slots_S < length)[None])
