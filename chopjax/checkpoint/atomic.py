@@ -93,6 +93,16 @@ def check_free(
         )
 
 
+def check_room(folder: Path, nbytes: int) -> None:
+    """Raise UserError where so many bytes cannot fit on the disk of an existing folder."""
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise UserError(
+            f"{folder.parent}: {nbytes:,} bytes are to be written and {free:,} are free on that "
+            "disk"
+        )
+
+
 @contextlib.contextmanager
 def _users_errors(final: Path) -> Iterator[None]:
     """Full disks and forbidden folders are the user's to mend."""

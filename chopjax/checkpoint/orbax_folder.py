@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from chopjax.checkpoint.atomic import new_folder
+from chopjax.checkpoint.atomic import check_room, new_folder
 from chopjax.checkpoint.describe import PARAMS, Description, write_own
 from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.source import FOLDER_MARK
@@ -35,6 +35,7 @@ def save_import(out: Path, found: Description, params: Params, overwrite: bool =
     protect = (found.folder,)
     with agreed_folder(out, overwrite, protect) as folder:
         if jax.process_index() == 0:
+            check_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
             write_own(
                 folder,
                 found.folder,
@@ -50,11 +51,17 @@ def save_import(out: Path, found: Description, params: Params, overwrite: bool =
 
 
 def save_params(path: Path, params: Params) -> None:
-    """Write parameters to a new folder. Every process of the run takes part."""
+    """Write parameters to a new folder. Every process of the run takes part.
+
+    Raises UserError where the disk is full or forbids it.
+    """
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights are noise to a compressor
-    with context:
-        ocp.save(path.absolute(), {"params": params}, checkpointable_name=PYTREE)
+    try:
+        with context:
+            ocp.save(path.absolute(), {"params": params}, checkpointable_name=PYTREE)
+    except Exception as error:  # TensorStore's own, of no common type
+        raise UserError(f"{path}: could not be written: {_first_line(error)}") from error
 
 
 def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
@@ -131,8 +138,12 @@ def _readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        reason = _first_line(error)
         raise UserError(f"{path}: damaged or not an Orbax checkpoint: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 @contextlib.contextmanager

@@ -6,19 +6,20 @@ import errno
 import json
 import math
 import os
-import shutil
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from chopjax.checkpoint.atomic import check_room
 from chopjax.checkpoint.safetensors_file import DTYPES, NAMES, TensorInfo
 from chopjax.checkpoint.source import INDEX, SINGLE
-from chopjax.errors import UserError
 
 MAX_SHARD_BYTES = 5_000_000_000
+PAGE_BYTES = 4096
 COPY_BYTES = 1 << 26  # asked of the kernel at a time, so that progress moves and Ctrl-C works
 
 Buffers = Iterable[bytes | memoryview | np.ndarray]
@@ -57,11 +58,7 @@ def write_safetensors(
     """
     shards = plan_shards(list(tensors), max_shard_bytes)
     total = sum(tensor.nbytes for shard in shards for tensor in shard)
-    free = shutil.disk_usage(folder).free
-    if total > free:
-        raise UserError(
-            f"{folder.parent}: {total:,} bytes are to be written and {free:,} are free on that disk"
-        )
+    check_room(folder, total)
     count = len(shards)
     names = [SINGLE] if count == 1 else [_shard_name(i, count) for i in range(count)]
     for name, shard in zip(names, shards, strict=True):
@@ -109,13 +106,29 @@ def _write_file(
         }
         position = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * _padding(8 + len(raw), tensors)
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(raw)) + raw)
         for tensor in tensors:
             written = _write_tensor(stream, tensor, advance)
             if written != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: {written} bytes, {tensor.nbytes} were announced")
+
+
+def _padding(length: int, tensors: Sequence[Tensor]) -> int:
+    """Spaces after a header, so that data copied from files keeps its place within pages.
+
+    The kernel copies nearly twice as fast where pages need not be cut. Always to 8 bytes, the
+    alignment that readers expect.
+    """
+    votes: Counter[int] = Counter()
+    position = 0
+    for tensor in tensors:
+        if isinstance(tensor.data, TensorInfo):
+            votes[(tensor.data.start - position) % PAGE_BYTES] += tensor.nbytes
+        position += tensor.nbytes
+    place = max(votes, key=lambda p: votes[p], default=1)
+    return -length % 8 if place % 8 else (place - length) % PAGE_BYTES
 
 
 def _write_tensor(stream: BinaryIO, tensor: Tensor, advance: Callable[[int], None]) -> int:

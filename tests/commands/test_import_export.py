@@ -135,6 +135,30 @@ def test_mistakes(
     assert not names(tmp_path)
 
 
+FULL = """
+import resource, sys
+from chopjax.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb", ["import", "export"])
+def test_a_disk_that_takes_no_more(model: Path, tmp_path: Path, verb: str) -> None:
+    source = model
+    if verb == "export":
+        source = tmp_path / "source"
+        assert run("import", model, source) == 0
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    command = [sys.executable, "-c", FULL, verb, str(source), str(folder / "out")]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert not names(folder)
+
+
 @pytest.mark.parametrize("verb", ["import", "export"])
 def test_killed_in_the_middle(model: Path, tmp_path: Path, verb: str) -> None:
     """Killed at many instants: no folder under the final name, or a whole one."""
