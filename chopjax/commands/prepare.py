@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -151,16 +152,18 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    table.add_column("store", overflow="fold")
+    table.add_column("store")
     for column in ("documents", "tokens", "text bytes", "bytes/token", "shards"):
         table.add_column(column, justify="right")
     for store in stores.values():
         table.add_row(
-            store.path,
+            os.path.basename(store.path),
             f"{store.num_documents:,}",
             f"{store.num_tokens:,}",
             f"{store.text_bytes:,}",
             f"{store.text_bytes / store.num_tokens:.3f}",
             f"{len(store.shards)} x {store.dtype}",
         )
+    for store in stores.values():
+        print(store.path)
     Console(file=sys.stdout).print(table)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chopjax import cli
+
+
+def test_the_command_as_a_stranger_would_use_it(
+    mix_llama: Path, shared: Path, tmp_path: Path
+) -> None:
+    """One process of its own, for what is on which stream."""
+    command = [sys.executable, "-m", "chopjax.cli", "prepare"]
+    text = str(shared / "corpora" / "tinystories.heldout.jsonl")
+    rest = ["--tokenizer", str(mix_llama), "--output", str(tmp_path / "out")]
+    done = subprocess.run([*command, text, *rest, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    store = json.loads(done.stdout)["store"]
+    assert (store["documents"], store["text_bytes"]) == (100, 140_487)
+    assert store["path"] == str(tmp_path / "out")
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_tables_verifying_and_mistakes(
+    mix_llama: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str, code: int) -> str:
+        assert cli.main(["prepare", *arguments]) == code
+        captured = capsys.readouterr()
+        if code:
+            assert captured.out == ""
+            assert captured.err.startswith("chopjax prepare: error: ")
+            return captured.err
+        return captured.out
+
+    text = str(shared / "corpora" / "tinystories.heldout.jsonl")
+    out = str(tmp_path / "out")
+    rest = ("--tokenizer", str(mix_llama), "--output", out, "--workers", "1")
+    table = run(text, *rest, "--held-out", "10", code=0)
+    lines = table.splitlines()
+    assert lines[:2] == [f"{out}/train", f"{out}/held_out"]
+    assert [line.split()[:2] for line in lines[3:]] == [["train", "90"], ["held_out", "10"]]
+    assert run("--verify", out, code=0) == table
+    assert list(json.loads(run("--verify", f"{out}/train", "--json", code=0))) == ["store"]
+    path = tmp_path / "out" / "train" / "tokens-00000.bin"
+    data = bytearray(path.read_bytes())
+    data[5] ^= 255
+    path.write_bytes(data)
+    assert "out/train: checksums differ" in run("--verify", out, code=2)
+    assert "held_out: was 10, is None" in run(text, *rest, code=2)
+    assert "missing: --tokenizer, --output" in run(text, code=2)
+    assert "no such file or folder" in run(text + "x", *rest, code=2)
+    assert "--workers 0" in run(text, *rest, "--workers", "0", code=2)
+    assert "no token store" in run("--verify", str(tmp_path), code=2)
+    assert "nothing else" in run("--verify", out, text, code=2)
