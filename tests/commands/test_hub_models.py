@@ -1,0 +1,69 @@
+"""inspect and import of a hub id: only the bytes that are needed leave the hub."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import write_checkpoint, write_tokenizer
+from fake_hub import Running, running_hub
+
+from chopjax.checkpoint.source import open_checkpoint
+
+MODEL = "somebody/tiny-llama"
+
+
+@pytest.fixture
+def hub() -> Iterator[Running]:
+    with running_hub() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_checkpoint(tmp_path_factory.mktemp("hub") / "model", intermediate_size=512)
+    return write_tokenizer(folder)
+
+
+def run(hub: Running, home: Path, *arguments: object) -> str:
+    """Standard output of a command that succeeds."""
+    command = [sys.executable, "-m", "chopjax.cli", *map(str, arguments)]
+    environment = hub.environment(home, JAX_PLATFORMS="cpu")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_inspect_downloads_the_header_alone(hub: Running, model: Path, tmp_path: Path) -> None:
+    commit = hub.hub.add(MODEL, model)
+    found = json.loads(run(hub, tmp_path / "home", "inspect", MODEL, "--json"))
+    assert (found["model"], found["revision"]) == (MODEL, commit)
+    assert found["bytes"] == sum(t.nbytes for t in open_checkpoint(str(model)).tensors.values())
+    with (model / "model.safetensors").open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    assert hub.hub.bytes_of("model.safetensors") == 8 + length
+
+
+def test_import_and_export(hub: Running, model: Path, tmp_path: Path) -> None:
+    commit = hub.hub.add(MODEL, model, "v1")
+    home = tmp_path / "home"
+    run(hub, home, "import", MODEL, tmp_path / "kept", "--keep", "0,3", "--revision", "v1")
+    tensors = open_checkpoint(str(model)).tensors
+    removed = sum(t.nbytes for n, t in tensors.items() if ".layers.1." in n or ".layers.2." in n)
+    size = (model / "model.safetensors").stat().st_size
+    assert hub.hub.bytes_of("model.safetensors") == size - removed
+    run(hub, home, "export", tmp_path / "kept", tmp_path / "out")
+    out = open_checkpoint(str(tmp_path / "out"))
+    for name in out.tensors:
+        expected = tensors[name.replace(".layers.1.", ".layers.3.")].read()
+        assert out.array(name).tobytes() == expected.tobytes()
+    record = json.loads((tmp_path / "out" / "chopjax.json").read_text())
+    assert record["parent"] == {"name": MODEL, "revision": commit, "num_layers": 4}
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
+        model / "tokenizer.json"
+    ).read_bytes()
