@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
 from chopjax.chop.configurations import ranges
 from chopjax.chop.surgery import chop_tree
-from chopjax.data.batches import Batches, eval_batches
-from chopjax.data.store import TokenStore, check_fits, open_store
+from chopjax.data.batches import Batches, EvaluationBatches, eval_batches
+from chopjax.data.prefetch import prefetch
+from chopjax.data.store import check_fits, open_store
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
 from chopjax.models import flops
@@ -40,7 +41,7 @@ from chopjax.progress import progress, say
 from chopjax.train import checkpoints
 from chopjax.train import mesh as meshes
 from chopjax.train.devices import peak_flops
-from chopjax.train.feed import Feed, on_mesh
+from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
@@ -110,14 +111,12 @@ def _train(
 
     # ---------------------------------------------------------------------------------- Data
     shape = (settings.data.batch_size, settings.data.sequence_length)
-    store = open_store(settings.data.train)
-    held_out = open_store(settings.data.evaluation) if settings.data.evaluation else None
-    fingerprints = _fingerprints(workdir, model, store, held_out)
+    batches = training_batches(settings.data, settings.seed)
+    evaluation = _evaluation_batches(settings)
+    fingerprints = _fingerprints(workdir, model, batches, evaluation)
     if record:
         changed = differences(record["fingerprints"], fingerprints)
         _check_same_run("data", changed, force)
-    batches = Batches(store, *shape, settings.seed)
-    evaluation = _evaluation_batches(held_out, settings)
 
     # -------------------------- Decide how to initialize training. The order is important.
     # 1. A checkpoint of this run.  2. A model.  3. Random weights.
@@ -140,7 +139,9 @@ def _train(
     saver = stack.enter_context(
         checkpoints.Saver(folder, settings.checkpoints.keep_last, settings.checkpoints.keep_every)
     )
-    feed = stack.enter_context(Feed(batches, shape, mesh, step, settings.total_steps))
+    steps = range(step, settings.total_steps)
+    feed = prefetch(lambda index: on_mesh(batches, index, mesh), steps)
+    stack.enter_context(contextlib.closing(feed))
     stop = stack.enter_context(stop_requests())
     tracer = Tracer(settings.log.profile, workdir)
     guard = Guard(folder)
@@ -157,7 +158,7 @@ def _train(
         bar.update(begun + 1, loss=values["loss"], **clock.shown())
 
     def evaluate() -> None:
-        if evaluation and not writer.has_evaluation(step):
+        if evaluation is not None and not writer.has_evaluation(step):
             loss, counted = _evaluate(eval_step, state["params"], evaluation, mesh, stop)
             if not stop:
                 writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
@@ -177,7 +178,7 @@ def _train(
         running: tuple[int, Any] | None = None  # the step that the device works on
         while step < settings.total_steps and not stop:
             tracer.before(step)
-            state, metrics = train_step(state, feed.next())
+            state, metrics = train_step(state, next(feed))
             if running:
                 report(*running)
             running = (step, metrics)
@@ -268,36 +269,43 @@ def _begin_from_model(
     return begin(loaded.params, optimizer, settings, abstract)
 
 
-def _evaluation_batches(store: TokenStore | None, settings: Settings) -> list[Any]:
-    if store is None:
-        return []
-    size = settings.evaluation.batch_size or settings.data.batch_size
-    batches = eval_batches(store, size, settings.data.sequence_length)
-    return list(batches[: settings.evaluation.max_batches or None])
+def _evaluation_batches(settings: Settings) -> EvaluationBatches | None:
+    if not settings.data.evaluation:
+        return None
+    batches = eval_batches(
+        open_store(settings.data.evaluation),
+        settings.evaluation.batch_size or settings.data.batch_size,
+        settings.data.sequence_length,
+        settings.data.mask_documents,
+    )
+    return batches[: settings.evaluation.max_batches or None]
 
 
 def _evaluate(
-    eval_step: Any, params: Any, batches: Iterable[Any], mesh: Mesh, stop: StopRequest
+    eval_step: Any, params: Any, batches: EvaluationBatches, mesh: Mesh, stop: StopRequest
 ) -> tuple[float, int]:
     """Mean loss in nats per token over held-out text, and its tokens; cut short by a stop."""
     total = counted = 0.0
-    for batch in batches:
+    for index in range(len(batches)):
         if stop:
             break
-        loss, weight = jax.device_get(eval_step(params, on_mesh(batch, mesh)))
+        loss, weight = jax.device_get(eval_step(params, on_mesh(batches, index, mesh)))
         total, counted = total + float(loss), counted + float(weight)
     return total / max(counted, 1), int(counted)
 
 
 def _fingerprints(
-    workdir: Path, model: ModelConfig, store: TokenStore, held_out: TokenStore | None
-) -> dict[str, str | None]:
+    workdir: Path, model: ModelConfig, batches: Batches, evaluation: EvaluationBatches | None
+) -> dict[str, Any]:
     """Of tokenizer and training data. Raises UserError where they do not fit the model."""
     tokenizer = load_tokenizer(workdir / HUGGINGFACE)
-    for each in (store, held_out):
-        if each is not None:
-            check_fits(each, tokenizer.fingerprint, model.vocab_size)
-    return {"tokenizer": tokenizer.fingerprint, "data": store.fingerprint}
+    for store in [*batches.stores, *([evaluation.store] if evaluation else [])]:
+        check_fits(store, tokenizer.fingerprint, model.vocab_size)
+    return {
+        "tokenizer": tokenizer.fingerprint,
+        "data": [store.fingerprint for store in batches.stores],
+        "shares": batches.shares,
+    }
 
 
 def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:

@@ -37,7 +37,7 @@ class DataSettings:
     evaluation: str = ""  # held-out text; none where empty
     batch_size: int = 8  # sequences a step, over all devices
     sequence_length: int = 512  # tokens
-    mask_documents: bool = True  # attention stays within a document
+    mask_documents: bool = False  # attention stays within a document; the papers' does not
 
 
 @dataclasses.dataclass(frozen=True)

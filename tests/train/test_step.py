@@ -1,0 +1,162 @@
+"""The training step: the same losses on every mesh; microbatches; the spike guard."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chopjax.models import decoder, families
+from chopjax.train import mesh, optimizer, step
+from chopjax.train.settings import (
+    ComputeSettings,
+    DataSettings,
+    OptimizerSettings,
+    Settings,
+)
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict:
+    """What on_eight_devices.py found."""
+    script = Path(__file__).with_name("on_eight_devices.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "all", "kv heads whole"])
+def test_the_same_curve_on_every_mesh(runs, name):
+    np.testing.assert_allclose(runs[name]["curve"], runs["one device"]["curve"], rtol=2e-4)
+    np.testing.assert_allclose(
+        runs[name]["evaluation"], runs["one device"]["evaluation"], rtol=2e-4
+    )
+
+
+def test_a_vocabulary_that_does_not_divide(runs):
+    want = runs["vocabulary whole, one device"]["curve"]
+    np.testing.assert_allclose(runs["vocabulary whole"]["curve"], want, rtol=2e-4)
+
+
+def test_state_is_born_sharded(runs):
+    assert all(run["born sharded"] for run in runs.values())
+    assert runs["fsdp"]["query shard"] == [2, 4, 4, 8]
+    assert runs["all"]["query shard"] == [2, 16, 2, 8]
+
+
+def test_no_program_holds_all_logits(runs):
+    assert not any(run["whole logits"] for run in runs.values())
+
+
+RAW = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+CONFIG = families.translate(RAW)[1]
+B, T = 4, 8
+
+
+def make(**changes):
+    settings = Settings(
+        scratch=RAW,
+        data=DataSettings(batch_size=B, sequence_length=T),
+        optimizer=changes.get("optimizer", OptimizerSettings(name="adamw")),
+        compute=changes.get("compute", ComputeSettings()),
+    )
+    made = mesh.make_mesh(devices=jax.devices()[:1])
+    rule = optimizer.make_optimizer(settings.optimizer, CONFIG, 10)
+    abstract = step.abstract_state(CONFIG, rule, settings, made)
+    state = step.begin_from_scratch(CONFIG, rule, settings, abstract)
+    return made, state, step.make_train_step(CONFIG, rule, settings, made)
+
+
+def batch_of(seed: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, 50, (B, T + 1)).astype(np.int32)
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segments": np.ones((B, T), np.int32),
+        "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+        "weights": (random.random((B, T)) < 0.7).astype(np.float32),
+    }
+
+
+def test_microbatches_are_one_batch():
+    """Rows with few tokens count by their tokens and not by their row."""
+    whole = make()
+    parts = make(compute=ComputeSettings(microbatches=4))
+    batch = batch_of(0)
+    batch["weights"][0] = 0
+    results = []
+    for made, state, train_step in (whole, parts):
+        state, metrics = train_step(state, jax.device_put(batch, mesh.batch_sharding(made)))
+        results.append((state["params"], metrics))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_spike_guard_leaves_updates_out_and_counts_them(monkeypatch):
+    monkeypatch.setattr(step, "GUARD_DECAY", 0.5)  # the guard is awake after two steps
+    made, state, train_step = make(optimizer=OptimizerSettings(name="lion", spike_factor=3.0))
+    good = jax.device_put(batch_of(0), mesh.batch_sharding(made))
+    for _ in range(2):
+        state, metrics = train_step(state, good)
+    assert metrics["skipped"] == 0
+    before = jax.tree.map(np.array, state)
+    poisoned = jax.tree.map(lambda x: x, state)
+    poisoned["guard"] = poisoned["guard"] | {"mean_loss": jnp.float32(0.1)}
+    state, metrics = train_step(poisoned, good)
+    assert metrics["skipped"] == 1
+    assert state["step"] == 3
+    same = jax.tree.map(np.array_equal, before["params"], state["params"])
+    assert all(jax.tree.leaves(same))
+    same = jax.tree.map(np.array_equal, before["optimizer"], state["optimizer"])
+    assert all(jax.tree.leaves(same))
+
+
+def test_bfloat16_parameters_and_compute():
+    compute = ComputeSettings(dtype="bfloat16", param_dtype="bfloat16")
+    lion = OptimizerSettings(name="lion", momentum_dtype="bfloat16", peak_learning_rate=1e-2)
+    made, state, train_step = make(compute=compute, optimizer=lion)
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(state) if leaf.ndim}
+    assert dtypes == {"bfloat16"}
+    batch = jax.device_put(batch_of(0), mesh.batch_sharding(made))
+    losses = []
+    for _ in range(5):
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    assert state["params"]["embed"]["embedding"].dtype == jnp.bfloat16
+
+
+def test_loss_and_gradient_norm_are_those_of_the_whole_logits():
+    """Loss and gradient norm by the naive loss."""
+    made, state, train_step = make(optimizer=OptimizerSettings(name="adamw", clip_norm=0.0))
+    batch = batch_of(3)
+    params = jax.tree.map(np.array, state["params"])
+
+    def naive(params):
+        hidden = decoder.hidden_states(params, CONFIG, decoder.Compute(), batch["tokens"])
+        logp = jax.nn.log_softmax(hidden @ decoder.head_kernel(params, CONFIG))
+        nll = -jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0]
+        return (nll * batch["weights"]).sum() / batch["weights"].sum()
+
+    want, gradient = jax.value_and_grad(naive)(params)
+    _, metrics = train_step(state, jax.device_put(batch, mesh.batch_sharding(made)))
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
