@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -152,7 +153,7 @@ def _locked_folder(final: Path) -> Iterator[Path]:
 
 def _remove_leftovers(final: Path) -> None:
     """Remove what a killed run left. The lock tells it from one that another process writes."""
-    for leftover in final.parent.glob(f".{final.name}.partial-????????"):
+    for leftover in final.parent.glob(f".{glob.escape(final.name)}.partial-????????"):
         if not leftover.is_dir() or leftover.is_symlink():
             continue
         handle = os.open(leftover, os.O_RDONLY)

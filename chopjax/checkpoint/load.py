@@ -66,9 +66,12 @@ def load(
     """
     whole = describe(model, revision, step)
     found = whole if keep is None else _keep(whole, keep)
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    given = parameters.flatten(shardings or {})
-    where = {path: given.get(path, here) for path in parameters.axes(found.config)}
+    paths = parameters.axes(found.config)
+    if shardings is None:
+        where = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
+    else:
+        given = parameters.flatten(shardings)
+        where = {path: given[path] for path in paths}
     if isinstance(whole.weights, Checkpoint):
         leaves = _leaves(whole.weights, keep, None if dtype is None else np.dtype(dtype))
         params = _read_checkpoint(whole.weights, leaves, where, strict)
@@ -162,8 +165,11 @@ def _read_checkpoint(
             params[path] = jax.make_array_from_single_device_arrays(
                 leaf.shape, where[path], pieces
             ).block_until_ready()  # so that the host's copies go before the next are made
+    anywhere = strict and orbax_folder.anywhere(bool(faults))
     if faults:
         report_not_finite(checkpoint.name, faults, strict)
+    if anywhere:
+        raise UserError(f"{checkpoint.name}: another process found NaN or infinity in its part")
     return parameters.unflatten(params)
 
 

@@ -88,8 +88,16 @@ def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
 def check_files(path: Path) -> None:
     """Raise UserError that names every file of an Orbax folder that is not what was written."""
     problems = verify_files(path, jax.process_index(), jax.process_count())
-    if problems:
+    if anywhere(bool(problems)):
+        problems = problems or ["another process names the files"]
         raise UserError(f"{path}: damaged:\n{listing(problems)}")
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set on any process, so that all of them stop together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def load_params(path: Path, abstract: Params) -> Params:

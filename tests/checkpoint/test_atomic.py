@@ -170,7 +170,7 @@ def _start_writer(out: Path) -> subprocess.Popen[str]:
 
 
 def test_killed_run_leaves_no_final_name_and_the_next_one_cleans_up(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out[1]"
     process = _start_writer(out)
     process.kill()
     process.wait()
@@ -178,7 +178,7 @@ def test_killed_run_leaves_no_final_name_and_the_next_one_cleans_up(tmp_path: Pa
     assert len(names(tmp_path)) == 1
     with new_folder(out) as folder:
         fill(folder)
-    assert names(tmp_path) == ["out"]
+    assert names(tmp_path) == ["out[1]"]
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
