@@ -18,6 +18,7 @@ VERBS = {
     "inspect": "what a checkpoint holds: shapes, parameters, bytes, memory and FLOPs",
     "import": "Hugging Face checkpoint → Orbax, parameters born sharded on the mesh",
     "export": "Orbax → Hugging Face checkpoint, byte for byte",
+    "analyze": "measure which layers matter, draw it, and recommend which to remove",
     "chop": "remove layers from a Hugging Face checkpoint without reading them",
     "prepare": "text or JSONL → token store for training",
     "train": "continue pretraining (healing)",

@@ -38,6 +38,9 @@ class Protect:
         return num_layers - len(self.layers(num_layers))
 
 
+DEFAULT_PROTECT = Protect()
+
+
 @dataclasses.dataclass(frozen=True)
 class Strategy:
     """measure: what it needs of an analysis. order: the layers that go, for a number of them."""
@@ -87,7 +90,7 @@ MEASURED: dict[str, Strategy] = {
 
 
 def choose_measured(
-    strategy: str, analysis: Mapping[str, Any], remove: int, protect: Protect = Protect()
+    strategy: str, analysis: Mapping[str, Any], remove: int, protect: Protect = DEFAULT_PROTECT
 ) -> Keep:
     """The keep list that removes `remove` layers. Raises UserError where the analysis lacks the
     measure or too few layers are unprotected."""
@@ -112,6 +115,15 @@ def choose_measured(
             "`chopjax analyze` again with this --protect"
         )
     return tuple(layer for layer in range(num_layers) if layer not in gone)
+
+
+def summary(analysis: Mapping[str, Any], protect: Protect) -> dict[str, Any]:
+    """What chopjax.json keeps of an analysis that chose the layers."""
+    measured = {key: analysis.get(key) for key in ("model", "revision", "data", "tokens")}
+    return {
+        "protect": dataclasses.asdict(protect),
+        "analysis": measured | {"settings": analysis.get("settings")},
+    }
 
 
 def parse_protect(text: str) -> Protect:

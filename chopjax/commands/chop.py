@@ -9,16 +9,23 @@ from chopjax.commands.flags import add_max_shard_size, parse_bytes
 from chopjax.errors import UserError
 
 if TYPE_CHECKING:
+    from chopjax.checkpoint.source import Checkpoint
     from chopjax.chop.stream import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from chopjax.chop.configurations import STRATEGIES
+    from chopjax.chop.importance import MEASURED
 
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("out", metavar="OUT", help="folder to write; it appears when it is complete")
-    add("--strategy", metavar="NAME", help=f"which layers go: {', '.join(STRATEGIES)}")
+    add(
+        "--strategy",
+        metavar="NAME",
+        help=f"which layers go: {', '.join(STRATEGIES)}; or by measurement, with --analysis or "
+        f"--data: {', '.join(MEASURED)}",
+    )
     add(
         "--remove",
         metavar="N",
@@ -28,6 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep",
         metavar="LIST",
         help="instead of a strategy: the layers that stay, from 0, ends inclusive (0,13-23)",
+    )
+    add("--analysis", metavar="DIR", help="what `chopjax analyze` wrote about MODEL")
+    add(
+        "--data",
+        action="append",
+        metavar="FILE",
+        help="without --analysis: text to measure the layers on now, as `chopjax analyze` does",
+    )
+    add(
+        "--protect",
+        default="1,1",
+        metavar="F,L",
+        help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
     )
     add("--revision", help="branch, tag or commit of a hub id (default: main)")
     add("--overwrite", action="store_true", help="replace OUT if it is a checkpoint already")
@@ -46,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
     checkpoint = open_checkpoint(args.model, args.revision)
-    strategy, settings, keep = _choice(args, checkpoint.config.num_layers)
+    strategy, settings, keep = _choice(args, checkpoint)
     if args.dry_run:
         done = plan(checkpoint, keep)
     else:
@@ -69,16 +89,53 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _choice(
-    args: argparse.Namespace, num_layers: int
+    args: argparse.Namespace, checkpoint: Checkpoint
 ) -> tuple[str, dict[str, Any], tuple[int, ...]]:
     """Strategy and settings as recorded in chopjax.json, and the layers kept."""
     from chopjax.chop.configurations import choose, parse_keep, ranges
+    from chopjax.chop.importance import MEASURED
 
+    num_layers = checkpoint.config.num_layers
+    if args.strategy in MEASURED:
+        return _measured(args, checkpoint)
+    if args.analysis or args.data:
+        raise UserError(
+            f"--analysis and --data are for strategies that measure: {', '.join(MEASURED)}"
+        )
     if args.keep is not None:
         keep = parse_keep(args.keep, num_layers)
         return "keep", {"keep": ranges(keep)}, keep
     keep = choose(args.strategy, num_layers, args.remove)
     return args.strategy, {"remove": num_layers - len(keep)}, keep
+
+
+def _measured(
+    args: argparse.Namespace, checkpoint: Checkpoint
+) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+    from pathlib import Path
+
+    from chopjax.chop.configurations import resolve_remove
+    from chopjax.chop.importance import choose_measured, parse_protect, read_analysis, summary
+    from chopjax.models import parameters
+
+    if bool(args.analysis) == bool(args.data):
+        raise UserError(
+            f"--strategy {args.strategy} measures layers: give --analysis DIR, from `chopjax "
+            "analyze`, or --data FILE to measure now"
+        )
+    config, protect = checkpoint.config, parse_protect(args.protect)
+    remove = resolve_remove(args.remove, config.num_layers)
+    if args.analysis:
+        folder = Path(args.analysis)
+        analysis = read_analysis(folder, config.num_layers, parameters.count(config))
+    else:
+        from chopjax.analysis import AnalysisSettings, analyze, needed_measure
+
+        measures = (needed_measure(args.strategy),)
+        settings = AnalysisSettings(measures=measures, protect=protect)
+        analysis = analyze(args.model, args.data, settings, args.revision)
+    keep = choose_measured(args.strategy, analysis, remove, protect)
+    return args.strategy, {"remove": remove} | summary(analysis, protect), keep
 
 
 def _result(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from chopjax.data.sources import find_sources, pieces
 from chopjax.data.tokenizer import Tokenizer
 from chopjax.errors import UserError
+from chopjax.progress import say
 
 POOL = 16  # documents looked at for each one that is drawn
 BATCH = 256  # documents tokenised at a time
@@ -22,11 +23,12 @@ def excerpts(
     seed: int,
     field: str = "text",
 ) -> list[list[int]]:
-    """Token ids of `count` excerpts of at most `length` ids, the tokenizer's BOS in front included.
+    """Token ids of `count` excerpts of at most `length` ids, the tokenizer's BOS in front included;
+    of fewer where the text holds no more.
 
     An excerpt is the beginning of a document, drawn at random among the first POOL·count of them.
     Where there are fewer documents than excerpts, further pieces of the same documents follow.
-    Raises UserError where the text is too short for `count` excerpts.
+    Raises UserError where there is no text.
     """
     texts = list(itertools.islice(_texts(inputs, field), POOL * count))
     random.Random(seed).shuffle(texts)
@@ -44,11 +46,10 @@ def excerpts(
             return found[:count]
     random.Random(seed).shuffle(rest)
     found += rest[: count - len(found)]
+    if not found:
+        raise UserError(f"{', '.join(inputs)}: no text of at least two tokens there")
     if len(found) < count:
-        raise UserError(
-            f"{', '.join(inputs)}: gives {len(found)} sequences of up to {length} tokens, not "
-            f"{count}; give more text or fewer --sequences"
-        )
+        say(f"{', '.join(inputs)} gives {len(found)} sequences of up to {length} tokens, no more")
     return found
 
 

@@ -1,0 +1,246 @@
+"""`chopjax analyze`: measure a model's layers on some text, and what each choice would cost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from chopjax import __version__
+from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.load import load
+from chopjax.chop.calibration import Batch, make_batches, predicted_tokens
+from chopjax.chop.configurations import STRATEGIES, Keep, ranges, removed
+from chopjax.chop.importance import (
+    DEFAULT_PROTECT,
+    FORMAT,
+    MEASURED,
+    Protect,
+    choose_measured,
+)
+from chopjax.chop.prefixes import Prefixes
+from chopjax.chop.residual import measure_residual
+from chopjax.chop.search import one_out, sleb
+from chopjax.chop.taylor import taylor
+from chopjax.data.excerpts import excerpts
+from chopjax.data.tokenizer import load_tokenizer
+from chopjax.errors import UserError
+from chopjax.models import parameters
+from chopjax.models.config import ModelConfig
+from chopjax.models.decoder import Compute
+from chopjax.models.parameters import Params
+from chopjax.progress import progress, say
+from chopjax.train import mesh as meshes
+from chopjax.train.loss import cross_entropy
+
+# What can be measured, by the name of the strategy that needs it; "choices" is the loss of every
+# strategy's choice for every number of layers.
+MEASURES = ("similarity", "taylor", "perplexity", "sleb", "choices")
+# The one pass over the residual stream serves three strategies.
+_PASS = {"similarity": "similarity", "block-influence": "similarity", "magnitude": "similarity"}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalysisSettings:
+    """How layers are measured. Recorded with the result."""
+
+    sequences: int = 128  # SLEB's and ShortGPT's order of magnitude; Deeper Layers took 10,000
+    sequence_length: int = 0  # tokens; 0: the context length, at most 2048
+    batch_size: int = 8
+    measures: tuple[str, ...] = MEASURES
+    every_token: bool = False  # angular distance over all tokens, not the last of each sequence
+    protect: Protect = DEFAULT_PROTECT
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0  # which documents
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def needed_measure(strategy: str) -> str:
+    """What `analyze` has to measure for a strategy."""
+    return _PASS.get(strategy, strategy)
+
+
+def analyze(
+    model: str,
+    inputs: Sequence[str],
+    settings: AnalysisSettings,
+    revision: str | None = None,
+    field: str = "text",
+) -> dict[str, Any]:
+    """Everything asked for, as analysis.json holds it. Raises UserError before the model is read
+    where settings, text or model are not right."""
+    config = describe(model, revision).config
+    settings = _checked(settings, config)
+    tokenizer = load_tokenizer(model, revision)
+    sequences = excerpts(
+        inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
+    )
+    if max(map(max, sequences)) >= config.vocab_size:
+        raise UserError(
+            f"{model}: its tokenizer gives ids of {config.vocab_size} and more, which the model "
+            "does not have"
+        )
+    mesh = meshes.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
+    with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
+        where = meshes.shardings(config, mesh)
+        say(f"loading {model}: {config.num_layers} layers")
+        params = load(model, revision, shardings=where).params
+        shards = meshes.batch_shards(mesh)
+        size = -(-settings.batch_size // shards) * shards
+        batches = [
+            Batch(*jax.device_put(tuple(batch), meshes.batch_sharding(mesh)))
+            for batch in make_batches(sequences, size)
+        ]
+        results = measure(params, config, batches, settings)
+    return {
+        "format": FORMAT,
+        "chopjax_version": __version__,
+        "model": model,
+        "revision": revision,
+        "num_layers": config.num_layers,
+        "num_parameters": parameters.count(config),
+        "data": list(inputs),
+        "tokens": sum(map(len, sequences)),
+        "predicted_tokens": predicted_tokens(batches),
+        "settings": dataclasses.asdict(settings),
+        **results,
+    }
+
+
+def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:
+    unknown = [name for name in settings.measures if name not in MEASURES]
+    if unknown:
+        raise UserError(f"--measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}")
+    for flag, value in {
+        "--sequences": settings.sequences,
+        "--batch-size": settings.batch_size,
+    }.items():
+        if value < 1:
+            raise UserError(f"{flag} {value}: at least 1 is needed")
+    if not 0 <= settings.sequence_length <= config.max_positions or settings.sequence_length == 1:
+        raise UserError(
+            f"--sequence-length {settings.sequence_length}: between 2 and the model's "
+            f"{config.max_positions} positions"
+        )
+    if settings.protect.most(config.num_layers) < 1:
+        raise UserError(
+            f"--protect {settings.protect.first},{settings.protect.last}: all "
+            f"{config.num_layers} layers of the model would be protected"
+        )
+    length = settings.sequence_length or min(config.max_positions, 2048)
+    return dataclasses.replace(
+        settings, sequence_length=length, batch_size=min(settings.batch_size, settings.sequences)
+    )
+
+
+def measure(
+    params: Params, config: ModelConfig, batches: Sequence[Batch], settings: AnalysisSettings
+) -> dict[str, Any]:
+    """The measures, each strategy's choices and their losses, for parameters in memory."""
+    compute = Compute(dtype=settings.dtype)
+    L, protect, wanted = config.num_layers, settings.protect, settings.measures
+    measures: dict[str, Any] = {}
+    if "similarity" in wanted:
+        say("angular distance, block influence, relative magnitude: one pass")
+        residual = measure_residual(params, config, compute, batches, settings.every_token)
+        measures |= {
+            "distance": _plain(residual.distance_LL),
+            "distance_deviation": _plain(residual.deviation_LL),
+            "distance_examples": residual.examples,
+            "influence": _plain(residual.influence_L),
+            "cosine_score": _plain(residual.cosine_score_L),
+            "magnitude": _plain(residual.magnitude_L),
+        }
+    if "taylor" in wanted:
+        say("Taylor importance: one backward pass")
+        measures["taylor"] = _plain(taylor(params, config, compute, batches, cross_entropy))
+    if not {"perplexity", "sleb", "choices"} & set(wanted):
+        return {"measures": measures}
+    prefixes = Prefixes(params, config, compute, batches, cross_entropy)
+    whole = tuple(range(L))
+    parent_loss = prefixes.losses([whole])[whole]
+    if "perplexity" in wanted:
+        with progress("one layer out", L * prefixes.num_batches, "runs") as bar:
+            measures["one_out_loss"] = _plain(one_out(prefixes, bar.advance))
+    most = protect.most(L)
+    if "sleb" in wanted:
+        runs = sum(most - round for round in range(most)) * prefixes.num_batches
+        with progress("SLEB", runs, "runs") as bar:
+            removals = sleb(prefixes, most, protect.layers(L), done=bar.advance)
+        measures["sleb"] = [
+            {
+                "layer": removal.layer,
+                "loss": float(removal.loss),
+                "candidates": {str(k): float(v) for k, v in removal.candidates.items()},
+            }
+            for removal in removals
+        ]
+    result: dict[str, Any] = {"parent_loss": float(parent_loss), "measures": measures}
+    if "choices" in wanted:
+        choices = all_choices({"num_layers": L, "measures": measures}, protect)
+        lists = {keep for by_count in choices.values() for keep in by_count.values()}
+        with progress("choices", len(lists) * prefixes.num_batches, "runs") as bar:
+            losses = prefixes.losses(lists, done=bar.advance)
+        costs = {
+            strategy: {str(n): _choice(keep, L, losses[keep]) for n, keep in by_count.items()}
+            for strategy, by_count in choices.items()
+        }
+        result |= {"choices": costs, "recommended": recommend(costs)}
+    return result
+
+
+def all_choices(analysis: Mapping[str, Any], protect: Protect) -> dict[str, dict[int, Keep]]:
+    """Strategy → number of layers removed → keep list, named and measured strategies alike."""
+    L = analysis["num_layers"]
+    found: dict[str, dict[int, Keep]] = {}
+    for strategy, chosen in MEASURED.items():
+        if chosen.measure in analysis["measures"]:
+            counts = range(1, protect.most(L) + 1)
+            found[strategy] = {n: choose_measured(strategy, analysis, n, protect) for n in counts}
+    for name, function in STRATEGIES.items():
+        found[name] = {}
+        for n in range(1, protect.most(L) + 1):
+            with contextlib.suppress(UserError):  # some cannot remove that many
+                found[name][n] = function(L, n)
+    return {name: by_count for name, by_count in found.items() if by_count}
+
+
+def recommend(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Number of layers removed → the choice with the lowest loss before healing, and by whom."""
+    best: dict[str, Any] = {}
+    for strategy, by_count in choices.items():
+        for count, choice in by_count.items():
+            if count not in best or choice["loss"] < best[count]["loss"]:
+                best[count] = {"strategies": [strategy], **choice}
+            elif choice["keep"] == best[count]["keep"]:
+                best[count]["strategies"].append(strategy)
+    return dict(sorted(best.items(), key=lambda item: int(item[0])))
+
+
+def _choice(keep: Keep, num_layers: int, loss: float) -> dict[str, Any]:
+    return {"keep": ranges(keep), "remove": ranges(removed(keep, num_layers)), "loss": float(loss)}
+
+
+def _plain(array: Any) -> Any:
+    """Lists of floats; None where there is no number, since JSON has no nan."""
+    if np.ndim(array) == 0:
+        return float(array) if np.isfinite(array) else None
+    return [_plain(part) for part in array]
+
+
+def write_arrays(path: Path, analysis: Mapping[str, Any]) -> None:
+    """analysis.npz: the measures as arrays, nan where there is no number. `sleb_layers` are the
+    layers in the order removed, `sleb_losses` the loss after each."""
+    measures = dict(analysis["measures"])
+    rounds = measures.pop("sleb", None)
+    arrays: dict[str, Any] = {name: np.array(value, np.float64) for name, value in measures.items()}
+    if rounds is not None:
+        arrays["sleb_layers"] = np.array([r["layer"] for r in rounds], np.int64)
+        arrays["sleb_losses"] = np.array([r["loss"] for r in rounds], np.float64)
+    np.savez(path, **arrays)
