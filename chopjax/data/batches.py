@@ -188,13 +188,9 @@ def _layout(
     N, T = len(rows), rows.shape[1] - 1
     inputs_N = np.clip(ends_N - starts_N - 1, 0, T)  # how many tokens have a target
     tokens_NT, targets_NT = rows[:, :-1], rows[:, 1:]
+    if not document_mask and (inputs_N == T).all():  # as nearly always
+        return _batch(tokens_NT, targets_NT, *_constants(N, T))
     position_T = np.arange(T, dtype=np.int32)
-    if not document_mask and (inputs_N == T).all():
-        # The usual case: constants, which need no memory.
-        ones = np.broadcast_to(np.int32(1), (N, T))
-        weights = np.broadcast_to(np.float32(1), (N, T))
-        positions = np.broadcast_to(position_T, (N, T))
-        return _batch(tokens_NT, targets_NT, ones, positions, weights)
     real_NT = position_T < inputs_N[:, None]
     segments_NT = real_NT.astype(np.int32)
     positions_NT = real_NT * position_T
@@ -232,6 +228,17 @@ def _batch(
         "positions": positions,
         "weights": weights,
     }
+
+
+@functools.lru_cache(maxsize=8)
+def _constants(rows: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Segments, positions and weights of full rows, which take no memory and cannot be written."""
+    shape = (rows, length)
+    return (
+        np.broadcast_to(np.int32(1), shape),
+        np.broadcast_to(np.arange(length, dtype=np.int32), shape),
+        np.broadcast_to(np.float32(1), shape),
+    )
 
 
 def _merge(parts: list[tuple[np.ndarray, Batch]], rows: int, length: int) -> Batch:

@@ -65,7 +65,7 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
         raise UserError(f"--revision is for hub ids; {name} is a local folder")
     elif (folder / FOLDER_MARK).is_file():
         folder = folder / HUGGINGFACE
-    built = _build(folder, name)
+    built = build(folder, name)
     backend = built.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -130,15 +130,18 @@ def _download(name: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _build(folder: Path, name: str) -> Any:
-    """transformers' tokenizer of a local folder. Code that lies in it is not run."""
+def build(folder: Path, name: str, **options: Any) -> Any:
+    """transformers' tokenizer of a local folder. Code that lies in it is not run.
+
+    options: for from_pretrained, such as add_bos_token.
+    """
     from transformers import AutoTokenizer
 
     if not any(path.is_file() for mark in _MARKS for path in folder.glob(mark)):
         raise UserError(f"{name}: no tokenizer there (none of {', '.join(_MARKS)})")
     try:
         built = AutoTokenizer.from_pretrained(
-            str(folder.absolute()), trust_remote_code=False, local_files_only=True
+            str(folder.absolute()), trust_remote_code=False, local_files_only=True, **options
         )
     except Exception as error:  # whatever a damaged or unknown tokenizer makes of the libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
