@@ -29,9 +29,9 @@ from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
 from chopjax.chop.configurations import ranges
 from chopjax.chop.surgery import chop_tree
-from chopjax.data.batches import Batches, EvaluationBatches, eval_batches
+from chopjax.data.batches import Batches, EvaluationBatches
 from chopjax.data.prefetch import prefetch
-from chopjax.data.store import check_fits, open_store
+from chopjax.data.store import check_fits
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
 from chopjax.models import flops
@@ -41,6 +41,8 @@ from chopjax.progress import progress, say
 from chopjax.train import checkpoints
 from chopjax.train import mesh as meshes
 from chopjax.train.devices import peak_flops
+from chopjax.train.evaluation import evaluate as evaluate_batches
+from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
@@ -57,7 +59,7 @@ from chopjax.train.step import (
     shardings_of,
 )
 from chopjax.train.tracer import Tracer
-from chopjax.train.workdir import EXIT_PREEMPTED, StopRequest, owned, stop_requests
+from chopjax.train.workdir import EXIT_PREEMPTED, owned, stop_requests
 
 CHECKPOINTS = "checkpoints"
 LAST_STEPS = 100  # that the summary's loss is the mean of
@@ -112,8 +114,8 @@ def _train(
     # ---------------------------------------------------------------------------------- Data
     shape = (settings.data.batch_size, settings.data.sequence_length)
     batches = training_batches(settings.data, settings.seed)
-    evaluation = _evaluation_batches(settings)
-    fingerprints = _fingerprints(workdir, model, batches, evaluation)
+    held_out = held_out_batches(settings)
+    fingerprints = _fingerprints(workdir, model, batches, held_out)
     if record:
         changed = differences(record["fingerprints"], fingerprints)
         _check_same_run("data", changed, force)
@@ -158,8 +160,10 @@ def _train(
         bar.update(begun + 1, loss=values["loss"], **clock.shown())
 
     def evaluate() -> None:
-        if evaluation is not None and not writer.has_evaluation(step):
-            loss, counted = _evaluate(eval_step, state["params"], evaluation, mesh, stop)
+        if held_out is not None and not writer.has_evaluation(step):
+            loss, counted = evaluate_batches(
+                eval_step, state["params"], held_out, mesh, lambda: bool(stop)
+            )
             if not stop:
                 writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
                 say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
@@ -269,37 +273,12 @@ def _begin_from_model(
     return begin(loaded.params, optimizer, settings, abstract)
 
 
-def _evaluation_batches(settings: Settings) -> EvaluationBatches | None:
-    if not settings.data.evaluation:
-        return None
-    batches = eval_batches(
-        open_store(settings.data.evaluation),
-        settings.evaluation.batch_size or settings.data.batch_size,
-        settings.data.sequence_length,
-        settings.data.mask_documents,
-    )
-    return batches[: settings.evaluation.max_batches or None]
-
-
-def _evaluate(
-    eval_step: Any, params: Any, batches: EvaluationBatches, mesh: Mesh, stop: StopRequest
-) -> tuple[float, int]:
-    """Mean loss in nats per token over held-out text, and its tokens; cut short by a stop."""
-    total = counted = 0.0
-    for index in range(len(batches)):
-        if stop:
-            break
-        loss, weight = jax.device_get(eval_step(params, on_mesh(batches, index, mesh)))
-        total, counted = total + float(loss), counted + float(weight)
-    return total / max(counted, 1), int(counted)
-
-
 def _fingerprints(
-    workdir: Path, model: ModelConfig, batches: Batches, evaluation: EvaluationBatches | None
+    workdir: Path, model: ModelConfig, batches: Batches, held_out: EvaluationBatches | None
 ) -> dict[str, Any]:
     """Of tokenizer and training data. Raises UserError where they do not fit the model."""
     tokenizer = load_tokenizer(workdir / HUGGINGFACE)
-    for store in [*batches.stores, *([evaluation.store] if evaluation else [])]:
+    for store in [*batches.stores, *([held_out.store] if held_out is not None else [])]:
         check_fits(store, tokenizer.fingerprint, model.vocab_size)
     return {
         "tokenizer": tokenizer.fingerprint,
