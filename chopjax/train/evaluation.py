@@ -1,0 +1,59 @@
+"""Loss on held-out text, in windows of the training length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from chopjax.data.batches import EvaluationBatches, eval_batches
+from chopjax.data.store import open_store
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
+from chopjax.train.feed import on_mesh
+from chopjax.train.settings import Settings
+from chopjax.train.step import make_eval_step
+
+
+def held_out_batches(settings: Settings) -> EvaluationBatches | None:
+    """The batches that cover the held-out store once; None where there is no store."""
+    if not settings.data.evaluation:
+        return None
+    batches = eval_batches(
+        open_store(settings.data.evaluation),
+        settings.evaluation.batch_size or settings.data.batch_size,
+        settings.data.sequence_length,
+        settings.data.mask_documents,
+    )
+    return batches[: settings.evaluation.max_batches or None]
+
+
+def evaluate(
+    eval_step: Any,
+    params: Params,
+    batches: EvaluationBatches,
+    mesh: Mesh,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[float, int]:
+    """Mean loss in nats per token over held-out text, and its tokens; cut short when stopped."""
+    total = counted = 0.0
+    for index in range(len(batches)):
+        if stopped():
+            break
+        loss, weight = jax.device_get(eval_step(params, on_mesh(batches, index, mesh)))
+        total, counted = total + float(loss), counted + float(weight)
+    return total / max(counted, 1), int(counted)
+
+
+def held_out_loss(
+    config: ModelConfig, params: Params, settings: Settings, mesh: Mesh
+) -> tuple[float, int]:
+    """What a training run with these settings would measure of this model, and the tokens.
+
+    Call it with the mesh set (jax.set_mesh). settings.data.evaluation must name a store.
+    """
+    batches = held_out_batches(settings)
+    assert batches is not None
+    return evaluate(make_eval_step(config, settings, mesh), params, batches, mesh)
