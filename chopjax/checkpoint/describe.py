@@ -38,7 +38,8 @@ class Description:
     """A model at rest."""
 
     name: str  # as the user said it
-    revision: str | None  # the commit, of a hub id
+    source: str  # the Hugging Face checkpoint: `name`, or what an import or run was made from
+    revision: str | None  # the commit, where the source is a hub id
     family: Family
     config: ModelConfig
     raw_config: dict[str, Any]
@@ -65,6 +66,7 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
     checkpoint = open_checkpoint(model, revision)
     return Description(
         name=model,
+        source=model,
         revision=checkpoint.revision,
         family=checkpoint.family,
         config=checkpoint.config,
@@ -79,9 +81,7 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
 
 
 def _describe_own(folder: Path, name: str, step: int | None) -> Description:
-    record_path = folder / FOLDER_MARK
-    record = read_json_object(record_path)
-    naming, dtypes, metadata = _parse_record(record, record_path)
+    record = _read_record(folder / FOLDER_MARK)
     assets = folder / HUGGINGFACE
     raw_config = read_config(assets)
     family, config = families.translate(raw_config)
@@ -93,11 +93,16 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
         weights = folder / PARAMS
     else:
         raise UserError(f"{name}: neither {PARAMS}/ nor {CHECKPOINTS}/ is there; no weights")
-    provenance = read_provenance(assets)
     return Description(
-        name, None, family, config, raw_config, assets, provenance, naming, dtypes, metadata,
-        weights,
-    )  # fmt: skip
+        name=name,
+        family=family,
+        config=config,
+        raw_config=raw_config,
+        folder=assets,
+        provenance=read_provenance(assets),
+        weights=weights,
+        **record,
+    )
 
 
 def _step_folder(checkpoints: Path, name: str, step: int | None) -> Path:
@@ -120,11 +125,14 @@ def write_own(
     dtypes: Mapping[str, str] | None,
     metadata: Mapping[str, str],
     provenance: Mapping[str, Any] | None,
+    source: str,
+    revision: str | None,
 ) -> None:
     """Write chopjax_folder.json and huggingface/ of a folder of ours; the weights come after.
 
     assets: where the tokenizer files and config.json are; config.json stays byte for byte as it
-    is unless raw_config differs from it. dtypes: None after training.
+    is unless raw_config differs from it. dtypes: None after training. The rest is as in
+    Description.
     """
     (folder / HUGGINGFACE).mkdir()
     copy_assets(assets, folder / HUGGINGFACE)
@@ -133,6 +141,8 @@ def write_own(
         write_provenance(folder / HUGGINGFACE, provenance)
     record = {
         "format": _FORMAT,
+        "source": source,
+        "revision": revision,
         "naming": dataclasses.asdict(naming),
         "dtypes": None if dtypes is None else dict(dtypes),
         "metadata": dict(metadata),
@@ -140,18 +150,22 @@ def write_own(
     (folder / FOLDER_MARK).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _parse_record(
-    record: Mapping[str, Any], where: Path
-) -> tuple[Naming, dict[str, str] | None, dict[str, str]]:
+def _read_record(path: Path) -> dict[str, Any]:
+    """The fields of a Description that chopjax_folder.json holds."""
+    record = read_json_object(path)
     try:
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']!r}; this chopjax reads {_FORMAT}")
-        naming = Naming(
-            str(record["naming"]["prefix"]), tuple(map(str, record["naming"]["embedding_names"]))
-        )
+        prefix, embedding_names = record["naming"]["prefix"], record["naming"]["embedding_names"]
         dtypes, metadata = record["dtypes"], dict(record["metadata"])
         if dtypes is not None and not set(dtypes.values()) <= set(DTYPES):
             raise ValueError("dtypes that safetensors does not have")
+        return {
+            "source": str(record["source"]),
+            "revision": record["revision"],
+            "naming": Naming(str(prefix), tuple(map(str, embedding_names))),
+            "dtypes": dtypes,
+            "metadata": metadata,
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: not a record that chopjax wrote ({error})") from None
-    return naming, dtypes, metadata
+        raise UserError(f"{path}: not a record that chopjax wrote ({error})") from None

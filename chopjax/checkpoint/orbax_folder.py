@@ -44,6 +44,8 @@ def save_import(out: Path, found: Description, params: Params, overwrite: bool =
                 found.dtypes,
                 found.metadata,
                 found.provenance,
+                found.source,
+                found.revision,
             )
         save_params(folder / PARAMS, params)
         if jax.process_index() == 0:

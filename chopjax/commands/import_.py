@@ -107,7 +107,7 @@ def _chopped(loaded: Loaded, keep: tuple[int, ...]) -> Loaded:
         raw_config=chop_config(loaded.raw_config, loaded.family, keep),
         provenance=compose(
             loaded.provenance,
-            loaded.name,
+            loaded.source,
             loaded.revision,
             num_layers,
             "keep",

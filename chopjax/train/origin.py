@@ -63,7 +63,7 @@ def find_origin(settings: Settings) -> tuple[Origin, Description | None]:
         return Origin(SCRATCH, None, dict(settings.scratch), keep, chop.after_steps), None
     found = describe(settings.model, settings.revision or None)
     keep = _keep(chop, found.config.num_layers)
-    return Origin(found.name, found.revision, found.raw_config, keep, chop.after_steps), found
+    return Origin(found.source, found.revision, found.raw_config, keep, chop.after_steps), found
 
 
 def _keep(chop: ChopSettings, num_layers: int) -> Keep | None:
@@ -102,7 +102,17 @@ def write_assets(
     temporary = workdir / ".assets.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    write_own(temporary, assets, raw_config, naming, None, metadata, provenance)
+    write_own(
+        temporary,
+        assets,
+        raw_config,
+        naming,
+        None,
+        metadata,
+        provenance,
+        origin.name,
+        origin.revision,
+    )
     shutil.rmtree(workdir / HUGGINGFACE, ignore_errors=True)
     for name in (HUGGINGFACE, FOLDER_MARK):
         (temporary / name).rename(workdir / name)

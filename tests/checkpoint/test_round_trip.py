@@ -240,7 +240,10 @@ def training_run(model: Path, workdir: Path, dtype: str) -> dict[int, Any]:
     """The folders of a training run with two steps; returns their parameters."""
     found = describe(str(model))
     (workdir / "checkpoints").mkdir(parents=True)
-    write_own(workdir, found.folder, found.raw_config, found.naming, None, found.metadata, None)
+    write_own(
+        workdir, found.folder, found.raw_config, found.naming, None, found.metadata, None,
+        found.source, None,
+    )  # fmt: skip
     saved = {}
     for step in (5, 10):
         params = load(str(model), dtype=dtype).params

@@ -80,6 +80,13 @@ def test_kept_layers_are_recorded(model: Path, tmp_path: Path) -> None:
     assert len(record["history"]) == 2
 
 
+def test_an_import_remembers_what_it_was_made_from(model: Path, tmp_path: Path) -> None:
+    assert run("import", model, tmp_path / "whole") == 0
+    assert run("import", tmp_path / "whole", tmp_path / "half", "--keep", "0,3") == 0
+    record = json.loads((tmp_path / "half" / "huggingface" / "chopjax.json").read_text())
+    assert record["parent"]["name"] == str(model)
+
+
 def test_another_type_on_the_way_in(model: Path, tmp_path: Path) -> None:
     """After --dtype, export writes what config.json states, as after training."""
     assert run("import", model, tmp_path / "imported", "--dtype", "bfloat16") == 0
