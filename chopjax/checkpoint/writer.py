@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
+import ctypes
 import json
 import math
 import os
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,8 +18,10 @@ from chopjax.checkpoint.safetensors_file import DTYPES, NAMES, TensorInfo
 from chopjax.checkpoint.source import INDEX, SINGLE
 
 MAX_SHARD_BYTES = 5_000_000_000
-PAGE_BYTES = 4096
-COPY_BYTES = 1 << 26  # asked of the kernel at a time, so that progress moves and Ctrl-C works
+COPY_BYTES = 1 << 20
+BATCH_BYTES = 1 << 26  # between two looks at the progress bar, or two requests to the disk
+SYNC_FILE_RANGE_WRITE = 2  # of linux/fs.h
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # None but on Linux
 
 Buffers = Iterable[bytes | memoryview | np.ndarray]
 
@@ -28,7 +29,7 @@ Buffers = Iterable[bytes | memoryview | np.ndarray]
 class Tensor(NamedTuple):
     """A tensor to write. `data` is looked at when its turn comes, and let go after.
 
-    data: the bytes in another file, which the kernel copies; an array; or a function that gives
+    data: the bytes in another file, which are copied; an array; or a function that gives
     an array, or buffers that are written one after another.
     """
 
@@ -106,29 +107,28 @@ def _write_file(
         }
         position = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * _padding(8 + len(raw), tensors)
+    raw += b" " * (-len(raw) % 8)
     with path.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(raw)) + raw)
+        begun = 0
+        end = stream.write(struct.pack("<Q", len(raw)) + raw)
         for tensor in tensors:
             written = _write_tensor(stream, tensor, advance)
             if written != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: {written} bytes, {tensor.nbytes} were announced")
+            end += written
+            if end - begun >= BATCH_BYTES:
+                stream.flush()
+                _begin_writeback(stream.fileno(), begun, end - begun)
+                begun = end
 
 
-def _padding(length: int, tensors: Sequence[Tensor]) -> int:
-    """Spaces after a header, so that data copied from files keeps its place within pages.
+def _begin_writeback(file: int, start: int, nbytes: int) -> None:
+    """Ask Linux to begin writing a range to the disk.
 
-    The kernel copies nearly twice as fast where pages need not be cut. Always to 8 bytes, the
-    alignment that readers expect.
+    So the disk works while we copy, and flushing the file at the end finds little left to do.
     """
-    votes: Counter[int] = Counter()
-    position = 0
-    for tensor in tensors:
-        if isinstance(tensor.data, TensorInfo):
-            votes[(tensor.data.start - position) % PAGE_BYTES] += tensor.nbytes
-        position += tensor.nbytes
-    place = max(votes, key=lambda p: votes[p], default=1)
-    return -length % 8 if place % 8 else (place - length) % PAGE_BYTES
+    if _sync_file_range:
+        _sync_file_range(file, ctypes.c_int64(start), ctypes.c_int64(nbytes), SYNC_FILE_RANGE_WRITE)
 
 
 def _write_tensor(stream: BinaryIO, tensor: Tensor, advance: Callable[[int], None]) -> int:
@@ -152,28 +152,23 @@ def _write_tensor(stream: BinaryIO, tensor: Tensor, advance: Callable[[int], Non
 
 
 def _copy(source: int, start: int, nbytes: int, target: int, advance: Callable[[int], None]) -> int:
-    """Copy a range between open files inside the kernel, at the target's position."""
-    done = 0
-    copy = _copy_file_range
+    """Copy a range between open files, to the target's position.
+
+    A buffer that stays in the processor's cache is as fast as the kernel's own copy where source
+    and target lie alike within their pages, and up to 1.6 times as fast where they do not, which is
+    the rule once layers have gone (copy_file_range and sendfile, Linux 6.18, ext4).
+    """
+    buffer = memoryview(bytearray(min(COPY_BYTES, nbytes)))
+    done = told = 0
     while done < nbytes:
-        try:
-            moved = copy(source, target, min(COPY_BYTES, nbytes - done), start + done)
-        except OSError as error:
-            # Two file systems, or one that cannot: sendfile copies between any two files.
-            if copy is _sendfile or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-                raise
-            copy = _sendfile
-            continue
-        if not moved:
+        count = os.preadv(source, [buffer[: nbytes - done]], start + done)
+        if not count:
             break  # the file became shorter; the caller's count tells
-        done += moved
-        advance(moved)
+        left = buffer[:count]
+        while left:
+            left = left[os.write(target, left) :]
+        done += count
+        if done == nbytes or done - told >= BATCH_BYTES:
+            advance(done - told)
+            told = done
     return done
-
-
-def _copy_file_range(source: int, target: int, count: int, offset: int) -> int:
-    return os.copy_file_range(source, target, count, offset)
-
-
-def _sendfile(source: int, target: int, count: int, offset: int) -> int:
-    return os.sendfile(target, source, offset, count)

@@ -1,26 +1,31 @@
 """Hugging Face checkpoint → Hugging Face checkpoint with fewer layers.
 
-The kernel copies the kept tensors' bytes from file to file: nothing is decoded, removed tensors are
-never read (nor downloaded), and memory does not grow with the model. No jax.
+The kept tensors' bytes go from file to file: nothing is decoded, removed tensors are never read or
+downloaded, and memory does not grow with the model. No jax.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.provenance import compose, read_provenance, write_provenance
+from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
 from chopjax.chop.configurations import Keep, removed
+from chopjax.chop.merge import Blend, Recipe, blend_arrays
 from chopjax.chop.surgery import chop_config
 from chopjax.errors import UserError
 from chopjax.models import parameters
-from chopjax.models.families.table import Family, layer_index
+from chopjax.models.families.table import Family, is_buffer, layer_index
 from chopjax.progress import progress
 
 
@@ -99,11 +104,14 @@ def chop_checkpoint(
     settings: Mapping[str, Any],
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    recipe: Recipe = (),
 ) -> Plan:
     """Write the checkpoint that keeps these layers.
 
     strategy, settings: recorded in chopjax.json beside the kept layers, which are numbered as in
     the first parent when the checkpoint was itself chopped.
+    recipe: what becomes of the kept layers where they are merged with others; without it their
+    bytes are copied.
     Returns what was kept. Raises UserError, and leaves nothing behind, where `out` exists, the disk
     is full or the download fails.
     """
@@ -118,17 +126,45 @@ def chop_checkpoint(
         keep,
     )
     with new_folder(out, overwrite, protect=[checkpoint.folder]) as folder:
-        checkpoint.fetch(chosen.tensors.values())
+        blends = {new: _blend(checkpoint, old, recipe) for new, old in chosen.tensors.items()}
+        sources = [name for _, names in blends.values() for name in names]
+        checkpoint.fetch([*chosen.tensors.values(), *sources])
         copy_assets(checkpoint.folder, folder)
         write_config(folder, chop_config(checkpoint.raw_config, checkpoint.family, keep))
         write_provenance(folder, record)
-        parts = {new: checkpoint.tensors[old] for new, old in chosen.tensors.items()}
+        tensors = []
+        for new, old in chosen.tensors.items():
+            part, (blend, names) = checkpoint.tensors[old], blends[new]
+            data: Any = part
+            if blend is not None:
+                data = functools.partial(_blended, checkpoint, blend, names, part.dtype)
+            tensors.append(Tensor(new, part.dtype, part.shape, data))
         with progress(f"chop to {out}", chosen.after.bytes, "B") as bar:
             write_safetensors(
                 folder,
-                [Tensor(new, part.dtype, part.shape, part) for new, part in parts.items()],
+                tensors,
                 max_shard_bytes,
                 {"format": "pt"} | checkpoint.metadata,  # transformers refuses files without it
                 bar.advance,
             )
     return chosen
+
+
+def _blend(
+    checkpoint: Checkpoint, name: str, recipe: Recipe
+) -> tuple[Blend | None, tuple[str, ...]]:
+    """The blend that a kept tensor becomes and the tensors it is made of; none where it is copied,
+    as constants beside the weights always are."""
+    found = layer_index(checkpoint.family, name)
+    if found is None or is_buffer(checkpoint.family, name):
+        return None, ()
+    layer, stem = found
+    blend = next((b for b in recipe if b.base == layer and not b.is_plain), None)
+    layers = [source for source, _ in blend.weights] if blend else []
+    return blend, tuple(stem.replace("{l}", str(source)) for source in layers)
+
+
+def _blended(checkpoint: Checkpoint, blend: Blend, names: Sequence[str], dtype: str) -> np.ndarray:
+    layers = [layer for layer, _ in blend.weights]
+    arrays = dict(zip(layers, map(checkpoint.array, names), strict=True))
+    return blend_arrays(arrays, blend, DTYPES[dtype])

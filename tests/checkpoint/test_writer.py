@@ -64,14 +64,10 @@ def test_every_kind_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_safetensors(tmp_path / "a", map(tensor, ARRAYS))
     there = read_header(tmp_path / "a" / "model.safetensors")
 
-    def no_copy_file_range(*arguments: object) -> int:
-        raise OSError(18, "Invalid cross-device link")
-
-    for round_ in ("kernel", "sendfile"):
-        if round_ == "sendfile":
-            monkeypatch.setattr(writer, "_copy_file_range", no_copy_file_range)
-            monkeypatch.setattr(writer, "COPY_BYTES", 5)
-        out = tmp_path / round_
+    for copy_bytes in (1 << 20, 5):
+        monkeypatch.setattr(writer, "COPY_BYTES", copy_bytes)
+        monkeypatch.setattr(writer, "BATCH_BYTES", 7)
+        out = tmp_path / str(copy_bytes)
         out.mkdir()
         advanced: list[int] = []
         data = {

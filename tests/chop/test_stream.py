@@ -270,13 +270,13 @@ def resident(path: Path) -> list[bool]:
 def test_removed_tensors_are_never_read(tmp_path, monkeypatch):
     """After dropping the file from the page cache, only what the chop read comes back to it."""
     asked = []
-    copy = os.copy_file_range
+    read = os.preadv
 
-    def recorded(source, target, count, offset):
-        asked.append((offset, offset + count))
-        return copy(source, target, count, offset)
+    def recorded(file, buffers, offset):
+        asked.append((offset, offset + sum(map(len, buffers))))
+        return read(file, buffers, offset)
 
-    monkeypatch.setattr(os, "copy_file_range", recorded)
+    monkeypatch.setattr(os, "preadv", recorded)
     places = write_sparse(tmp_path / "parent", layers=16, dim=512, mlp=1376)
     weights = tmp_path / "parent" / "model.safetensors"
     with weights.open("r+b") as file:
@@ -311,12 +311,12 @@ def test_removed_tensors_are_never_read(tmp_path, monkeypatch):
 SLOW = """
 import os, sys, time
 from chopjax import cli
-copy = os.copy_file_range
+read = os.preadv
 def slowly(*arguments):
     print("copying", flush=True)
     time.sleep(0.2)
-    return copy(*arguments)
-os.copy_file_range = slowly
+    return read(*arguments)
+os.preadv = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
 
