@@ -1,0 +1,220 @@
+"""Whole runs: they heal, resume to the same bits, and refuse what would change them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from train.runs import STEPS, at_step, bits, lines, prepare, recipe, signal_after
+
+from chopjax import cli
+from chopjax.checkpoint.load import load
+from chopjax.errors import UserError
+from chopjax.train.loop import train
+from chopjax.train.workdir import EXIT_PREEMPTED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The same few programs are compiled again and again here."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare(tmp_path_factory.mktemp("data"))
+
+
+CHOP = ("chop.strategy=input", "chop.remove=2", "chop.after_steps=4", "optimizer.name=lion")
+
+
+@pytest.fixture(scope="module")
+def chopped(data, tmp_path_factory) -> Path:
+    """An undisturbed run with Lion that chops after step 4."""
+    workdir = tmp_path_factory.mktemp("chopped")
+    train(recipe(data, *CHOP, "evaluation.every=4"), workdir)
+    return workdir
+
+
+def test_a_run_heals_and_says_what_it_did(chopped):
+    evaluations = lines(chopped, "eval_loss")
+    assert list(evaluations) == [0, 4, 8, 12]
+    assert evaluations[12] < evaluations[4]
+    losses = lines(chopped, "loss")
+    assert list(losses) == list(range(1, STEPS + 1))
+    assert lines(chopped, "tokens")[STEPS] == STEPS * 4 * 16
+
+
+def test_the_chop_comes_after_the_steps_and_is_recorded(chopped):
+    record = json.loads((chopped / "checkpoints/10/run.json").read_text())
+    assert record["num_layers"] == 2
+    assert record["kept_layers"] == [0, 3]
+    loaded = load(str(chopped))
+    assert loaded.config.num_layers == 2
+    assert loaded.provenance is not None
+    assert loaded.provenance["kept_layers"] == [0, 3]
+    assert loaded.raw_config["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize("step", [2, 4, 7])
+def test_resuming_gives_the_same_bits_on_either_side_of_the_chop(
+    data, chopped, tmp_path, monkeypatch, step
+):
+    config = recipe(data, *CHOP, "evaluation.every=4")
+    with monkeypatch.context() as patch:
+        signal_after(patch, step, signal.SIGTERM)
+        with pytest.raises(SystemExit) as stopped:
+            train(config, tmp_path)
+    assert stopped.value.code == EXIT_PREEMPTED
+    assert len(lines(tmp_path, "loss")) < STEPS
+    train(config, tmp_path)
+    assert bits(tmp_path) == bits(chopped)
+    assert lines(tmp_path, "loss") == lines(chopped, "loss")
+    assert lines(tmp_path, "eval_loss") == lines(chopped, "eval_loss")
+
+
+def test_resuming_gives_the_same_bits_with_adamw(data, tmp_path, monkeypatch):
+    config = recipe(data, "optimizer.name=adamw", "chop.keep=0,2", "data.evaluation=")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        signal_after(patch, 6, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "parts")
+    train(config, tmp_path / "parts")
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+
+
+def test_only_the_kept_layers_are_loaded(data, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("chopjax.train.loop.load", lambda *a, **k: seen.update(k) or load(*a, **k))
+    config = recipe(data, "chop.keep=0,2", "total_steps=1", "data.evaluation=")
+    config.optimizer.warmup_steps = 0
+    config.optimizer.peak_learning_rate = 0.0
+    train(config, tmp_path)
+    assert seen["keep"] == (0, 2)
+    parent = load(config.model).params
+    healed = load(str(tmp_path)).params
+    want = parent["blocks"]["attention"]["query"][np.array([0, 2])]
+    np.testing.assert_array_equal(healed["blocks"]["attention"]["query"], want)
+
+
+def test_a_finished_run_is_not_trained_again(chopped, data):
+    before = bits(chopped)
+    summary = train(recipe(data, *CHOP, "evaluation.every=4"), chopped)
+    assert summary["steps"] == STEPS
+    assert summary["eval_loss"] == lines(chopped, "eval_loss")[STEPS]
+    assert bits(chopped) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("data.batch_size=8", "data.batch_size: 4 -> 8"),
+        ("total_steps=20", "total_steps: 12 -> 20"),
+        ("optimizer.peak_learning_rate=1e-3", "optimizer.peak_learning_rate: 0.003 -> 0.001"),
+        ("seed=1", "seed: 0 -> 1"),
+    ],
+)
+def test_a_change_of_meaning_is_refused_with_a_diff(chopped, data, change, named):
+    with pytest.raises(UserError, match="--force") as refused:
+        train(recipe(data, *CHOP, change), chopped)
+    assert named in str(refused.value)
+
+
+def test_other_data_or_tokenizer_is_refused(chopped, data, tmp_path):
+    with pytest.raises(UserError, match="data of this run changed"):
+        train(recipe(data, *CHOP, f"data.train={data / 'held_out'}"), chopped)
+    record = json.loads((data / "train/store.json").read_text())
+    other = tmp_path / "store"
+    other.mkdir()
+    for file in (data / "train").iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    record["tokenizer_fingerprint"] = "0" * 64
+    (other / "store.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="another tokenizer"):
+        train(recipe(data, *CHOP, f"data.train={other}"), chopped)
+
+
+def test_a_moved_store_and_new_housekeeping_are_not_a_change(chopped, data, tmp_path):
+    moved = tmp_path / "moved"
+    moved.symlink_to(data / "train")
+    changes = (f"data.train={moved}", "checkpoints.every=3", "log.every=1", "compute.loss_chunk=7")
+    assert train(recipe(data, *CHOP, *changes, "evaluation.every=4"), chopped)["steps"] == STEPS
+
+
+def test_force_goes_on_all_the_same(data, tmp_path, capsys):
+    train(recipe(data, "total_steps=5", "data.evaluation="), tmp_path)
+    train(recipe(data, "total_steps=7", "data.evaluation="), tmp_path, force=True)
+    assert "total_steps: 5 -> 7" in capsys.readouterr().err
+    assert list(lines(tmp_path, "loss")) == list(range(1, 8))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
+    config = recipe(data, "data.evaluation=", "checkpoints.every=2")
+    train(recipe(data, "data.evaluation=", "total_steps=4", "checkpoints.every=2"), tmp_path)
+    before = bits(tmp_path)
+    config.optimizer.peak_learning_rate = 1e38
+    config.optimizer.name = "lion"
+    with pytest.raises(
+        UserError, match=r"step [5-9]: loss .* The last checkpoint, of step \d"
+    ) as e:
+        train(config, tmp_path, force=True)
+    assert "spike_factor" in str(e.value)
+    assert bits(tmp_path, 4) == before
+
+
+def test_from_random_weights_and_exported(data, tmp_path):
+    raw = json.loads((data / "model/config.json").read_text())
+    config = recipe(data, "total_steps=3", f"scratch={raw}", "model=")
+    config.tokenizer = str(data / "model")
+    config.log.tensorboard = True
+    train(config, tmp_path / "run")
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/tokenizer.json").is_file()
+    assert list((tmp_path / "run/tensorboard").glob("events*"))
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.num_hidden_layers == 4
+    query = model.model.layers[1].self_attn.q_proj.weight.detach()
+    ours = load(str(tmp_path / "run")).params["blocks"]["attention"]["query"][1]
+    assert torch.equal(query, torch.tensor(np.asarray(ours).reshape(16, -1).T))
+
+
+def test_two_runs_cannot_share_a_folder(data, tmp_path, monkeypatch):
+    seen = []
+
+    def second() -> None:
+        with pytest.raises(UserError, match="another run works in this folder") as refused:
+            train(recipe(data), tmp_path)
+        seen.append(str(refused.value))
+
+    at_step(monkeypatch, 2, second)
+    train(recipe(data, "total_steps=3", "data.evaluation="), tmp_path)
+    assert seen
+
+
+def test_the_command(data, tmp_path, capsys):
+    file = tmp_path / "recipe.py"
+    file.write_text(
+        "from pathlib import Path\n"
+        "from train.runs import recipe\n"
+        f"def get_config(): return recipe(Path({str(data)!r}))\n"
+    )
+    command = ["train", "--config", str(file), "--workdir", str(tmp_path / "run")]
+    assert cli.main([*command, "--json", "--config.total_steps=2", "--config.chop.keep=0,1"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["steps"] == 2
+    assert summary["kept_layers"] == [0, 1]
+    assert summary["eval_tokens"] == 4 * 41 - 1
+    assert summary["mfu"] > 0
+    assert cli.main([*command, "--config.total_stepz=2"]) == 2
+    assert "near it: total_steps" in capsys.readouterr().err
