@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from chopjax.progress import say
 
 VOCABULARY = 2048
 HELD_OUT = 0.04  # of the documents
-QUESTIONS = 400
+QUESTIONS = 200
+CONTEXT_WORDS, ENDING_WORDS, QUESTION_STRIDE = 24, 8, 40
 SEED = 0
 END = "<|endoftext|>"
 
@@ -115,10 +115,14 @@ def questions(texts: Iterable[str]) -> list[dict[str, object]]:
     """Multiple choice from text nobody trained on: {context, endings[4], label}."""
     pairs = []
     for text in texts:
-        words = re.split(r"\s+", text.strip())
-        if len(words) >= 24:
-            pairs.append((" ".join(words[:16]), " ".join(words[16:24])))
+        words = text.split()
+        # Windows with a gap between them, so that no ending is another question's context.
+        for start in range(0, len(words) - CONTEXT_WORDS - ENDING_WORDS, QUESTION_STRIDE):
+            middle = start + CONTEXT_WORDS
+            stop = middle + ENDING_WORDS
+            pairs.append((" ".join(words[start:middle]), " ".join(words[middle:stop])))
     rng = random.Random(SEED)
+    rng.shuffle(pairs)
     rows: list[dict[str, object]] = []
     for index, (context, ending) in enumerate(pairs[:QUESTIONS]):
         others = [other for i, (_, other) in enumerate(pairs) if i != index and other != ending]

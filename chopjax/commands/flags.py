@@ -19,6 +19,56 @@ def add_max_shard_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scoring_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL and how to run it, of the verbs that score."""
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="folder of a checkpoint, hub id owner/name, folder of `chopjax import`, or workdir of "
+        "a training run",
+    )
+    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of parameters and activations; log-probabilities are float32 always (default: auto, "
+        "float32 on CPU and bfloat16 elsewhere)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help="sequences of full length that a forward pass may hold; no result depends on it "
+        "(default: fitted to the device)",
+    )
+    add("--fsdp", type=int, default=1, metavar="N", help="devices that share the parameters")
+    add("--tensor", type=int, default=1, metavar="N", help="devices that share each layer's work")
+
+
+def check_scoring_model(args: argparse.Namespace) -> None:
+    """Raises UserError for flags of add_scoring_model that make no sense."""
+    for flag in ("batch_size", "fsdp", "tensor"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {value}: at least 1 is needed")
+
+
+def add_recipe(parser: argparse.ArgumentParser, workdir: str) -> None:
+    """--config, --workdir and what changes single fields. workdir: the help for the second."""
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the recipe, a Python file of configs/")
+    add("--workdir", required=True, metavar="DIR", help=workdir)
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set a field of the config; --config.FIELD=VALUE says the same",
+    )
+
+
 def parse_bytes(text: str, flag: str) -> int:
     """ "5GB" → 5,000,000,000."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)

@@ -5,23 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
+from chopjax.commands.flags import add_recipe
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(
+        parser, workdir="where checkpoints and metrics go; a run that is there already is resumed"
+    )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the recipe, a Python file of configs/")
-    add(
-        "--workdir",
-        required=True,
-        metavar="DIR",
-        help="where checkpoints and metrics go; a run that is there already is resumed",
-    )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="set a field of the config; --config.FIELD=VALUE says the same",
-    )
     add(
         "--force",
         action="store_true",

@@ -78,3 +78,8 @@ def markdown_table(columns: Sequence[Column]) -> str:
 def as_json(columns: Sequence[Column]) -> dict[str, Any]:
     """Full precision, for report.json."""
     return {column.name: dataclasses.asdict(column) for column in columns}
+
+
+def columns_of_report(report: Mapping[str, Any]) -> list[Column]:
+    """The inverse of as_json, from what report.json holds."""
+    return [Column(**fields) for fields in report["models"].values()]

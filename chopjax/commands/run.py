@@ -1,0 +1,48 @@
+"""`chopjax run`: the whole pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from chopjax.commands.flags import add_recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser, workdir="folder of the run; what is done there already is not done again")
+    parser.add_argument(
+        "--json", action="store_true", help="print report.json instead of the table"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from chopjax import pipeline
+    from chopjax.train.config_file import load_config
+
+    workdir = Path(args.workdir).expanduser()
+    report = pipeline.run(load_config(args.config, args.set), workdir)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print(report, workdir)
+    return 0
+
+
+def _print(report: dict[str, Any], workdir: Path) -> None:
+    from rich.console import Console
+
+    from chopjax.report.comparison import columns_of_report, gap_closed, rich_table
+
+    columns = columns_of_report(report)
+    parent, chopped, _ = columns
+    console = Console()
+    console.print(rich_table(columns))
+    added = chopped.loss - parent.loss
+    console.print(
+        f"\nChopping added {added:.3f} nats per token; healing took away "
+        f"{gap_closed(columns):.0%} of it."
+    )
+    console.print(f"Healed checkpoint: {workdir / 'healed'}", soft_wrap=True)
+    console.print(f"Report: {workdir / 'report.json'}, {workdir / 'healing.png'}", soft_wrap=True)

@@ -1,0 +1,218 @@
+"""The whole way on a tiny model: once, again, after a kill, and with other settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+import torch
+import transformers
+
+from chopjax import cli
+
+RECIPE = """
+from chopjax.pipeline_settings import default_config
+
+
+def get_config():
+    config = default_config()
+    config.text.workers = 1
+    config.chop.strategy = "input"
+    config.chop.remove = "2"
+    config.heal.total_steps = 6
+    config.heal.data.batch_size = 4
+    config.heal.data.sequence_length = 32
+    config.heal.optimizer.peak_learning_rate = 1e-3
+    config.heal.evaluation.every = 3
+    config.heal.checkpoints.every = 2
+    config.heal.log.tensorboard = False
+    config.score.tasks = "pick"
+    config.score.latency_length = 16
+    return config
+"""
+TASK = """
+task: pick
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: "{{{{endings}}}}"
+doc_to_target: label
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parent, texts, a task and a recipe."""
+    folder = tmp_path_factory.mktemp("material")
+    checkpoints.write_checkpoint(folder / "parent", "llama", tie_word_embeddings=True)
+    checkpoints.write_tokenizer(folder / "parent")
+    sentence = "the cat sat on the mat, and the dog sat on the cat. "
+    for name, count in (("train", 60), ("held_out", 4)):
+        lines = [json.dumps({"text": sentence * (3 + i % 5)}) for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [{"context": "the cat", "endings": ["sat", "mat"], "label": i % 2} for i in range(6)]
+    (folder / "tasks").mkdir()
+    data = folder / "tasks" / "pick.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "tasks" / "pick.yaml").write_text(TASK.format(data=data))
+    (folder / "recipe.py").write_text(RECIPE)
+    return folder
+
+
+def arguments(material: Path, workdir: Path, *more: str) -> list[str]:
+    return [
+        "run",
+        f"--config={material / 'recipe.py'}",
+        f"--workdir={workdir}",
+        f"--config.model={material / 'parent'}",
+        f"--config.text.train={material / 'train.jsonl'}",
+        f"--config.text.held_out={material / 'held_out.jsonl'}",
+        f"--config.score.include_path={material / 'tasks'}",
+        "--json",
+        *more,
+    ]
+
+
+def report_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.main(arguments(material, workdir)) == 0
+    return workdir
+
+
+def test_a_run_leaves_all_that_it_promises(finished: Path, material: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    parent, chopped, healed = (report["models"][n] for n in ("parent", "chopped", "healed"))
+    assert report["kept_layers"] == [0, 3]
+    assert [m["layers"] for m in (parent, chopped, healed)] == [4, 2, 2]
+    assert parent["parameters"] > chopped["parameters"] == healed["parameters"]
+    assert healed["loss"] < chopped["loss"], "six steps on one sentence must show"
+    assert all(0 <= m["accuracies"]["pick acc"][0] <= 1 for m in (parent, chopped, healed))
+    assert all(m["latency_seconds"] > 0 for m in (parent, chopped, healed))
+    assert (finished / "healing.png").read_bytes().startswith(b"\x89PNG")
+    card = (finished / "healed" / "README.md").read_text()
+    assert "0, 3" in card or "0,3" in card
+    assert f"{healed['loss']:.4f}" in card
+    provenance = json.loads((finished / "healed" / "chopjax.json").read_text())
+    assert provenance["kept_layers"] == [0, 3]
+    metrics = (finished / "heal" / "metrics.jsonl").read_text().splitlines()
+    first = next(row for row in map(json.loads, metrics) if "eval_loss" in row)
+    lines = report["held_out_loss_in_training_windows"]
+    assert first["step"] == 0
+    assert first["eval_loss"] == pytest.approx(lines["chopped"], abs=1e-5)
+
+
+def test_the_healed_checkpoint_loads_in_transformers(finished: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(finished / "healed")
+    assert model.config.num_hidden_layers == 2
+    tokenizer = transformers.AutoTokenizer.from_pretrained(finished / "healed")
+    ids = tokenizer("the cat sat", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.isfinite(model(ids).logits).all()
+
+
+def test_a_second_run_does_nothing_again(
+    finished: Path, material: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = finished / "healed" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert cli.main(arguments(material, finished)) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("done before") == 10
+    assert weights.stat().st_mtime_ns == before
+    assert json.loads(captured.out) == json.loads((finished / "report.json").read_text())
+
+
+def test_a_changed_setting_redoes_what_depends_on_it(
+    finished: Path, material: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments(material, finished, "--config.heal.total_steps=4")) == 0
+    err = capsys.readouterr().err
+    for stage in ("tokens-train", "score-parent", "chop", "score-chopped", "held-out-loss"):
+        assert f"{stage}: done before" in err
+    for stage in ("heal", "export", "score-healed", "latency"):
+        assert f"{stage}: again" in err
+    assert "total_steps was 6, is 4" in err
+
+
+def test_training_before_the_chop_accumulates_optimizer_state(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--config.chop.after_steps=2", "--config.score.tasks="]
+    assert cli.main(arguments(material, tmp_path / "run", *more)) == 0
+    report = report_of(capsys)
+    assert report["healing"]["kept_layers"] == [0, 3]
+    assert report["models"]["healed"]["layers"] == 2
+    provenance = json.loads((tmp_path / "run" / "healed" / "chopjax.json").read_text())
+    assert provenance["kept_layers"] == [0, 3]
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(
+    finished: Path, material: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while healing; then the same command ends with the losses of an undisturbed run."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "chopjax.cli", *arguments(material, workdir)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    deadline = time.monotonic() + 300
+    while not list(workdir.glob("heal/checkpoints/2/*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "heal: going on where it stopped" in again.stderr
+    assert "chop: done before" in again.stderr
+    ours = json.loads(again.stdout)["models"]
+    undisturbed = subprocess.run(
+        [sys.executable, "-m", "chopjax.cli", *arguments(material, finished)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    theirs = json.loads(undisturbed.stdout)["models"]
+    for name in ("parent", "chopped", "healed"):
+        assert ours[name]["loss"] == theirs[name]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("--config.model=/no/such/model", "/no/such/model"),
+        ("--config.text.train=/no/such.jsonl", "no/such.jsonl"),
+        ("--config.chop.remove=9", "9"),
+        ("--config.heal.data.batch_sise=4", "batch_size"),
+        ("--config.heal.total_steps=0", "total_steps"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(
+    wrong: str, named: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments(material, tmp_path / "run", wrong)) == 2
+    captured = capsys.readouterr()
+    assert named in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "run" / "stages").exists()
