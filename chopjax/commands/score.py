@@ -1,0 +1,94 @@
+"""`chopjax score`: tasks of lm-evaluation-harness, with its definitions and numbers, in JAX."""
+
+from __future__ import annotations
+
+import argparse
+
+from chopjax.commands.flags import add_scoring_model, check_scoring_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_scoring_model(parser)
+    add = parser.add_argument
+    add(
+        "--tasks",
+        required=True,
+        metavar="LIST",
+        help="names of tasks or groups, separated by commas; patterns such as mmlu_* work",
+    )
+    add(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="results go to DIR/MODEL/results_DATE.json; a run that was killed goes on from there",
+    )
+    add("--include-path", metavar="DIR", help="folder of task files (YAML) of your own")
+    add("--limit", type=int, metavar="N", help="documents of each task at most (default: all)")
+    add(
+        "--num-fewshot",
+        type=int,
+        metavar="K",
+        help="examples before each question, except where a task fixes them at 0 "
+        "(default: what the task says)",
+    )
+    add(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="ids that the network may read; longer requests lose ids on the left (default: the "
+        "model's context length)",
+    )
+    add(
+        "--bos",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="special tokens around each text (default: auto, what the tokenizer does by itself)",
+    )
+    add(
+        "--log-samples",
+        action="store_true",
+        help="write every document's answers to samples_TASK_DATE.jsonl, as `compare` needs them",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    import os
+    from pathlib import Path
+
+    # The harness's bars would stand between ours. Read when tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+    from rich.console import Console
+
+    from chopjax.errors import UserError
+    from chopjax.score.model import open_engine, use_compilation_cache
+    from chopjax.score.results import as_json, table
+    from chopjax.score.run import evaluate
+    from chopjax.score.tasks import load_tasks
+
+    check_scoring_model(args)
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise UserError(f"--num-fewshot {args.num_fewshot}: not below 0")
+    output = Path(args.output).expanduser()
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is a file; a folder is needed")
+    names = [name.strip() for name in args.tasks.split(",") if name.strip()]
+    tasks = load_tasks(names, args.include_path, args.num_fewshot)
+    use_compilation_cache()
+    loaded, engine = open_engine(
+        args.model,
+        args.revision,
+        args.dtype,
+        args.max_length,
+        args.batch_size,
+        args.fsdp,
+        args.tensor,
+    )
+    bos = {"auto": None, "yes": True, "no": False}[args.bos]
+    results = evaluate(loaded, engine, tasks, output, args.limit, bos, args.log_samples)
+    if args.json:
+        print(as_json(results))
+    else:
+        Console().print(table(results))
+    return 0

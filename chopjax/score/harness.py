@@ -1,0 +1,231 @@
+"""The lm-evaluation-harness model `chopjax`: `lm_eval --model chopjax --model_args pretrained=…`.
+
+Tasks, prompts, metrics and results are the harness's own; only the requests are answered here,
+with the numbers of its `hf` backend in float32. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# Before the name is registered: the registry takes itself for complete as soon as it has a name.
+import lm_eval.models  # noqa: F401
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from chopjax.checkpoint.load import Loaded
+from chopjax.data.tokenizer import build
+from chopjax.errors import UserError
+from chopjax.models import parameters
+from chopjax.progress import progress, say
+from chopjax.score.encoding import Encoder, Ids, check_pairs
+from chopjax.score.engine import Engine
+from chopjax.score.journal import Journal
+from chopjax.score.model import open_engine
+
+
+@register_model("chopjax")
+class ChopjaxLM(TemplateLM):
+    """Answers requests of the harness in JAX.
+
+    pretrained: whatever chopjax loads: a Hugging Face folder, a hub id, an import, a training run.
+    dtype: "auto" is float32 on CPU and bfloat16 elsewhere; log-probabilities are float32 always.
+    max_length: tokens that the network may read; the context length by default.
+    add_bos_token, prefix_token_id: as of the hf backend.
+    batch_size: rows of max_length tokens that a forward pass may hold. "auto" and 1, which the
+        harness sends when nothing was said, fit it to the device. No result depends on it.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        max_length: int | str | None = None,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        del max_batch_size, device  # the harness sends them to every model
+        rows = None if batch_size in (None, "auto", 1, "1") else int(str(batch_size))
+        length = None if max_length is None else int(max_length)
+        loaded, engine = open_engine(str(pretrained), revision, dtype, length, rows)
+        self._start(loaded, engine, add_bos_token, prefix_token_id, None)
+
+    @classmethod
+    def over(
+        cls,
+        loaded: Loaded,
+        engine: Engine,
+        add_bos_token: bool | None = None,
+        journal: Journal | None = None,
+    ) -> ChopjaxLM:
+        """The same over an engine that exists. journal: remembers answers through a kill."""
+        made = cls.__new__(cls)
+        made._start(loaded, engine, add_bos_token, None, journal)
+        return made
+
+    def _start(
+        self,
+        loaded: Loaded,
+        engine: Engine,
+        add_bos_token: bool | None,
+        prefix_token_id: int | None,
+        journal: Journal | None,
+    ) -> None:
+        super().__init__()
+        options = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+        self.tokenizer = build(loaded.folder, loaded.name, **options)
+        self.loaded, self.engine, self.journal = loaded, engine, journal
+        if prefix_token_id is None:
+            prefix_token_id = self.tokenizer.bos_token_id
+        if prefix_token_id is None:
+            prefix_token_id = self.tokenizer.eos_token_id
+        if prefix_token_id is None:
+            raise UserError(
+                f"{loaded.name}: the tokenizer has neither a BOS nor an EOS token to stand for an "
+                "empty context; name one with prefix_token_id"
+            )
+        self._prefix_token_id = int(prefix_token_id)
+        self.encoder = Encoder(self.tokenizer, add_bos_token, self._prefix_token_id)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._prefix_token_id
+
+    @property
+    def max_length(self) -> int:
+        return self.engine.max_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.loaded.name.replace("/", "__")
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        return self.encoder.encode([string], add_special_tokens)[0].tolist()
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy) of each (context, continuation)."""
+        texts = [request.args for request in requests]
+        pairs = self.encoder.pairs(texts)
+        long = check_pairs(pairs, [_name(request) for request in requests], self.max_length)
+        _say_truncated(len(long), len(requests), self.max_length)
+        documents = [(request.task_name, request.doc_id) for request in requests]
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for index, answer in self._answer(pairs, documents, disable_tqdm):
+            answers[index] = answer
+            self.cache_hook.add_partial("loglikelihood", texts[index], answer)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        return self.engine.loglikelihood([(context, after) for _, context, after in requests])
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihood of each whole text after the prefix token, window by window, each token
+        predicted once, as the hf backend cuts the windows."""
+        texts = [request.args[0] for request in requests]
+        pairs: list[tuple[Ids, Ids]] = []
+        owners = []
+        for owner, ids in enumerate(self.encoder.encode(texts)):
+            windows = get_rolling_token_windows(
+                ids.tolist(), self.prefix_token_id, self.max_length, context_len=1
+            )
+            for context, continuation in map(make_disjoint_window, windows):
+                pairs.append((np.array(context, np.int32), np.array(continuation, np.int32)))
+                owners.append(owner)
+        documents = [(requests[owner].task_name, requests[owner].doc_id) for owner in owners]
+        totals = [0.0] * len(requests)
+        for index, (total, _) in self._answer(pairs, documents, disable_tqdm):
+            totals[owners[index]] += total
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        raise UserError("chopjax cannot generate text yet: choose tasks with multiple choice")
+
+    def _answer(
+        self,
+        pairs: Sequence[tuple[Ids, Ids]],
+        documents: Sequence[tuple[Any, Any]],
+        quiet: bool,
+    ) -> Iterator[tuple[int, tuple[float, bool]]]:
+        """(request, answer) as they come: first those that the journal knows, then computed."""
+        left: dict[tuple[Any, Any], int] = {}
+        for document in documents:
+            left[document] = left.get(document, 0) + 1
+        known = self.journal.lookup(pairs) if self.journal else {}
+        for index, answer in known.items():
+            left[documents[index]] -= 1
+            yield index, answer
+        todo = [index for index in range(len(pairs)) if index not in known]
+        if not todo:
+            return
+        done = sum(count == 0 for count in left.values())
+        plan = self.engine.plan([pairs[index] for index in todo])
+        if not quiet:
+            remembered = f" ({len(known)} known from the run before)" if known else ""
+            say(
+                f"score {len(todo)} requests{remembered}: {len(plan.paths)} distinct, "
+                f"{plan.slots:,} tokens in {len(plan.batches)} batches of {len(plan.shapes)} shapes"
+            )
+        with progress("score", len(left), "docs", done) as bar:
+            for score in self.engine.scores(plan):
+                index = todo[score.request]
+                if self.journal:
+                    self.journal.add(pairs[index], score.total)
+                left[documents[index]] -= 1
+                if not left[documents[index]]:
+                    bar.advance()
+                yield index, score.total
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The chat as one text, by the tokenizer's own template."""
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def get_model_info(self) -> Mapping[str, Any]:
+        """For the results file; the fields of the hf backend."""
+        return {
+            "model_num_parameters": parameters.count(self.engine.config),
+            "model_dtype": self.engine.compute.dtype,
+            "model_revision": self.loaded.revision or "main",
+            "model_sha": self.loaded.revision or "",
+        }
+
+
+def _name(request: Instance) -> str:
+    """A request, for error messages."""
+    return f"{request.task_name}, document {request.doc_id}, request {request.idx}"
+
+
+def _say_truncated(count: int, total: int, max_length: int) -> None:
+    if count:
+        say(
+            f"note: {count} of {total} requests are longer than the context length {max_length}; "
+            "they lose tokens on the left"
+        )

@@ -1,0 +1,90 @@
+"""Answers on disk as they come, so that a run that was killed scores nothing twice.
+
+A journal is a text file. Its first line says what the answers depend on besides the request; each
+other line is one answer: the request's hash, the log-likelihood, 1 if greedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chopjax.errors import UserError
+from chopjax.progress import say
+
+Pair = tuple[np.ndarray, np.ndarray]  # context ids, continuation ids
+Answer = tuple[float, bool]
+
+
+class Journal:
+    """Opened by a run, removed by it when its results are written."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]):
+        """identity: what answers depend on (weights, dtype, context length). A journal with
+        another one is set aside. Raises UserError where the file cannot be written."""
+        self.path = path
+        self._known: dict[str, Answer] = {}
+        head = json.dumps(identity, sort_keys=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = self._read(head)
+            # Unbuffered: what has been answered is out of this process at once.
+            self._file = path.open("r+b" if kept else "wb", buffering=0)
+            if kept:
+                # A line that the kill cut in two goes.
+                self._file.truncate(kept)
+                self._file.seek(kept)
+            else:
+                self._file.write(f"{head}\n".encode())
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
+
+    def _read(self, head: str) -> int:
+        """Fill `_known`; returns the bytes that are good, 0 where the file is not of use."""
+        if not self.path.is_file():
+            return 0
+        lines = self.path.read_bytes().split(b"\n")
+        if lines[0] != head.encode() or len(lines) == 1:
+            say(f"note: {self.path} is of another model or setting; starting anew")
+            return 0
+        kept = 0
+        for number, line in enumerate(lines[:-1]):  # the last is empty or cut
+            if number:
+                key, total, greedy = line.decode().split()
+                self._known[key] = float(total), greedy == "1"
+            kept += len(line) + 1
+        return kept
+
+    def lookup(self, pairs: Sequence[Pair]) -> dict[int, Answer]:
+        """Index → answer, of the requests that are answered already."""
+        if not self._known:
+            return {}
+        keys = enumerate(map(_key, pairs))
+        return {index: self._known[key] for index, key in keys if key in self._known}
+
+    def add(self, pair: Pair, answer: Answer) -> None:
+        """Write an answer down."""
+        try:
+            self._file.write(f"{_key(pair)} {answer[0]!r} {int(answer[1])}\n".encode())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: {error.strerror}; the answers so far are kept"
+            ) from error
+
+    def remove(self) -> None:
+        """The results are written: nothing is left to remember."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _key(pair: Pair) -> str:
+    context, continuation = pair
+    digest = hashlib.blake2b(np.asarray(context, "<i4").tobytes(), digest_size=12)
+    digest.update(b"|")
+    digest.update(np.asarray(continuation, "<i4").tobytes())
+    return digest.hexdigest()

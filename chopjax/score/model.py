@@ -1,0 +1,66 @@
+"""A model by name, ready to score."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+
+from chopjax.checkpoint.load import Loaded, describe, load
+from chopjax.errors import UserError
+from chopjax.models.decoder import Compute
+from chopjax.score.engine import Engine, fitted_budget
+from chopjax.train.mesh import make_mesh, shardings
+
+
+def open_engine(
+    model: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    max_length: int | None = None,
+    rows: int | None = None,
+    fsdp: int = 1,
+    tensor: int = 1,
+) -> tuple[Loaded, Engine]:
+    """Load a model over all devices and make an engine for it.
+
+    dtype: "auto" is float32 on CPU and bfloat16 elsewhere. rows: sequences of max_length tokens
+    that a forward pass may hold; by default what fits the device. fsdp, tensor: devices that share
+    the parameters, and each layer's work; the rest share the batch.
+    """
+    config = describe(model, revision).config
+    if max_length is not None and not 1 <= max_length <= config.max_positions:
+        raise UserError(
+            f"{model}: a length of {max_length} tokens was asked for; the context length is "
+            f"{config.max_positions}"
+        )
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype {dtype}: choose float32, bfloat16 or auto")
+    if len(jax.devices()) == 1:
+        loaded = load(model, revision, dtype=dtype)
+        mesh = None
+    else:
+        mesh = make_mesh(fsdp=fsdp, tensor=tensor)
+        loaded = load(model, revision, shardings=shardings(config, mesh), dtype=dtype)
+    engine = Engine(loaded.config, loaded.params, Compute(dtype=dtype), max_length, mesh)
+    if rows is not None:
+        tokens = rows * engine.max_length
+        engine.budget = dataclasses.replace(fitted_budget(config, mesh), tokens=tokens)
+    return loaded, engine
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that the next run of the same shapes starts at once.
+
+    In $JAX_COMPILATION_CACHE_DIR, which jax reads itself, or in the user's cache folder.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(home).expanduser() / "chopjax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

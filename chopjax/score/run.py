@@ -1,0 +1,95 @@
+"""Score a model on tasks of lm-evaluation-harness, from names to files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# The harness bootstraps standard errors in forked processes; forking under JAX's threads can hang.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
+
+import jax
+import lm_eval.evaluator
+import numpy as np
+
+from chopjax.checkpoint.load import Loaded
+from chopjax.checkpoint.source import Checkpoint
+from chopjax.errors import UserError
+from chopjax.progress import say
+from chopjax.score import results as reports
+from chopjax.score.engine import Engine
+from chopjax.score.harness import ChopjaxLM
+from chopjax.score.journal import Journal
+from chopjax.score.tasks import FEWSHOT_SEED, Tasks
+
+RANDOM_SEED, NUMPY_SEED = 0, 1234  # the harness's defaults
+
+
+def evaluate(
+    loaded: Loaded,
+    engine: Engine,
+    tasks: Tasks,
+    output: Path | None = None,
+    limit: int | None = None,
+    add_bos_token: bool | None = None,
+    log_samples: bool = False,
+) -> dict[str, Any]:
+    """Results in the harness's format, samples included; written to `output` if that is given.
+
+    tasks: from load_tasks. limit: documents of each task at most. With `output`, answers are kept
+    as they come: the same call after a kill goes on where that one stopped.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: at least 1 is needed")
+    tracker = reports.start_tracker()
+    # A task may draw its examples at random: as in the harness, from fixed seeds.
+    random.seed(RANDOM_SEED)
+    np.random.seed(NUMPY_SEED)
+    folder = reports.model_folder(output, loaded.name) if output else None
+    lm = ChopjaxLM.over(loaded, engine, add_bos_token)
+    if folder:
+        lm.journal = Journal(folder / "journal.txt", _identity(loaded, lm))
+    # The harness prints while it bootstraps; standard output is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        found = lm_eval.evaluator.evaluate(lm, dict(tasks), limit=limit, log_samples=True)
+    settings = {
+        "batch_size": "fitted",
+        "device": jax.devices()[0].platform,
+        "limit": limit,
+        "bootstrap_iters": 100_000,
+        "gen_kwargs": None,
+        "random_seed": RANDOM_SEED,
+        "numpy_seed": NUMPY_SEED,
+        "torch_seed": None,
+        "fewshot_seed": FEWSHOT_SEED,
+    }
+    reports.complete(found, lm, settings, tracker)
+    if folder and lm.journal:
+        for path in reports.write_results(found, folder, log_samples):
+            say(f"wrote {path}")
+        lm.journal.remove()
+    return found
+
+
+def _identity(loaded: Loaded, lm: ChopjaxLM) -> Mapping[str, Any]:
+    """What answers depend on besides the tokens of a request."""
+    weights = loaded.weights
+    if isinstance(weights, Checkpoint):
+        files = sorted({tensor.file for tensor in weights.tensors.values()})
+    else:
+        files = sorted(path for path in weights.rglob("*") if path.is_file())
+    stamps = [
+        [path.name, stat.st_size, stat.st_mtime_ns] for path in files for stat in [path.stat()]
+    ]
+    return {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "weights": stamps,
+        "dtype": lm.engine.compute.dtype,
+        "max_length": lm.max_length,
+    }
