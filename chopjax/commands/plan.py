@@ -1,0 +1,52 @@
+"""`chopjax plan`: a training run on a TPU pod that is not there."""
+
+from __future__ import annotations
+
+import argparse
+
+from chopjax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="the recipe, a Python file of configs/")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set a field of the config; --config.FIELD=VALUE says the same",
+    )
+    add(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="the TPU slice, such as v5p:4x4x4 or v5e:16x16; mesh.slices of the config says how "
+        "many of them",
+    )
+    add("--tokens", type=float, metavar="N", help="token budget (default: the config's steps)")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    from chopjax.plan.topology import parse, prepare_environment
+
+    parse(args.topology)
+    prepare_environment()
+
+    import json
+
+    from chopjax.plan.plan import make_plan, settings_of
+    from chopjax.plan.tables import show
+    from chopjax.train.config_file import load_config
+
+    if args.tokens is not None and args.tokens <= 0:
+        raise UserError(f"--tokens {args.tokens:g}: a positive number is needed")
+    settings, origin = settings_of(load_config(args.config, args.set))
+    topology = parse(args.topology, settings.mesh.slices)
+    plan = make_plan(settings, origin, topology, args.tokens)
+    if args.json:
+        print(json.dumps(plan))
+    else:
+        show(plan)
+    return 0

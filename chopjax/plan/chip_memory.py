@@ -1,0 +1,116 @@
+"""One chip's memory by part: exact where it can be, and what would make a large run fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from chopjax.models.config import ModelConfig
+from chopjax.plan.memory import DTYPE_BYTES
+from chopjax.plan.topology import GIB
+from chopjax.train.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Bytes on one chip. The first four follow from shapes and shardings; `activations` are the
+    compiler's temporaries less the gradients, or a rough estimate where nothing was compiled."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    batch: int
+    activations: int
+    padding_and_code: int
+    estimated: bool
+
+    @property
+    def total(self) -> int:
+        return (
+            self.parameters + self.optimizer + self.gradients + self.batch + self.activations
+            + self.padding_and_code
+        )  # fmt: skip
+
+
+def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str, int]) -> int:
+    """A rough estimate in bytes: what the forward pass keeps, one block's backward pass at work,
+    and the loss.
+
+    A token's share of a block: with remat "full" its input; with "dots" the results of the weight
+    products too; with "none" about twice that. At work: six of the feed-forward and eight of the
+    model's width. The loss holds the head and its gradient in float32 and one chunk of logits.
+    """
+    tensor = mesh_shape["tensor"]
+    shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
+    tokens = settings.data.batch_size * settings.data.sequence_length
+    tokens //= shards * settings.compute.microbatches
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    mlp = config.mlp_dim * (2 if config.gated_mlp else 1)
+    products = 2 * config.embed_dim + (heads + mlp) // tensor
+    kept = {
+        "full": config.embed_dim,
+        "dots": config.embed_dim + products,
+        "none": config.embed_dim + 2 * products,
+    }[settings.compute.remat]
+    at_work = 8 * config.embed_dim + 6 * config.mlp_dim // tensor
+    width = DTYPE_BYTES[settings.compute.dtype]
+    vocabulary = math.ceil(config.vocab_size / tensor)
+    loss = 4 * vocabulary * (2 * config.table_dim + settings.compute.loss_chunk)
+    return tokens * width * (config.num_layers * kept + at_work) + loss
+
+
+def knobs(
+    parts: Parts,
+    limit: int,
+    config: ModelConfig,
+    settings: Settings,
+    mesh_shape: Mapping[str, int],
+) -> list[str]:
+    """Settings that would make the step fit, each with the total that it is expected to take.
+
+    Predicted by the estimate above, scaled to what was compiled; nothing is compiled for them.
+    """
+    now = activations(config, settings, mesh_shape)
+    found = []
+    for words, changed, sharded in _changes(settings, mesh_shape):
+        scale = activations(config, changed, sharded) / now
+        state = parts.parameters + parts.gradients
+        state = state * mesh_shape["fsdp"] // sharded["fsdp"]
+        moments = parts.optimizer * mesh_shape["fsdp"] // sharded["fsdp"]
+        if changed.optimizer.momentum_dtype != settings.optimizer.momentum_dtype:
+            moments -= parts.parameters // 2  # from four bytes a parameter to two
+        total = state + moments + parts.batch + parts.padding_and_code
+        total += round(parts.activations * scale)
+        if total <= limit:
+            found.append(f"{words} (about {total / GIB:.1f} GiB)")
+    return found
+
+
+def _changes(
+    settings: Settings, mesh_shape: Mapping[str, int]
+) -> Iterator[tuple[str, Settings, Mapping[str, int]]]:
+    """Those that change no result first; of microbatches, from few to many."""
+    compute, shards = settings.compute, math.prod(mesh_shape[a] for a in ("slice", "data", "fsdp"))
+    order: list[Literal["none", "dots", "full"]] = ["none", "dots", "full"]
+    remats = order[order.index(compute.remat) + 1 :]
+    for remat in remats:
+        less = dataclasses.replace(compute, remat=remat)
+        yield f"compute.remat={remat}", dataclasses.replace(settings, compute=less), mesh_shape
+    parts = compute.microbatches * 2
+    while settings.data.batch_size % (shards * parts) == 0:
+        less = dataclasses.replace(compute, microbatches=parts, remat="full")
+        words = f"compute.microbatches={parts}"
+        if compute.remat != "full":
+            words += " and compute.remat=full"
+        yield words, dataclasses.replace(settings, compute=less), mesh_shape
+        parts *= 2
+    if mesh_shape["data"] > 1:
+        whole = mesh_shape["data"] * mesh_shape["fsdp"]
+        sharded = {**mesh_shape, "data": 1, "fsdp": whole}
+        yield f"mesh.data=1 and mesh.fsdp={whole}", settings, sharded
+    if settings.optimizer.momentum_dtype == "float32":
+        half = dataclasses.replace(settings.optimizer, momentum_dtype="bfloat16")
+        changed = dataclasses.replace(settings, optimizer=half)
+        yield "optimizer.momentum_dtype=bfloat16", changed, mesh_shape

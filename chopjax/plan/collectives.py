@@ -1,0 +1,118 @@
+"""The collectives of a compiled step: by kind and mesh axes, bytes on the wire, hidden or not."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from chopjax.plan.hlo import Instruction, Program, array_bytes, members
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """All collectives of one kind over the same mesh axes, in one step.
+
+    payload: bytes of the gathered, reduced or moved arrays, whole, for one group. wire: bytes that
+    each chip sends: for a group of g, (g-1)/g of the payload, twice that for an all-reduce.
+    hidden: the part of `wire` whose collectives run beside other work.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    count: int
+    payload: int
+    wire: int
+    hidden: int
+
+
+def collect(program: Program, mesh_shape: Mapping[str, int]) -> list[Collectives]:
+    """Largest first. mesh_shape: axis → size, outermost first, as the devices are numbered."""
+    sums: dict[tuple[str, tuple[str, ...]], list[int]] = collections.defaultdict(lambda: [0] * 4)
+    seen: set[tuple[str, str]] = set()
+    for computation, instruction, runs in program.instructions():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        # The TPU compiler spreads one collective over several fusions that other work runs in.
+        # Each holds a copy of it, with the same channel in the same chain.
+        chain = re.search(r'chain_id="(\w+)"', instruction.attributes)
+        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+        if chain and channel:
+            if (chain[1], channel[1]) in seen:
+                continue
+            seen.add((chain[1], channel[1]))
+        hidden = bool(chain) or instruction.opcode.endswith("-start")
+        # An all-reduce of which each device keeps its slice, fused: a reduce-scatter.
+        if computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+        group = _group(instruction, mesh_shape)
+        payload, wire = _bytes(instruction, kind, len(group))
+        entry = sums[kind, _axes(group, mesh_shape)]
+        for i, amount in enumerate((1, payload, wire, wire if hidden else 0)):
+            entry[i] += amount * runs
+    rows = [Collectives(kind, axes, *values) for (kind, axes), values in sums.items()]
+    return sorted(rows, key=lambda row: -row.wire)
+
+
+def _bytes(instruction: Instruction, kind: str, group: int) -> tuple[int, int]:
+    shape = instruction.shape
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        shape = members(shape)[1]  # (operands, results, …)
+    payload = array_bytes(shape)
+    if instruction.opcode.startswith("reduce-scatter"):
+        payload *= group  # its result is one part
+    if kind in ("collective-permute", "collective-broadcast"):
+        return payload, payload
+    share = (group - 1) / group
+    return payload, round(payload * share * (2 if kind == "all-reduce" else 1))
+
+
+def _group(instruction: Instruction, mesh_shape: Mapping[str, int]) -> list[int]:
+    """The devices of the first group; in HLO's three spellings."""
+    text = instruction.attributes
+    every = list(range(math.prod(mesh_shape.values())))
+    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}(?:,\{(\d+),(\d+)\})*", text)
+    if pairs:
+        moves = re.findall(r"\{(\d+),(\d+)\}", text[pairs.start() : pairs.end()])
+        return sorted({int(d) for move in moves if move[0] != move[1] for d in move}) or [0]
+    found = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+    if found:
+        return [int(d) for d in found[1].split(",")]
+    found = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if found:
+        devices = np.arange(len(every)).reshape([int(n) for n in found[3].split(",")])
+        if found[4]:
+            devices = devices.transpose([int(n) for n in found[4].split(",")])
+        return [int(d) for d in devices.reshape(int(found[1]), int(found[2]))[0]]
+    found = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
+    if found:
+        sizes = {axis: int(n) for axis, n in re.findall(r"'([\w:()]+)'=(\d+)", found[1])}
+        kept = re.findall(r"'([\w:()]+)'", found[2])
+        devices = np.arange(len(every)).reshape(list(sizes.values()))
+        index = tuple(slice(None) if axis in kept else 0 for axis in sizes)
+        return [int(d) for d in devices[index].ravel()]
+    return every
+
+
+def _axes(group: list[int], mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which the devices of a group differ."""
+    sizes = tuple(mesh_shape.values())
+    places = np.array(np.unravel_index(group, sizes))
+    return tuple(
+        axis for axis, row in zip(mesh_shape, places, strict=True) if len(set(row.tolist())) > 1
+    )

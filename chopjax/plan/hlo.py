@@ -1,0 +1,181 @@
+"""Reading a compiled program (XLA's HLO text): computations, instructions, how often each runs.
+
+Only what planning asks for: shapes and their bytes, operands, who calls whom, trip counts of loops.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+ELEMENT_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
+    "s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1,
+}  # fmt: skip
+_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+# Space 0 is HBM and is not written; S(1) is on-chip vector memory, the others hold flags.
+_ELSEWHERE = re.compile(r"S\(\d+\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    shape: str  # as written, layouts included; "(a, b)" for tuples
+    opcode: str
+    operands: tuple[str, ...]
+    arguments: str  # the operands as written: a constant's value stands there
+    attributes: str  # the rest of the line
+    is_root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Computation name → instructions by name, in order; the entry; how often each one runs."""
+
+    computations: dict[str, dict[str, Instruction]]
+    entry: str
+    runs: dict[str, int]
+    unknown_loops: int  # loops whose trip count could not be read: counted once
+
+    def instructions(self) -> Iterator[tuple[str, Instruction, int]]:
+        """(computation, instruction, runs) of all that run."""
+        for computation, runs in self.runs.items():
+            for instruction in self.computations[computation].values():
+                yield computation, instruction, runs
+
+
+def array_bytes(shape: str, only_hbm: bool = False) -> int:
+    """Bytes of a shape, a tuple's members together, without the padding of its layout."""
+    total = 0.0
+    for kind, dims, layout in _ARRAY.findall(shape):
+        if kind in ELEMENT_BYTES and not (only_hbm and _ELSEWHERE.search(layout)):
+            total += ELEMENT_BYTES[kind] * math.prod(int(d) for d in dims.split(",") if d)
+    return int(total)
+
+
+def members(shape: str) -> list[str]:
+    """The members of a tuple's shape; a plain shape is its own only member."""
+    if not shape.startswith("("):
+        return [shape]
+    parts, depth, start = [], 0, 1
+    for i, c in enumerate(shape):
+        depth += (c in "([{") - (c in ")]}")
+        if (c == "," and depth == 1) or (c == ")" and depth == 0):
+            parts.append(re.sub(r"/\*.*?\*/", "", shape[start:i]).strip())
+            start = i + 1
+    return [part for part in parts if part]
+
+
+def parse(text: str) -> Program:
+    """HLO text, as XLA dumps it after optimization."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if header:
+            current = header[2]
+            computations[current] = {}
+            entry = current if header[1] else entry
+        elif current and " = " in line and line.startswith("  "):
+            instruction = _instruction(line)
+            computations[current][instruction.name] = instruction
+    runs, unknown = _count_runs(computations, entry)
+    return Program(computations, entry, runs, unknown)
+
+
+def _instruction(line: str) -> Instruction:
+    left, _, right = line.strip().partition(" = ")
+    shape_end = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
+    shape, rest = right[:shape_end], right[shape_end:].lstrip()
+    start = rest.index("(")
+    end = _closing(rest, start)
+    return Instruction(
+        name=left.removeprefix("ROOT ").lstrip("%"),
+        shape=shape,
+        opcode=rest[:start],
+        operands=tuple(_NAME.findall(rest[start:end])),
+        arguments=rest[start + 1 : end],
+        attributes=rest[end + 1 :],
+        is_root=left.startswith("ROOT "),
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if depth == 0:
+            return i
+    raise ValueError(f"unbalanced parentheses: {text[:80]}")
+
+
+def attribute(instruction: Instruction, name: str) -> str | None:
+    """The computation that an attribute names: calls=%f → f."""
+    found = re.search(rf"\b{name}=%([\w.\-]+)", instruction.attributes)
+    return found[1] if found else None
+
+
+def _count_runs(
+    computations: dict[str, dict[str, Instruction]], entry: str
+) -> tuple[dict[str, int], int]:
+    runs: dict[str, int] = collections.defaultdict(int)
+    unknown = 0
+
+    def visit(name: str, times: int) -> None:
+        nonlocal unknown
+        runs[name] += times
+        for instruction in computations[name].values():
+            if instruction.opcode == "while":
+                trips = _trip_count(instruction, computations, name)
+                unknown += trips is None
+                body = attribute(instruction, "body")
+                if body:
+                    visit(body, times * (1 if trips is None else trips))
+            elif instruction.opcode in ("fusion", "call", "async-start"):
+                called = attribute(instruction, "calls") or attribute(instruction, "to_apply")
+                if called:
+                    visit(called, times)
+            elif instruction.opcode == "conditional":
+                # One branch runs; the first stands for all.
+                branch = attribute(instruction, "true_computation") or re.search(
+                    r"branch_computations=\{%([\w.\-]+)", instruction.attributes
+                )
+                if branch:
+                    visit(branch if isinstance(branch, str) else branch[1], times)
+
+    visit(entry, 1)
+    return dict(runs), unknown
+
+
+def _trip_count(
+    loop: Instruction, computations: dict[str, dict[str, Instruction]], where: str
+) -> int | None:
+    """Of `for i = start; i < end; i++`, which is what lax.scan becomes."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known[1])
+    condition = computations.get(attribute(loop, "condition") or "", {})
+    root = next((i for i in condition.values() if i.is_root), None)
+    if root is None or root.opcode != "compare" or "direction=LT" not in root.attributes:
+        return None
+    counter, end = (condition[operand] for operand in root.operands)
+    index = re.search(r"index=(\d+)", counter.attributes)
+    limit = _constant(end)
+    if limit is None or counter.opcode != "get-tuple-element" or index is None:
+        return None
+    first: Instruction | None = computations[where].get(loop.operands[0])
+    if first is not None and first.opcode == "tuple":
+        first = computations[where].get(first.operands[int(index[1])])
+        while first is not None and first.opcode in ("copy", "bitcast"):
+            first = computations[where].get(first.operands[0])
+    start = _constant(first) if first is not None else None
+    return limit - (start or 0)
+
+
+def _constant(instruction: Instruction) -> int | None:
+    found = re.fullmatch(r"-?\d+", instruction.arguments)
+    return int(found[0]) if instruction.opcode == "constant" and found else None

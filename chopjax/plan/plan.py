@@ -1,0 +1,226 @@
+"""A training run on a pod that is not there: does it fit, what does it move, how long will it take.
+
+A run that chops in its course has two phases, with all layers and with those that stay; each is
+compiled and must fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from ml_collections import ConfigDict
+
+from chopjax.errors import UserError
+from chopjax.models import flops, parameters
+from chopjax.models.attention import choose as choose_attention
+from chopjax.models.config import ModelConfig
+from chopjax.plan.chip_memory import Parts, activations, knobs
+from chopjax.plan.collectives import collect
+from chopjax.plan.compile import Compiled, TooLarge, abstract_inputs, bytes_per_chip, compile_step
+from chopjax.plan.published import CONFIGS
+from chopjax.plan.roofline import (
+    ASSUMPTIONS,
+    estimate,
+    executed_flops_per_token,
+    torus_dimensions,
+)
+from chopjax.plan.topology import Topology, devices
+from chopjax.plan.traffic import hbm_bytes
+from chopjax.progress import say
+from chopjax.train import mesh as meshes
+from chopjax.train.origin import Origin, find_origin
+from chopjax.train.settings import Settings, default_config, read
+
+SECONDS_A_DAY = 86400
+
+
+def settings_of(config: ConfigDict) -> tuple[Settings, Origin]:
+    """The training settings of a recipe for `chopjax train` or `chopjax run`, and its model.
+
+    Token stores need not exist, nor the weights of the models in published.py.
+    """
+    config = _training_part(config)
+    config.data.train = config.data.train or "not needed to plan"
+    if config.model in CONFIGS:
+        config.scratch, config.model = CONFIGS[config.model], ""
+    if config.scratch:
+        config.tokenizer = config.tokenizer or "not needed to plan"
+    settings = read(config)
+    return settings, find_origin(settings)[0]
+
+
+def _training_part(config: ConfigDict) -> ConfigDict:
+    if "heal" not in config:
+        return ConfigDict(config.to_dict())
+    base = default_config().unlock()
+    base.update(config.heal.to_dict())
+    base.update({"model": config.model, "chop": config.chop.to_dict()})
+    return base
+
+
+def make_plan(
+    settings: Settings, origin: Origin, topology: Topology, tokens: float | None = None
+) -> dict[str, Any]:
+    """Everything that `chopjax plan` prints, as plain values. tokens: the budget, where it is not
+    that of the settings."""
+    mesh, why_not = _mesh(settings, topology)
+    settings = _with_tpu_attention(settings)
+    budget = tokens or settings.total_steps * _tokens_a_step(settings)
+    steps = round(budget / _tokens_a_step(settings))
+    first = origin.chop_after if origin.keep is not None else 0
+    spans = [("all layers", 0, first), ("after the chop" if first else "training", first, steps)]
+    phases = [
+        _phase(name, origin.config_at(start), settings, topology, mesh, end - start)
+        for name, start, end in spans
+        if end > start
+    ]
+    seconds = sum(phase["step_seconds"] * phase["steps"] for phase in phases)
+    last = phases[-1]
+    return {
+        "topology": topology.name,
+        "chips": topology.chips,
+        "chip": dataclasses.asdict(topology.chip),
+        "mesh": dict(mesh.shape),
+        "attention": settings.compute.attention,
+        "compiled": why_not is None,
+        "not_compiled_because": why_not,
+        "fits": all(phase["fits"] for phase in phases),
+        "phases": phases,
+        "tokens_per_day": last["tokens_per_second"] * SECONDS_A_DAY,
+        "token_budget": budget,
+        "days": seconds / SECONDS_A_DAY,
+        "chip_hours": seconds / 3600 * topology.chips,
+        "flops_formula": flops.FORMULA,
+        "assumptions": list(ASSUMPTIONS),
+    }
+
+
+def _tokens_a_step(settings: Settings) -> int:
+    return settings.data.batch_size * settings.data.sequence_length
+
+
+def _with_tpu_attention(settings: Settings) -> Settings:
+    """What "auto" will mean there; here it would mean this machine."""
+    compute = settings.compute
+    if compute.attention != "auto":
+        return settings
+    length, dtype = settings.data.sequence_length, jax.numpy.dtype(compute.dtype)
+    attention: Any = choose_attention(length, dtype, "tpu")
+    return dataclasses.replace(settings, compute=dataclasses.replace(compute, attention=attention))
+
+
+def _mesh(settings: Settings, topology: Topology) -> tuple[Any, str | None]:
+    """The mesh of the run, or one without devices and why the compiler is not there."""
+    sizes = settings.mesh
+    asked = (sizes.data, sizes.fsdp, sizes.tensor, sizes.slices)
+    try:
+        return meshes.make_mesh(*asked, devices=devices(topology)), None
+    except ModuleNotFoundError:
+        shape = meshes.resolve_sizes(topology.chips, *asked)
+        types = (AxisType.Auto,) * len(meshes.AXES)
+        mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=types)
+        return mesh, "libtpu is not installed (pip install 'chopjax[tpu]'): arithmetic alone"
+
+
+def _phase(
+    name: str,
+    model: ModelConfig,
+    settings: Settings,
+    topology: Topology,
+    mesh: Any,
+    steps: int,
+) -> dict[str, Any]:
+    """One phase: memory, collectives and time of its step."""
+    _check_batch(settings, mesh)
+    compiled: Compiled | TooLarge | None = None
+    if isinstance(mesh, Mesh):
+        say(f"compiling the step for {model.num_layers} layers on {topology.name}")
+        compiled = compile_step(model, settings, mesh)
+        say(f"compiled in {compiled.seconds:.0f} s")
+    parts = _parts(model, settings, mesh, compiled)
+    limit = topology.chip.usable_hbm
+    # The compiler's verdict stands above the sum of our parts.
+    fits = parts.total <= limit and not isinstance(compiled, TooLarge)
+    result: dict[str, Any] = {
+        "name": name,
+        "layers": model.num_layers,
+        "parameters": parameters.count(model),
+        "steps": steps,
+        "fits": fits,
+        "memory": dataclasses.asdict(parts) | {"total": parts.total, "limit": limit},
+        "knobs": [] if fits else knobs(parts, limit, model, settings, mesh.shape),
+        "refusal": compiled.message if isinstance(compiled, TooLarge) else None,
+        "largest_temporaries": [],
+        "collectives": [],
+        "unknown_loops": 0,
+        "compile_seconds": compiled.seconds if compiled else None,
+        **_flops(model, settings, topology),
+    }
+    if isinstance(compiled, Compiled):
+        rows = collect(compiled.program, mesh.shape)
+        traffic = hbm_bytes(compiled.program)
+        torus = torus_dimensions(mesh)
+        roofline = estimate(model, settings, topology, traffic, rows, mesh.shape, torus)
+        result["collectives"] = [dataclasses.asdict(row) for row in rows]
+        result["hbm_traffic"] = traffic
+        result["largest_temporaries"] = compiled.largest
+        result["unknown_loops"] = compiled.program.unknown_loops
+    else:
+        roofline = estimate(model, settings, topology)
+    seconds = dataclasses.asdict(roofline)
+    return result | {
+        "step_seconds": seconds.pop("step"),
+        "mfu": seconds.pop("mfu"),
+        "tokens_per_second": seconds.pop("tokens_per_second"),
+        "seconds": seconds,
+    }
+
+
+def _flops(model: ModelConfig, settings: Settings, topology: Topology) -> dict[str, float]:
+    a_token = flops.training_per_token(model, settings.data.sequence_length)
+    executed = executed_flops_per_token(model, settings)
+    tokens = _tokens_a_step(settings)
+    return {
+        "flops_per_token": a_token,
+        "flops_per_step": a_token * tokens,
+        "flops_per_step_and_chip": a_token * tokens / topology.chips,
+        "executed_flops_per_step_and_chip": executed * tokens / topology.chips,
+    }
+
+
+def _parts(
+    model: ModelConfig, settings: Settings, mesh: Any, compiled: Compiled | TooLarge | None
+) -> Parts:
+    state, batch = abstract_inputs(model, settings, mesh)
+    params = bytes_per_chip(state["params"])
+    whole_state, whole_batch = bytes_per_chip(state), bytes_per_chip(batch)
+    guess = activations(model, settings, mesh.shape)
+    padding = 0
+    if isinstance(compiled, Compiled):
+        memory = compiled.memory
+        # Gradients are among the compiler's temporaries; not all of them need exist at once.
+        guess = max(memory.temporaries - params, 0)
+        padding = memory.total - whole_state - whole_batch - params - guess
+    elif isinstance(compiled, TooLarge) and compiled.temporaries is not None:
+        guess = max(compiled.temporaries - params, 0)
+    return Parts(
+        parameters=params,
+        optimizer=whole_state - params,
+        gradients=params,
+        batch=whole_batch,
+        activations=guess,
+        padding_and_code=padding,
+        estimated=compiled is None,
+    )
+
+
+def _check_batch(settings: Settings, mesh: Any) -> None:
+    shards, parts = meshes.batch_shards(mesh), settings.compute.microbatches
+    if settings.data.batch_size % (shards * parts):
+        raise UserError(
+            f"data.batch_size {settings.data.batch_size}: not a multiple of {shards} shards x "
+            f"{parts} microbatches"
+        )

@@ -1,0 +1,108 @@
+"""How long a step must take at least, by the chip's limits; an estimate, with its assumptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chopjax.models import flops
+from chopjax.models.config import ModelConfig
+from chopjax.plan.collectives import Collectives
+from chopjax.plan.topology import Topology
+from chopjax.train.settings import Settings
+
+ASSUMPTIONS = (
+    "matrix products run at the chip's bfloat16 peak",
+    "HBM and interconnect move data at their peak rates",
+    "a collective uses the links along its mesh axes, both ways round where they form a ring",
+    "HBM traffic and collectives that the compiler starts ahead hide behind the products",
+    "all other collectives add to the step",
+    "between slices, a collective moves its bytes divided by the group's size within a slice",
+    "the host and the input pipeline keep up; evaluation and checkpoints are not counted",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of one step on every chip, and what follows from them."""
+
+    compute: float
+    hbm: float | None  # None without a compiled program
+    hidden_collectives: float | None
+    exposed_collectives: float | None
+    step: float  # the longest of the first three, and the fourth
+    mfu: float  # model FLOPs over peak FLOPs, at that step
+    tokens_per_second: float
+
+
+def executed_flops_per_token(config: ModelConfig, settings: Settings) -> int:
+    """What the hardware works off, in training: the model's FLOPs and what is computed twice.
+
+    remat "full" computes every block's forward pass a second time, "dots" its attention.
+    """
+    length = settings.data.sequence_length
+    forward = flops.forward_per_token(config, length)
+    head = 2 * config.table_dim * config.vocab_size
+    attention = forward - 2 * flops.matmul_parameters(config)
+    again = {"full": forward - head, "dots": attention, "none": 0}[settings.compute.remat]
+    return 3 * forward + again
+
+
+def estimate(
+    config: ModelConfig,
+    settings: Settings,
+    topology: Topology,
+    hbm_bytes: int | None = None,
+    collectives: Sequence[Collectives] = (),
+    mesh_shape: Mapping[str, int] | None = None,
+    torus: Mapping[str, frozenset[int]] | None = None,
+) -> Roofline:
+    """torus: mesh axis → the dimensions of the torus that it runs along."""
+    chip = topology.chip
+    tokens = settings.data.batch_size * settings.data.sequence_length
+    work = tokens * executed_flops_per_token(config, settings) / topology.chips
+    compute = work / chip.flops
+    hbm = hidden = exposed = None
+    if hbm_bytes is not None:
+        hbm = hbm_bytes / chip.hbm_bandwidth
+        hidden = exposed = 0.0
+        for row in collectives:
+            seconds = _seconds(row, row.wire, topology, mesh_shape or {}, torus or {})
+            share = row.hidden / row.wire if row.wire else 0.0
+            hidden += seconds * share
+            exposed += seconds * (1 - share)
+    step = max(compute, hbm or 0.0, hidden or 0.0) + (exposed or 0.0)
+    model = tokens * flops.training_per_token(config, settings.data.sequence_length)
+    mfu = model / (step * topology.chips * chip.flops)
+    return Roofline(compute, hbm, hidden, exposed, step, mfu, tokens / step)
+
+
+def _seconds(
+    row: Collectives,
+    wire: int,
+    topology: Topology,
+    mesh_shape: Mapping[str, int],
+    torus: Mapping[str, frozenset[int]],
+) -> float:
+    within = [axis for axis in row.axes if axis != "slice"]
+    dimensions = frozenset().union(*(torus.get(axis, frozenset()) for axis in within))
+    seconds = wire / topology.ring_bandwidth(dimensions) if within else 0.0
+    if "slice" in row.axes:
+        group = math.prod(mesh_shape[axis] for axis in within)
+        seconds += wire / group / topology.chip.network_bandwidth
+    return seconds
+
+
+def torus_dimensions(mesh: Any) -> dict[str, frozenset[int]]:
+    """Mesh axis → dimensions of the torus in which the devices along it differ."""
+    result = {}
+    for position, axis in enumerate(mesh.axis_names):
+        line = mesh.devices[
+            tuple(slice(None) if i == position else 0 for i in range(mesh.devices.ndim))
+        ]
+        places = [tuple(device.coords) for device in line]
+        differ = {d for d in range(len(places[0])) if len({place[d] for place in places}) > 1}
+        result[axis] = frozenset(differ)
+    return result

@@ -1,0 +1,111 @@
+"""A plan for people, on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from chopjax.plan.topology import GIB
+
+_PARTS = {
+    "parameters": "parameters",
+    "optimizer": "optimizer state",
+    "gradients": "gradients",
+    "batch": "batch",
+    "activations": "activations and work space",
+    "padding_and_code": "padding and program",
+}
+
+
+def show(plan: dict[str, Any]) -> None:
+    """Print to standard output."""
+    console = Console()
+    shape = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    console.print(
+        f"{plan['topology']}, {plan['chips']} chips; mesh {shape or 'one device'}; "
+        f"attention {plan['attention']}",
+        highlight=False,
+    )
+    if not plan["compiled"]:
+        console.print(f"[bold]Not compiled:[/] {plan['not_compiled_because']}")
+    for phase in plan["phases"]:
+        _show_phase(console, phase, plan)
+    table = Table(title="The run", show_header=False)
+    table.add_row("tokens", f"{plan['token_budget'] / 1e9:,.2f} billion")
+    table.add_row("tokens a day", f"{plan['tokens_per_day'] / 1e9:,.2f} billion")
+    table.add_row("days", f"{plan['days']:,.2f}")
+    table.add_row("chip-hours", f"{plan['chip_hours']:,.0f}")
+    console.print(table)
+    console.print(f"Model FLOPs: {plan['flops_formula']}. Assumed, so that this is the best case:")
+    for assumption in plan["assumptions"]:
+        console.print(f"  - {assumption}", highlight=False)
+
+
+def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
+    name = f"{phase['name']}: {phase['layers']} layers, {phase['parameters'] / 1e9:.2f}B parameters"
+    console.rule(f"{name}, {phase['steps']:,} steps")
+    memory, limit = phase["memory"], phase["memory"]["limit"]
+    table = Table(title=f"Memory of one chip ({plan['chip']['name']})")
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    for part, words in _PARTS.items():
+        words += " (rough estimate)" if part == "activations" and memory["estimated"] else ""
+        table.add_row(words, f"{memory[part] / GIB:.2f}")
+    table.add_section()
+    table.add_row("in all", f"{memory['total'] / GIB:.2f}")
+    table.add_row("usable", f"{limit / GIB:.2f}")
+    spare = (limit - memory["total"]) / GIB
+    verdict = f"fits, {spare:.2f} left" if phase["fits"] else f"does not fit, {-spare:.2f} too much"
+    table.add_row(f"[bold]{verdict}[/]", "")
+    console.print(table)
+    if phase["refusal"]:
+        console.print(f"The compiler: {phase['refusal']}", highlight=False)
+    if not phase["fits"]:
+        found = phase["knobs"] or ["nothing but more chips or shorter sequences"]
+        console.print("Expected to make it fit: " + "; ".join(found), highlight=False)
+    if phase["collectives"]:
+        console.print(_collectives(phase))
+    console.print(_times(phase))
+
+
+def _collectives(phase: dict[str, Any]) -> Table:
+    table = Table(title="Collectives of one step")
+    table.add_column("kind")
+    table.add_column("mesh axes")
+    for column in ("count", "payload, GB", "sent by a chip, GB", "hidden"):
+        table.add_column(column, justify="right")
+    for row in phase["collectives"]:
+        share = row["hidden"] / row["wire"] if row["wire"] else 0.0
+        table.add_row(
+            row["kind"],
+            ", ".join(row["axes"]),
+            f"{row['count']:,}",
+            f"{row['payload'] / 1e9:,.3f}",
+            f"{row['wire'] / 1e9:,.3f}",
+            f"{100 * share:.0f} %",
+        )
+    return table
+
+
+def _times(phase: dict[str, Any]) -> Table:
+    table = Table(title="Time of one step, by the roofline", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("model FLOPs", f"{phase['flops_per_step']:.3e}")
+    table.add_row("model FLOPs a chip", f"{phase['flops_per_step_and_chip']:.3e}")
+    table.add_row("executed a chip", f"{phase['executed_flops_per_step_and_chip']:.3e}")
+    words = {
+        "compute": "matrix products",
+        "hbm": "HBM",
+        "hidden_collectives": "collectives, hidden",
+        "exposed_collectives": "collectives, exposed",
+    }
+    for name, seconds in phase["seconds"].items():
+        table.add_row(words[name], "not known" if seconds is None else f"{seconds * 1e3:,.1f} ms")
+    table.add_section()
+    table.add_row("step", f"{phase['step_seconds'] * 1e3:,.1f} ms")
+    table.add_row("MFU", f"{100 * phase['mfu']:.1f} %")
+    table.add_row("tokens per second", f"{phase['tokens_per_second']:,.0f}")
+    return table

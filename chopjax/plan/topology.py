@@ -1,0 +1,136 @@
+"""TPU slices by name, such as "v5p:4x4x4": what their chips can do and how they are wired."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import sys
+from typing import Any
+
+from chopjax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip. Bandwidths in bytes per second, each way where a wire has two ways.
+
+    Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, the tables of key specifications; they give
+    the interconnect both ways and for all links together, the data-centre network per pod, per host
+    or per chip. usable_hbm is the limit that libtpu's compiler names when a program is too large.
+    """
+
+    name: str
+    flops: float  # bfloat16 peak, FLOP/s
+    hbm: int  # bytes
+    usable_hbm: int  # bytes that a program may take
+    hbm_bandwidth: float
+    link_bandwidth: float  # of one interconnect link, one way
+    network_bandwidth: float  # data-centre network, this chip's share
+    dimensions: int  # of the torus; a chip has two links in each
+    wraps_at: int  # a side of a multiple of so many chips is a ring, a shorter one is a line
+    cores_fused: bool = False  # two cores act as one device if asked to
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        # v4: 2,400 Gbps of interconnect one way over 6 links; 200 Gbps a host of 4 chips.
+        Chip("v4", 275e12, 32 * GIB, int(30.75 * GIB), 1228e9, 50e9, 6.25e9, 3, 4, True),
+        # v5e: 400 GB/s both ways over 4 links; 6.4 Tbps a pod of 256 chips.
+        Chip("v5e", 197e12, 16 * GIB, int(15.75 * GIB), 819e9, 50e9, 3.125e9, 2, 16),
+        # v5p: 1,200 GB/s both ways over 6 links; 50 Gbps a chip.
+        Chip("v5p", 459e12, 95 * GIB, int(95.73 * GIB), 2765e9, 100e9, 6.25e9, 3, 4),
+        # v6e: 800 GB/s both ways over 4 links; 25.6 Tbps a pod of 256 chips.
+        Chip("v6e", 918e12, 32 * GIB, int(31.24 * GIB), 1638e9, 100e9, 12.5e9, 2, 16),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice, or several of the same shape."""
+
+    chip: Chip
+    sides: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        shape = f"{self.chip.name}:{'x'.join(map(str, self.sides))}"
+        return f"{self.slices} x {shape}" if self.slices > 1 else shape
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.sides) * self.slices
+
+    def ring_bandwidth(self, dimensions: frozenset[int]) -> float:
+        """Bytes per second that a chip can send along these dimensions of the torus.
+
+        A ring is used both ways round; on a line the data of one way passes every link.
+        """
+        ways = sum(
+            2 if self.sides[d] % self.chip.wraps_at == 0 else 1
+            for d in dimensions
+            if self.sides[d] > 1
+        )
+        return max(ways, 1) * self.chip.link_bandwidth
+
+
+def parse(name: str, slices: int = 1) -> Topology:
+    """ "v5p:4x4x4" → Topology. Raises UserError for an unknown chip or an impossible shape."""
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name.strip().lower())
+    chip = CHIPS.get(found[1]) if found else None
+    if found is None or chip is None:
+        raise UserError(
+            f"--topology {name}: write CHIP:SHAPE with a chip of {', '.join(CHIPS)} and the "
+            "chips along each side, for example v5p:4x4x4 or v5e:16x16"
+        )
+    sides = tuple(int(side) for side in found[2].split("x"))
+    if len(sides) != chip.dimensions or min(sides) < 1:
+        example = "4x4x4" if chip.dimensions == 3 else "16x16"
+        raise UserError(
+            f"--topology {name}: a {chip.name} slice has {chip.dimensions} sides, such as {example}"
+        )
+    return Topology(chip, sides, slices)
+
+
+def prepare_environment() -> None:
+    """Let libtpu compile on a machine without a TPU, silently. Call it before jax is imported."""
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",  # ask no metadata server for a TPU
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v5p-8",  # any; without one libtpu looks for it and complains
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # compiling needs no chip, so it can share the machine
+        TPU_STDERR_LOG_LEVEL="3",
+        TPU_MIN_LOG_LEVEL="3",
+    )
+    if "jax" in sys.modules:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+    else:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def devices(topology: Topology) -> list[Any]:
+    """Devices that programs can be compiled for and nothing can run on.
+
+    Raises UserError for a shape that does not exist, ModuleNotFoundError without libtpu.
+    """
+    import libtpu  # noqa: F401
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {}
+    if topology.chip.cores_fused:
+        options["chip_config_name"] = "megacore"
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
+    shape = f"{topology.chip.name}:{'x'.join(map(str, topology.sides))}"
+    try:
+        return list(topologies.get_topology_desc(shape, "tpu", **options).devices)
+    except Exception as error:  # a JaxRuntimeError; the type is not public
+        raise UserError(f"--topology {shape}: {str(error).splitlines()[0]}") from error
