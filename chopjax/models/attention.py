@@ -129,10 +129,10 @@ def _product(pattern: str, left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.einsum(pattern, left, right, preferred_element_type=jnp.float32)
 
 
-def choose(length: int, dtype: jnp.dtype) -> str:
-    """What "auto" means here: by backend, sequence length and dtype of the inputs."""
+def choose(length: int, dtype: jnp.dtype, backend: str | None = None) -> str:
+    """What "auto" means: by backend (default: this one), sequence length and inputs' dtype."""
     half = dtype in (jnp.bfloat16, jnp.float16)
-    backend = jax.default_backend()
+    backend = backend or jax.default_backend()
     if backend == "tpu" and length % SPLASH_LANES == 0:
         return "splash"
     if backend == "gpu" and half:  # cuDNN has no float32 flash attention

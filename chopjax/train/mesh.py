@@ -56,6 +56,29 @@ SHARDING_RULES: Mapping[str, Rule] = {
 }
 
 
+def resolve_sizes(
+    number: int, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1
+) -> dict[str, int]:
+    """Mesh axis → size, for so many devices. One size may be -1: what the others leave.
+
+    Raises UserError where the sizes do not multiply to the number of devices.
+    """
+    sizes = {"slice": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+    asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(open_axes) > 1 or fixed < 1 or min(sizes.values()) < -1:
+        raise UserError(f"mesh: {asked}: sizes are positive, and one of them may be -1")
+    for axis in open_axes:
+        sizes[axis] = number // fixed
+    if math.prod(sizes.values()) != number:
+        raise UserError(
+            f"mesh: {asked} does not make {number}, the number of devices here; "
+            "set mesh.data, mesh.fsdp and mesh.tensor so that their product is that number"
+        )
+    return sizes
+
+
 def make_mesh(
     data: int = -1,
     fsdp: int = 1,
@@ -66,32 +89,28 @@ def make_mesh(
     """A mesh over all devices (or those given). One size may be -1: what the others leave.
 
     Axis types are Auto: shardings are stated for parameters and batches, the compiler propagates
-    them. Raises UserError where the sizes do not multiply to the number of devices.
+    them. Raises UserError where the sizes do not multiply to the number of devices, and where
+    they do not follow the sides of a TPU slice.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"slice": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
-    asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    open_axes = [axis for axis, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(open_axes) > 1 or fixed < 1 or min(sizes.values()) < -1:
-        raise UserError(f"mesh: {asked}: sizes are positive, and one of them may be -1")
-    for axis in open_axes:
-        sizes[axis] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
-        raise UserError(
-            f"mesh: {asked} does not make {len(devices)}, the number of devices here; "
-            "set mesh.data, mesh.fsdp and mesh.tensor so that their product is that number"
-        )
-    shape = tuple(sizes[axis] for axis in AXES)
+    shape = tuple(resolve_sizes(len(devices), data, fsdp, tensor, slices).values())
     types = (AxisType.Auto,) * len(AXES)
-    if slices > 1 and hasattr(devices[0], "slice_index"):
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (1, *shape[1:]), (slices, 1, 1, 1), devices=devices
-        )
-        return Mesh(grid, AXES, axis_types=types)
     if math.prod(shape) == 1 or devices[0].platform == "cpu":
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    try:
+        if slices > 1 and hasattr(devices[0], "slice_index"):
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (1, *shape[1:]), (slices, 1, 1, 1), devices=devices
+            )
+            return Mesh(grid, AXES, axis_types=types)
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:
+        asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
+        sides = [max(device.coords[d] for device in devices) + 1 for d in range(3)]
+        raise UserError(
+            f"mesh: {asked} does not follow the sides of this TPU slice, "
+            f"{' x '.join(map(str, sides))}: every size must be a product of some of them"
+        ) from error
 
 
 def partition(dims: str, sizes: Mapping[str, int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
