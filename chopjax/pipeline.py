@@ -39,6 +39,7 @@ from chopjax.score.latency import forward_seconds
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
+from chopjax.score.tasks import load_tasks
 from chopjax.stages import Stage, run_stages
 from chopjax.train import mesh as meshes
 from chopjax.train import settings as training
@@ -114,9 +115,9 @@ def _stages(
         )
 
     return [
+        score("parent", ()),
         tokens("train"),
         tokens("held_out"),
-        score("parent", ()),
         Stage(
             name="chop",
             settings=origin | dataclasses.asdict(settings.chop) | {"kept_layers": list(keep)},
@@ -201,11 +202,13 @@ def _score(settings: PipelineSettings, name: str, model: str, out: Path) -> dict
         found = evaluate(
             loaded,
             engine,
-            _names(score.tasks),
+            load_tasks(
+                _names(score.tasks),
+                score.include_path or None,
+                None if score.num_fewshot < 0 else score.num_fewshot,
+            ),
             output=out,
-            include_path=score.include_path or None,
             limit=score.limit or None,
-            num_fewshot=None if score.num_fewshot < 0 else score.num_fewshot,
             log_samples=True,
         )
         accuracies = _accuracies(found["results"])

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.chop.strategy = "input"
     config.chop.remove = "0.5"
 
-    config.heal.total_steps = 600
+    config.heal.total_steps = 400
     config.heal.data.batch_size = 16
     config.heal.data.sequence_length = 256
 
@@ -26,6 +26,6 @@ def get_config() -> ConfigDict:
     config.heal.optimizer.peak_learning_rate = 6e-4
     config.heal.optimizer.warmup_steps = 50
 
-    config.heal.evaluation.every = 200
-    config.heal.checkpoints.every = 200
+    config.heal.evaluation.every = 100
+    config.heal.checkpoints.every = 100
     return config

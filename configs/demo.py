@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.chop.strategy = "input"
     config.chop.remove = "0.5"
 
-    config.heal.data.batch_size = 16
+    config.heal.data.batch_size = 8
     config.heal.data.sequence_length = 128
     config.heal.total_steps = 200
     config.heal.optimizer.peak_learning_rate = 6e-4

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.tokenizer = "demo/text/tokenizer"
     config.data.train = "demo/tokens/train"
     config.data.evaluation = "demo/tokens/held_out"
-    config.data.batch_size = 16
+    config.data.batch_size = 8
     config.data.sequence_length = 128
     config.total_steps = 300
     config.optimizer.name = "adamw"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    # The harness's bars would stand between ours. Read when tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
     from chopjax import pipeline
+    from chopjax.score.model import use_compilation_cache
     from chopjax.train.config_file import load_config
+
+    use_compilation_cache()
 
     workdir = Path(args.workdir).expanduser()
     report = pipeline.run(load_config(args.config, args.set), workdir)

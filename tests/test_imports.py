@@ -1,0 +1,44 @@
+"""chopjax needs no torch, and chopping needs no jax either."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import chopjax
+
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(chopjax.__path__, prefix="chopjax.")
+)
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+def test_every_module_imports_without_torch() -> None:
+    assert "chopjax.pipeline" in MODULES
+    assert "chopjax.score.harness" in MODULES
+    imports = "\n".join(f"import {name}" for name in MODULES)
+    done = run(f"import sys\nsys.modules['torch'] = None\n{imports}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_reading_and_chopping_import_no_jax() -> None:
+    names = (
+        "chopjax.cli",
+        "chopjax.models.parameters",
+        "chopjax.models.families",
+        "chopjax.checkpoint.source",
+        "chopjax.checkpoint.hub",
+        "chopjax.checkpoint.writer",
+        "chopjax.checkpoint.summary",
+        "chopjax.chop.stream",
+        "chopjax.commands.chop",
+        "chopjax.commands.inspect",
+    )
+    imports = "\n".join(f"import {name}" for name in names)
+    heavy = "{'jax', 'torch', 'transformers', 'flax', 'orbax', 'tensorflow'} & set(sys.modules)"
+    done = run(f"import sys\n{imports}\nprint(sorted({heavy}))")
+    assert done.stdout.strip() == "[]", done.stderr
