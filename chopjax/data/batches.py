@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
-from grain.experimental import index_shuffle
 
+from chopjax.data.permutation import permute
 from chopjax.data.store import TokenStore
 from chopjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
+_NONE = np.empty(0, np.int64)
 _SHARES = 1 << 24  # weights of a mixture are rounded to this fraction
-_ROUNDS = 4  # of the cipher in index_shuffle, as grain itself uses it
 
 
 class Batches:
@@ -89,22 +90,21 @@ class Batches:
         parts = []
         for number in np.unique(store_N).tolist() or [0]:
             (of_store,) = np.nonzero(store_N == number)
-            drawn = [self._row(number, place) for place in place_N[of_store].tolist()]
-            starts_N = np.array(drawn, np.int64) * self.sequence_length
+            starts_N = self._drawn(number, place_N[of_store]) * self.sequence_length
             parts.append((of_store, self._read(self.stores[number], starts_N)))
         if len(parts) == 1:
             return parts[0][1]
         return _merge(parts, len(index_N), self.sequence_length)
 
-    def _row(self, number: int, place: int) -> int:
+    def _drawn(self, number: int, place_N: np.ndarray) -> np.ndarray:
         """Which row of a store comes as the place-th from it."""
-        epoch, index = divmod(place, self.num_rows[number])
-        return index_shuffle(
-            index=index,
-            max_index=self.num_rows[number] - 1,
-            seed=_epoch_seed(self.seed, number, epoch),
-            rounds=_ROUNDS,
-        )
+        epoch_N, index_N = np.divmod(place_N, self.num_rows[number])
+        row_N = np.empty_like(index_N)
+        for epoch in np.unique(epoch_N).tolist():
+            now_N = epoch_N == epoch
+            seed = (self.seed, number, epoch)
+            row_N[now_N] = permute(index_N[now_N], self.num_rows[number], seed)
+        return row_N
 
     def _read(self, store: TokenStore, starts_N: np.ndarray) -> Batch:
         length = self.sequence_length
@@ -192,26 +192,24 @@ def _layout(
         return _batch(tokens_NT, targets_NT, *_constants(N, T))
     position_T = np.arange(T, dtype=np.int32)
     real_NT = position_T < inputs_N[:, None]
-    segments_NT = real_NT.astype(np.int32)
-    positions_NT = real_NT * position_T
+    if not real_NT.all():
+        tokens_NT = tokens_NT * real_NT  # the last token of all is a target and no input
+    segments_NT, positions_NT = np.zeros((2, N, T), np.int32)
     weights_NT = real_NT.astype(np.float32)
-    if document_mask:
-        begins_NT = np.zeros((N, T + 1), bool)  # a document begins here
-        for n in np.nonzero(inputs_N)[0].tolist():
-            found = store.starts(int(starts_N[n]), int(starts_N[n] + inputs_N[n] + 1))
-            begins_NT[n, found - starts_N[n]] = True
-        inside_NT = begins_NT[:, :-1].copy()
-        inside_NT[:, 0] = False  # wherever the row begins, that is its first document
-        segments_NT *= 1 + np.cumsum(inside_NT, axis=1, dtype=np.int32)
-        first_NT = np.maximum.accumulate(np.where(inside_NT, position_T, 0), axis=1)
-        positions_NT = (positions_NT - first_NT) * real_NT
+    for n, (start, inputs) in enumerate(zip(starts_N.tolist(), inputs_N.tolist(), strict=True)):
+        if not inputs:
+            continue
+        begins = store.starts(start + 1, start + inputs + 1) - start if document_mask else _NONE
+        # Wherever the row begins, that is its first document.
+        edges = [0, *(begin for begin in begins.tolist() if begin < inputs), inputs]
+        for segment, (first, last) in enumerate(itertools.pairwise(edges), 1):
+            segments_NT[n, first:last] = segment
+            positions_NT[n, first:last] = position_T[: last - first]
         if store.before is None:
             # The first word of a document cannot be told from the one before. A separator can:
             # predicting it is predicting the end.
-            weights_NT[begins_NT[:, 1:]] = 0
-    tokens_NT = tokens_NT * real_NT
-    targets_NT = targets_NT * real_NT
-    return _batch(tokens_NT, targets_NT, segments_NT, positions_NT.astype(np.int32), weights_NT)
+            weights_NT[n, begins - 1] = 0
+    return _batch(tokens_NT, targets_NT, segments_NT, positions_NT, weights_NT)
 
 
 def _batch(
@@ -275,9 +273,3 @@ def _rows_before(index_N: np.ndarray, shares: list[int]) -> list[np.ndarray]:
         counts.append(count_N)
         left_N, total = left_N - count_N, total - share
     return counts
-
-
-@functools.lru_cache(maxsize=64)
-def _epoch_seed(seed: int, store: int, epoch: int) -> int:
-    """32 bits, unrelated between epochs, stores and seeds."""
-    return int(np.random.SeedSequence((seed, store, epoch)).generate_state(1)[0])

@@ -128,7 +128,7 @@ def _share(held_out: str | int | float | None) -> int | float | None:
         number = -1.0
     if 0 < number < 1:
         return number
-    if number >= 1 and number == int(number):
+    if number >= 1 and number.is_integer():
         return int(number)
     raise UserError(
         f"--held-out {held_out}: a fraction between 0 and 1 or a number of documents is needed"

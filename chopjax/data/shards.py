@@ -156,8 +156,9 @@ def in_processes(
                 show(*counters[:])
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process died, perhaps for lack of memory. What is finished is kept: "
-                "run the same command again, with fewer --workers"
+                "a worker process died. If memory was short, run the same command again with fewer "
+                "--workers: what is finished is kept. A Python script that calls prepare needs "
+                'the line `if __name__ == "__main__":` around it'
             ) from error
         finally:
             stop.set()

@@ -79,9 +79,9 @@ def test_order_depends_on_seed_and_epoch(store: TokenStore) -> None:
 
 
 def test_the_order_is_the_same_in_every_version(store: TokenStore) -> None:
-    """A run resumes on the same batches after an update of chopjax, grain or numpy."""
+    """A run resumes on the same batches after an update of chopjax or numpy."""
     first = Batches(store, 8, 10, seed=7).batch(3)["tokens"][:, 0]
-    assert (first // 10).tolist() == [26, 28, 91, 81, 34, 55, 9, 27]
+    assert (first // 10).tolist() == [19, 38, 53, 67, 42, 94, 4, 6]
 
 
 @given(
