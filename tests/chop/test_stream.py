@@ -6,7 +6,6 @@ import ctypes
 import json
 import mmap
 import os
-import resource
 import shutil
 import signal
 import struct
@@ -357,16 +356,18 @@ def test_what_a_kill_leaves_is_cleared_by_the_next_run(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"parent", "out"}
 
 
+LIMITED = """
+import resource, sys
+from chopjax import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path):
     parent = write_checkpoint(tmp_path / "parent")
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     done = subprocess.run(
-        [sys.executable, "-m", "chopjax.cli", "chop", parent, tmp_path / "out", "--keep", "0,3"],
-        preexec_fn=limit,
+        [sys.executable, "-c", LIMITED, "chop", parent, tmp_path / "out", "--keep", "0,3"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
