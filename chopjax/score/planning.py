@@ -93,21 +93,21 @@ def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> P
     """
     paths = distinct_paths(requests, max_length)
     shared = shared_lengths(paths)
+    capacity = max(1, budget.tokens // 4)  # of a tree that is kept in one row
     rest: list[int] = []
-    found = trunks(paths, shared, budget)
+    found = trunks(paths, shared, capacity, budget.tokens // 2)
     position = 0
     for start, stop, _ in found:
         rest += range(position, start)
         position = stop
     rest += range(position, len(paths))
     batches: list[Batch] = []
-    alone = bunch(paths, shared, rest, 0, budget.tokens // 4)
+    alone = bunch(paths, shared, rest, 0, capacity)
     for piece in lay_out([[size for size, _ in alone]], [0], budget) if alone else []:
         rows = tuple(_paths_of(alone, row) for row in piece.rows)
         batches.append(Batch(piece.shape, None, rows))
     groups = [
-        bunch(paths, shared, range(start, stop), depth, budget.tokens // 4)
-        for start, stop, depth in found
+        bunch(paths, shared, range(start, stop), depth, capacity) for start, stop, depth in found
     ]
     depths = [depth for _, _, depth in found]
     sizes = [[size for size, _ in group] for group in groups]
@@ -176,13 +176,13 @@ class _Node:
 
 
 def trunks(
-    paths: Sequence[Path], shared: Sequence[int], budget: Budget
+    paths: Sequence[Path], shared: Sequence[int], row: int, least: int
 ) -> list[tuple[int, int, int]]:
     """(start, stop, depth): paths start..stop-1 share their first `depth` tokens as a trunk.
 
     Every interval of neighbours with a common beginning is a node of the prefix tree. A node as a
-    trunk saves its depth for every row but one. Bottom-up, a node becomes one trunk if that saves
-    more than the trunks below it together.
+    trunk saves its depth for every row of about `row` tokens but one. Bottom-up, a node becomes one
+    trunk if that saves more than the trunks below it together, and more than `least`.
     """
     fresh = [0]  # running sum of tokens that a path reads and its predecessor does not
     for path, common in zip(paths, shared, strict=True):
@@ -191,8 +191,8 @@ def trunks(
     def close(node: _Node, stop: int) -> None:
         depth = min(node.depth, node.context)
         below = fresh[stop] - fresh[node.start + 1] + paths[node.start].length - depth
-        saved = depth * (math.ceil(below / (budget.tokens // 4)) - 1)
-        if depth >= MIN_TRUNK and saved > max(node.saved, budget.tokens // 2):
+        saved = depth * (math.ceil(below / row) - 1)
+        if depth >= MIN_TRUNK and saved > max(node.saved, least):
             node.saved, node.chosen = saved, [(node.start, stop, depth)]
 
     stack = [_Node(0, 0)]

@@ -1,0 +1,203 @@
+"""The engine's numbers against a plain computation in float64, however the work is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chopjax.models import decoder
+from chopjax.models.config import ModelConfig, Rope
+from chopjax.models.decoder import Compute
+from chopjax.models.parameters import Params
+from chopjax.score.engine import Engine
+from chopjax.score.layout import Budget
+from chopjax.score.planning import Request
+
+LLAMA = ModelConfig(
+    family="llama",
+    vocab_size=61,
+    embed_dim=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=40,
+    max_positions=160,
+    norm="rms",
+    norm_epsilon=1e-5,
+    activation="silu",
+    tie_embeddings=True,
+    rope=Rope(),
+    gated_mlp=True,
+)
+GPT2 = dataclasses.replace(
+    LLAMA,
+    family="gpt2",
+    norm="layer",
+    activation="gelu_tanh",
+    rope=None,
+    gated_mlp=False,
+    attention_bias=True,
+    mlp_bias=True,
+    num_kv_heads=4,
+)
+
+
+BUDGET = Budget(tokens=1024, shortest=32, shape=8192, shards=4)
+
+
+def random_params(config: ModelConfig) -> Params:
+    params = decoder.init(config, jax.random.key(0))
+    return jax.tree.map(lambda w: w * 6 if w.ndim > 1 else w, params)
+
+
+def random_requests(count: int = 24) -> list[Request]:
+    """Few-shot prompts, several choices each, duplicates, long ones, one-token ones."""
+    generator = np.random.default_rng(1)
+
+    def draw(low: int, high: int) -> list[int]:
+        return generator.integers(0, 61, generator.integers(low, high)).tolist()
+
+    shots = draw(90, 91)
+    found: list[Request] = []
+    for number in range(count):
+        context = (shots if number % 2 else []) + draw(1, 40)
+        found += [(context, draw(1, 12)) for _ in range(3)]
+    return [*found, *found[:5], (draw(200, 201), draw(3, 4)), ([5], draw(150, 151)), ([5], [7])]
+
+
+def expected(config: ModelConfig, params: Params, requests: list[Request]) -> list[np.ndarray]:
+    """Log-probabilities over the vocabulary at every scored place, float64, request by request."""
+    run = jax.jit(decoder.hidden_states, static_argnums=(1, 2))
+    kernel = np.asarray(decoder.head_kernel(params, config), np.float64)
+    found = []
+    for context, continuation in requests:
+        read = [*context, *continuation][-(config.max_positions + 1) :][:-1]
+        padded = np.zeros((1, config.max_positions), np.int32)
+        padded[0, : len(read)] = read
+        hidden = np.asarray(run(params, config, Compute(), jnp.asarray(padded)), np.float64)
+        logits = hidden[0, len(read) - len(continuation) : len(read)] @ kernel
+        top = logits.max(axis=-1, keepdims=True)
+        found.append(logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)))
+    return found
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=lambda config: config.family)
+def test_against_float64(config: ModelConfig) -> None:
+    params = random_params(config)
+    requests = random_requests()
+    reference = expected(config, params, requests)
+    engine = Engine(config, params, budget=Budget(tokens=512, shortest=32, shape=4096))
+    plan = engine.plan(requests)
+    assert any(batch.trunk for batch in plan.batches), "no trunk is exercised"
+    scores = {score.request: score for score in engine.scores(plan)}
+    for index, (logprobs, (_, continuation)) in enumerate(zip(reference, requests, strict=True)):
+        picked = logprobs[np.arange(len(continuation)), continuation]
+        np.testing.assert_allclose(scores[index].logprobs, picked, atol=2e-5)
+        # A draw in float32 is nobody's error: only clear cases count.
+        second = np.sort(logprobs, axis=-1)[:, -2:]
+        clear = second[:, 1] - second[:, 0] > 1e-4
+        greedy = logprobs.argmax(axis=-1) == continuation
+        assert (scores[index].greedy == greedy)[clear].all()
+    assert engine.statistics.programs == len(plan.shapes) + len(
+        {shape.past for shape in plan.shapes if shape.past}
+    )
+
+
+def test_no_result_depends_on_the_packing() -> None:
+    params = random_params(LLAMA)
+    requests = random_requests()
+    budgets = [
+        Budget(tokens=256, shortest=32, shape=8192),
+        Budget(tokens=8192, shortest=256),
+        Budget(tokens=1, shortest=64, batch=0, shape=8192),  # a row at a time
+    ]
+    first, *others = (Engine(LLAMA, params, budget=b).loglikelihood(requests) for b in budgets)
+    backwards = Engine(LLAMA, params, budget=budgets[0]).loglikelihood(requests[::-1])[::-1]
+    for other in (*others, backwards):
+        for (total, greedy), (other_total, other_greedy) in zip(first, other, strict=True):
+            assert abs(total - other_total) <= 1e-4
+            assert greedy == other_greedy
+
+
+def test_equal_logits_are_a_draw_that_the_first_token_wins() -> None:
+    """As argmax decides it."""
+    params = random_params(LLAMA)
+    table = np.asarray(params["embed"]["embedding"]).copy()
+    table[7] = table[3]
+    params["embed"]["embedding"] = jnp.asarray(table)
+    engine = Engine(LLAMA, params)
+    winners = 0
+    for start in range(61):
+        three, seven = engine.loglikelihood([([start], [3]), ([start], [7])])
+        assert three[0] == seven[0]
+        assert not seven[1]
+        winners += three[1]
+    assert winners
+
+
+def test_token_losses() -> None:
+    params = random_params(LLAMA)
+    sequence = random_requests()[0][0]
+    (losses,) = Engine(LLAMA, params).token_losses([sequence])
+    (logprobs,) = expected(LLAMA, params, [(sequence[:1], sequence[1:])])
+    picked = logprobs[np.arange(len(sequence) - 1), sequence[1:]]
+    np.testing.assert_allclose(losses, -picked, atol=2e-5)
+
+
+def test_bfloat16_is_near() -> None:
+    """The documented difference: of a random model, a few hundredths of a nat a token."""
+    params = random_params(LLAMA)
+    requests = random_requests()
+    exact = Engine(LLAMA, params).loglikelihood(requests)
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+    near = Engine(LLAMA, half, Compute(dtype="bfloat16")).loglikelihood(requests)
+    each = [
+        abs(a - b) / len(continuation)
+        for (a, _), (b, _), (_, continuation) in zip(exact, near, requests, strict=True)
+    ]
+    assert 0 < np.mean(each) < 0.1
+
+
+ON_EIGHT = """
+import json, sys
+import jax
+from test_engine import BUDGET, GPT2, LLAMA, random_params, random_requests
+from chopjax.score.engine import Engine
+from chopjax.train.mesh import make_mesh, shardings
+assert len(jax.devices()) == 8
+found = {}
+mesh = make_mesh(fsdp=4, tensor=2)
+for config in (LLAMA, GPT2):
+    params = jax.device_put(random_params(config), shardings(config, mesh))
+    engine = Engine(config, params, mesh=mesh, budget=BUDGET)
+    found[config.family] = engine.loglikelihood(random_requests())
+print(json.dumps(found))
+"""
+
+
+def test_no_result_depends_on_the_devices() -> None:
+    flags = "--xla_force_host_platform_device_count=8"
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": here}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    wide = json.loads(done.stdout.splitlines()[-1])
+    for config in (LLAMA, GPT2):
+        alone = Engine(config, random_params(config)).loglikelihood(random_requests())
+        for (total, greedy), (wide_total, wide_greedy) in zip(
+            alone, wide[config.family], strict=True
+        ):
+            assert abs(total - wide_total) <= 1e-4
+            assert greedy == wide_greedy
