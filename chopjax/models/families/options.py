@@ -111,6 +111,8 @@ class Options:
         for key, value in self.raw.items():
             if key in self.seen or key in self.neutral:
                 continue
+            if key == "layer_types" and set(value or ()) <= {"full_attention"}:
+                continue  # what every layer of these families is
             if key in self.off:
                 if value not in self.off[key]:
                     self.problems.append(f"{key} = {value!r} is not supported")

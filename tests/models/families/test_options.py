@@ -48,6 +48,7 @@ def test_both_spellings_of_rope() -> None:
         ({"model_type": "llama", "hidden_act": "mish"}, "mish"),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantization_config"),
         ({"model_type": "llama", "sliding_window": 128}, "sliding_window"),
+        ({"model_type": "llama", "layer_types": ["sliding_attention"]}, "layer_types"),
         ({"model_type": "llama", "num_hidden_layers": "many"}, "num_hidden_layers"),
         ({"model_type": "llama", "num_attention_heads": 7}, "num_attention_heads"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
@@ -69,3 +70,9 @@ def test_every_unsupported_option_is_listed() -> None:
         translate({"model_type": "llama", "sliding_window": 1, "hidden_act": "mish"})
     assert "sliding_window" in str(caught.value)
     assert "mish" in str(caught.value)
+
+
+def test_layer_types_that_say_nothing_new_are_fine() -> None:
+    plain = translate({"model_type": "llama", "num_hidden_layers": 2})
+    stated = {"layer_types": ["full_attention"] * 2}
+    assert translate({"model_type": "llama", "num_hidden_layers": 2} | stated) == plain
