@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from chopjax.chop.importance import (
     Protect,
     choose_measured,
 )
+from chopjax.chop.laco import laco
+from chopjax.chop.merge import Recipe
 from chopjax.chop.prefixes import Prefixes
 from chopjax.chop.residual import measure_residual
 from chopjax.chop.search import one_out, sleb
@@ -75,6 +77,44 @@ def analyze(
 ) -> dict[str, Any]:
     """Everything asked for, as analysis.json holds it. Raises UserError before the model is read
     where settings, text or model are not right."""
+    with _ready(model, inputs, settings, revision, field) as ready:
+        return ready.about | measure(ready.params, ready.config, ready.batches, ready.settings)
+
+
+def find_merges(
+    model: str,
+    inputs: Sequence[str],
+    settings: AnalysisSettings,
+    remove: int,
+    revision: str | None = None,
+) -> tuple[Recipe, dict[str, Any]]:
+    """LaCo's recipe that leaves `remove` layers fewer, and what it was found with."""
+    with _ready(model, inputs, settings, revision, "text") as ready:
+        most = settings.protect.most(ready.config.num_layers) - 1
+        if not 1 <= remove <= most:
+            raise UserError(
+                f"laco can fold 1 to {most} of {ready.config.num_layers} layers away, not {remove}"
+            )
+        compute = Compute(dtype=settings.dtype)
+        recipe = laco(
+            ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
+        )
+        return recipe, ready.about
+
+
+class _Ready(NamedTuple):
+    params: Params
+    config: ModelConfig
+    batches: list[Batch]
+    settings: AnalysisSettings
+    about: dict[str, Any]
+
+
+@contextlib.contextmanager
+def _ready(
+    model: str, inputs: Sequence[str], settings: AnalysisSettings, revision: str | None, field: str
+) -> Iterator[_Ready]:
+    """The model and the text on the devices."""
     config = describe(model, revision).config
     settings = _checked(settings, config)
     tokenizer = load_tokenizer(model, revision)
@@ -88,29 +128,27 @@ def analyze(
         )
     mesh = meshes.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
-        where = meshes.shardings(config, mesh)
         say(f"loading {model}: {config.num_layers} layers")
-        params = load(model, revision, shardings=where).params
+        params = load(model, revision, shardings=meshes.shardings(config, mesh)).params
         shards = meshes.batch_shards(mesh)
         size = -(-settings.batch_size // shards) * shards
         batches = [
             Batch(*jax.device_put(tuple(batch), meshes.batch_sharding(mesh)))
             for batch in make_batches(sequences, size)
         ]
-        results = measure(params, config, batches, settings)
-    return {
-        "format": FORMAT,
-        "chopjax_version": __version__,
-        "model": model,
-        "revision": revision,
-        "num_layers": config.num_layers,
-        "num_parameters": parameters.count(config),
-        "data": list(inputs),
-        "tokens": sum(map(len, sequences)),
-        "predicted_tokens": predicted_tokens(batches),
-        "settings": dataclasses.asdict(settings),
-        **results,
-    }
+        about = {
+            "format": FORMAT,
+            "chopjax_version": __version__,
+            "model": model,
+            "revision": revision,
+            "num_layers": config.num_layers,
+            "num_parameters": parameters.count(config),
+            "data": list(inputs),
+            "tokens": sum(map(len, sequences)),
+            "predicted_tokens": predicted_tokens(batches),
+            "settings": dataclasses.asdict(settings),
+        }
+        yield _Ready(params, config, batches, settings, about)
 
 
 def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:

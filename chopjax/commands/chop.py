@@ -10,12 +10,15 @@ from chopjax.errors import UserError
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
+    from chopjax.chop.configurations import Keep
+    from chopjax.chop.merge import Recipe
     from chopjax.chop.stream import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from chopjax.chop.configurations import STRATEGIES
     from chopjax.chop.importance import MEASURED
+    from chopjax.chop.merge import MERGES
 
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         metavar="NAME",
         help=f"which layers go: {', '.join(STRATEGIES)}; or by measurement, with --analysis or "
-        f"--data: {', '.join(MEASURED)}",
+        f"--data: {', '.join(MEASURED)}; or merged, likewise: {', '.join(MERGES)}",
     )
     add(
         "--remove",
@@ -66,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
     checkpoint = open_checkpoint(args.model, args.revision)
-    strategy, settings, keep = _choice(args, checkpoint)
+    strategy, settings, keep, recipe = _choice(args, checkpoint)
     if args.dry_run:
         done = plan(checkpoint, keep)
     else:
         done = chop_checkpoint(
-            checkpoint, keep, Path(args.out), strategy, settings, args.overwrite, max_shard_bytes
-        )
+            checkpoint, keep, Path(args.out), strategy, settings, args.overwrite, max_shard_bytes,
+            recipe,
+        )  # fmt: skip
     if args.json:
         print(json.dumps(_result(args, checkpoint.revision, strategy, settings, done)))
     else:
@@ -88,54 +92,77 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("--keep names the layers itself; leave --strategy and --remove out")
 
 
-def _choice(
-    args: argparse.Namespace, checkpoint: Checkpoint
-) -> tuple[str, dict[str, Any], tuple[int, ...]]:
-    """Strategy and settings as recorded in chopjax.json, and the layers kept."""
+# Strategy and settings as recorded in chopjax.json, the layers kept, and how they are merged.
+Choice = tuple[str, dict[str, Any], "Keep", "Recipe"]
+
+
+def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     from chopjax.chop.configurations import choose, parse_keep, ranges
     from chopjax.chop.importance import MEASURED
+    from chopjax.chop.merge import MERGES
 
     num_layers = checkpoint.config.num_layers
-    if args.strategy in MEASURED:
-        return _measured(args, checkpoint)
+    if args.strategy in (*MEASURED, *MERGES):
+        if bool(args.analysis) == bool(args.data):
+            raise UserError(
+                f"--strategy {args.strategy} looks at what layers do: give --analysis DIR, from "
+                "`chopjax analyze`, or --data FILE to measure now"
+            )
+        return _laco(args, checkpoint) if args.strategy == "laco" else _measured(args, checkpoint)
     if args.analysis or args.data:
         raise UserError(
-            f"--analysis and --data are for strategies that measure: {', '.join(MEASURED)}"
+            "--analysis and --data are for strategies that measure: "
+            f"{', '.join((*MEASURED, *MERGES))}"
         )
     if args.keep is not None:
         keep = parse_keep(args.keep, num_layers)
-        return "keep", {"keep": ranges(keep)}, keep
+        return "keep", {"keep": ranges(keep)}, keep, ()
     keep = choose(args.strategy, num_layers, args.remove)
-    return args.strategy, {"remove": num_layers - len(keep)}, keep
+    return args.strategy, {"remove": num_layers - len(keep)}, keep, ()
 
 
-def _measured(
-    args: argparse.Namespace, checkpoint: Checkpoint
-) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+def _measured(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     from pathlib import Path
 
     from chopjax.chop.configurations import resolve_remove
     from chopjax.chop.importance import choose_measured, parse_protect, read_analysis, summary
+    from chopjax.chop.merge import as_json, average_most_similar
     from chopjax.models import parameters
 
-    if bool(args.analysis) == bool(args.data):
-        raise UserError(
-            f"--strategy {args.strategy} measures layers: give --analysis DIR, from `chopjax "
-            "analyze`, or --data FILE to measure now"
-        )
     config, protect = checkpoint.config, parse_protect(args.protect)
     remove = resolve_remove(args.remove, config.num_layers)
+    strategy = "similarity" if args.strategy == "average" else args.strategy
     if args.analysis:
         folder = Path(args.analysis)
         analysis = read_analysis(folder, config.num_layers, parameters.count(config))
     else:
         from chopjax.analysis import AnalysisSettings, analyze, needed_measure
 
-        measures = (needed_measure(args.strategy),)
+        measures = (needed_measure(strategy),)
         settings = AnalysisSettings(measures=measures, protect=protect)
         analysis = analyze(args.model, args.data, settings, args.revision)
-    keep = choose_measured(args.strategy, analysis, remove, protect)
-    return args.strategy, {"remove": remove} | summary(analysis, protect), keep
+    about = {"remove": remove} | summary(analysis, protect)
+    if args.strategy == "average":
+        recipe, keep = average_most_similar(analysis, remove, protect)
+        return args.strategy, about | {"merged": as_json(recipe)}, keep, recipe
+    return args.strategy, about, choose_measured(strategy, analysis, remove, protect), ()
+
+
+def _laco(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
+    from chopjax.analysis import AnalysisSettings, find_merges
+    from chopjax.chop.configurations import resolve_remove
+    from chopjax.chop.importance import parse_protect, summary
+    from chopjax.chop.merge import as_json, bases
+
+    if args.analysis:
+        raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
+    protect = parse_protect(args.protect)
+    remove = resolve_remove(args.remove, checkpoint.config.num_layers)
+    # The paper looks at five sentences; a few more cost little.
+    settings = AnalysisSettings(sequences=16, sequence_length=0, measures=(), protect=protect)
+    recipe, about = find_merges(args.model, args.data, settings, remove, args.revision)
+    record = {"remove": remove, "merged": as_json(recipe)} | summary(about, protect)
+    return "laco", record, bases(recipe), recipe
 
 
 def _result(

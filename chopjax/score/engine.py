@@ -7,6 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import time
@@ -78,6 +79,12 @@ class Engine:
         self.statistics = Statistics()
         self._programs: dict[Any, Any] = {}
         self._trunk: tuple[Any, Past] | None = None
+
+    def with_params(self, params: Params) -> Engine:
+        """The same programs over other parameters of the same shapes: nothing is compiled again."""
+        other = copy.copy(self)
+        other.params, other.statistics, other._trunk = params, Statistics(), None
+        return other
 
     def plan(self, requests: Sequence[Request]) -> Plan:
         """What scoring these requests will compute."""

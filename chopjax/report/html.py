@@ -1,0 +1,76 @@
+"""One self-contained HTML file: figures inside, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+  color: #111; background: #fff; }}
+table {{ border-collapse: collapse; margin: 1em 0; font-size: 14px; }}
+th, td {{ padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; }}
+thead th {{ border-bottom: 2px solid #111; }}
+figure {{ margin: 1.5em 0; }}
+figure img {{ max-width: 100%; }}
+figcaption {{ color: #444; }}
+pre {{ background: #f4f4f4; padding: .8em; overflow-x: auto; font-size: 13px; }}
+@media print {{ body {{ max-width: none; }} figure, table {{ break-inside: avoid; }} }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """parts: from the functions below, in order."""
+    return PAGE.format(title=html.escape(title), body="\n".join(parts))
+
+
+def heading(text: str) -> str:
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def code(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def figure(svg: Path, caption: str) -> str:
+    """A figure that was saved as SVG, with what it shows."""
+    data = base64.b64encode(svg.read_bytes()).decode()
+    return (
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values)
+
+    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Flat settings, one a row."""
+    return table(["setting", "value"], [[name, str(value)] for name, value in values.items()])

@@ -1,0 +1,95 @@
+"""Every setting of `chopjax sweep`, with its default."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from chopjax.chop.configurations import STRATEGIES
+from chopjax.chop.importance import MEASURED, parse_protect
+from chopjax.errors import UserError, listing
+from chopjax.pipeline_settings import ScoreSettings, TextSettings
+from chopjax.train.settings import Settings as HealSettings
+from chopjax.train.settings import read_as
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSettings:
+    """What strategies that measure look at."""
+
+    text: str = ""  # files, separated by commas; empty: text.train
+    sequences: int = 128
+    sequence_length: int = 0  # tokens; 0: the context length, at most 2048
+    batch_size: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepSettings:
+    """Strategies times numbers of layers: chop, perhaps heal, score."""
+
+    model: str = ""  # the parent: a Hugging Face folder or hub id
+    revision: str = ""  # of a hub id
+    strategies: str = ",".join([*STRATEGIES, *MEASURED])
+    remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions or percentages
+    protect: str = "1,1"  # layers that measured strategies leave alone: first and last
+    seeds: str = "0"  # of calibration text and healing; each measured point once for each
+    healed: bool = False  # heal every point, too, with the same budget (`heal`)
+    keep_healed: bool = False  # leave the healed models on disk
+    text: TextSettings = TextSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
+    score: ScoreSettings = ScoreSettings()
+
+
+def default_config() -> ConfigDict:
+    """The base of every sweep's recipe. Unknown fields are refused."""
+    config = ConfigDict(dataclasses.asdict(SweepSettings()), convert_dict=True)
+    # What the sweep decides cannot be set.
+    del config.heal.model, config.heal.revision, config.heal.scratch, config.heal.tokenizer
+    del config.heal.chop, config.heal.seed, config.heal.data.train, config.heal.data.evaluation
+    return config.lock()
+
+
+def read(config: ConfigDict) -> SweepSettings:
+    """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
+    problems: list[str] = []
+    settings = read_as(SweepSettings, config.to_dict(), "", problems)
+    if not problems:
+        problems = _contradictions(settings)
+    if problems:
+        raise UserError(f"the config does not hold together:\n{listing(problems)}")
+    parse_protect(settings.protect)
+    return settings
+
+
+def names(text: str) -> list[str]:
+    """ "a, b" → ["a", "b"]."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _contradictions(settings: SweepSettings) -> list[str]:
+    known = [*STRATEGIES, *MEASURED]
+    checks = [
+        (bool(settings.model), "model: the parent is missing (a Hugging Face folder or hub id)"),
+        (bool(settings.text.held_out), "text.held_out: text to measure on is missing"),
+        (bool(names(settings.strategies)), "strategies: name at least one"),
+        (bool(names(settings.remove)), "remove: give at least one number of layers"),
+        (
+            bool(settings.text.train) or not settings.healed,
+            "text.train: the text to heal on is missing",
+        ),
+        (
+            bool(settings.text.train or settings.calibration.text)
+            or not set(names(settings.strategies)) & set(MEASURED),
+            "calibration.text: text for strategies that measure is missing",
+        ),
+        (
+            bool(names(settings.seeds)) and all(s.isdigit() for s in names(settings.seeds)),
+            f"seeds: {settings.seeds!r}: numbers separated by commas are needed",
+        ),
+    ]
+    unknown = [name for name in names(settings.strategies) if name not in known]
+    return [message for holds, message in checks if not holds] + [
+        f"strategies: {name!r} is not one of {', '.join(known)}" for name in unknown
+    ]

@@ -1,0 +1,131 @@
+"""`chopjax sweep`: the right points, in order, each done once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+
+from chopjax import cli
+from chopjax.checkpoint.load import load
+from chopjax.chop.configurations import parse_keep
+from chopjax.data.tokenizer import load_tokenizer
+from chopjax.models.decoder import Compute
+from chopjax.score.engine import Engine
+from chopjax.score.perplexity import perplexity
+from chopjax.sweep import coarse_first, read_rows
+
+RECIPE = """
+from chopjax.sweep_settings import default_config
+
+def get_config():
+    config = default_config()
+    config.model = {model!r}
+    config.text.train = config.text.held_out = {text!r}
+    config.text.workers = 1
+    config.strategies = "input,deepest,output,magnitude"
+    config.remove = "1,2"
+    config.calibration.sequences = 4
+    config.calibration.sequence_length = 16
+    config.heal.total_steps = 2
+    config.heal.data.batch_size = 2
+    config.heal.data.sequence_length = 16
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    checkpoints.write_checkpoint(
+        folder / "model", "llama", num_hidden_layers=5, vocab_size=300, max_position_embeddings=32
+    )
+    checkpoints.write_tokenizer(folder / "model", 300)
+    lines = [f"The cat {number} sat on mat number {number * 7}." for number in range(12)]
+    text = folder / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    recipe = RECIPE.format(model=str(folder / "model"), text=str(text))
+    (folder / "recipe.py").write_text(recipe)
+    return folder
+
+
+def run(folder: Path, *flags: str) -> int:
+    work = str(folder / "work")
+    return cli.main(["sweep", "--config", str(folder / "recipe.py"), "--workdir", work, *flags])
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> list[dict[str, Any]]:
+    assert run(folder) == 0
+    return read_rows(folder / "work" / "points.jsonl")
+
+
+def test_points_come_coarsely_first() -> None:
+    assert coarse_first([1, 2, 3, 4, 5, 6, 7]) == [4, 2, 6, 1, 3, 5, 7]
+    assert coarse_first([3, 1, 3]) == [3, 1]
+    assert sorted(coarse_first(range(20))) == list(range(20))
+
+
+def test_every_point_has_the_loss_of_its_chopped_model(
+    folder: Path, rows: list[dict[str, Any]]
+) -> None:
+    assert [(row["strategy"], row["remove"]) for row in rows] == [
+        ("parent", 0),
+        *((strategy, n) for n in (2, 1) for strategy in "input deepest output magnitude".split()),
+    ]
+    row = rows[1]
+    chopped = load(str(folder / "model"), keep=parse_keep(row["keep"], 5))
+    engine = Engine(chopped.config, chopped.params, Compute())
+    texts = [json.loads(line)["text"] for line in (folder / "text.jsonl").open()]
+    found = perplexity(engine, load_tokenizer(folder / "model"), texts)
+    assert row["loss"] == pytest.approx(found["nats_per_token"], abs=1e-5)
+    deepest, output = rows[2], rows[3]
+    assert deepest["keep"] == output["keep"]
+    assert deepest["loss"] == output["loss"]
+    assert "report.html" in {path.name for path in (folder / "work").iterdir()}
+
+
+def test_a_second_run_does_what_is_missing_and_no_more(
+    folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "work" / "points.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    # As a kill leaves it: the last point missing, the one before half written.
+    path.write_text("".join(lines[:-2]) + lines[-2][:20])
+    assert run(folder) == 0
+    err = capsys.readouterr().err
+    assert err.count("layers 0") <= 2
+    assert "parent:" not in err
+    again = read_rows(path)
+    assert [(r["strategy"], r["loss"]) for r in again] == [(r["strategy"], r["loss"]) for r in rows]
+
+
+def test_healed_points_are_trained_and_cleaned_up(
+    folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config.healed=True", "--config.strategies=input", "--config.remove=2", "--json"]
+    assert run(folder, *flags) == 0
+    report = json.loads(capsys.readouterr().out)
+    unhealed, healed = report["points"]
+    assert healed["healed"]
+    assert healed["loss"] != unhealed["loss"]
+    assert not list((folder / "work" / "heal").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.strategies=input,guess", "'guess' is not one of"),
+        ("--config.text.held_out=", "text.held_out"),
+        ("--config.seeds=x", "seeds"),
+        ("--config.remove=9", "from 1 to 4"),
+    ],
+)
+def test_mistakes_are_said(
+    folder: Path, flag: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, flag) == 2
+    assert message in capsys.readouterr().err
