@@ -23,8 +23,13 @@ EXIT_PREEMPTED = 75
 def owned(workdir: Path) -> Iterator[None]:
     """Create the folder and hold it. Raises UserError if it cannot be written or is in use.
 
-    The lock goes with the process, however it ends.
+    The lock goes with the process, however it ends. The folder lies on a file system: what is
+    saved there counts on renames that happen whole or not at all, which buckets do not have.
     """
+    if ":/" in str(workdir):  # Path("gs://bucket") is gs:/bucket
+        raise UserError(
+            f"--workdir {workdir}: a URL; give a folder on a file system that every host mounts"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
