@@ -38,7 +38,7 @@ def new_folder(
     holds a file named `mark`, and never one in which the home folder or a path of `protect` (the
     input) lies.
     """
-    final = Path(os.path.abspath(final.expanduser()))
+    final = _absolute(final)
     check_free(final, overwrite, mark, protect)
     with _users_errors(final), _parents(final.parent):
         _remove_leftovers(final)
@@ -52,7 +52,7 @@ def new_folder(
 @contextlib.contextmanager
 def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a path beside `final` to write; flush it and rename it when the block ends."""
-    final = Path(os.path.abspath(final.expanduser()))
+    final = _absolute(final)
     if final.is_dir():
         raise UserError(f"{final} is a folder; a file name is needed")
     if final.exists() and not overwrite:
@@ -72,7 +72,7 @@ def check_free(
     final: Path, overwrite: bool = False, mark: str = "config.json", protect: Iterable[Path] = ()
 ) -> None:
     """Raise UserError unless new_folder could take this name. For asking before long work."""
-    final = Path(os.path.abspath(final.expanduser()))
+    final = _absolute(final)
     if not os.path.lexists(final):
         return
     if not final.is_dir() or final.is_symlink():
@@ -102,6 +102,12 @@ def check_room(folder: Path, nbytes: int) -> None:
             f"{folder.parent}: {nbytes:,} bytes are to be written and {free:,} are free on that "
             "disk"
         )
+
+
+def _absolute(final: Path) -> Path:
+    if ":/" in str(final):  # Path("gs://bucket") is gs:/bucket
+        raise UserError(f"{final} is a URL; give a folder on this machine and copy it there after")
+    return Path(os.path.abspath(final.expanduser()))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -243,3 +245,9 @@ def test_new_file(tmp_path: Path) -> None:
     assert names(final.parent) == ["report.json"]
     with pytest.raises(UserError, match="is a folder"), new_file(tmp_path):
         raise AssertionError("entered")
+
+
+@pytest.mark.parametrize("make", [new_folder, new_file])
+def test_a_url_is_not_taken_for_a_folder(make: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="URL"), make(Path("gs://bucket/model")):
+        pass
