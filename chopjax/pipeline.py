@@ -343,8 +343,7 @@ def _names(inputs: str) -> list[str]:
 
 
 def _device() -> str:
-    device = jax.devices()[0]
-    return f"{device.device_kind} ({device.platform})"
+    return jax.devices()[0].device_kind
 
 
 def _remove(folder: Path) -> None:

@@ -33,9 +33,11 @@ base_model: {parent}
 
 {table}
 
-Losses are natural-log cross-entropies per token of this model's own tokenizer on {held_out}
-({tokens:,} predicted tokens; {convention}). {accuracy}Latency is the median of a forward pass over
-{batch} x {length} tokens on {device}. {gap}
+{gap}
+
+Losses are over {tokens:,} tokens of {held_out} by this model's own tokenizer: {convention}.
+{accuracy}
+Latency is the median of a forward pass over {batch} x {length} tokens on {device}.
 
 ## Use
 
@@ -82,8 +84,7 @@ def card(
         healing=healing,
         version=__version__,
         table=markdown_table(columns),
-        accuracy="Accuracies are zero-shot, by lm-evaluation-harness's definitions, ± one standard "
-        "error. "
+        accuracy="Accuracies are by lm-evaluation-harness's definitions, ± one standard error."
         if any(column.accuracies for column in columns)
         else "",
         gap=f"Chopping added {added:.3f} nats per token; healing took away {gap:.0%} of it.",
