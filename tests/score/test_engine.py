@@ -77,15 +77,16 @@ def random_requests(count: int = 24) -> list[Request]:
 
 def expected(config: ModelConfig, params: Params, requests: list[Request]) -> list[np.ndarray]:
     """Log-probabilities over the vocabulary at every scored place, float64, request by request."""
-    run = jax.jit(decoder.hidden_states, static_argnums=(1, 2))
     kernel = np.asarray(decoder.head_kernel(params, config), np.float64)
+    reads = [[*c, *k][-(config.max_positions + 1) :][:-1] for c, k in requests]
+    padded = np.zeros((len(reads), config.max_positions), np.int32)
+    for row, read in enumerate(reads):
+        padded[row, : len(read)] = read
+    run = jax.jit(decoder.hidden_states, static_argnums=(1, 2))
+    hidden = np.asarray(run(params, config, Compute(), jnp.asarray(padded)), np.float64)
     found = []
-    for context, continuation in requests:
-        read = [*context, *continuation][-(config.max_positions + 1) :][:-1]
-        padded = np.zeros((1, config.max_positions), np.int32)
-        padded[0, : len(read)] = read
-        hidden = np.asarray(run(params, config, Compute(), jnp.asarray(padded)), np.float64)
-        logits = hidden[0, len(read) - len(continuation) : len(read)] @ kernel
+    for row, (read, (_, continuation)) in enumerate(zip(reads, requests, strict=True)):
+        logits = hidden[row, len(read) - len(continuation) : len(read)] @ kernel
         top = logits.max(axis=-1, keepdims=True)
         found.append(logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True)))
     return found
@@ -96,7 +97,7 @@ def test_against_float64(config: ModelConfig) -> None:
     params = random_params(config)
     requests = random_requests()
     reference = expected(config, params, requests)
-    engine = Engine(config, params, budget=Budget(tokens=512, shortest=32, shape=4096))
+    engine = Engine(config, params, budget=Budget(tokens=256, shortest=32, shape=8192))
     plan = engine.plan(requests)
     assert any(batch.trunk for batch in plan.batches), "no trunk is exercised"
     scores = {score.request: score for score in engine.scores(plan)}
