@@ -18,17 +18,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from chopjax.analysis import AnalysisSettings, analyze, needed_measure
 from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.load import Loaded, load
-from chopjax.chop.configurations import Keep, choose, ranges, resolve_remove
-from chopjax.chop.importance import MEASURED, choose_measured, parse_protect
+from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.surgery import chop_params
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
@@ -40,23 +38,13 @@ from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
 from chopjax.score.tasks import load_tasks
+from chopjax.sweep_points import Point, plan
 from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.workdir import owned
 
 POINTS = "points.jsonl"
-PARENT = "parent"
-
-
-class Point(NamedTuple):
-    """One model to score."""
-
-    strategy: str
-    remove: int
-    keep: Keep
-    healed: bool
-    seed: int  # of healing, and of the text that chose the layers
 
 
 def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
@@ -76,88 +64,6 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
             _prepare(settings, workdir)
         rows = _do(settings, workdir, loaded, engine, points)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
-
-
-# ----------------------------------------------------------------------------- Which points
-
-
-def plan(settings: SweepSettings, workdir: Path, num_layers: int) -> Iterator[Point]:
-    """The points in the order in which they are done: the parent, then all that needs no healing,
-    then the healed ones, seed by seed; the number of layers coarsely at first.
-
-    Measures layers where a strategy needs it and workdir has no analysis yet.
-    """
-    yield Point(PARENT, 0, tuple(range(num_layers)), False, 0)
-    seeds = [int(seed) for seed in names(settings.seeds)]
-    counts = coarse_first([resolve_remove(n, num_layers) for n in names(settings.remove)])
-    analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
-    for healed in (False, True) if settings.healed else (False,):
-        for seed in seeds:
-            for count in counts:
-                for strategy in names(settings.strategies):
-                    if strategy not in MEASURED and seed != seeds[0] and not healed:
-                        continue  # a name chooses the same layers whatever the text
-                    keep = _keep(settings, strategy, analyses[seed], num_layers, count)
-                    if keep is not None:
-                        yield Point(strategy, count, keep, healed, seed)
-
-
-def coarse_first(values: Sequence[int]) -> list[int]:
-    """The middle value, then the middles of what lies on either side, and so on."""
-    ordered = sorted(set(values))
-    parts, found = [ordered], []
-    while parts:
-        part = parts.pop(0)
-        if part:
-            middle = len(part) // 2
-            found.append(part[middle])
-            parts += [part[:middle], part[middle + 1 :]]
-    return found
-
-
-def _keep(
-    settings: SweepSettings,
-    strategy: str,
-    analysis: Mapping[str, Any],
-    num_layers: int,
-    count: int,
-) -> Keep | None:
-    """None where the strategy cannot remove so many layers."""
-    try:
-        if strategy in MEASURED:
-            return choose_measured(strategy, analysis, count, parse_protect(settings.protect))
-        return choose(strategy, num_layers, count)
-    except UserError as error:
-        say(f"left out: {error}")
-        return None
-
-
-def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, Any]:
-    """The measures that the strategies need, from workdir where they have been taken before."""
-    measures = [needed_measure(s) for s in names(settings.strategies) if s in MEASURED]
-    if not measures:
-        return {}
-    about = AnalysisSettings(
-        sequences=settings.calibration.sequences,
-        sequence_length=settings.calibration.sequence_length,
-        batch_size=settings.calibration.batch_size,
-        measures=tuple(dict.fromkeys(measures)),
-        protect=parse_protect(settings.protect),
-        seed=seed,
-    )
-    text = names(settings.calibration.text or settings.text.train)
-    wanted = json.loads(json.dumps([settings.model, text, dataclasses.asdict(about)]))
-    path = workdir / f"analysis-{seed}" / "analysis.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found.get("asked") == wanted:
-            return found
-    say(f"measuring layers, seed {seed}")
-    found = analyze(settings.model, text, about, settings.revision or None, settings.text.field)
-    path.parent.mkdir(exist_ok=True)
-    with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(found | {"asked": wanted}, indent=1) + "\n")
-    return found
 
 
 # ------------------------------------------------------------------------------ Doing them

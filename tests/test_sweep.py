@@ -16,7 +16,8 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models.decoder import Compute
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
-from chopjax.sweep import coarse_first, read_rows
+from chopjax.sweep import read_rows
+from chopjax.sweep_points import coarse_first
 
 RECIPE = """
 from chopjax.sweep_settings import default_config

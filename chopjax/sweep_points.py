@@ -1,0 +1,108 @@
+"""Which points a sweep has, and in which order; measures layers where a strategy needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from chopjax.analysis import AnalysisSettings, analyze, needed_measure
+from chopjax.checkpoint.atomic import new_file
+from chopjax.chop.configurations import Keep, choose, resolve_remove
+from chopjax.chop.importance import MEASURED, choose_measured, parse_protect
+from chopjax.errors import UserError
+from chopjax.progress import say
+from chopjax.sweep_settings import SweepSettings, names
+
+PARENT = "parent"
+
+
+class Point(NamedTuple):
+    """One model to score."""
+
+    strategy: str
+    remove: int
+    keep: Keep
+    healed: bool
+    seed: int  # of healing, and of the text that chose the layers
+
+
+def plan(settings: SweepSettings, workdir: Path, num_layers: int) -> Iterator[Point]:
+    """The points in the order in which they are done: the parent, then all that needs no healing,
+    then the healed ones, seed by seed; the number of layers coarsely at first.
+
+    Measures layers where a strategy needs it and workdir has no analysis yet.
+    """
+    yield Point(PARENT, 0, tuple(range(num_layers)), False, 0)
+    seeds = [int(seed) for seed in names(settings.seeds)]
+    counts = coarse_first([resolve_remove(n, num_layers) for n in names(settings.remove)])
+    analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
+    for healed in (False, True) if settings.healed else (False,):
+        for seed in seeds:
+            for count in counts:
+                for strategy in names(settings.strategies):
+                    if strategy not in MEASURED and seed != seeds[0] and not healed:
+                        continue  # a name chooses the same layers whatever the text
+                    keep = _keep(settings, strategy, analyses[seed], num_layers, count)
+                    if keep is not None:
+                        yield Point(strategy, count, keep, healed, seed)
+
+
+def coarse_first(values: Sequence[int]) -> list[int]:
+    """The middle value, then the middles of what lies on either side, and so on."""
+    ordered = sorted(set(values))
+    parts, found = [ordered], []
+    while parts:
+        part = parts.pop(0)
+        if part:
+            middle = len(part) // 2
+            found.append(part[middle])
+            parts += [part[:middle], part[middle + 1 :]]
+    return found
+
+
+def _keep(
+    settings: SweepSettings,
+    strategy: str,
+    analysis: Mapping[str, Any],
+    num_layers: int,
+    count: int,
+) -> Keep | None:
+    """None where the strategy cannot remove so many layers."""
+    try:
+        if strategy in MEASURED:
+            return choose_measured(strategy, analysis, count, parse_protect(settings.protect))
+        return choose(strategy, num_layers, count)
+    except UserError as error:
+        say(f"left out: {error}")
+        return None
+
+
+def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, Any]:
+    """The measures that the strategies need, from workdir where they have been taken before."""
+    measures = [needed_measure(s) for s in names(settings.strategies) if s in MEASURED]
+    if not measures:
+        return {}
+    about = AnalysisSettings(
+        sequences=settings.calibration.sequences,
+        sequence_length=settings.calibration.sequence_length,
+        batch_size=settings.calibration.batch_size,
+        measures=tuple(dict.fromkeys(measures)),
+        protect=parse_protect(settings.protect),
+        seed=seed,
+    )
+    text = names(settings.calibration.text or settings.text.train)
+    wanted = json.loads(json.dumps([settings.model, text, dataclasses.asdict(about)]))
+    path = workdir / f"analysis-{seed}" / "analysis.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found.get("asked") == wanted:
+            return found
+    say(f"measuring layers, seed {seed}")
+    found = analyze(settings.model, text, about, settings.revision or None, settings.text.field)
+    path.parent.mkdir(exist_ok=True)
+    with new_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(found | {"asked": wanted}, indent=1) + "\n")
+    return found
