@@ -271,7 +271,7 @@ class Run:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def wait_for_records(self, count: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while self.done() < count and self.process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -303,7 +303,7 @@ def big(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> tuple
     for n in range(4):
         write_jsonl(folder / "big" / f"{n}.jsonl", texts(4000, seed=n))
     run = Run(folder, "undisturbed")
-    assert run.process.wait(120) == 0
+    assert run.process.wait(300) == 0
     return folder, contents(folder / "undisturbed")
 
 
@@ -324,7 +324,7 @@ def test_killed_at_any_time_it_ends_with_the_same_bytes(big: tuple[Path, dict]) 
             time.sleep(0.05)
     assert seen[0] <= seen[1] <= seen[2]
     last = Run(folder, "killed")
-    _, err = last.process.communicate(timeout=120)
+    _, err = last.process.communicate(timeout=300)
     assert last.process.returncode == 0, err
     assert f"{seen[2]} of " in err
     assert contents(folder / "killed") == expected
@@ -343,7 +343,7 @@ def test_ctrl_c_ends_soon_and_quietly(big: tuple[Path, dict]) -> None:
     assert err.count("Traceback") == 1  # of this small program; `chopjax prepare` has none
     assert not (folder / "interrupted").exists()
     again = Run(folder, "interrupted")
-    assert again.process.wait(120) == 0
+    assert again.process.wait(300) == 0
     assert contents(folder / "interrupted") == expected
 
 
@@ -352,7 +352,7 @@ def test_a_killed_worker_is_named(big: tuple[Path, dict]) -> None:
     run = Run(folder, "worker")
     run.wait_for_records(2)
     os.kill(run.workers()[-1], signal.SIGKILL)
-    _, err = run.process.communicate(timeout=60)
+    _, err = run.process.communicate(timeout=300)
     assert "a worker process died" in err
     assert run.done() >= 2
 
@@ -362,9 +362,9 @@ def test_two_at_once_are_refused(big: tuple[Path, dict]) -> None:
     first = Run(folder, "both")
     first.wait_for_records(1)
     second = Run(folder, "both")
-    _, err = second.process.communicate(timeout=60)
+    _, err = second.process.communicate(timeout=300)
     assert "another process is preparing" in err or "prepared already" in err
-    assert first.process.wait(120) == 0
+    assert first.process.wait(300) == 0
     assert contents(folder / "both") == expected
 
 
