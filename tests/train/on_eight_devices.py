@@ -70,6 +70,9 @@ def batch_of(number: int) -> dict[str, np.ndarray]:
     }
 
 
+PARAMS: dict[int, dict] = {}  # vocabulary → the parameters that the first run began with
+
+
 def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
     config = families.translate(RAW | extra)[1]
     compute = dataclasses.replace(SETTINGS.compute, microbatches=parts)
@@ -79,7 +82,12 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
     with jax.set_mesh(made):
         rule = optimizer.make_optimizer(settings.optimizer, config, STEPS)
         abstract = step.abstract_state(config, rule, settings, made)
-        state = step.begin_from_scratch(config, rule, settings, abstract)
+        if parts > 1 or config.vocab_size not in PARAMS:
+            state = step.begin_from_scratch(config, rule, settings, abstract)
+            PARAMS.setdefault(config.vocab_size, jax.device_get(state["params"]))
+        else:  # random weights take longest to compile
+            params = jax.device_put(PARAMS[config.vocab_size], mesh.shardings(config, made))
+            state = step.begin(params, rule, settings, abstract)
         asked = step.shardings_of(abstract)
         sharded = all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, asked)))
         train_step = step.make_train_step(config, rule, settings, made)

@@ -6,7 +6,6 @@ import json
 import signal
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from train.runs import STEPS, at_step, bits, lines, prepare, recipe, signal_after
@@ -16,15 +15,6 @@ from chopjax.checkpoint.load import load
 from chopjax.errors import UserError
 from chopjax.train.loop import train
 from chopjax.train.workdir import EXIT_PREEMPTED
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """The same few programs are compiled again and again here."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
