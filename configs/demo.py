@@ -19,11 +19,11 @@ def get_config() -> ConfigDict:
 
     config.heal.data.batch_size = 8
     config.heal.data.sequence_length = 128
-    config.heal.total_steps = 200
+    config.heal.total_steps = 100
     config.heal.optimizer.peak_learning_rate = 6e-4
     config.heal.optimizer.warmup_steps = 20
-    config.heal.evaluation.every = 50
-    config.heal.checkpoints.every = 100
+    config.heal.evaluation.every = 25
+    config.heal.checkpoints.every = 50
 
     config.score.tasks = "demo_endings"
     config.score.include_path = "demo/text/tasks"

@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
     config.data.evaluation = "demo/tokens/held_out"
     config.data.batch_size = 8
     config.data.sequence_length = 128
-    config.total_steps = 300
+    config.total_steps = 500
     config.optimizer.name = "adamw"
     config.optimizer.peak_learning_rate = 3e-3
     config.optimizer.weight_decay = 0.1
     config.optimizer.warmup_steps = 30
-    config.checkpoints.every = 100
+    config.checkpoints.every = 250
     return config
