@@ -60,7 +60,7 @@ class Compiled:
 class TooLarge:
     """The compiler refused: the program does not fit."""
 
-    temporaries: int | None  # bytes that it wanted, where it said so
+    temporaries: int | None  # bytes that it wanted besides state and batch, where it said so
     message: str
     seconds: float
 

@@ -29,7 +29,7 @@ def show(plan: dict[str, Any]) -> None:
         highlight=False,
     )
     if not plan["compiled"]:
-        console.print(f"[bold]Not compiled:[/] {plan['not_compiled_because']}")
+        console.print(f"Not compiled: {plan['not_compiled_because']}", markup=False)
     for phase in plan["phases"]:
         _show_phase(console, phase, plan)
     table = Table(title="The run", show_header=False)
@@ -47,19 +47,21 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
     name = f"{phase['name']}: {phase['layers']} layers, {phase['parameters'] / 1e9:.2f}B parameters"
     console.rule(f"{name}, {phase['steps']:,} steps")
     memory, limit = phase["memory"], phase["memory"]["limit"]
-    table = Table(title=f"Memory of one chip ({plan['chip']['name']})")
-    table.add_column("part")
-    table.add_column("GiB", justify="right")
+    table = Table(title=f"Memory of one chip ({plan['chip']['name']})", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     for part, words in _PARTS.items():
         words += " (rough estimate)" if part == "activations" and memory["estimated"] else ""
-        table.add_row(words, f"{memory[part] / GIB:.2f}")
+        table.add_row(words, _size(memory[part]))
     table.add_section()
-    table.add_row("in all", f"{memory['total'] / GIB:.2f}")
-    table.add_row("usable", f"{limit / GIB:.2f}")
-    spare = (limit - memory["total"]) / GIB
-    verdict = f"fits, {spare:.2f} left" if phase["fits"] else f"does not fit, {-spare:.2f} too much"
-    table.add_row(f"[bold]{verdict}[/]", "")
+    table.add_row("in all", _size(memory["total"]))
+    table.add_row("usable", _size(limit))
     console.print(table)
+    spare = limit - memory["total"]
+    verdict = f"It fits, with {_size(spare)} to spare."
+    if not phase["fits"]:
+        verdict = f"It does not fit, by {_size(-spare)}." if spare < 0 else "It does not fit."
+    console.print(f"[bold]{verdict}[/]", highlight=False)
     if phase["refusal"]:
         console.print(f"The compiler: {phase['refusal']}", highlight=False)
     if not phase["fits"]:
@@ -68,6 +70,10 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
     if phase["collectives"]:
         console.print(_collectives(phase))
     console.print(_times(phase))
+
+
+def _size(amount: int) -> str:
+    return f"{amount / GIB:,.2f} GiB" if amount >= GIB / 10 else f"{amount / 2**20:,.2f} MiB"
 
 
 def _collectives(phase: dict[str, Any]) -> Table:
@@ -103,9 +109,13 @@ def _times(phase: dict[str, Any]) -> Table:
         "exposed_collectives": "collectives, exposed",
     }
     for name, seconds in phase["seconds"].items():
-        table.add_row(words[name], "not known" if seconds is None else f"{seconds * 1e3:,.1f} ms")
+        table.add_row(words[name], "not known" if seconds is None else _time(seconds))
     table.add_section()
-    table.add_row("step", f"{phase['step_seconds'] * 1e3:,.1f} ms")
+    table.add_row("step", _time(phase["step_seconds"]))
     table.add_row("MFU", f"{100 * phase['mfu']:.1f} %")
     table.add_row("tokens per second", f"{phase['tokens_per_second']:,.0f}")
     return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.3g} ms"

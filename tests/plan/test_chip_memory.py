@@ -1,0 +1,109 @@
+import dataclasses
+
+import pytest
+
+from chopjax.models import families, flops
+from chopjax.plan.chip_memory import Parts, activations, knobs
+from chopjax.plan.collectives import Collectives
+from chopjax.plan.published import CONFIGS
+from chopjax.plan.roofline import estimate, executed_flops_per_token
+from chopjax.plan.topology import GIB, parse
+from chopjax.train.settings import ComputeSettings, DataSettings, OptimizerSettings, Settings
+
+_, LLAMA = families.translate(CONFIGS["meta-llama/Llama-2-7b-hf"])
+MESH = {"slice": 1, "data": 2, "fsdp": 8, "tensor": 1}
+SETTINGS = Settings(
+    data=DataSettings(batch_size=256, sequence_length=2048),
+    compute=ComputeSettings(dtype="bfloat16", remat="none"),
+)
+
+
+def with_compute(**changes) -> Settings:
+    return dataclasses.replace(SETTINGS, compute=dataclasses.replace(SETTINGS.compute, **changes))
+
+
+def test_less_is_kept_with_more_recomputation_and_smaller_parts():
+    amounts = [
+        activations(LLAMA, with_compute(remat=remat, microbatches=parts), MESH)
+        for remat, parts in (("none", 1), ("dots", 1), ("full", 1), ("full", 2), ("full", 16))
+    ]
+    assert amounts == sorted(amounts, reverse=True)
+    assert activations(LLAMA, SETTINGS, MESH | {"tensor": 4}) < amounts[0]
+
+
+def test_full_recomputation_keeps_every_block_s_input():
+    settings = with_compute(remat="full")
+    tokens = 256 * 2048 // 16
+    more = LLAMA.with_layers(LLAMA.num_layers + 1)
+    difference = activations(more, settings, MESH) - activations(LLAMA, settings, MESH)
+    assert difference == tokens * LLAMA.embed_dim * 2
+
+
+def test_knobs_are_only_those_that_fit():
+    parts = Parts(GIB, GIB, GIB, 0, activations(LLAMA, SETTINGS, MESH), 0, True)
+    found = knobs(parts, 20 * GIB, LLAMA, SETTINGS, MESH)
+    assert found[0].startswith("compute.microbatches=") or found[0].startswith("compute.remat")
+    for words in found:
+        assert float(words.split("(about ")[1].split()[0]) <= 20
+    assert knobs(parts, GIB // 2, LLAMA, SETTINGS, MESH) == []
+
+
+def test_knobs_for_the_state_itself():
+    """Parameters and moments too large: shard them further, or halve the momentum."""
+    parts = Parts(4 * GIB, 4 * GIB, 4 * GIB, 0, GIB // 8, 0, True)
+    lion = dataclasses.replace(SETTINGS, optimizer=OptimizerSettings(name="lion"))
+    found = knobs(parts, 11 * GIB, LLAMA, lion, MESH)
+    assert any(words.startswith("mesh.data=1 and mesh.fsdp=16 (about 6.1") for words in found)
+    assert any(words.startswith("optimizer.momentum_dtype=bfloat16 (about 10.1") for words in found)
+
+
+# ---- roofline ------------------------------------------------------------------------------------
+
+
+def test_executed_flops():
+    length = SETTINGS.data.sequence_length
+    model = flops.training_per_token(LLAMA, length)
+    assert executed_flops_per_token(LLAMA, SETTINGS) == model
+    head = 2 * LLAMA.embed_dim * LLAMA.vocab_size
+    full = executed_flops_per_token(LLAMA, with_compute(remat="full"))
+    assert full == model + model // 3 - head
+    dots = executed_flops_per_token(LLAMA, with_compute(remat="dots"))
+    assert model < dots < full
+
+
+def test_compute_bound():
+    topology = parse("v5p:4x4x4")
+    roofline = estimate(LLAMA, SETTINGS, topology)
+    tokens = 256 * 2048
+    assert roofline.step == pytest.approx(
+        tokens * flops.training_per_token(LLAMA, 2048) / (64 * 459e12)
+    )
+    assert roofline.mfu == pytest.approx(1)
+    assert roofline.tokens_per_second == pytest.approx(tokens / roofline.step)
+    assert roofline.hbm is None
+    again = estimate(LLAMA, with_compute(remat="full"), topology)
+    assert again.mfu == pytest.approx(0.755, abs=0.01)
+
+
+def test_collectives_hide_or_add():
+    topology = parse("v5p:4x4x4")
+    torus = {"fsdp": frozenset({0, 1, 2})}
+    gigabytes = 60 * 10**9  # 0.1 s over 6 links of 100 GB/s
+    hidden = Collectives("all-gather", ("fsdp",), 1, gigabytes, gigabytes, gigabytes)
+    exposed = dataclasses.replace(hidden, hidden=0)
+    alone = estimate(LLAMA, SETTINGS, topology, hbm_bytes=0)
+    behind = estimate(LLAMA, SETTINGS, topology, 0, [hidden], MESH, torus)
+    after = estimate(LLAMA, SETTINGS, topology, 0, [exposed], MESH, torus)
+    assert behind.hidden_collectives == pytest.approx(0.1)
+    assert behind.step == alone.step
+    assert after.step == pytest.approx(alone.step + 0.1)
+    slow = estimate(LLAMA, SETTINGS, topology, hbm_bytes=int(2765e9 * 100))
+    assert slow.step == pytest.approx(100)
+
+
+def test_between_slices_the_network_counts():
+    topology = parse("v5p:4x4x4", slices=2)
+    shape = {"slice": 2, "data": 1, "fsdp": 64, "tensor": 1}
+    row = Collectives("all-reduce", ("slice", "fsdp"), 1, 0, 64 * 10**9, 0)
+    roofline = estimate(LLAMA, SETTINGS, topology, 0, [row], shape, {"fsdp": frozenset({0, 1, 2})})
+    assert roofline.exposed_collectives == pytest.approx(64 / 600 + 1 / 6.25)

@@ -1,0 +1,173 @@
+"""Reading compiled programs: pieces as the TPU compiler writes them, and a real one from XLA."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from chopjax.plan.collectives import Collectives, collect
+from chopjax.plan.hlo import array_bytes, members, parse
+from chopjax.plan.traffic import hbm_bytes
+
+
+def program(entry: str, others: str = "") -> str:
+    header = "HloModule jit_f, is_scheduled=true"
+    return f"{header}\n\n{others}\nENTRY %main (a: f32[8]) -> f32[8] {{\n{entry}\n}}\n"
+
+
+def test_bytes_of_shapes():
+    assert array_bytes("bf16[2,3]{1,0:T(8,128)(2,1)}") == 12
+    assert array_bytes("(f32[4]{0}, /*index=1*/(s32[], pred[8]{0}))") == 28
+    assert array_bytes("(f32[4]{0:T(128)S(1)}, f32[2]{0})", only_hbm=True) == 8
+    assert members("(f32[2]{0:T(2)}, (bf16[2,3]{1,0}, s32[]), /*index=2*/u32[])") == [
+        "f32[2]{0:T(2)}",
+        "(bf16[2,3]{1,0}, s32[])",
+        "u32[]",
+    ]
+    assert members("f32[2,3]{1,0}") == ["f32[2,3]{1,0}"]
+
+
+LOOP = """%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %reduced = f32[8]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %t = (s32[], f32[8]{0}) tuple(%p, %reduced)
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(7)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+"""
+LOOP_ENTRY = """  %a = f32[8]{0} parameter(0)
+  %start = s32[] constant(2)
+  %t = (s32[], f32[8]{0}) tuple(%start, %a)
+  %w = (s32[], f32[8]{0}) while(%t), condition=%condition, body=%body
+  ROOT %r = f32[8]{0} get-tuple-element(%w), index=1"""
+
+
+def test_loops_count_their_trips():
+    read = parse(program(LOOP_ENTRY, LOOP))
+    assert read.entry == "main"
+    assert read.runs == {"main": 1, "body": 5}
+    assert read.unknown_loops == 0
+    # 32 bytes, 5 times, both ways of an all-reduce over 2.
+    (row,) = collect(read, {"data": 2, "tensor": 2})
+    assert row == Collectives("all-reduce", ("tensor",), 5, 160, 160, 0)
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_told():
+    read = parse(program(LOOP_ENTRY, LOOP.replace("direction=LT", "direction=NE")))
+    assert (read.runs["body"], read.unknown_loops) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("{{0,2,4,6},{1,3,5,7}}", ("fsdp",)),
+        ("[2,4]<=[4,2]T(1,0)", ("fsdp",)),
+        ("[4,2]<=[8]", ("tensor",)),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", ("fsdp",)),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", ("tensor",)),
+        ("{}", ("fsdp", "tensor")),
+    ],
+)
+def test_groups_in_every_spelling(groups: str, axes: tuple[str, ...]):
+    line = f"  ROOT %g = bf16[64]{{0}} all-gather(%a), channel_id=1, replica_groups={groups}, x"
+    (row,) = collect(parse(program(line)), {"data": 1, "fsdp": 4, "tensor": 2})
+    size = {("tensor",): 2, ("fsdp",): 4, ("fsdp", "tensor"): 8}[axes]
+    assert (row.axes, row.payload, row.wire) == (axes, 128, 128 * (size - 1) // size)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "payload", "wire", "hidden"),
+    [
+        # An asynchronous gather: (operand, result, …).
+        (
+            "(bf16[16]{0}, bf16[64]{0}, u32[]) all-gather-start(%a), replica_groups={{0,1,2,3}}",
+            "all-gather", 128, 96, 96,
+        ),
+        (
+            "bf16[16]{0} reduce-scatter(%a), replica_groups={{0,1,2,3}}",
+            "reduce-scatter", 128, 96, 0,
+        ),
+        ("f32[16]{0} all-to-all(%a), replica_groups={{0,1,2,3}}", "all-to-all", 64, 48, 0),
+        (
+            "(f32[16]{0}, f32[16]{0}) collective-permute-start(%a), source_target_pairs={{0,1}}",
+            "collective-permute", 64, 64, 64,
+        ),
+    ],
+)  # fmt: skip
+def test_kinds(line: str, kind: str, payload: int, wire: int, hidden: int):
+    (row,) = collect(parse(program(f"  ROOT %c = {line}")), {"fsdp": 4})
+    assert (row.kind, row.payload, row.wire, row.hidden) == (kind, payload, wire, hidden)
+
+
+def test_a_collective_spread_over_fusions_counts_once_and_is_hidden():
+    piece = (
+        "%f{n} (p: bf16[16]) -> bf16[64] {{\n"
+        "  %p = bf16[16]{{0}} parameter(0)\n"
+        "  ROOT %g{n} = bf16[64]{{0}} all-gather(%p), channel_id=9, replica_groups={{{{0,1,2,3}}}},"
+        ' frontend_attributes={{chain_id="0"}}\n}}\n'
+    )
+    calls = "\n".join(
+        f"  %c{n} = bf16[64]{{0}} fusion(%a), kind=kCustom, calls=%f{n}" for n in range(3)
+    )
+    others = "\n".join(piece.format(n=n) for n in range(3))
+    (row,) = collect(parse(program(calls, others)), {"fsdp": 4})
+    assert (row.count, row.wire, row.hidden) == (1, 96, 96)
+
+
+def test_a_fused_all_reduce_and_slice_is_a_reduce_scatter():
+    inner = """%all-reduce-scatter.1 (p: bf16[64]) -> bf16[16] {
+  %p = bf16[64]{0} parameter(0)
+  %r = bf16[64]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %s = bf16[16]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={16}
+}
+"""
+    call = "  ROOT %c = bf16[16]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1"
+    (row,) = collect(parse(program(call, inner)), {"fsdp": 4})
+    assert (row.kind, row.wire) == ("reduce-scatter", 96)
+
+
+TRAFFIC = """%slicing (p: f32[10,8], i: s32[]) -> f32[1,8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %s = f32[1,8]{1,0} dynamic-slice(%p, %i), dynamic_slice_sizes={1,8}
+}
+
+%updating (p: f32[10,8], u: f32[1,8], i: s32[]) -> f32[10,8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  %u = f32[1,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %d = f32[10,8]{1,0} dynamic-update-slice(%p, %u, %i)
+}
+"""
+
+
+def test_traffic_counts_slices_and_updates_by_their_size():
+    def traffic(entry: str) -> int:
+        return hbm_bytes(parse(program(entry, TRAFFIC)))
+
+    a = "  %a = f32[10,8]{1,0} parameter(0)\n"
+    near = "  %near = f32[1,8]{1,0:S(1)} parameter(1)\n"
+    assert traffic(a + "  ROOT %n = f32[10,8]{1,0} negate(%a)") == 640
+    assert traffic(a + "  ROOT %n = f32[10,8]{1,0:T(8,128)S(1)} negate(%a)") == 320
+    sliced = "  ROOT %f = f32[1,8]{1,0} fusion(%a, %i), kind=kLoop, calls=%slicing"
+    assert traffic(a + sliced) == 64
+    updated = "  ROOT %f = f32[10,8]{1,0} fusion(%a, %near, %i), kind=kLoop, calls=%updating"
+    assert traffic(a + near + updated) == 32
+    assert traffic(a + "  ROOT %t = (f32[10,8]{1,0}) tuple(%a)") == 0
+
+
+def test_a_real_program_of_xla():
+    def f(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 16), (9, 16, 16))]
+    read = parse(jax.jit(f).lower(*shapes).compile().as_text())
+    assert 9 in read.runs.values()
+    assert read.unknown_loops == 0
+    assert collect(read, {"data": 1}) == []

@@ -1,0 +1,184 @@
+"""Whole plans: by arithmetic, and one through the real compiler."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chopjax.cli import main
+from chopjax.errors import UserError
+from chopjax.plan import plan as plans
+from chopjax.plan.topology import GIB, parse
+from chopjax.train.config_file import load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = """
+from chopjax.train.settings import default_config
+def get_config():
+    config = default_config()
+    config.scratch = {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 1024,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+    config.chop.keep = "0,3"
+    config.data.batch_size, config.data.sequence_length = 8, 256
+    config.compute.dtype, config.compute.remat = "bfloat16", "full"
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    return config
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def without_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+
+
+def plan_of(name: str, topology: str, *overrides: str) -> dict:
+    settings, origin = plans.settings_of(load_config(CONFIGS / name, overrides))
+    return plans.make_plan(settings, origin, parse(topology, settings.mesh.slices))
+
+
+@pytest.mark.usefixtures("without_libtpu")
+class TestArithmetic:
+    @pytest.mark.parametrize(
+        ("name", "topology", "layers"),
+        [
+            ("just_chop_llama2_7b.py", "v5p:4x4x4", [32, 16]),
+            ("just_chop_llama2_7b.py", "v5e:16x16", [32, 16]),
+            ("just_chop_llama2_13b.py", "v5p:4x4x8", [40, 20]),
+            ("just_chop_llama2_70b.py", "v5p:4x4x8", [80, 40]),
+        ],
+    )
+    def test_recipes_for_pods(self, name: str, topology: str, layers: list[int]):
+        plan = plan_of(name, topology)
+        assert not plan["compiled"]
+        assert "libtpu is not installed" in plan["not_compiled_because"]
+        assert plan["fits"]
+        assert [phase["layers"] for phase in plan["phases"]] == layers
+        assert plan["phases"][0]["steps"] == 500
+        assert plan["token_budget"] == pytest.approx(162.1e9, rel=1e-3)
+        assert plan["attention"] == "splash"
+
+    def test_state_by_hand(self):
+        """AdamW in float32: three times four bytes a parameter, over 64 chips, and gradients."""
+        phase = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")["phases"][0]
+        memory = phase["memory"]
+        assert phase["parameters"] == 6738415616
+        assert memory["parameters"] == phase["parameters"] * 4 / 64
+        assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-3)
+        assert memory["gradients"] == memory["parameters"]
+        assert memory["batch"] == 5 * 4 * 2048 * 2048 / 64
+
+    def test_days(self):
+        plan = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
+        seconds = sum(phase["step_seconds"] * phase["steps"] for phase in plan["phases"])
+        assert plan["days"] == pytest.approx(seconds / 86400)
+        assert plan["chip_hours"] == pytest.approx(seconds / 3600 * 64)
+
+    def test_what_would_make_it_fit(self):
+        plan = plan_of(
+            "just_chop_llama2_7b.py", "v5e:8x8", "compute.remat=none", "chop.after_steps=0"
+        )
+        (phase,) = plan["phases"]
+        assert not plan["fits"]
+        assert phase["memory"]["total"] > phase["memory"]["limit"] == int(15.75 * GIB)
+        assert any("compute.remat=full" in words for words in phase["knobs"])
+
+    def test_the_pipeline_s_recipe(self):
+        overrides = ["model=meta-llama/Llama-2-7b-hf", "heal.data.batch_size=64"]
+        plan = plan_of("chop_and_heal.py", "v5e:4x4", *overrides)
+        assert plan["phases"][0]["layers"] == 16
+
+    def test_batch_that_does_not_divide(self):
+        with pytest.raises(UserError, match="not a multiple of 256 shards"):
+            plan_of("just_chop_llama2_7b.py", "v5e:16x16", "data.batch_size=100")
+
+    def test_command(self, tiny: Path, capsys: pytest.CaptureFixture):
+        arguments = ["plan", "--config", str(tiny), "--topology", "v5e:2x2"]
+        assert main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["chips"] == 4
+        assert main([*arguments, "--tokens", "1e9"]) == 0
+        shown = capsys.readouterr().out
+        assert "Not compiled: libtpu is not installed (pip install 'chopjax[tpu]')" in shown
+        assert "It fits" in shown
+        assert "1.00 billion" in shown
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--topology", "v5p:4x4"], "has 3 sides"),
+            (["--topology", "v5e:2x2", "--tokens", "0"], "positive"),
+            (["--topology", "v5e:2x2", "--config.mesh.fsdp=3"], "does not make 4"),
+            (["--topology", "v5e:2x2", "--config.mesh.fdsp=4"], "mesh.fsdp"),
+        ],
+    )
+    def test_mistakes(
+        self, tiny: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+    ):
+        assert main(["plan", "--config", str(tiny), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+# ---- through the compiler, in processes of their own: libtpu is a guest that may abort -----------
+
+
+def compiled(*arguments: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "chopjax.cli", "plan", "--json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_compiled(tiny: Path):
+    """The real step, with splash attention under shard_map, for four chips of v5e."""
+    pytest.importorskip("libtpu")
+    plan = compiled("--config", str(tiny), "--topology", "v5e:2x2")
+    (phase,) = plan["phases"]
+    assert plan["compiled"]
+    assert plan["attention"] == "splash"
+    assert plan["fits"]
+    memory = phase["memory"]
+    assert memory["parameters"] == phase["parameters"] * 4 / 4
+    assert not memory["estimated"]
+    assert memory["activations"] > 0
+    assert 0 <= memory["padding_and_code"] < 64 * 2**20
+    assert phase["unknown_loops"] == 0
+    # Two of three passes gather what the blocks hold, in bfloat16 …
+    blocks = phase["parameters"] - 2 * 1024 * 256 - 256
+    gathered = [r for r in phase["collectives"] if r["kind"] == "all-gather"]
+    assert sum(r["payload"] for r in gathered) >= 2 * 2 * blocks * 0.95
+    # … and every gradient meets its peers once.
+    reduced = [r for r in phase["collectives"] if r["kind"] in ("reduce-scatter", "all-reduce")]
+    assert sum(r["payload"] for r in reduced) >= 2 * phase["parameters"] * 0.95
+    assert all(r["axes"] == ["fsdp"] for r in gathered)
+    assert 0 < phase["mfu"] < 1
+
+
+def test_refused(tiny: Path):
+    """What does not fit is told with the compiler's own words, and how to mend it."""
+    pytest.importorskip("libtpu")
+    plan = compiled(
+        "--config", str(tiny), "--topology", "v5e:1x1", "--config.data.batch_size=1024",
+        "--config.data.sequence_length=4096", "--config.compute.remat=none",
+        "--config.compute.attention=xla", "--config.mesh.data=-1", "--config.mesh.fsdp=1",
+    )  # fmt: skip
+    (phase,) = plan["phases"]
+    assert not plan["fits"]
+    assert "exceeds available HBM" in phase["refusal"]
+    assert phase["memory"]["total"] > phase["memory"]["limit"]
+    assert any("microbatches" in words for words in phase["knobs"])
