@@ -10,13 +10,14 @@ Train on TPU node pools of a Google Kubernetes Engine cluster, as a JobSet. Kube
 training after a preemption by itself; `watch` only tells.
 
   create    one node pool a slice
-  setup     credentials for kubectl, the JobSet controller, and the image of this checkout
+  setup     credentials for kubectl, a look at VOLUME_CLAIM (the volume that WORKDIR lies on), the
+            JobSet controller, and the image of this checkout
   launch    start training
   status    the JobSet and its pods
   watch     follow the JobSet until training is done (launching it if it is not there)
   stop      delete the JobSet: its pods get SIGTERM and save
-  collect   metrics and logs onto this machine
-  delete    give the node pools back; checkpoints stay in WORKDIR
+  collect   metrics and logs, not checkpoints, onto this machine, by a pod of its own
+  delete    give the node pools back; everything stays in WORKDIR
   manifest  print the JobSet
 
   --dry-run        print every command and run nothing
@@ -26,9 +27,10 @@ END
 
 start_up "$@"
 need PROJECT ZONE SLICES CLUSTER CLUSTER_LOCATION MACHINE_TYPE GKE_ACCELERATOR GKE_TOPOLOGY \
-  HOSTS_PER_SLICE CHIPS_PER_HOST IMAGE NAMESPACE JOBSET_VERSION
+  HOSTS_PER_SLICE CHIPS_PER_HOST IMAGE NAMESPACE JOBSET_VERSION VOLUME_CLAIM MOUNT_PATH
 one_of CAPACITY spot on-demand
-[[ $WORKDIR == gs://* ]] || die "WORKDIR=$WORKDIR in $SETTINGS: pods share gs:// only"
+[[ $MOUNT_PATH =~ ^/[A-Za-z0-9._/-]+$ && $WORKDIR/ == "${MOUNT_PATH%/}"/* ]] ||
+  die "MOUNT_PATH=$MOUNT_PATH in $SETTINGS: an absolute path that WORKDIR=$WORKDIR begins with"
 tools gcloud kubectl
 
 CLUSTER_FLAGS=("--cluster=$CLUSTER" "--location=$CLUSTER_LOCATION" "--project=$PROJECT")
@@ -78,6 +80,7 @@ spec:
               cloud.google.com/gke-tpu-accelerator: $GKE_ACCELERATOR
               cloud.google.com/gke-tpu-topology: "$GKE_TOPOLOGY"
               $spot
+            volumes: [{name: share, persistentVolumeClaim: {claimName: $VOLUME_CLAIM}}]
             containers:
             - name: train
               image: $IMAGE
@@ -85,6 +88,7 @@ spec:
               resources:
                 limits:
                   google.com/tpu: $CHIPS_PER_HOST
+              volumeMounts: [{name: share, mountPath: $MOUNT_PATH}]
               command: [bash, -c]
               args:
               - |
@@ -115,6 +119,7 @@ setup() {
   tools docker
   run gcloud container clusters get-credentials "$CLUSTER" "--location=$CLUSTER_LOCATION" \
     "--project=$PROJECT"
+  run "${KUBECTL[@]}" get persistentvolumeclaim "$VOLUME_CLAIM"
   run kubectl apply --server-side -f \
     "https://github.com/kubernetes-sigs/jobset/releases/download/$JOBSET_VERSION/manifests.yaml"
   run docker build --tag "$IMAGE" --file "$SCRIPTS/Dockerfile" "$ROOT"
@@ -169,15 +174,35 @@ watch() {
 
 stop() { run "${KUBECTL[@]}" delete jobset "$NAME" --ignore-not-found --cascade=foreground; }
 
+# Into COLLECT_DIR, by way of a pod that mounts the volume: those of training may be gone.
+fetch_workdir() {
+  local pod=$NAME-collect archive=/tmp/$NAME-workdir.tar.gz
+  local delete=("${KUBECTL[@]}" delete pod "$pod" --ignore-not-found)
+  local spec="{\"apiVersion\": \"v1\", \"spec\": {\"activeDeadlineSeconds\": 3600, \"terminationGracePeriodSeconds\": 0,\
+ \"volumes\": [{\"name\": \"share\", \"persistentVolumeClaim\": {\"claimName\": \"$VOLUME_CLAIM\"}}],\
+ \"containers\": [{\"name\": \"collect\", \"image\": \"$IMAGE\", \"command\": [\"sleep\", \"3600\"],\
+ \"volumeMounts\": [{\"name\": \"share\", \"mountPath\": \"$MOUNT_PATH\"}]}]}}"
+  run "${delete[@]}" # of a collect that was interrupted
+  run "${KUBECTL[@]}" run "$pod" "--image=$IMAGE" --restart=Never "--overrides=$spec"
+  # shellcheck disable=SC2064
+  $DRY_RUN || trap "$(quoted "${delete[@]}") --wait=false" EXIT
+  run "${KUBECTL[@]}" wait "pod/$pod" --for=condition=Ready --timeout=300s
+  run "${KUBECTL[@]}" exec "$pod" -- bash -c "$(pack_workdir "$archive")"
+  run "${KUBECTL[@]}" cp "$pod:$archive" "$COLLECT_DIR/$NAME-workdir.tar.gz" --retries=10
+  unpack_workdir "$COLLECT_DIR/$NAME-workdir.tar.gz"
+  if $DRY_RUN; then quoted "${delete[@]}" --wait=false; fi
+}
+
 collect() {
   local logs=("${KUBECTL[@]}" logs "$PODS" --tail=-1 --prefix --max-log-requests=1000)
-  fetch_workdir
+  run mkdir -p "$COLLECT_DIR"
   if $DRY_RUN; then
     echo "$(quoted "${logs[@]}") > $(quoted "$COLLECT_DIR/pods.log")"
   else
     say "+ $(quoted "${logs[@]}")"
     "${logs[@]}" >"$COLLECT_DIR/pods.log" || say "$ME: no logs: the pods are gone"
   fi
+  fetch_workdir
 }
 
 delete() {

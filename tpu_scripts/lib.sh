@@ -94,6 +94,8 @@ start_up() {
   done < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$SCRIPTS/settings.sh")
   ((${#missing[@]} == 0)) || die "$SETTINGS lacks ${missing[*]}; see $SCRIPTS/settings.sh"
   need NAME WORKDIR TRAIN_COMMAND GRACE_SECONDS MAX_FAILURES POLL_SECONDS COLLECT_DIR
+  [[ $WORKDIR == /* ]] ||
+    die "WORKDIR=$WORKDIR in $SETTINGS: an absolute path on a file system that every host mounts"
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     die "NAME=$NAME in $SETTINGS: lower-case letters, digits and dashes only"
 }
@@ -122,9 +124,15 @@ count_failure() {
   ((FAILURES < MAX_FAILURES)) || die "gave up after $FAILURES failures. The last: $1"
 }
 
-# fetch_workdir → everything in WORKDIR but the checkpoints, into COLLECT_DIR
-fetch_workdir() {
-  run mkdir -p "$COLLECT_DIR"
-  run gcloud storage rsync --recursive --exclude='(^|.*/)checkpoints/.*' "$WORKDIR" "$COLLECT_DIR"
+# pack_workdir ARCHIVE → the command that packs, there, everything in WORKDIR but the checkpoints
+pack_workdir() {
+  # tar's 1: a file, such as a log, grew meanwhile
+  echo "tar $(quoted -czf "$1" --exclude=checkpoints -C "$WORKDIR") . || [ \$? = 1 ]"
+}
+
+# unpack_workdir ARCHIVE → what it holds, in COLLECT_DIR
+unpack_workdir() {
+  run tar -xzf "$1" -C "$COLLECT_DIR"
+  run rm "$1"
   $DRY_RUN || say "$ME: metrics and logs are in $COLLECT_DIR; the checkpoints stay in $WORKDIR/checkpoints"
 }

@@ -1,16 +1,42 @@
 #!/usr/bin/env bash
 # Training as a job of one TPU machine that outlives the ssh connection. tpu.sh calls it there:
-#   start COMMAND   run COMMAND in the repository's root, detached; refused while one is running
+#   mount WORKDIR MOUNT_COMMAND   mount the file system that WORKDIR lies on, unless it is mounted
+#   start WORKDIR MOUNT_COMMAND COMMAND   the same, then run COMMAND in the repository's root,
+#                   detached; refused while one is running
 #   status          prints "chopjax-job: " and idle, running or "exit N"
 #   stop SECONDS    SIGTERM, wait so long for it to save, then SIGKILL; fine when nothing runs
 #   tail            the last lines of the log
-#   upload FOLDER   copy the log to FOLDER (gs://…) under this machine's name
+#   log WORKDIR MOUNT_COMMAND   mount, then copy the log to WORKDIR/logs under this machine's name
 set -euo pipefail
 
 REPOSITORY=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
 STATE=${CHOPJAX_JOB_DIR:-$HOME/chopjax_job} # outside the repository: setup replaces that
 LOG=$STATE/train.log
 mkdir -p "$STATE"
+
+fail() {
+  echo "remote_job.sh: $(hostname): $*" >&2
+  exit 1
+}
+
+# What is there of the path lies on another file system than /: a mount point that is still (or
+# again) an empty folder of this machine's own disk must not be taken for the share.
+mounted() {
+  local there=$1
+  until [[ -e $there ]]; do there=$(dirname "$there"); done
+  [[ $(stat -Lc %d "$there") != "$(stat -Lc %d /)" ]]
+}
+
+mount_share() { # WORKDIR MOUNT_COMMAND
+  local code=0
+  if ! mounted "$1" && [[ -n $2 ]]; then
+    bash -c "$2" </dev/null || code=$?
+    ((code == 0)) || fail "MOUNT_COMMAND failed with exit code $code: $2"
+  fi
+  mounted "$1" || fail "WORKDIR=$1 lies on this machine's own disk: nothing is mounted there" \
+    "(MOUNT_COMMAND: ${2:-not set})"
+  mkdir -p "$1/logs" && [[ -w $1 ]] || fail "$(whoami) cannot write to WORKDIR=$1"
+}
 
 # Started, not known to have ended, and its process group is alive.
 running() {
@@ -46,19 +72,17 @@ keep() {
 }
 
 case ${1:-} in
+  mount) mount_share "$2" "$3" ;;
   start)
-    if running; then
-      echo "remote_job.sh: training already runs on $(hostname)" >&2
-      exit 1
-    fi
+    ! running || fail "training already runs"
+    mount_share "$2" "$3"
     rm -f "$STATE/exit_code" "$STATE/group"
-    setsid nohup "${BASH_SOURCE[0]}" keep "$2" </dev/null >>"$LOG" 2>&1 &
+    setsid nohup "${BASH_SOURCE[0]}" keep "$4" </dev/null >>"$LOG" 2>&1 &
     for ((tenth = 0; tenth < 100; tenth++)); do
       [[ ! -s $STATE/group ]] || exit 0
       sleep 0.1
     done
-    echo "remote_job.sh: training did not start on $(hostname)" >&2
-    exit 1
+    fail "training did not start"
     ;;
   keep) keep "$2" ;;
   status) echo "chopjax-job: $(status)" ;;
@@ -76,9 +100,12 @@ case ${1:-} in
     fi
     ;;
   tail) tail -n 15 "$LOG" | sed "s/^/$(hostname): /" ;;
-  upload) [[ ! -e $LOG ]] || gcloud storage cp "$LOG" "$2/$(hostname).log" ;;
+  log)
+    mount_share "$2" "$3"
+    [[ ! -e $LOG ]] || cp "$LOG" "$2/logs/$(hostname).log"
+    ;;
   *)
-    sed -n '2,7s/^# //p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,10s/^# //p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

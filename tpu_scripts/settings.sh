@@ -7,8 +7,9 @@
 # Name of the slice, JobSet or SLURM job: lower-case letters, digits and dashes.
 NAME=chopjax
 
-# Where checkpoints, metrics and logs go. Every host must reach it: gs://BUCKET/FOLDER on TPUs,
-# a shared folder under SLURM.
+# Where checkpoints, metrics and logs go: an absolute path, the same on every host, on a file system
+# that all of them mount (Filestore or other NFS, Lustre, Parallelstore). No bucket, neither gs://
+# nor mounted: a checkpoint counts once it is renamed, which buckets do not do in one piece.
 WORKDIR=
 
 # What each host runs, in the repository's root. It must save when it gets SIGTERM and then exit
@@ -60,6 +61,12 @@ NETWORK=
 SUBNETWORK=
 SERVICE_ACCOUNT=
 
+# What mounts the file system of WORKDIR on a machine. `setup` and `launch` (and `watch`) run it on
+# every machine where it is not mounted. Empty: it is mounted when a machine starts. Example:
+# MOUNT_COMMAND="sudo mkdir -p /mnt/share && sudo mount -t nfs -o hard ADDRESS:/share /mnt/share"
+# (before the && also: sudo apt-get install -y nfs-common, where the image has no NFS).
+MOUNT_COMMAND=
+
 # How this machine reaches them: external (public addresses), internal (same network) or iap
 # (through Identity-Aware Proxy). The last two create machines without public addresses.
 SSH_ROUTE=external
@@ -85,7 +92,13 @@ CHIPS_PER_HOST=4
 # Image that `setup` builds and pushes, for example us-docker.pkg.dev/PROJECT/REPOSITORY/chopjax:v1.
 IMAGE=
 
-# Kubernetes namespace, and service account with access to WORKDIR (empty: the namespace's default).
+# Name of a PersistentVolumeClaim in NAMESPACE with access mode ReadWriteMany (Filestore, Lustre or
+# Parallelstore; `kubectl get persistentvolumeclaims`), and where pods mount it: the path that
+# WORKDIR begins with, for example /mnt/share.
+VOLUME_CLAIM=
+MOUNT_PATH=
+
+# Kubernetes namespace, and the pods' service account (empty: the namespace's default).
 NAMESPACE=default
 KUBERNETES_SERVICE_ACCOUNT=
 

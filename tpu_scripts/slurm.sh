@@ -23,7 +23,6 @@ END
 
 start_up "$@"
 need NODES TASKS_PER_NODE GPUS_PER_TASK CPUS_PER_TASK TIME_LIMIT VENV
-[[ $WORKDIR == /* ]] || die "WORKDIR=$WORKDIR in $SETTINGS: an absolute path on the shared file system"
 [[ $VENV == /* ]] || VENV=$ROOT/$VENV
 
 setup() {

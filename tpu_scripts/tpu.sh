@@ -9,13 +9,15 @@ tpu.sh VERB [--dry-run] [--settings FILE]
 Train on Cloud TPU virtual machines, requested as queued resources.
 
   create    ask for the slice and wait until it is there
-  setup     install this checkout (what git tracks, as it is now) on every machine
-  launch    start training on every machine; it goes on without this terminal
+  setup     mount the file system of WORKDIR on every machine (MOUNT_COMMAND, unless it is mounted)
+            and install this checkout (what git tracks, as it is now)
+  launch    start training on every machine, mounting again what a restart of the machine has
+            unmounted; it goes on without this terminal
   status    state of the slice, and of training on every machine
   watch     all of the above, and again after every preemption, until training is done
   stop      SIGTERM to training everywhere: it saves and ends (stop `watch` first)
-  collect   metrics and logs onto this machine
-  delete    give the slice back; checkpoints stay in WORKDIR
+  collect   metrics and logs, not checkpoints, from the first machine onto this one
+  delete    give the slice back (collect first); everything stays in WORKDIR
 
   --dry-run        print every command and run nothing
   --settings FILE  settings to use (default: settings.sh beside this script)
@@ -26,16 +28,18 @@ start_up "$@"
 need PROJECT ZONE ACCELERATOR_TYPE RUNTIME_VERSION SLICES PYTHON_VERSION
 one_of CAPACITY spot on-demand reserved
 one_of SSH_ROUTE external internal iap
-[[ $WORKDIR == gs://* ]] || die "WORKDIR=$WORKDIR in $SETTINGS: TPU machines share gs:// only"
 tools gcloud git
 
 WHERE=("--project=$PROJECT" "--zone=$ZONE")
 QUEUED=(gcloud compute tpus queued-resources)
-EVERYWHERE=(--node=all --worker=all --batch-size=all)
 case $SSH_ROUTE in
-  internal) EVERYWHERE+=(--internal-ip) ;;
-  iap) EVERYWHERE+=(--tunnel-through-iap) ;;
+  external) ROUTE=() ;;
+  internal) ROUTE=(--internal-ip) ;;
+  iap) ROUTE=(--tunnel-through-iap) ;;
 esac
+EVERYWHERE=(--node=all --worker=all --batch-size=all "${ROUTE[@]}")
+FIRST=(--node=0 --worker=0 "${ROUTE[@]}")
+SHARE=("$WORKDIR" "$MOUNT_COMMAND")
 
 everywhere() { # COMMAND → runs it on every machine; fails if it fails on one
   run "${QUEUED[@]}" ssh "$NAME" "${WHERE[@]}" "${EVERYWHERE[@]}" "--command=$1"
@@ -126,11 +130,12 @@ setup() {
  if chopjax/tpu_scripts/remote_job.sh status 2>/dev/null | grep running; then\
  echo 'stop training first' >&2; exit 1; fi;\
  rm -rf chopjax; mkdir chopjax; tar -xzf $archive -C chopjax; cd chopjax;\
+ tpu_scripts/remote_job.sh mount $(quoted "${SHARE[@]}");\
  python3 -m pip install --quiet --user uv; export PATH=\$HOME/.local/bin:\$PATH;\
  uv venv --quiet --python $PYTHON_VERSION .venv; uv pip install --quiet --python .venv '.[tpu]'"
 }
 
-job() { # start COMMAND | stop SECONDS | tail | upload FOLDER, on every machine
+job() { # VERB ARGUMENT… of remote_job.sh, on every machine
   everywhere "chopjax/tpu_scripts/remote_job.sh $(quoted "$@")"
 }
 
@@ -152,7 +157,7 @@ job_states() {
 bring_up() { # [setup] → training starts afresh on every machine
   [[ ${1:-} != setup ]] || setup || return
   job stop "$GRACE_SECONDS" || return
-  job start "$TRAIN_COMMAND"
+  job start "${SHARE[@]}" "$TRAIN_COMMAND"
 }
 
 # One look at training on a slice that is ACTIVE; returns 0 when training is done.
@@ -227,6 +232,15 @@ watch() {
   done
 }
 
+collect() {
+  local archive=$NAME-workdir.tar.gz
+  job log "${SHARE[@]}" || say "$ME: not every machine answers; taking what is in $WORKDIR"
+  run mkdir -p "$COLLECT_DIR"
+  run "${QUEUED[@]}" ssh "$NAME" "${WHERE[@]}" "${FIRST[@]}" "--command=$(pack_workdir "$archive")"
+  run "${QUEUED[@]}" scp "$NAME:$archive" "$COLLECT_DIR/$archive" "${WHERE[@]}" "${FIRST[@]}"
+  unpack_workdir "$COLLECT_DIR/$archive"
+}
+
 case $VERB in
   create)
     on_interrupt "The request for $NAME stays queued. '$ME watch' or '$ME status' shows it," \
@@ -236,7 +250,7 @@ case $VERB in
     ;;
   setup) setup ;;
   launch)
-    job start "$TRAIN_COMMAND"
+    job start "${SHARE[@]}" "$TRAIN_COMMAND"
     $DRY_RUN || say "$ME: training runs on every machine of $NAME. '$ME watch' keeps it alive."
     ;;
   status)
@@ -245,10 +259,7 @@ case $VERB in
     ;;
   watch) watch ;;
   stop) job stop "$GRACE_SECONDS" ;;
-  collect)
-    job upload "$WORKDIR/logs" || say "$ME: the machines do not answer; taking what is in $WORKDIR"
-    fetch_workdir
-    ;;
+  collect) collect ;;
   delete) delete ;;
   *) die "unknown verb $VERB; $ME --help lists them" ;;
 esac

@@ -20,7 +20,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parents[2] / "tpu_scripts"
 # The only other programs within reach of a script under test: no real gcloud can be called.
 TOOLS = """bash sh env cat cp date dirname basename git grep gzip hostname mkdir mktemp mv nohup
-    rm sed setsid sleep sort tail tar touch""".split()
+    rm sed setsid sleep sort tail tar touch whoami""".split()
 
 
 class Cloud:
@@ -31,20 +31,23 @@ class Cloud:
         self.bin = folder / "bin"
         self.bin.mkdir()
         for tool in TOOLS:
-            # Never a link where a stand-in will stand: writing it would write through the link.
-            if tool not in stand_ins and (found := shutil.which(tool)):
+            if found := shutil.which(tool):
                 (self.bin / tool).symlink_to(found)
         for name in stand_ins:
             # -S -E -s: a bare interpreter starts in 10 ms.
-            (self.bin / name).write_text(
-                f'#!/bin/sh\nexec "{sys.executable}" -SEs "{__file__}" {name} "$@"\n'
-            )
-            (self.bin / name).chmod(0o755)
+            self.program(name, f'exec "{sys.executable}" -SEs "{__file__}" {name} "$@"')
         (folder / "machines").mkdir()
         self.settings = folder / "settings.sh"
         lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
         self.settings.write_text((SCRIPTS / "settings.sh").read_text() + "\n".join(lines) + "\n")
         self.reply({})
+
+    def program(self, name: str, body: str) -> None:
+        """Put a bash program on the PATH."""
+        path = self.bin / name
+        path.unlink(missing_ok=True)  # a link to the real one: writing would write through it
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
 
     def reply(self, replies: dict[str, list]) -> None:
         (self.folder / "replies.json").write_text(json.dumps(replies))
@@ -117,11 +120,18 @@ def _answer(folder: Path, line: str) -> dict:
 
 
 def _on_machines(folder: Path, arguments: list[str]) -> int:
-    """ssh and scp on folders; fails with the first exit code that is not 0, as gcloud does."""
+    """ssh and scp on folders, the machines' homes; fails with the first exit code that is not 0."""
     worst = 0
-    for machine in sorted((folder / "machines").iterdir()):
+    machines = sorted((folder / "machines").iterdir())
+    if "--worker=0" in arguments:
+        del machines[1:]
+    for machine in machines:
         if "scp" in arguments:
-            shutil.copy(arguments[arguments.index("scp") + 1], machine)
+            start, end = arguments[arguments.index("scp") + 1 :][:2]
+            if end.endswith(":"):
+                shutil.copy(start, machine)
+            else:
+                shutil.copy(machine / start.partition(":")[2], end)
             continue
         command = next(a for a in arguments if a.startswith("--command=")).partition("=")[2]
         environment = {**os.environ, "HOME": str(machine)}

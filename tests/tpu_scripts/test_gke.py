@@ -1,5 +1,6 @@
 """gke.sh against recording stand-ins, and the JobSet that it writes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ def cloud(tmp_path: Path) -> Cloud:
         CLUSTER="pod",
         CLUSTER_LOCATION="us-east5",
         IMAGE="us-docker.pkg.dev/p/r/chopjax:v1",
-        WORKDIR="gs://bucket/llama",
-        TRAIN_COMMAND="export A='x y'\nchopjax train --workdir gs://bucket/llama",
+        WORKDIR="/mnt/share/llama",
+        VOLUME_CLAIM="disk",
+        MOUNT_PATH="/mnt/share",
+        TRAIN_COMMAND="export A='x y'\nchopjax train --workdir /mnt/share/llama",
         SLICES="2",
         POLL_SECONDS="0.01",
     )
@@ -37,6 +40,9 @@ def jobset(cloud: Cloud) -> dict:
 
 
 def test_create_setup_launch_collect_delete(cloud: Cloud):
+    cloud.program("tar", 'echo "$@" > tar_was_called')
+    (cloud.folder / "runs/chopjax").mkdir(parents=True)
+    (cloud.folder / "runs/chopjax/llama-workdir.tar.gz").touch()  # what cp would bring
     for verb in ("create", "setup", "launch", "collect", "delete"):
         done = cloud.run("gke.sh", verb)
         assert done.returncode == 0, done.stderr
@@ -49,17 +55,36 @@ def test_create_setup_launch_collect_delete(cloud: Cloud):
     assert calls[:2] == [
         [*pools, "create", f"llama-{slice}", *cluster, *machines] for slice in (0, 1)
     ]
-    assert [call[:2] for call in calls[2:6]] == [
-        ["gcloud", "container"], ["kubectl", "apply"], ["docker", "build"], ["docker", "push"],
+    assert [call[:2] for call in calls[2:7]] == [
+        ["gcloud", "container"], kubectl, ["kubectl", "apply"],
+        ["docker", "build"], ["docker", "push"],
     ]  # fmt: skip
-    assert calls[6] == [*kubectl, "apply", "-f", "-"]
+    assert calls[3] == [*kubectl, "get", "persistentvolumeclaim", "disk"]
+    assert calls[7] == [*kubectl, "apply", "-f", "-"]
     assert yaml.safe_load((cloud.folder / "stdin").read_text()) == jobset(cloud)
-    assert calls[7][:3] == ["gcloud", "storage", "rsync"]
     assert calls[8][2] == "logs"
-    assert calls[9] == [
+    overrides = calls[10].pop().removeprefix("--overrides=")
+    archive, collector = "llama-workdir.tar.gz", [*kubectl, "delete", "pod", "llama-collect"]
+    pack = f"tar -czf /tmp/{archive} --exclude=checkpoints -C /mnt/share/llama . || [ $? = 1 ]"
+    assert calls[9:15] == [
+        [*collector, "--ignore-not-found"],
+        [*kubectl, "run", "llama-collect", "--image=us-docker.pkg.dev/p/r/chopjax:v1",
+         "--restart=Never"],
+        [*kubectl, "wait", "pod/llama-collect", "--for=condition=Ready", "--timeout=300s"],
+        [*kubectl, "exec", "llama-collect", "--", "bash", "-c", pack],
+        [*kubectl, "cp", f"llama-collect:/tmp/{archive}", f"runs/chopjax/{archive}",
+         "--retries=10"],
+        [*collector, "--ignore-not-found", "--wait=false"],
+    ]  # fmt: skip
+    pod = json.loads(overrides)["spec"]
+    assert pod["volumes"] == [{"name": "share", "persistentVolumeClaim": {"claimName": "disk"}}]
+    assert pod["containers"][0]["volumeMounts"] == [{"name": "share", "mountPath": "/mnt/share"}]
+    unpacked = (cloud.folder / "tar_was_called").read_text()
+    assert unpacked == f"-xzf runs/chopjax/{archive} -C runs/chopjax\n"
+    assert calls[15] == [
         *kubectl, "delete", "jobset", "llama", "--ignore-not-found", "--cascade=foreground",
     ]  # fmt: skip
-    assert calls[10:] == [
+    assert calls[16:] == [
         [*pools, "delete", f"llama-{slice}", *cluster, "--quiet"] for slice in (0, 1)
     ]
 
@@ -78,7 +103,9 @@ def test_manifest(cloud: Cloud):
         "cloud.google.com/gke-spot": "true",
     }
     assert container["command"] == ["bash", "-c"]
-    assert container["args"] == ["export A='x y'\nchopjax train --workdir gs://bucket/llama\n"]
+    assert container["args"] == ["export A='x y'\nchopjax train --workdir /mnt/share/llama\n"]
+    assert pod["volumes"] == [{"name": "share", "persistentVolumeClaim": {"claimName": "disk"}}]
+    assert container["volumeMounts"] == [{"name": "share", "mountPath": "/mnt/share"}]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert "serviceAccountName" not in pod
 
@@ -128,3 +155,21 @@ def test_watch_gives_up_on_a_cluster_that_does_not_answer(cloud: Cloud):
     assert done.returncode == 2
     assert "Unable to connect" in done.stderr
     assert len(cloud.calls) == 10
+
+
+def test_collect_that_fails_takes_its_pod_away(cloud: Cloud):
+    cloud.reply({" wait ": [{"code": 1, "err": "timed out waiting for the condition\n"}]})
+    done = cloud.run("gke.sh", "collect")
+    assert done.returncode == 1
+    assert "timed out" in done.stderr
+    assert cloud.calls[-1][2:4] == ["delete", "pod"]
+
+
+@pytest.mark.parametrize("path", ["/mnt/other", "/mnt/sha", "mnt", "/mnt/share/llama/x"])
+def test_workdir_lies_on_the_volume(cloud: Cloud, path: str):
+    with cloud.settings.open("a") as file:
+        file.write(f"MOUNT_PATH={path}\n")
+    done = cloud.run("gke.sh", "launch")
+    assert done.returncode == 2
+    assert "that WORKDIR=/mnt/share/llama begins with" in done.stderr
+    assert cloud.calls == []

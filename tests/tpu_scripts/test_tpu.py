@@ -11,6 +11,7 @@ from tpu_scripts.cloud import SCRIPTS, Cloud
 
 WHERE = ["--project=my-project", "--zone=us-east5-a"]
 QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
+FIRST = ["--node=0", "--worker=0"]
 EVERYWHERE = ["--node=all", "--worker=all", "--batch-size=all"]
 DESCRIBE = "queued-resources describe"
 STATUS = "remote_job.sh status"
@@ -29,8 +30,9 @@ def cloud(tmp_path: Path) -> Cloud:
         NAME="llama",
         PROJECT="my-project",
         ZONE="us-east5-a",
-        WORKDIR="gs://bucket/llama",
-        TRAIN_COMMAND="chopjax train --config 'my config.py' --workdir gs://bucket/llama",
+        WORKDIR="/mnt/share/llama",
+        MOUNT_COMMAND="sudo mount share /mnt/share",
+        TRAIN_COMMAND="chopjax train --config 'my config.py' --workdir /mnt/share/llama",
         POLL_SECONDS="0.01",
         MAX_FAILURES="3",
     )
@@ -93,22 +95,29 @@ def test_create_stops_when_the_request_is_lost(cloud: Cloud, state: str):
 
 
 def test_launch_stop_collect_delete(cloud: Cloud):
+    cloud.program("tar", 'echo "$@" > tar_was_called')
+    (cloud.folder / "runs/chopjax").mkdir(parents=True)
+    (cloud.folder / "runs/chopjax/llama-workdir.tar.gz").touch()  # what scp would bring
     for verb in ("launch", "stop", "collect", "delete"):
         done = cloud.run("tpu.sh", verb)
         assert done.returncode == 0, done.stderr
-    ssh = [*QUEUED, "ssh", "llama", *WHERE, *EVERYWHERE]
-    start = (
-        "chopjax/tpu_scripts/remote_job.sh start "
-        "'chopjax train --config '\\''my config.py'\\'' --workdir gs://bucket/llama'"
-    )
+    ssh = [*QUEUED, "ssh", "llama", *WHERE]
+    job = "--command=chopjax/tpu_scripts/remote_job.sh"
+    share = "/mnt/share/llama 'sudo mount share /mnt/share'"
+    train = "'chopjax train --config '\\''my config.py'\\'' --workdir /mnt/share/llama'"
+    archive = "llama-workdir.tar.gz"
     assert cloud.calls == [
-        [*ssh, f"--command={start}"],
-        [*ssh, "--command=chopjax/tpu_scripts/remote_job.sh stop 240"],
-        [*ssh, "--command=chopjax/tpu_scripts/remote_job.sh upload gs://bucket/llama/logs"],
-        ["gcloud", "storage", "rsync", "--recursive", "--exclude=(^|.*/)checkpoints/.*",
-         "gs://bucket/llama", "runs/chopjax"],
+        [*ssh, *EVERYWHERE, f"{job} start {share} {train}"],
+        [*ssh, *EVERYWHERE, f"{job} stop 240"],
+        [*ssh, *EVERYWHERE, f"{job} log {share}"],
+        [*ssh, *FIRST,
+         f"--command=tar -czf {archive} --exclude=checkpoints -C /mnt/share/llama . || [ $? = 1 ]"],
+        [*QUEUED, "scp", f"llama:{archive}", f"runs/chopjax/{archive}", *WHERE, *FIRST],
         [*QUEUED, "delete", "llama", *WHERE, "--force", "--quiet"],
     ]  # fmt: skip
+    unpacked = (cloud.folder / "tar_was_called").read_text()
+    assert unpacked == f"-xzf runs/chopjax/{archive} -C runs/chopjax\n"
+    assert not (cloud.folder / "runs/chopjax" / archive).exists()
 
 
 def test_setup_sends_this_checkout_to_every_machine(cloud: Cloud):
@@ -117,6 +126,8 @@ def test_setup_sends_this_checkout_to_every_machine(cloud: Cloud):
     assert copy[: len(QUEUED) + 1] == [*QUEUED, "scp"]
     assert copy[len(QUEUED) + 1].endswith("/llama-source.tar.gz")
     assert copy[len(QUEUED) + 2 :] == ["llama:", *WHERE, *EVERYWHERE]
+    mount = "remote_job.sh mount /mnt/share/llama 'sudo mount share /mnt/share'; python3 -m pip"
+    assert mount in install[-1]
     assert install[:-1] == [*QUEUED, "ssh", "llama", *WHERE, *EVERYWHERE]
     assert "uv venv --quiet --python 3.12 .venv" in install[-1]
     assert "'.[tpu]'" in install[-1]
@@ -133,7 +144,7 @@ VERBS = {
 def test_dry_run_prints_commands_and_runs_nothing(tmp_path: Path, script: str):
     cloud = Cloud(
         tmp_path, ("mkdir",), NAME="llama", PROJECT="p", ZONE="z", CLUSTER="c",
-        CLUSTER_LOCATION="l", IMAGE="i", WORKDIR="/w" if script == "slurm.sh" else "gs://b/w",
+        CLUSTER_LOCATION="l", IMAGE="i", WORKDIR="/mnt/w", VOLUME_CLAIM="v", MOUNT_PATH="/mnt",
     )  # fmt: skip
     for verb in VERBS[script]:
         done = cloud.run(script, verb, "--dry-run")
@@ -174,7 +185,7 @@ def test_mistakes_of_the_user(cloud: Cloud, tmp_path: Path):
     for settings, message in [
         ({"PROJECT": "", "ZONE": ""}, "not set: PROJECT ZONE"),
         ({"CAPACITY": "cheap"}, "must be one of: spot on-demand reserved"),
-        ({"WORKDIR": "/local"}, "gs:// only"),
+        ({"WORKDIR": "gs://bucket/llama"}, "an absolute path on a file system that every host"),
         ({"NAME": "My_Run"}, "lower-case letters"),
     ]:
         saved = cloud.settings.read_text()
@@ -342,16 +353,27 @@ def install(cloud: Cloud) -> None:
         "seq": 'for ((i = 1; i <= $1; i++)); do echo "$i"; done',
     }
     for name, body in programs.items():
-        (cloud.bin / name).write_text(f"#!/bin/bash\n{body}\n")
-        (cloud.bin / name).chmod(0o755)
+        cloud.program(name, body)
     (cloud.folder / "train").write_text(f"#!/bin/bash\nSTORE=$STAND_IN/store\ntouch $STORE{TRAIN}")
     (cloud.folder / "train").chmod(0o755)
+
+
+def mountable(cloud: Cloud) -> str:
+    """A command that 'mounts' the share on the machine it runs on, as `stat` will find."""
+    other_device = "if [[ $3 != / && -e $HOME/mounts ]]; then echo 42; else echo 1; fi"
+    cloud.program("stat", f'[[ "$1 $2" == "-Lc %d" ]] || exit 1; {other_device}')
+    return "echo mounted >>$HOME/mounts"
 
 
 def test_two_machines_are_preempted_and_training_resumes(cloud: Cloud):
     """The whole watcher against machines that are folders: what is sent there really runs."""
     install(cloud)
-    more_settings(cloud, POLL_SECONDS="0.2", GRACE_SECONDS="10", TRAIN_COMMAND="chopjax train")
+    share = cloud.folder / "share"
+    share.mkdir()
+    more_settings(
+        cloud, POLL_SECONDS="0.2", GRACE_SECONDS="10", TRAIN_COMMAND="chopjax train",
+        MOUNT_COMMAND=mountable(cloud), WORKDIR=str(share / "llama"),
+    )  # fmt: skip
     on_machines = {"machines": True}
     cloud.reply(
         {
@@ -379,16 +401,29 @@ def test_two_machines_are_preempted_and_training_resumes(cloud: Cloud):
     logs = [log.read_text() for log in cloud.folder.glob("machines/*/chopjax_job/train.log")]
     assert len(logs) == 2
     assert all("exit code 0" in log for log in logs)
+    mounts = [file.read_text() for file in cloud.folder.glob("machines/*/mounts")]
+    assert mounts == ["mounted\n"] * 2  # once on each new machine
+    # Its folder here, without the checkpoints.
+    (share / "llama/checkpoints/7").mkdir(parents=True)
+    (share / "llama/metrics.jsonl").write_text("{}\n")
+    done = cloud.run("tpu.sh", "collect")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (cloud.folder / "runs/chopjax").iterdir()) == [
+        "logs", "metrics.jsonl",
+    ]  # fmt: skip
 
 
 @pytest.fixture
 def job(cloud: Cloud):
     """remote_job.sh by itself, on this machine."""
     environment = {**cloud.environment, "CHOPJAX_JOB_DIR": str(cloud.folder / "job")}
+    mount = mountable(cloud)
 
-    def call(*arguments: str) -> subprocess.CompletedProcess:
+    def call(verb: str, *arguments: str) -> subprocess.CompletedProcess:
+        if verb == "start" and len(arguments) == 1:
+            arguments = (str(cloud.folder / "work"), mount, *arguments)
         return subprocess.run(
-            [str(SCRIPTS / "remote_job.sh"), *arguments],
+            [str(SCRIPTS / "remote_job.sh"), verb, *arguments],
             env=environment, capture_output=True, text=True, timeout=30,
         )  # fmt: skip
 
@@ -419,3 +454,36 @@ def test_job_that_does_not_save_in_time_is_killed(job):
     stopped = job("stop", "1")
     assert "killed" in stopped.stderr
     assert job("status").stdout == "chopjax-job: exit 137\n"
+
+
+def test_share_is_mounted_once_and_again_after_a_restart(job, cloud: Cloud):
+    share = (f"{cloud.folder}/share/runs/llama", "echo mounted >>$HOME/mounts")
+    mounts = cloud.folder / "mounts"
+    for _ in range(2):
+        assert job("mount", *share).returncode == 0
+        assert mounts.read_text() == "mounted\n"
+    assert (cloud.folder / "share/runs/llama/logs").is_dir()
+    mounts.unlink()  # restarted: the folders are there still, on the machine's own disk
+    assert job("start", *share, "true").returncode == 0
+    assert mounts.read_text() == "mounted\n"
+    assert job("log", *share).returncode == 0
+    assert mounts.read_text() == "mounted\n"
+    assert len(list((cloud.folder / "share/runs/llama/logs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("mount", "message"),
+    [
+        ("echo no such server >&2; exit 32", "MOUNT_COMMAND failed with exit code 32: echo no"),
+        ("true", "own disk: nothing is mounted there (MOUNT_COMMAND: true)"),
+        ("", "own disk: nothing is mounted there (MOUNT_COMMAND: not set)"),
+        ("touch $HOME/mounts $HOME/share", "cannot write to WORKDIR="),
+    ],
+)
+def test_training_does_not_start_without_its_share(job, cloud: Cloud, mount: str, message: str):
+    done = job("start", f"{cloud.folder}/share/llama", mount, "touch $HOME/ran")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert job("status").stdout == "chopjax-job: idle\n"
+    assert not (cloud.folder / "ran").exists()
+    assert not (cloud.folder / "share/llama").exists()
