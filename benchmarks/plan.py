@@ -1,0 +1,79 @@
+"""Do the recipes for pods compile with the real TPU compiler, and fit, on a machine without a TPU?
+
+    python benchmarks/plan.py [--only NAME ...] [--json]
+
+Each case is `chopjax plan --json` in a process of its own, with all layers and after the chop where
+the recipe trains the parent first. A compilation takes one to three minutes of a processor. Prints
+memory, the roofline's step time and MFU, and what compiling took; the exit code is 1 if one does
+not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Name → recipe, topology, further flags.
+CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "7b-v5p": ("just_chop_llama2_7b.py", "v5p:4x4x4", ()),
+    "7b-v5e": ("just_chop_llama2_7b.py", "v5e:16x16", ()),
+    "13b-v5p": ("just_chop_llama2_13b.py", "v5p:4x4x8", ()),
+    "70b-v5p": ("just_chop_llama2_70b.py", "v5p:4x4x8", ()),
+}
+
+
+def plan(name: str) -> dict[str, Any]:
+    """One case: the plan, and the seconds that the whole process took."""
+    recipe, topology, flags = CASES[name]
+    command = [sys.executable, "-m", "chopjax.cli", "plan", "--config", str(CONFIGS / recipe)]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*command, "--topology", topology, "--json", *flags], stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(done.stdout) | {"wall_seconds": time.monotonic() - begun}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    args = parser.parse_args()
+    rows = []
+    for name in args.only:
+        found = plan(name)
+        for phase in found["phases"]:
+            row = {
+                "case": name,
+                "topology": found["topology"],
+                "phase": phase["name"],
+                "layers": phase["layers"],
+                "compiled": found["compiled"],
+                "fits": phase["fits"],
+                "gib": phase["memory"]["total"] / 2**30,
+                "usable_gib": phase["memory"]["limit"] / 2**30,
+                "step_seconds": phase["step_seconds"],
+                "mfu": phase["mfu"],
+                "compile_seconds": phase["compile_seconds"],
+            }
+            rows.append(row)
+            print(
+                f"{name:8} {row['layers']:3} layers  {'fits' if row['fits'] else 'TOO LARGE':9} "
+                f"{row['gib']:6.2f} of {row['usable_gib']:.2f} GiB  "
+                f"step {row['step_seconds']:6.2f} s  MFU {100 * row['mfu']:5.1f} %  "
+                f"compiled in {row['compile_seconds'] or float('nan'):.0f} s",
+                flush=True,
+            )
+    fits = all(row["fits"] and row["compiled"] for row in rows)
+    if args.json:
+        print(json.dumps({"fits": fits, "rows": rows}))
+    return 0 if fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
