@@ -93,10 +93,11 @@ def main() -> int:
         "ours": ours,
         "compiled": greedy(functools.partial(compiled_loss, params, config, batches)),
         "loop": lambda: greedy(looped_loss(params, config, batches))(),
-        "torch": greedy(torch_loss(args.model, raw, params, sequences, args.batch_size)),
     }
-    for name in filter(None, args.without.split(",")):
-        del searches[name]
+    left_out = args.without.split(",")
+    if "torch" not in left_out:
+        searches["torch"] = greedy(torch_loss(args.model, raw, params, sequences, args.batch_size))
+    searches = {name: search for name, search in searches.items() if name not in left_out}
     for name in ("ours", "compiled"):
         searches[name]()  # compiles
     seconds: dict[str, list[float]] = {name: [] for name in searches}
