@@ -56,23 +56,24 @@ class Encoder:
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
         """(context, continuation) → (context ids, continuation ids).
 
-        Trailing spaces of the context go to the continuation. Both are encoded as one text, whose
-        ids are cut at the number of ids of the context alone; so a token that reaches over the
-        joint counts as context if the context alone has as many tokens, as in the harness. An
-        empty context is the prefix token. Either part may come out empty: see `check_pairs`.
+        Trailing spaces of the context go to the continuation. The continuation's ids are those of
+        both encoded as one text, from the number of ids that the context alone has; the context's
+        are those that it has alone. Where a token reaches over the joint the two together are not
+        the ids of the text, as in the harness. An empty context is the prefix token. Either part
+        may come out empty: see `check_pairs`.
         """
         cut = [len(context.rstrip()) for context, _ in texts]
         contexts = list(dict.fromkeys(c[:at] for (c, _), at in zip(texts, cut, strict=True) if c))
         joint = [context + continuation for context, continuation in texts if context]
         alone = [continuation for context, continuation in texts if not context]
-        length = {c: len(ids) for c, ids in zip(contexts, self.encode(contexts), strict=True)}
+        ids_of = dict(zip(contexts, self.encode(contexts), strict=True))
         joint_ids, alone_ids = iter(self.encode(joint)), iter(self.encode(alone, False))
         prefix = np.array([self.prefix_id], np.int32)
         found = []
         for (context, _), at in zip(texts, cut, strict=True):
             if context:
-                ids = next(joint_ids)
-                found.append((ids[: length[context[:at]]], ids[length[context[:at]] :]))
+                own = ids_of[context[:at]]
+                found.append((own, next(joint_ids)[len(own) :]))
                 continue
             ids = next(alone_ids)
             if len(ids) and ids[0] == self.prefix_id:
