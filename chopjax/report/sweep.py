@@ -232,13 +232,15 @@ def _curves(
             axes.axhline(level, color=GREY, linestyle=style, label=name)
         axes.set_title("healed" if healed else "not healed", fontsize=10)
         axes.set_xlabel(f"layers removed, of {report['num_layers']}")
+        axes.set_xticks(sorted({n / report["num_layers"] for by in cells.values() for n in by}))
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(alpha=0.25)
         axes.spines["top"].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.tight_layout()
+    beside = 1 + 0.9 / figure.get_figwidth()  # inches that a second scale may take
     figure.legend(
-        handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9
+        handles, labels, loc="center left", bbox_to_anchor=(beside, 0.5), frameon=False, fontsize=9
     )
     return figure
 
