@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and every process started
+# from here would inherit that: the tests of Ctrl-C need the usual.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("CHOPJAX_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def test_shellcheck():
     scripts = sorted(script.name for script in SCRIPTS.glob("*.sh"))
     assert len(scripts) >= 6
     done = subprocess.run(
-        ["shellcheck", "-x", *scripts], cwd=SCRIPTS, capture_output=True, text=True
+        [Path(sys.executable).with_name("shellcheck"), "-x", *scripts],
+        cwd=SCRIPTS,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
