@@ -24,12 +24,13 @@ Answer = tuple[float, bool]
 class Journal:
     """Opened by a run, removed by it when its results are written."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]):
-        """identity: what answers depend on (weights, dtype, context length). A journal with
-        another one is set aside. Raises UserError where the file cannot be written."""
-        self.path = path
-        self._known: dict[str, Answer] = {}
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        """identity: what answers depend on (weights, dtype, context length); each has a journal of
+        its own. Raises UserError where it cannot be written."""
         head = json.dumps(identity, sort_keys=True)
+        name = hashlib.blake2b(head.encode(), digest_size=6).hexdigest()
+        self.path = path = folder / f"journal-{name}.txt"
+        self._known: dict[str, Answer] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._read(head)
@@ -50,13 +51,16 @@ class Journal:
             return 0
         lines = self.path.read_bytes().split(b"\n")
         if lines[0] != head.encode() or len(lines) == 1:
-            say(f"note: {self.path} is of another model or setting; starting anew")
             return 0
         kept = 0
         for number, line in enumerate(lines[:-1]):  # the last is empty or cut
             if number:
-                key, total, greedy = line.decode().split()
-                self._known[key] = float(total), greedy == "1"
+                try:
+                    key, total, greedy = line.decode().split()
+                    self._known[key] = float(total), greedy == "1"
+                except ValueError:
+                    say(f"note: {self.path}: line {number + 1} is damaged; going on from there")
+                    break
             kept += len(line) + 1
         return kept
 

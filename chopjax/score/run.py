@@ -53,7 +53,7 @@ def evaluate(
     folder = reports.model_folder(output, loaded.name) if output else None
     lm = ChopjaxLM.over(loaded, engine, add_bos_token)
     if folder:
-        lm.journal = Journal(folder / "journal.txt", _identity(loaded, lm))
+        lm.journal = Journal(folder, _identity(loaded, lm))
     # The harness prints while it bootstraps; standard output is for results.
     with contextlib.redirect_stdout(sys.stderr):
         found = lm_eval.evaluator.evaluate(lm, dict(tasks), limit=limit, log_samples=True)

@@ -1,0 +1,72 @@
+"""Answers survive a kill at any byte; those of other models are not taken for ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chopjax.errors import UserError
+from chopjax.score.journal import Journal
+
+IDENTITY = {"model": "m", "dtype": "float32"}
+
+
+def pair(number: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([1, number], np.int32), np.array([number], np.int32)
+
+
+def write(folder: Path, numbers: range) -> Path:
+    journal = Journal(folder, IDENTITY)
+    for number in numbers:
+        journal.add(pair(number), (-0.1 * number, number % 2 == 0))
+    return journal.path
+
+
+def test_answers_come_back_bit_for_bit(tmp_path: Path) -> None:
+    write(tmp_path / "deep", range(5))
+    known = Journal(tmp_path / "deep", IDENTITY).lookup([pair(3), pair(9), pair(4)])
+    assert known == {0: (-0.1 * 3, False), 2: (-0.1 * 4, True)}
+    # The context's end is part of the request.
+    joined = np.array([1], np.int32), np.array([3, 3], np.int32)
+    assert Journal(tmp_path / "deep", IDENTITY).lookup([joined]) == {}
+
+
+def test_cut_at_any_byte(tmp_path: Path) -> None:
+    path = write(tmp_path, range(4))
+    whole = path.read_bytes()
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == 10]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        journal = Journal(tmp_path, IDENTITY)
+        known = journal.lookup([pair(n) for n in range(4)])
+        assert len(known) == max(0, sum(end <= cut for end in ends) - 1)
+        for number in range(4):
+            if number not in known:
+                journal.add(pair(number), (-0.1 * number, number % 2 == 0))
+        assert len(Journal(tmp_path, IDENTITY).lookup([pair(n) for n in range(4)])) == 4
+
+
+def test_damage_in_the_middle_ends_what_is_known(tmp_path: Path) -> None:
+    path = write(tmp_path, range(4))
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = b"\xff\x00 damaged"
+    path.write_bytes(b"\n".join(lines))
+    assert list(Journal(tmp_path, IDENTITY).lookup([pair(n) for n in range(4)])) == [0]
+
+
+def test_another_model_starts_anew(tmp_path: Path) -> None:
+    path = write(tmp_path, range(4))
+    other = Journal(tmp_path, IDENTITY | {"dtype": "bfloat16"})
+    assert other.lookup([pair(1)]) == {}
+    other.remove()
+    assert not other.path.exists()
+    assert len(Journal(tmp_path, IDENTITY).lookup([pair(1)])) == 1
+    assert path.exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        Journal(tmp_path / "file", IDENTITY)
