@@ -9,6 +9,8 @@ from chopjax.commands.flags import add_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from chopjax.train import distributed
+
     add_recipe(
         parser, workdir="where checkpoints and metrics go; a run that is there already is resumed"
     )
@@ -19,13 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume although settings changed that change what the run means",
     )
     add("--json", action="store_true", help="print one JSON object instead of the table")
+    distributed.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from chopjax.train import distributed
     from chopjax.train.config_file import load_config
+
+    config = load_config(args.config, args.set)  # a typo is found before the others are waited for
+    processes = distributed.start(distributed.launch_of(args))
     from chopjax.train.loop import train
 
-    summary = train(load_config(args.config, args.set), args.workdir, args.force)
+    summary = train(config, args.workdir, args.force)
+    if processes is not None and processes.index != 0:
+        return 0  # the first process speaks for all
     if args.json:
         print(json.dumps(summary))
     else:

@@ -32,12 +32,20 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"--config {file}: line {error.lineno}: {error.msg}") from error
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever the recipe does is its author's to mend
+        raise UserError(f"--config {file}: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config {file}: there is no function get_config() in it")
     try:
         config = module.get_config()
     except AttributeError as error:  # a locked ConfigDict refuses fields that it does not have
         raise UserError(f"--config {file}: {_first_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"--config {file}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {file}: get_config() must return a ConfigDict")
     for assignment in overrides:
         override(config, assignment)
     return config
@@ -86,7 +94,7 @@ def _parse(where: str, current: Any, text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    if kind is int and isinstance(value, float) and value == int(value):
+    if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e6
     if kind is float and type(value) is int:
         value = float(value)

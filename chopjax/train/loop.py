@@ -59,7 +59,7 @@ from chopjax.train.step import (
     shardings_of,
 )
 from chopjax.train.tracer import Tracer
-from chopjax.train.workdir import EXIT_PREEMPTED, owned, stop_requests
+from chopjax.train.workdir import EXIT_PREEMPTED, owned, stop_requests, wait_for_all
 
 CHECKPOINTS = "checkpoints"
 LAST_STEPS = 100  # that the summary's loss is the mean of
@@ -85,16 +85,20 @@ def _train(
     settings = read(config)
     stack.enter_context(owned(workdir))
     folder = workdir / CHECKPOINTS
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = jax.process_index() == 0
 
     # ------------------------------------------------------------------- Is there a run yet?
     found_step = checkpoints.latest_good(folder)
-    checkpoints.remove_partial(folder)
+    if first:
+        checkpoints.remove_partial(folder)
     record: dict[str, Any] = {}
     if found_step is None:
         step = tokens = 0
         origin, description = find_origin(settings)
-        write_assets(workdir, origin, description, settings)
+        if first:
+            write_assets(workdir, origin, description, settings)
+        wait_for_all("assets")
     else:
         step, record = found_step, checkpoints.read_record(folder, found_step)
         tokens = record["tokens"]
@@ -180,7 +184,7 @@ def _train(
         if every and step % every == 0:
             evaluate()
         running: tuple[int, Any] | None = None  # the step that the device works on
-        while step < settings.total_steps and not stop:
+        while step < settings.total_steps and not stop.agreed(step):
             tracer.before(step)
             state, metrics = train_step(state, next(feed))
             if running:
@@ -221,6 +225,7 @@ def _train(
             raise SystemExit(EXIT_PREEMPTED)
         evaluate()
     writer.flush()
+    wait_for_all("end")
     return _summary(workdir, settings, origin, step, tokens, clock, peak_source)
 
 

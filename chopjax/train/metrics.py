@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from chopjax.errors import UserError
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
 from chopjax.train.checkpoints import steps
+from chopjax.train.workdir import wait_for_all
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -29,15 +31,23 @@ MOST_SKIPS = 50  # updates left out in a row, by the spike guard, before the run
 
 
 class MetricsWriter:
-    """Appends to WORKDIR/metrics.jsonl and, if asked, to TensorBoard's files."""
+    """Appends to WORKDIR/metrics.jsonl and, if asked, to TensorBoard's files.
+
+    Of several processes the first one writes; all know which steps have been evaluated.
+    """
 
     def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
         path = workdir / METRICS
-        _cut_after(path, start_step)
+        first = jax.process_index() == 0
+        if first:
+            _cut_after(path, start_step)
+        wait_for_all("metrics")
         self._evaluated = {row["step"] for row in read_metrics(workdir) if "eval_loss" in row}
-        self._file = path.open("a")
+        # All have read before the first one writes; it opens the file that the others have seen.
+        wait_for_all("metrics read")
+        self._file = path.open("a", buffering=1) if first else None  # a line at a time
         self._tensorboard: Any = None
-        if tensorboard:
+        if tensorboard and first:
             from tensorboardX import SummaryWriter
 
             # Points after purge_step that a killed run wrote are hidden by TensorBoard.
@@ -53,6 +63,8 @@ class MetricsWriter:
         """One line, and one point of every value."""
         if "eval_loss" in values:
             self._evaluated.add(step)
+        if self._file is None:
+            return
         row = {name: _plain(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step} | row) + "\n")
         if self._tensorboard is not None:
@@ -61,6 +73,8 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """To disk: called before a checkpoint, whose resumption relies on the lines before it."""
+        if self._file is None:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -69,7 +83,8 @@ class MetricsWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.flush()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import jax
+from jax.experimental import multihost_utils
+
 from chopjax.errors import UserError
 from chopjax.progress import say
 
@@ -23,13 +26,17 @@ EXIT_PREEMPTED = 75
 def owned(workdir: Path) -> Iterator[None]:
     """Create the folder and hold it. Raises UserError if it cannot be written or is in use.
 
-    The lock goes with the process, however it ends. The folder lies on a file system: what is
+    Of several processes the first one locks it. The lock goes with the process, however it ends.
+    The folder lies on a file system: what is
     saved there counts on renames that happen whole or not at all, which buckets do not have.
     """
     if ":/" in str(workdir):  # Path("gs://bucket") is gs:/bucket
         raise UserError(
             f"--workdir {workdir}: a URL; give a folder on a file system that every host mounts"
         )
+    if jax.process_index() != 0:
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -55,7 +62,9 @@ def owned(workdir: Path) -> Iterator[None]:
 class StopRequest:
     """Whether SIGTERM or Ctrl-C has asked the run to stop; it stops after the step at hand.
 
-    A second Ctrl-C stops at once, with what was saved before.
+    A second Ctrl-C stops at once, with what was saved before. Of several processes one may be
+    asked: jax's preemption service, which then is the one to catch SIGTERM, tells the others and
+    finds a step that all have yet to reach.
     """
 
     def __init__(self) -> None:
@@ -63,6 +72,12 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def agreed(self, step: int) -> bool:
+        """Whether the run stops after this step; every process calls it after every step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+        return bool(self)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
@@ -75,7 +90,7 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Catch SIGTERM and SIGINT while the block runs."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield request  # signals reach the main thread alone
         return
     caught = (signal.SIGTERM, signal.SIGINT)
@@ -85,3 +100,9 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process is here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"chopjax train: {what}")
