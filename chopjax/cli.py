@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import re
 import sys
@@ -16,11 +17,11 @@ from chopjax.errors import UserError
 # a verb that is a Python keyword lives in VERB_.py.
 VERBS = {
     "inspect": "what a checkpoint holds: shapes, parameters, bytes, memory and FLOPs",
-    "import": "Hugging Face checkpoint → Orbax, parameters born sharded on the mesh",
-    "export": "Orbax → Hugging Face checkpoint, byte for byte",
+    "import": "Hugging Face checkpoint to Orbax, parameters born sharded on the mesh",
+    "export": "Orbax to Hugging Face checkpoint, byte for byte",
     "analyze": "measure which layers matter, draw it, and recommend which to remove",
     "chop": "remove layers from a Hugging Face checkpoint without reading them",
-    "prepare": "text or JSONL → token store for training",
+    "prepare": "text or JSONL to token store for training",
     "train": "continue pretraining (healing)",
     "perplexity": "token- and byte-level perplexity on a text file",
     "score": "zero-shot tasks, with lm-evaluation-harness's definitions and numbers",
@@ -56,10 +57,17 @@ def main(argv: list[str] | None = None) -> int:
     # argparse wants every flag declared; a config's fields are the recipe's.
     argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
     arguments = _parser(verb).parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without our arrows and lines
     try:
         return _command(arguments.verb).run(arguments) or 0
     except UserError as error:
         print(f"chopjax {arguments.verb}: error: {error}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        place = error.filename or "a file"
+        print(f"chopjax {arguments.verb}: error: {place}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"chopjax {arguments.verb}: interrupted", file=sys.stderr)

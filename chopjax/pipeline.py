@@ -97,6 +97,7 @@ def _stages(
         return Stage(
             name=f"tokens-{part}",
             settings={"text": texts[part], "tokenizer": fingerprint},
+            outputs=(out,),
             needs=(),
             run=lambda: _prepare(settings, getattr(settings.text, part), out),
             clean=lambda: _remove(out),
@@ -124,6 +125,7 @@ def _stages(
             needs=(),
             run=lambda: _chop(settings, parent, keep, chopped),
             clean=lambda: _remove(chopped),
+            outputs=(chopped,),
         ),
         score("chopped", ("chop",)),
         Stage(
@@ -139,6 +141,7 @@ def _stages(
             needs=("chop", "tokens-train"),
             run=lambda: train(healing, heal),
             clean=lambda: _remove(heal),
+            outputs=(heal,),
         ),
         Stage(
             name="export",
@@ -146,6 +149,7 @@ def _stages(
             needs=("heal",),
             run=lambda: _export(heal, healed),
             clean=lambda: _remove(healed),
+            outputs=(healed,),
         ),
         score("healed", ("export",)),
         Stage(
@@ -180,8 +184,9 @@ def _prepare(settings: PipelineSettings, inputs: str, out: Path) -> dict[str, An
 def _chop(settings: PipelineSettings, parent: Description, keep: Keep, out: Path) -> dict[str, Any]:
     assert isinstance(parent.weights, Checkpoint)
     say(f"keeping layers {ranges(keep)} of {parent.config.num_layers}")
-    strategy = settings.chop.strategy or "keep"
-    about = dataclasses.asdict(settings.chop)
+    by_list = bool(settings.chop.keep)
+    strategy = "keep" if by_list else settings.chop.strategy
+    about = {"keep": settings.chop.keep} if by_list else {"remove": settings.chop.remove}
     plan = chop_checkpoint(parent.weights, keep, out, strategy, about, overwrite=True)
     return {"kept_layers": list(keep), "bytes": plan.after.bytes}
 
@@ -311,12 +316,12 @@ def _evaluation_settings(healing: ConfigDict) -> dict[str, Any]:
 
 
 def _identity(parent: Description) -> dict[str, Any]:
-    """What tells one parent from another: a commit, or its files' sizes and times."""
+    """What tells one parent from another: a commit, or the sizes and times of all its files."""
     if parent.revision:
         return {"parent": parent.name, "revision": parent.revision}
     assert isinstance(parent.weights, Checkpoint)
-    files = {tensor.file for tensor in parent.weights.tensors.values()}
-    stats = {file.name: file.stat() for file in sorted(files)}
+    # config.json and the tokenizer count as much as the weights.
+    stats = {file.name: file.stat() for file in sorted(parent.folder.iterdir()) if file.is_file()}
     return {
         "parent": str(parent.folder.resolve()),
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
@@ -324,13 +329,16 @@ def _identity(parent: Description) -> dict[str, Any]:
 
 
 def _text_files(inputs: str, field: str) -> list[Any]:
-    """The files of a text source with their sizes and times. Raises UserError if there is none."""
+    """The files of a text source with their sizes and times, and the field that is their text.
+
+    Raises UserError if there is none.
+    """
     files = [file for source in find_sources(_names(inputs), field) for file in source.files]
     result = []
     for file in files:
         path = Path(file["name"])
         time = path.stat().st_mtime_ns if path.exists() else None
-        result.append([file["name"], file.get("size"), time])
+        result.append([file["name"], file.get("size"), time, field])
     return result
 
 

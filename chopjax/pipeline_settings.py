@@ -36,7 +36,10 @@ class ScoreSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineSettings:
-    """Parent → score → chop → score → heal → score → export."""
+    """Parent → score → chop → score → heal → score → export.
+
+    chop: a keep list goes before the strategy, so that it can be given on top of a recipe.
+    """
 
     model: str = ""  # the parent: a Hugging Face folder or hub id
     revision: str = ""  # of a hub id

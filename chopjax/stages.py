@@ -28,6 +28,7 @@ class Stage:
     run: does the work and returns a JSON object. Called again after a kill with the same settings,
         it goes on where it stopped if it can.
     clean: removes what an attempt with other settings left behind.
+    outputs: files or folders without which the stage is not done, whatever its record says.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     needs: tuple[str, ...]
     run: Callable[[], dict[str, Any]]
     clean: Callable[[], None]
+    outputs: tuple[Path, ...] = ()
 
 
 def run_stages(workdir: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
@@ -53,11 +55,15 @@ def run_stages(workdir: Path, stages: Sequence[Stage]) -> dict[str, dict[str, An
         record = _read(path)
         title = f"[{number}/{len(stages)}] {stage.name}"
         same = record is not None and record["fingerprint"] == fingerprint
-        if record is not None and same and "result" in record:
+        lost = [path for path in stage.outputs if not path.exists()]
+        if record is not None and same and "result" in record and not lost:
             say(f"{title}: done before, {record['seconds']:.0f} s then")
             results[stage.name] = record["result"]
             continue
-        if record is not None and same:
+        if record is not None and same and "result" in record:
+            say(f"{title}: again, because {lost[0]} is gone")
+            stage.clean()
+        elif record is not None and same:
             say(f"{title}: going on where it stopped")
         elif record is not None:
             say(f"{title}: again, because {_difference(record['settings'], stage.settings)}")

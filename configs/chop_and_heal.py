@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     config.heal.data.batch_size = 16
     config.heal.data.sequence_length = 256
 
-    # Lion as in the paper, with a rate for models of a few million parameters; for larger ones
-    # see METHODS in the README: 3e-4 from 300M parameters on.
+    # Lion as in the paper, with a rate for models of a few million parameters; the paper has 3e-4
+    # for 300M parameters and for 7B.
     config.heal.optimizer.name = "lion"
     config.heal.optimizer.peak_learning_rate = 6e-4
     config.heal.optimizer.warmup_steps = 50

@@ -16,7 +16,8 @@ import pytest
 import torch
 import transformers
 
-from chopjax import cli
+from chopjax import cli, pipeline
+from chopjax.checkpoint.describe import describe
 
 RECIPE = """
 from chopjax.pipeline_settings import default_config
@@ -163,6 +164,17 @@ def test_a_changed_setting_redoes_what_depends_on_it(
     for stage in ("heal", "export", "score-healed", "latency"):
         assert f"{stage}: again" in err
     assert "total_steps was 6, is 4" in err
+
+
+def test_what_the_parent_and_the_text_are_counts(finished: Path, material: Path) -> None:
+    """The stages' settings follow the text's field and the parent's config.json."""
+    parent = describe(str(material / "parent"))
+    before = pipeline._identity(parent), pipeline._text_files(str(material / "train.jsonl"), "text")
+    config = material / "parent" / "config.json"
+    os.utime(config, ns=(1, 1))
+    after = pipeline._identity(parent), pipeline._text_files(str(material / "train.jsonl"), "body")
+    assert before[0] != after[0]
+    assert before[1] != after[1]
 
 
 def test_training_before_the_chop_accumulates_optimizer_state(

@@ -78,3 +78,18 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "stages" / "a.json").write_text('{"finger')
     with pytest.raises(UserError, match=r"a\.json"):
         run_stages(tmp_path, Recorder().stages())
+
+
+def test_a_stage_whose_output_is_gone_runs_again(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    def run() -> dict[str, Any]:
+        output.mkdir()
+        return {}
+
+    stage = Stage("a", {}, (), run, lambda: None, outputs=(output,))
+    run_stages(tmp_path, [stage])
+    run_stages(tmp_path, [stage])
+    output.rmdir()
+    run_stages(tmp_path, [stage])
+    assert output.is_dir()

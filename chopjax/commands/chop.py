@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--protect",
-        default="1,1",
         metavar="F,L",
         help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
     )
@@ -109,9 +108,9 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
                 "`chopjax analyze`, or --data FILE to measure now"
             )
         return _laco(args, checkpoint) if args.strategy == "laco" else _measured(args, checkpoint)
-    if args.analysis or args.data:
+    if args.analysis or args.data or args.protect:
         raise UserError(
-            "--analysis and --data are for strategies that measure: "
+            "--analysis, --data and --protect are for strategies that measure: "
             f"{', '.join((*MEASURED, *MERGES))}"
         )
     if args.keep is not None:
@@ -129,7 +128,7 @@ def _measured(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     from chopjax.chop.merge import as_json, average_most_similar
     from chopjax.models import parameters
 
-    config, protect = checkpoint.config, parse_protect(args.protect)
+    config, protect = checkpoint.config, parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, config.num_layers)
     strategy = "similarity" if args.strategy == "average" else args.strategy
     if args.analysis:
@@ -156,7 +155,7 @@ def _laco(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
 
     if args.analysis:
         raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
-    protect = parse_protect(args.protect)
+    protect = parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, checkpoint.config.num_layers)
     # The paper looks at five sentences; a few more cost little.
     settings = AnalysisSettings(sequences=16, sequence_length=0, measures=(), protect=protect)

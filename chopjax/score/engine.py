@@ -133,9 +133,9 @@ class Engine:
         rows += [packed.sources_BT, packed.targets_BT]
         chunk = _chunk(shape, self.config.vocab_size)
         steps = np.int32(-(-packed.scores // chunk))
-        arguments = (self.params, *(self._place(array) for array in rows), steps, past)
+        arguments = (self.params, *(self.place(array) for array in rows), steps, past)
         static = {"config": self.config, "compute": self.compute, "chunk": chunk}
-        return self._program(_score_rows, shape, arguments, static)
+        return self.program(_score_rows, shape, arguments, static)
 
     def _past(self, tokens: np.ndarray, slots: int) -> Past:
         """The trunk's keys and values; those of the trunk before are kept for its other batches."""
@@ -146,21 +146,38 @@ class Engine:
             tokens_1S[0, : len(tokens)] = tokens
             arguments = (self.params, tokens_1S, np.int32(len(tokens)))
             static = {"config": self.config, "compute": self.compute}
-            self._trunk = key, self._program(_read_trunk, slots, arguments, static)
+            self._trunk = key, self.program(_read_trunk, slots, arguments, static)
             self.statistics.slots += slots
         return self._trunk[1]
 
-    def _place(self, array: np.ndarray) -> Any:
+    def place(self, array: np.ndarray) -> Any:
+        """An array whose first axis is the batch, spread over the mesh."""
         return array if self.mesh is None else jax.device_put(array, batch_sharding(self.mesh))
 
-    def _program(self, function: Any, key: Any, arguments: Any, static: dict[str, Any]) -> Any:
-        """Run a function; compilation is counted apart."""
+    def program(
+        self,
+        function: Any,
+        key: Any,
+        arguments: tuple[Any, ...],
+        static: dict[str, Any],
+        donate: str | None = None,
+    ) -> Any:
+        """Run a function; what it gives is whole on every device. Compilation is counted apart.
+
+        key: tells calls with different shapes apart. donate: the argument whose memory may be
+        used again.
+        """
         program = self._programs.get((function, key))
         if program is None:
             start = time.perf_counter()
             everywhere = None if self.mesh is None else replicated(self.mesh)
-            compiled = jax.jit(function, static_argnames=tuple(static), out_shardings=everywhere)
-            program = compiled.lower(*arguments, **static).compile()
+            traced = jax.jit(
+                function,
+                static_argnames=tuple(static),
+                out_shardings=everywhere,
+                donate_argnames=donate,
+            )
+            program = traced.lower(*arguments, **static).compile()
             self._programs[function, key] = program
             self.statistics.programs += 1
             self.statistics.compile_seconds += time.perf_counter() - start

@@ -16,7 +16,7 @@ FAMILIES: dict[str, Family] = {f.FAMILY.model_type: f.FAMILY for f in (llama, gp
 def find(raw: Mapping[str, Any]) -> Family:
     """The family that a config.json belongs to."""
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"config.json: model_type {model_type!r} is not supported; "
             f"chopjax knows {', '.join(FAMILIES)}"

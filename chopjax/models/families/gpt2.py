@@ -23,8 +23,9 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
     """config.json → ModelConfig. Missing keys take the defaults of transformers' GPT2Config."""
     options = Options(
         raw,
-        neutral="attn_pdrop embd_pdrop resid_pdrop n_ctx summary_activation summary_first_dropout "
-        "summary_proj_to_labels summary_type summary_use_proj",
+        neutral="attn_pdrop embd_pdrop resid_pdrop n_ctx n_special predict_special_tokens "
+        "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
+        "summary_use_proj",
         off={
             "reorder_and_upcast_attn": False,
             # The scale depends on the layer's index, so removing layers would change the others.
@@ -45,7 +46,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         mlp_dim=options.size("n_inner", 4 * embed_dim),
         max_positions=options.size("n_positions", 1024),
         norm="layer",
-        norm_epsilon=options.number("layer_norm_epsilon", 1e-5),
+        norm_epsilon=options.number("layer_norm_epsilon", 1e-5, above=0),
         activation=options.choice("activation_function", ACTIVATIONS, "gelu_new"),
         tie_embeddings=options.flag("tie_word_embeddings", True),
         attention_bias=True,
@@ -53,7 +54,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         bos_token_id=options.token("bos_token_id"),
         eos_token_id=options.token("eos_token_id"),
     )
-    options.finish()
+    options.finish(config.num_layers)
     return config
 
 

@@ -30,6 +30,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         head_dim = options.divide("hidden_size / num_attention_heads", embed_dim, num_heads)
     else:
         head_dim = options.size("head_dim")
+    options.divide("head_dim / 2 (RoPE turns pairs)", head_dim, 2)
     max_positions = options.size("max_position_embeddings", 2048)
     config = ModelConfig(
         family="llama",
@@ -42,7 +43,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         mlp_dim=options.size("intermediate_size", 11_008),
         max_positions=max_positions,
         norm="rms",
-        norm_epsilon=options.number("rms_norm_eps", 1e-6),
+        norm_epsilon=options.number("rms_norm_eps", 1e-6, above=0),
         activation=options.choice("hidden_act", ACTIVATIONS, "silu"),
         tie_embeddings=options.flag("tie_word_embeddings", False),
         rope=rope(options, max_positions),
@@ -52,7 +53,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         bos_token_id=options.token("bos_token_id"),
         eos_token_id=options.token("eos_token_id"),
     )
-    options.finish()
+    options.finish(config.num_layers)
     return config
 
 

@@ -52,7 +52,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         bos_token_id=options.token("bos_token_id"),
         eos_token_id=options.token("eos_token_id"),
     )
-    options.finish()
+    options.finish(config.num_layers)
     return config
 
 

@@ -15,11 +15,13 @@ from chopjax.models.config import Rope
 NEUTRAL = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config
-    _name_or_path add_bos_token architectures attention_dropout attention_probs_dropout_prob
+    _name_or_path _num_labels add_bos_token architectures attention_dropout
+    attention_probs_dropout_prob
     attn_implementation begin_suppress_tokens bos_token_id chunk_size_feed_forward
     decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_range
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label
+    initializer_range is_llama_config neftune_noise_alpha output_past transformers.js_config
     label2id length_penalty max_length max_sequence_length min_length model_type
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
     output_hidden_states output_scores pad_token_id prefix prefix_token_id problem_type
@@ -37,6 +39,7 @@ OFF: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False, True, None),
     "is_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
+    "rope_interleaved": (False, None),
     "quantization_config": (None,),
     "tie_encoder_decoder": (False, None),
 }
@@ -70,8 +73,8 @@ class Options:
             return 1
         return value
 
-    def number(self, key: str, default: float) -> float:
-        """A finite number."""
+    def number(self, key: str, default: float, above: float = -math.inf) -> float:
+        """A finite number, above a bound."""
         value = self.get(key, default)
         if (
             isinstance(value, bool)
@@ -80,6 +83,8 @@ class Options:
         ):
             self.problems.append(f"{key} is {value!r}; a number is needed")
             return default
+        if value <= above:
+            self.problems.append(f"{key} is {value!r}; a number above {above:g} is needed")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -99,19 +104,23 @@ class Options:
     def token(self, key: str) -> int | None:
         """A special token's id; of a list, the first."""
         value = self.get(key)
-        return value[0] if isinstance(value, list) and value else value
+        first = value[0] if isinstance(value, list) and value else value
+        if first is not None and (isinstance(first, bool) or not isinstance(first, int)):
+            self.problems.append(f"{key} is {value!r}; a token's number is needed")
+            return None
+        return first
 
     def divide(self, key: str, total: int, parts: int) -> int:
         if total % parts:
             self.problems.append(f"{key}: {total} does not divide by {parts}")
         return max(total // parts, 1)
 
-    def finish(self) -> None:
+    def finish(self, num_layers: int) -> None:
         """Raise UserError that lists everything unsupported, by name."""
         for key, value in self.raw.items():
             if key in self.seen or key in self.neutral:
                 continue
-            if key == "layer_types" and set(value or ()) <= {"full_attention"}:
+            if key == "layer_types" and value == ["full_attention"] * num_layers:
                 continue  # what every layer of these families is
             if key in self.off:
                 if value not in self.off[key]:
@@ -131,7 +140,7 @@ def rope(options: Options, max_positions: int) -> Rope:
 
     Defaults are those of transformers' modeling_rope_utils.
     """
-    theta = options.number("rope_theta", 10_000.0)
+    theta = options.number("rope_theta", 10_000.0, above=0)
     found = options.get("rope_scaling") or options.get("rope_parameters") or {}
     options.seen |= {"rope_scaling", "rope_parameters"}
     if not isinstance(found, dict):
@@ -140,7 +149,7 @@ def rope(options: Options, max_positions: int) -> Rope:
     inner = Options({key: value for key, value in found.items() if value is not None})
     kind = str(inner.get("rope_type", inner.get("type", "default")))
     inner.seen.add("type")
-    theta = inner.number("rope_theta", theta)
+    theta = inner.number("rope_theta", theta, above=0)
     if inner.number("partial_rotary_factor", options.number("partial_rotary_factor", 1.0)) != 1.0:
         inner.problems.append("partial_rotary_factor other than 1 is not supported")
     fields: dict[str, Any] = {"kind": kind, "theta": theta}
@@ -151,7 +160,7 @@ def rope(options: Options, max_positions: int) -> Rope:
     elif kind != "default":
         if "factor" not in inner.raw:
             inner.problems.append(f"rope_type {kind!r} needs a factor")
-        fields["factor"] = inner.number("factor", 1.0)
+        fields["factor"] = inner.number("factor", 1.0, above=0)
     if kind in ("llama3", "yarn"):
         # transformers gives the key outside rope_parameters the last word.
         outside = options.get("original_max_position_embeddings")
@@ -159,7 +168,8 @@ def rope(options: Options, max_positions: int) -> Rope:
         fields["original_max_positions"] = outside or inside
     if kind == "llama3":
         fields["low_freq_factor"] = inner.number("low_freq_factor", 1.0)
-        fields["high_freq_factor"] = inner.number("high_freq_factor", 4.0)
+        low = fields["low_freq_factor"]
+        fields["high_freq_factor"] = inner.number("high_freq_factor", 4.0, above=low)
     if kind == "yarn":
         fields["beta_fast"] = inner.number("beta_fast", 32.0)
         fields["beta_slow"] = inner.number("beta_slow", 1.0)
@@ -183,10 +193,9 @@ _ROPE_KEYS = re.findall(
 
 def _yarn_attention_factor(inner: Options, factor: float) -> float:
     """YaRN's temperature (arXiv 2309.00071, section 3.4), as transformers infers it."""
-    given = inner.get("attention_factor")
-    mscale, mscale_all_dim = inner.get("mscale"), inner.get("mscale_all_dim")
-    if given is not None:
-        return float(given)
+    mscale, mscale_all_dim = inner.number("mscale", 0.0), inner.number("mscale_all_dim", 0.0)
+    if inner.get("attention_factor") is not None:
+        return inner.number("attention_factor", 1.0)
 
     def scale(by: float = 1.0) -> float:
         return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0

@@ -38,6 +38,9 @@ def test_both_spellings_of_rope() -> None:
     assert rope_of(rope_theta=5e5, rope_scaling=None) == Rope(theta=5e5)
 
 
+YARN = {"type": "yarn", "factor": 2.0}
+
+
 @pytest.mark.parametrize(
     ("raw", "named"),
     [
@@ -56,6 +59,16 @@ def test_both_spellings_of_rope() -> None:
         ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
         ({"model_type": "opt", "enable_bias": "yes"}, "enable_bias"),
         ({"model_type": "mamba"}, "mamba"),
+        ({"model_type": ["llama"]}, "llama"),
+        ({"model_type": "llama", "rope_interleaved": True}, "rope_interleaved"),
+        ({"model_type": "llama", "rope_theta": 0}, "rope_theta"),
+        ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
+        ({"model_type": "llama", "rms_norm_eps": -1}, "rms_norm_eps"),
+        ({"model_type": "llama", "head_dim": 7}, "head_dim"),
+        ({"model_type": "llama", "eos_token_id": "x"}, "eos_token_id"),
+        ({"model_type": "llama", "layer_types": ["full_attention"]}, "layer_types"),
+        ({"model_type": "llama", "rope_scaling": YARN | {"mscale": "x"}}, "mscale"),
+        ({"model_type": "llama", "rope_scaling": YARN | {"attention_factor": "a"}}, "attention"),
         ({}, "None"),
     ],
     ids=str,
@@ -70,6 +83,20 @@ def test_every_unsupported_option_is_listed() -> None:
         translate({"model_type": "llama", "sliding_window": 1, "hidden_act": "mish"})
     assert "sliding_window" in str(caught.value)
     assert "mish" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"model_type": "llama", "is_llama_config": True, "rope_interleaved": False},
+        {"model_type": "llama", "transformers.js_config": {"kv_cache_dtype": {}}},
+        {"model_type": "gpt2", "_num_labels": 1, "n_special": 0, "predict_special_tokens": True},
+        {"model_type": "gpt2", "output_past": True, "gradient_checkpointing": False},
+    ],
+    ids=str,
+)
+def test_inert_keys_of_public_checkpoints_are_fine(raw: dict[str, Any]) -> None:
+    assert translate(raw) == translate({"model_type": raw["model_type"]})
 
 
 def test_layer_types_that_say_nothing_new_are_fine() -> None:
