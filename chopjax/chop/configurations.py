@@ -121,7 +121,7 @@ def resolve_remove(remove: str | int | float, num_layers: int) -> int:
     unless at least one layer goes and one stays.
     """
     text = str(remove).strip()
-    if re.fullmatch(r"-?\d{1,9}", text):
+    if re.fullmatch(r"-?\d{1,99}", text):
         count = int(text)
     else:
         count = _nearest_half_down(_fraction(text) * num_layers)
@@ -163,7 +163,7 @@ def parse_keep(text: str, num_layers: int) -> Keep:
     """
     keep: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        found = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part)
         if not found:
             raise UserError(
                 f"--keep {text!r}: {part.strip()!r} is not a layer (5) or a range (13-23)"
