@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     # argparse wants every flag declared; a config's fields are the recipe's.
     argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
     arguments = _parser(verb).parse_args(argv)
+    # transformers advises to install torch; its tokenizers do without.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our arrows and lines
