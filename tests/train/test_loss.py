@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -110,5 +111,5 @@ def sizes(jaxpr):
     for equation in jaxpr.eqns:
         for variable in equation.outvars:
             yield getattr(variable.aval, "size", 0)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from sizes(inner)
