@@ -15,6 +15,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from chopjax.checkpoint.load import Loaded
@@ -24,7 +25,8 @@ from chopjax.models import parameters
 from chopjax.progress import progress, say
 from chopjax.score.encoding import Encoder, Ids, check_pairs
 from chopjax.score.engine import Engine
-from chopjax.score.journal import Journal
+from chopjax.score.generation import GenerationSettings, eos_ids, generate, read_settings
+from chopjax.score.journal import Journal, pair_key, prompt_key
 from chopjax.score.model import open_engine
 
 
@@ -93,6 +95,7 @@ class ChopjaxLM(TemplateLM):
                 "empty context; name one with prefix_token_id"
             )
         self._prefix_token_id = int(prefix_token_id)
+        self._eos_ids = eos_ids(loaded.folder, self.tokenizer.eos_token_id)
         self.encoder = Encoder(self.tokenizer, add_bos_token, self._prefix_token_id)
 
     @property
@@ -160,7 +163,52 @@ class ChopjaxLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        raise UserError("chopjax cannot generate text yet: choose tasks with multiple choice")
+        """The greedy continuation of each context, up to its stop strings."""
+        contexts = [request.args[0] for request in requests]
+        settings = [read_settings(request.args[1], _name(request)) for request in requests]
+        encoded = self.encoder.encode(contexts)
+        prompts, cut = [], 0
+        for ids, setting, request in zip(encoded, settings, requests, strict=True):
+            room = self.max_length - setting.most
+            if room < 1:
+                raise UserError(
+                    f"{_name(request)}: {setting.most} tokens are to be generated, and the context "
+                    f"length is {self.max_length}"
+                )
+            if not len(ids):
+                raise UserError(f"{_name(request)}: the context has no tokens")
+            prompts.append(ids[-room:])
+            cut += len(ids) > room
+        _say_truncated(cut, len(prompts), self.max_length)
+        keys = [prompt_key(p, s.as_json()) for p, s in zip(prompts, settings, strict=True)]
+        answers = self.journal.lookup(keys) if self.journal else {}
+        todo = [index for index in range(len(requests)) if index not in answers]
+        with progress("generate", len(requests), "docs", len(answers)) as bar:
+            for setting in dict.fromkeys(settings[index] for index in todo):
+                group = [index for index in todo if settings[index] == setting]
+                for place, text in self._generate([prompts[i] for i in group], setting):
+                    answers[group[place]] = text
+                    if self.journal:
+                        self.journal.add(keys[group[place]], text)
+                    bar.advance()
+        for index, request in enumerate(requests):
+            self.cache_hook.add_partial("generate_until", request.args, answers[index])
+        return [answers[index] for index in range(len(requests))]
+
+    def _generate(
+        self, prompts: Sequence[Ids], setting: GenerationSettings
+    ) -> Iterator[tuple[int, str]]:
+        eos = self.tokenizer.decode([self.eot_token_id])
+        stops = [*setting.until, eos]
+
+        def ends(ids: list[int]) -> bool:
+            text = self.tokenizer.decode(ids)
+            return any(stop in text for stop in setting.until)
+
+        found = generate(self.engine, prompts, setting.most, ends, self._eos_ids)
+        for place, ids in found:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            yield place, postprocess_generated_text(text, stops, None)
 
     def _answer(
         self,
@@ -172,10 +220,11 @@ class ChopjaxLM(TemplateLM):
         left: dict[tuple[Any, Any], int] = {}
         for document in documents:
             left[document] = left.get(document, 0) + 1
-        known = self.journal.lookup(pairs) if self.journal else {}
-        for index, answer in known.items():
+        keys = [pair_key(pair) for pair in pairs] if self.journal else []
+        known = self.journal.lookup(keys) if self.journal else {}
+        for index, (total, greedy) in known.items():
             left[documents[index]] -= 1
-            yield index, answer
+            yield index, (total, greedy)
         todo = [index for index in range(len(pairs)) if index not in known]
         if not todo:
             return
@@ -191,7 +240,7 @@ class ChopjaxLM(TemplateLM):
             for score in self.engine.scores(plan):
                 index = todo[score.request]
                 if self.journal:
-                    self.journal.add(pairs[index], score.total)
+                    self.journal.add(keys[index], score.total)
                 left[documents[index]] -= 1
                 if not left[documents[index]]:
                     bar.advance()

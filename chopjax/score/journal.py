@@ -1,7 +1,7 @@
 """Answers on disk as they come, so that a run that was killed scores nothing twice.
 
 A journal is a text file. Its first line says what the answers depend on besides the request; each
-other line is one answer: the request's hash, the log-likelihood, 1 if greedy.
+other line is one answer: the request's hash and the answer as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from chopjax.errors import UserError
 from chopjax.progress import say
 
 Pair = tuple[np.ndarray, np.ndarray]  # context ids, continuation ids
-Answer = tuple[float, bool]
 
 
 class Journal:
@@ -30,7 +29,7 @@ class Journal:
         head = json.dumps(identity, sort_keys=True)
         name = hashlib.blake2b(head.encode(), digest_size=6).hexdigest()
         self.path = path = folder / f"journal-{name}.txt"
-        self._known: dict[str, Answer] = {}
+        self._known: dict[str, Any] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._read(head)
@@ -56,25 +55,23 @@ class Journal:
         for number, line in enumerate(lines[:-1]):  # the last is empty or cut
             if number:
                 try:
-                    key, total, greedy = line.decode().split()
-                    self._known[key] = float(total), greedy == "1"
+                    key, answer = line.decode().split(" ", 1)
+                    self._known[key] = json.loads(answer)
                 except ValueError:
                     say(f"note: {self.path}: line {number + 1} is damaged; going on from there")
                     break
             kept += len(line) + 1
         return kept
 
-    def lookup(self, pairs: Sequence[Pair]) -> dict[int, Answer]:
-        """Index → answer, of the requests that are answered already."""
-        if not self._known:
-            return {}
-        keys = enumerate(map(_key, pairs))
-        return {index: self._known[key] for index, key in keys if key in self._known}
+    def lookup(self, keys: Sequence[str]) -> dict[int, Any]:
+        """Index → answer, of the keys that are answered already."""
+        known = self._known
+        return {index: known[key] for index, key in enumerate(keys) if key in known}
 
-    def add(self, pair: Pair, answer: Answer) -> None:
+    def add(self, key: str, answer: Any) -> None:
         """Write an answer down."""
         try:
-            self._file.write(f"{_key(pair)} {answer[0]!r} {int(answer[1])}\n".encode())
+            self._file.write(f"{key} {json.dumps(answer)}\n".encode())
         except OSError as error:
             raise UserError(
                 f"{self.path}: {error.strerror}; the answers so far are kept"
@@ -86,9 +83,19 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _key(pair: Pair) -> str:
+def pair_key(pair: Pair) -> str:
+    """For the answer [log-likelihood, greedy]."""
     context, continuation = pair
-    digest = hashlib.blake2b(np.asarray(context, "<i4").tobytes(), digest_size=12)
-    digest.update(b"|")
-    digest.update(np.asarray(continuation, "<i4").tobytes())
+    return _hash(np.asarray(context, "<i4").tobytes(), np.asarray(continuation, "<i4").tobytes())
+
+
+def prompt_key(prompt: np.ndarray, settings: Mapping[str, Any]) -> str:
+    """For the text that follows a prompt."""
+    return _hash(np.asarray(prompt, "<i4").tobytes(), json.dumps(settings, sort_keys=True).encode())
+
+
+def _hash(first: bytes, second: bytes) -> str:
+    digest = hashlib.blake2b(first, digest_size=12)
+    digest.update(len(first).to_bytes(8, "little"))
+    digest.update(second)
     return digest.hexdigest()

@@ -8,28 +8,28 @@ import numpy as np
 import pytest
 
 from chopjax.errors import UserError
-from chopjax.score.journal import Journal
+from chopjax.score.journal import Journal, pair_key, prompt_key
 
 IDENTITY = {"model": "m", "dtype": "float32"}
 
 
-def pair(number: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([1, number], np.int32), np.array([number], np.int32)
+def pair(number: int) -> str:
+    return pair_key((np.array([1, number], np.int32), np.array([number], np.int32)))
 
 
 def write(folder: Path, numbers: range) -> Path:
     journal = Journal(folder, IDENTITY)
     for number in numbers:
-        journal.add(pair(number), (-0.1 * number, number % 2 == 0))
+        journal.add(pair(number), [-0.1 * number, number % 2 == 0])
     return journal.path
 
 
 def test_answers_come_back_bit_for_bit(tmp_path: Path) -> None:
     write(tmp_path / "deep", range(5))
     known = Journal(tmp_path / "deep", IDENTITY).lookup([pair(3), pair(9), pair(4)])
-    assert known == {0: (-0.1 * 3, False), 2: (-0.1 * 4, True)}
+    assert known == {0: [-0.1 * 3, False], 2: [-0.1 * 4, True]}
     # The context's end is part of the request.
-    joined = np.array([1], np.int32), np.array([3, 3], np.int32)
+    joined = pair_key((np.array([1], np.int32), np.array([3, 3], np.int32)))
     assert Journal(tmp_path / "deep", IDENTITY).lookup([joined]) == {}
 
 
@@ -44,7 +44,7 @@ def test_cut_at_any_byte(tmp_path: Path) -> None:
         assert len(known) == max(0, sum(end <= cut for end in ends) - 1)
         for number in range(4):
             if number not in known:
-                journal.add(pair(number), (-0.1 * number, number % 2 == 0))
+                journal.add(pair(number), [-0.1 * number, number % 2 == 0])
         assert len(Journal(tmp_path, IDENTITY).lookup([pair(n) for n in range(4)])) == 4
 
 
@@ -70,3 +70,11 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         Journal(tmp_path / "file", IDENTITY)
+
+
+def test_generated_text(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, IDENTITY)
+    prompt = np.array([1, 2], np.int32)
+    key, other = (prompt_key(prompt, {"most": 4, "until": [end]}) for end in ("\n", "Q:"))
+    journal.add(key, "two words\nand “quotes”")
+    assert Journal(tmp_path, IDENTITY).lookup([key, other]) == {0: "two words\nand “quotes”"}

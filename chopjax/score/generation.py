@@ -1,0 +1,225 @@
+"""Greedy decoding with a key/value cache, many prompts at a time.
+
+Prompts stand left-aligned in the first S slots of the cache, what is generated in the G slots
+after them, at the same slot for every row: a row's unused prompt slots are masked, and positions
+count on from its own length.
+
+Axes: B rows, S prompt slots, G generated slots, V vocabulary, E table width, L layers, K heads,
+H head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from chopjax.errors import UserError
+from chopjax.models.config import ModelConfig
+from chopjax.models.decoder import Compute, Past, extend, head_kernel
+from chopjax.models.parameters import Params
+from chopjax.score.engine import Engine
+from chopjax.score.layout import row_length
+
+STRIDE = 8  # tokens that the device generates between two looks of the host
+Cache = tuple[jax.Array, jax.Array]  # keys and values, [L, B, S + G, K, H]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """What a task asks for: at most `most` tokens, up to the first of the strings `until`."""
+
+    most: int
+    until: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+# Without effect on greedy decoding.
+INERT = {"do_sample", "temperature", "top_p", "top_k"}
+
+
+def read_settings(given: Mapping[str, Any], name: str) -> GenerationSettings:
+    """A request's generation arguments as the harness reads them, 256 tokens by default.
+
+    Raises UserError for sampling and for whatever else would change what is generated. name: the
+    request, for the message.
+    """
+    read = dict(normalize_gen_kwargs(dict(given), 256))
+    until, most = read.pop("until"), read.pop("max_gen_toks")
+    problems = sorted(set(read) - INERT)
+    if read.get("do_sample"):
+        problems.append("do_sample")
+    if problems:
+        raise UserError(
+            f"{name}: chopjax decodes greedily and does not know {', '.join(problems)} in the "
+            "task's generation_kwargs"
+        )
+    return GenerationSettings(int(most), tuple(stop for stop in until if stop))
+
+
+def eos_ids(folder: Path, tokenizer_eos: int | None) -> frozenset[int]:
+    """Tokens that end a text: the tokenizer's, and those that the model's files name."""
+    found = {tokenizer_eos}
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        said = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        found |= set(said) if isinstance(said, list) else {said}
+    return frozenset(token for token in found if token is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    rows: int
+    prompt: int
+    generated: int
+
+
+def generate(
+    engine: Engine,
+    prompts: Sequence[np.ndarray],
+    most: int,
+    ends: Callable[[list[int]], bool],
+    eos_ids: frozenset[int],
+) -> Iterator[tuple[int, list[int]]]:
+    """(prompt's index, its continuation) as batches are done, longest prompts first.
+
+    A continuation has `most` tokens, or fewer: it stops before a token of eos_ids, and soon after
+    `ends` has said yes to what there is. Prompts have at least one token, and with `most` more
+    they fit the context length.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    generated = -(-most // STRIDE) * STRIDE
+    while order:
+        shape = _shape(engine, len(prompts[order[0]]), generated, len(order))
+        batch, order = order[: shape.rows], order[shape.rows :]
+        found = _batch(engine, [prompts[index] for index in batch], shape, most, ends, eos_ids)
+        yield from zip(batch, found, strict=True)
+
+
+def _shape(engine: Engine, longest: int, generated: int, waiting: int) -> Shape:
+    budget = engine.budget
+    prompt = row_length(longest, budget)
+    rows = max(1, min(budget.tokens // (prompt + generated), 1 << (waiting - 1).bit_length()))
+    rows = -(-rows // budget.shards) * budget.shards
+    return Shape(rows, prompt, generated)
+
+
+def _batch(
+    engine: Engine,
+    prompts: list[np.ndarray],
+    shape: Shape,
+    most: int,
+    ends: Callable[[list[int]], bool],
+    eos_ids: frozenset[int],
+) -> list[list[int]]:
+    tokens_BS = np.zeros((shape.rows, shape.prompt), np.int32)
+    lengths_B = np.ones(shape.rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BS[row, : len(prompt)] = prompt
+        lengths_B[row] = len(prompt)
+    static = {
+        "config": engine.config,
+        "compute": engine.compute,
+        "generated": shape.generated,
+    }
+    lengths = engine.place(lengths_B)
+    arguments = (engine.params, engine.place(tokens_BS), lengths)
+    token_B, cache = engine.program(_prefill, shape, arguments, static)
+    found: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(len(prompts)))
+    for start in range(0, shape.generated, STRIDE):
+        step = (engine.params, token_B, lengths, cache, np.int32(start))
+        new_BG, token_B, cache = engine.program(_decode, shape, step, static, donate="cache")
+        new = np.asarray(new_BG)
+        for row in sorted(open_rows):
+            for token in new[row].tolist():
+                if token in eos_ids or len(found[row]) == most:
+                    open_rows.discard(row)
+                    break
+                found[row].append(token)
+            if ends(found[row]):
+                open_rows.discard(row)
+        if not open_rows:
+            break
+    return found
+
+
+def _next(params: Params, config: ModelConfig, compute: Compute, hidden_BE: jax.Array) -> jax.Array:
+    """The most likely token, of equal ones the first."""
+    kernel_EV = head_kernel(params, config).astype(hidden_BE.dtype)
+    with jax.default_matmul_precision(compute.precision):
+        logit_BV = jnp.einsum("BE,EV->BV", hidden_BE, kernel_EV, preferred_element_type=jnp.float32)
+    return jnp.argmax(logit_BV, axis=-1).astype(jnp.int32)
+
+
+def _prefill(
+    params: Params,
+    tokens_BS: jax.Array,
+    lengths_B: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+    generated: int,
+) -> tuple[jax.Array, Cache]:
+    """The first new token of every row, and the cache with room for `generated` more."""
+    B, S = tokens_BS.shape
+    slots_S = jnp.arange(S)
+    causal_BSS = jnp.broadcast_to(slots_S <= slots_S[:, None], (B, S, S))
+    positions_BS = jnp.broadcast_to(slots_S, (B, S))
+    hidden_BSE, fresh = extend(params, config, compute, tokens_BS, positions_BS, causal_BSS)
+    last_B1E = jnp.take_along_axis(hidden_BSE, lengths_B[:, None, None] - 1, axis=1)
+    room = ((0, 0), (0, 0), (0, generated), (0, 0), (0, 0))
+    cache = jnp.pad(fresh[0], room), jnp.pad(fresh[1], room)
+    return _next(params, config, compute, last_B1E[:, 0]), cache
+
+
+def _decode(
+    params: Params,
+    token_B: jax.Array,
+    lengths_B: jax.Array,
+    cache: Cache,
+    start: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+    generated: int,
+) -> tuple[jax.Array, jax.Array, Cache]:
+    """STRIDE tokens [B, STRIDE], the given one first; the one that comes after them; the cache.
+
+    start: tokens generated before the given one.
+    """
+    slots_S = jnp.arange(cache[0].shape[2])  # of prompts and generated tokens
+    prompt = slots_S.size - generated
+    in_prompt_BS = slots_S < lengths_B[:, None]
+    itself_B11 = jnp.ones((token_B.shape[0], 1, 1), bool)
+
+    def step(carry: tuple[jax.Array, Cache], number: jax.Array) -> tuple[Any, jax.Array]:
+        token_B, cache = carry
+        slot = prompt + number
+        visible_BS = in_prompt_BS | ((slots_S >= prompt) & (slots_S < slot))
+        positions_B1 = (lengths_B + number)[:, None]
+        hidden_B1E, fresh = extend(
+            params,
+            config,
+            compute,
+            token_B[:, None],
+            positions_B1,
+            itself_B11,
+            Past(*cache, visible_BS),
+        )
+        key, value = (
+            jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
+            for old, new in zip(cache, fresh, strict=True)
+        )
+        return (_next(params, config, compute, hidden_B1E[:, 0]), (key, value)), token_B
+
+    numbers = start + jnp.arange(STRIDE)
+    (token_B, cache), tokens_GB = jax.lax.scan(step, (token_B, cache), numbers)
+    return tokens_GB.T, token_B, cache
