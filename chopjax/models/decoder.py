@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chopjax.models import positions
-from chopjax.models.attention import attend, attend_visible
+from chopjax.models.attention import BATCH_AXES, HEAD_AXIS, attend, attend_visible
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
+from chopjax.models.sharding import constrain
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
 
@@ -240,7 +241,10 @@ class Embed(nnx.Module):
     def __call__(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, compute: Compute
     ) -> jax.Array:
-        x_BTE = self.embedding[...][tokens_BT].astype(compute.dtype)
+        # Without these, the compiler looks tokens up where the table's columns lie, for the whole
+        # batch everywhere. Gathering the table is the lesser evil.
+        table_VE = constrain(self.embedding[...], HEAD_AXIS)
+        x_BTE = constrain(table_VE[tokens_BT].astype(compute.dtype), BATCH_AXES)
         if self.config.embed_projection:
             kernel_ED = self.project_in[...].astype(compute.dtype)
             x_BTE = x_BTE @ kernel_ED

@@ -106,6 +106,9 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
             "evaluation": [float(loss), float(weight)],
             "born sharded": sharded,
             "query shard": list(query.addressable_shards[0].data.shape),
+            "whole batch gathered": any(
+                "all-gather" in line and f"= f32[{B},{T}," in line for line in text.splitlines()
+            ),
             "whole logits": f"f32[{B},{T},{V}]" in text or f"f32[{B * T},{V}]" in text,
         }
 

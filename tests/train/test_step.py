@@ -56,6 +56,10 @@ def test_no_program_holds_all_logits(runs):
     assert not any(run["whole logits"] for run in runs.values())
 
 
+def test_no_device_gathers_the_activations_of_the_whole_batch(runs):
+    assert not any(run["whole batch gathered"] for run in runs.values())
+
+
 RAW = {
     "model_type": "llama",
     "vocab_size": 50,
