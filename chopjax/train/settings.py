@@ -97,7 +97,6 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    every: int = 10  # steps between looks at the loss; metrics.jsonl has every step all the same
     tensorboard: bool = True
     profile: str = ""  # steps to trace for TensorBoard's profiler, such as "10-12"
 
@@ -160,7 +159,6 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[st
     prefix: what stands before a field's name in a message. Adds to `problems` every field that
     does not exist and every value that is not of its field's type.
     """
-    """`values` as the frozen dataclass `kind`; what is wrong is added to `problems`."""
     types = typing.get_type_hints(kind)
     problems += [f"{prefix}{name}: no such field" for name in values if name not in types]
     fields = {}
@@ -196,7 +194,6 @@ def _contradictions(settings: Settings) -> list[str]:
         "compute.loss_chunk": compute.loss_chunk,
         "checkpoints.every": checkpoints.every,
         "checkpoints.keep_last": checkpoints.keep_last,
-        "log.every": settings.log.every,
     }
     not_negative = {
         "chop.after_steps": chop.after_steps,
