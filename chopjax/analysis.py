@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,11 +13,13 @@ import jax
 import numpy as np
 
 from chopjax import __version__
+from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import load
 from chopjax.chop.calibration import Batch, make_batches, predicted_tokens
 from chopjax.chop.configurations import STRATEGIES, Keep, ranges, removed
 from chopjax.chop.importance import (
+    ANALYSIS,
     DEFAULT_PROTECT,
     FORMAT,
     MEASURED,
@@ -37,6 +40,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 from chopjax.progress import progress, say
+from chopjax.report import layers
 from chopjax.train import mesh as meshes
 from chopjax.train.loss import cross_entropy
 
@@ -87,9 +91,10 @@ def find_merges(
     settings: AnalysisSettings,
     remove: int,
     revision: str | None = None,
+    field: str = "text",
 ) -> tuple[Recipe, dict[str, Any]]:
     """LaCo's recipe that leaves `remove` layers fewer, and what it was found with."""
-    with _ready(model, inputs, settings, revision, "text") as ready:
+    with _ready(model, inputs, settings, revision, field) as ready:
         most = settings.protect.most(ready.config.num_layers) - 1
         if not 1 <= remove <= most:
             raise UserError(
@@ -272,7 +277,15 @@ def _plain(array: Any) -> Any:
     return [_plain(part) for part in array]
 
 
-def write_arrays(path: Path, analysis: Mapping[str, Any]) -> None:
+def write_analysis(out: Path, analysis: Mapping[str, Any], overwrite: bool = False) -> list[str]:
+    """A folder with analysis.json, analysis.npz and the figures, whose names are returned."""
+    with new_folder(out, overwrite, mark=ANALYSIS) as folder:
+        (folder / ANALYSIS).write_text(json.dumps(analysis, indent=1) + "\n")
+        _write_arrays(folder / "analysis.npz", analysis)
+        return layers.save_all(analysis, folder)
+
+
+def _write_arrays(path: Path, analysis: Mapping[str, Any]) -> None:
     """analysis.npz: the measures as arrays, nan where there is no number. `sleb_layers` are the
     layers in the order removed, `sleb_losses` the loss after each."""
     measures = dict(analysis["measures"])

@@ -1,9 +1,11 @@
 """The whole way: parent → score → chop → score → heal → score → export.
 
 WORKDIR/tokens/train, WORKDIR/tokens/held_out    token stores
+WORKDIR/analysis                                 what layers do, where the strategy looks at it
 WORKDIR/chopped                                  Hugging Face checkpoint
 WORKDIR/heal                                     training run, with its checkpoints
 WORKDIR/healed                                   Hugging Face checkpoint with a model card
+WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before the last
 WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files
 WORKDIR/stages/                                  what is done, with which settings
 WORKDIR/report.json, WORKDIR/healing.png         what came of it
@@ -12,43 +14,30 @@ WORKDIR/report.json, WORKDIR/healing.png         what came of it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
+from chopjax import pipeline_work as work
 from chopjax.checkpoint.describe import Description, describe
-from chopjax.checkpoint.export import export_model
-from chopjax.checkpoint.load import load
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.configurations import Keep, choose, parse_keep, ranges
-from chopjax.chop.stream import chop_checkpoint
-from chopjax.data.prepare import prepare
+from chopjax.choice import LOOKS, by_list, by_name, measure_of
+from chopjax.chop.configurations import Keep, resolve_remove
+from chopjax.chop.importance import check_count, parse_protect
+from chopjax.chop.schedule import parse_schedule, shares, split_keep
 from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
-from chopjax.models import parameters
-from chopjax.models.decoder import Compute
-from chopjax.pipeline_settings import PipelineSettings, read
-from chopjax.progress import say
+from chopjax.pipeline_settings import PipelineSettings, names, read
 from chopjax.report.pipeline import write_report
-from chopjax.score.latency import forward_seconds
-from chopjax.score.model import open_engine
-from chopjax.score.perplexity import perplexity, read_texts
-from chopjax.score.run import evaluate
-from chopjax.score.tasks import load_tasks
 from chopjax.stages import Stage, run_stages
-from chopjax.train import mesh as meshes
 from chopjax.train import settings as training
-from chopjax.train.evaluation import held_out_loss
 from chopjax.train.loop import train
 from chopjax.train.workdir import owned
-
-MODELS = ("parent", "chopped", "healed")
-LATENCY_LENGTH = 512  # tokens at most, where the settings leave it open
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -64,27 +53,98 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             f"model: {settings.model} is a folder of chopjax's own; give what `chopjax export` "
             "makes of it"
         )
-    keep = _keep(settings, parent.config.num_layers)
+    rounds = _rounds(settings, workdir, parent.config.num_layers)
     with owned(workdir):
-        stages = _stages(settings, workdir, parent, keep)
+        stages = _stages(settings, workdir, parent, rounds)
         results = run_stages(workdir, stages)
         return write_report(workdir, dataclasses.asdict(settings), results)
 
 
-def _keep(settings: PipelineSettings, num_layers: int) -> Keep:
-    chop = settings.chop
-    if chop.keep:
-        return parse_keep(chop.keep, num_layers)
-    return choose(chop.strategy, num_layers, chop.remove)
+# ------------------------------------------------------------------------------------ Rounds
+
+
+class Round(NamedTuple):
+    """One removal of layers and the healing after it.
+
+    number: from 1. suffix: of its stages' names; empty for the last round. model: what it chops.
+    after: the stage that makes that model; empty for the parent. remove: how many layers go. keep:
+    those that stay, in that model's numbering; None where what layers do will tell.
+    """
+
+    number: int
+    suffix: str
+    model: str
+    after: str
+    folder: Path
+    remove: int
+    keep: Keep | None
+    steps: int  # of healing
+
+    @property
+    def analysis(self) -> Path:
+        return self.folder / "analysis"
+
+    @property
+    def chopped(self) -> Path:
+        return self.folder / "chopped"
+
+    @property
+    def heal(self) -> Path:
+        return self.folder / "heal"
+
+    @property
+    def healed(self) -> Path:
+        return self.folder / "healed"
+
+
+def _rounds(settings: PipelineSettings, workdir: Path, num_layers: int) -> list[Round]:
+    """What goes when. Raises UserError where so many layers cannot go."""
+    chop, schedule = settings.chop, parse_schedule(settings.chop.schedule)
+    keeps: Sequence[Keep | None]
+    if chop.keep or chop.strategy not in LOOKS:
+        chosen = (
+            by_list(chop.keep, num_layers)
+            if chop.keep
+            else by_name(chop.strategy, chop.remove, num_layers)
+        )
+        keeps = split_keep(chosen.keep, num_layers, schedule.rounds)
+        counts = shares(num_layers - len(chosen.keep), schedule.rounds)
+    else:
+        remove = resolve_remove(chop.remove, num_layers)
+        check_count(chop.strategy, num_layers, remove, parse_protect(chop.protect))
+        counts = shares(remove, schedule.rounds)
+        keeps = [None] * schedule.rounds
+    found: list[Round] = []
+    for number, (count, keep) in enumerate(zip(counts, keeps, strict=True), 1):
+        last = number == schedule.rounds
+        found.append(
+            Round(
+                number=number,
+                suffix="" if last else f"-{number}",
+                model=str(found[-1].healed) if found else settings.model,
+                after=f"export{found[-1].suffix}" if found else "",
+                folder=workdir if last else workdir / "rounds" / str(number),
+                remove=count,
+                keep=keep,
+                steps=settings.heal.total_steps if last else schedule.steps,
+            )
+        )
+    return found
+
+
+# ------------------------------------------------------------------------------------ Stages
 
 
 def _stages(
-    settings: PipelineSettings, workdir: Path, parent: Description, keep: Keep
+    settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
 ) -> list[Stage]:
-    chopped, heal, healed = (workdir / name for name in ("chopped", "heal", "healed"))
-    folders = dict(zip(MODELS, (settings.model, str(chopped), str(healed)), strict=True))
-    healing = _heal_config(settings, workdir, keep)
-    training.read(healing)
+    last = rounds[-1]
+    folders = dict(
+        zip(work.MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True)
+    )
+    healing = _heal_config(settings, workdir, last)
+    for each in rounds:
+        training.read(_heal_config(settings, workdir, each))
     origin = _identity(parent)
     texts = {
         part: _text_files(getattr(settings.text, part), settings.text.field)
@@ -99,7 +159,7 @@ def _stages(
             settings={"text": texts[part], "tokenizer": fingerprint},
             outputs=(out,),
             needs=(),
-            run=lambda: _prepare(settings, getattr(settings.text, part), out),
+            run=lambda: work.prepare_text(settings, getattr(settings.text, part), out),
             clean=lambda: _remove(out),
         )
 
@@ -111,46 +171,27 @@ def _stages(
             name=f"score-{name}",
             settings=about | {"held_out": texts["held_out"]} | ({} if needs else origin),
             needs=needs,
-            run=lambda: _score(settings, name, folders[name], out),
+            run=lambda: work.score(settings, name, folders[name], out),
             clean=lambda: _remove(out),
         )
 
+    remove = functools.partial(_removal, settings, origin)
+    heal = functools.partial(_healing, settings, workdir)
     return [
         score("parent", ()),
         tokens("train"),
         tokens("held_out"),
-        Stage(
-            name="chop",
-            settings=origin | dataclasses.asdict(settings.chop) | {"kept_layers": list(keep)},
-            needs=(),
-            run=lambda: _chop(settings, parent, keep, chopped),
-            clean=lambda: _remove(chopped),
-            outputs=(chopped,),
-        ),
+        *(stage for each in rounds[:-1] for stage in (*remove(each), *heal(each))),
+        *remove(last),
         score("chopped", ("chop",)),
         Stage(
             name="held-out-loss",
             settings={"heal": training.flat(_evaluation_settings(healing))},
             needs=("tokens-held_out", "chop", "score-parent"),
-            run=lambda: _held_out_losses(settings, healing, folders),
+            run=lambda: work.held_out_losses(settings, healing, folders),
             clean=lambda: None,
         ),
-        Stage(
-            name="heal",
-            settings=_meaning(healing),
-            needs=("chop", "tokens-train"),
-            run=lambda: train(healing, heal),
-            clean=lambda: _remove(heal),
-            outputs=(heal,),
-        ),
-        Stage(
-            name="export",
-            settings={},
-            needs=("heal",),
-            run=lambda: _export(heal, healed),
-            clean=lambda: _remove(healed),
-            outputs=(healed,),
-        ),
+        *heal(last),
         score("healed", ("export",)),
         Stage(
             name="latency",
@@ -158,143 +199,100 @@ def _stages(
                 "batch": settings.score.latency_batch,
                 "length": settings.score.latency_length,
                 "dtype": settings.score.dtype,
-                "device": _device(),
+                "device": work.device(),
             },
             needs=("chop", "export", "score-parent"),
-            run=lambda: _latency(settings, folders),
+            run=lambda: work.latency(settings, folders),
             clean=lambda: None,
         ),
     ]
 
 
-# ------------------------------------------------------------------------------ What is done
-
-
-def _prepare(settings: PipelineSettings, inputs: str, out: Path) -> dict[str, Any]:
-    store = prepare(
-        _names(inputs),
-        load_tokenizer(settings.model, settings.revision or None),
-        out,
-        field=settings.text.field,
-        workers=settings.text.workers,
-    )[""]
-    return {"tokens": store.num_tokens, "documents": store.num_documents}
-
-
-def _chop(settings: PipelineSettings, parent: Description, keep: Keep, out: Path) -> dict[str, Any]:
-    assert isinstance(parent.weights, Checkpoint)
-    say(f"keeping layers {ranges(keep)} of {parent.config.num_layers}")
-    by_list = bool(settings.chop.keep)
-    strategy = "keep" if by_list else settings.chop.strategy
-    about = {"keep": settings.chop.keep} if by_list else {"remove": settings.chop.remove}
-    plan = chop_checkpoint(parent.weights, keep, out, strategy, about, overwrite=True)
-    return {"kept_layers": list(keep), "bytes": plan.after.bytes}
-
-
-def _export(heal: Path, healed: Path) -> dict[str, Any]:
-    export_model(str(heal), healed, overwrite=True)
-    return {"folder": str(healed)}
-
-
-def _score(settings: PipelineSettings, name: str, model: str, out: Path) -> dict[str, Any]:
-    """Held-out perplexity and task accuracies of one model."""
-    score = settings.score
-    loaded, engine = open_engine(model, _revision(settings, name), score.dtype)
-    texts = read_texts(_names(settings.text.held_out), settings.text.field)
-    measured = perplexity(engine, load_tokenizer(loaded.folder), texts)
-    accuracies = {}
-    if score.tasks:
-        found = evaluate(
-            loaded,
-            engine,
-            load_tasks(
-                _names(score.tasks),
-                score.include_path or None,
-                None if score.num_fewshot < 0 else score.num_fewshot,
-            ),
-            output=out,
-            limit=score.limit or None,
-            log_samples=True,
+def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) -> list[Stage]:
+    """Measure where the strategy wants it, then chop."""
+    chop, calibration = settings.chop, dataclasses.asdict(settings.calibration)
+    source = {} if each.after else origin
+    needs = (each.after,) if each.after else ()
+    text = settings.calibration.text or settings.text.train
+    looked_at = calibration | {
+        "text": _text_files(text, settings.text.field) if each.keep is None else [],
+        "protect": chop.protect,
+    }
+    measures = each.keep is None and chop.strategy != "laco"
+    about: dict[str, Any] = {"remove": each.remove}
+    about |= {"keep": list(each.keep)} if each.keep is not None else {"protect": chop.protect}
+    about |= looked_at if each.keep is None and not measures else {}
+    stages = [
+        Stage(
+            name=f"chop{each.suffix}",
+            settings=source | about | {"strategy": "keep" if chop.keep else chop.strategy},
+            needs=(f"measure{each.suffix}",) if measures else needs,
+            run=lambda: work.chop(settings, each),
+            clean=lambda: _remove(each.chopped),
+            outputs=(each.chopped,),
         )
-        accuracies = _accuracies(found["results"])
-    assert isinstance(loaded.weights, Checkpoint)
-    return {
-        "layers": loaded.config.num_layers,
-        "parameters": parameters.count(loaded.config),
-        "bytes": sum(tensor.nbytes for tensor in loaded.weights.tensors.values()),
-        "loss": measured["nats_per_token"],
-        "perplexity": measured["perplexity"],
-        "bits_per_byte": measured["bits_per_byte"],
-        "tokens": measured["tokens"],
-        "convention": measured["convention"],
-        "accuracies": accuracies,
-    }
+    ]
+    if measures:
+        measure = Stage(
+            name=f"measure{each.suffix}",
+            settings=source | looked_at | {"measure": measure_of(chop.strategy)},
+            needs=needs,
+            run=lambda: work.measure(settings, each),
+            clean=lambda: _remove(each.analysis),
+            outputs=(each.analysis,),
+        )
+        stages.insert(0, measure)
+    return stages
 
 
-def _accuracies(results: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
-    """ "task metric" → (value, standard error), from the harness's results."""
-    found = {}
-    for task, metrics in results.items():
-        for name, value in metrics.items():
-            metric, _, filtered = name.partition(",")
-            if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
-                continue
-            error = metrics.get(f"{metric}_stderr,{filtered}")
-            found[f"{task} {metric}"] = (value, error if isinstance(error, float) else None)
-    return found
-
-
-def _held_out_losses(
-    settings: PipelineSettings, healing: ConfigDict, folders: dict[str, str]
-) -> dict[str, float]:
-    """Parent's and chopped model's loss, measured as healing measures it: in windows of the
-    training length. The lines of the healing curve."""
-    heal = training.read(healing)
-    mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
-    losses = {}
-    with jax.set_mesh(mesh):
-        for name in ("parent", "chopped"):
-            revision = _revision(settings, name)
-            config = describe(folders[name], revision).config
-            where = meshes.shardings(config, mesh)
-            dtype = heal.compute.param_dtype
-            params = load(folders[name], revision, shardings=where, dtype=dtype).params
-            losses[name], _ = held_out_loss(config, params, heal, mesh)
-    return losses
-
-
-def _latency(settings: PipelineSettings, folders: dict[str, str]) -> dict[str, Any]:
-    score = settings.score
-    models = {}
-    for name, folder in folders.items():
-        loaded = load(folder, _revision(settings, name), dtype=score.dtype)
-        models[name] = (loaded.params, loaded.config)
-    longest = min(config.max_positions for _, config in models.values())
-    length = min(score.latency_length or LATENCY_LENGTH, longest)
-    seconds = forward_seconds(models, score.latency_batch, length, Compute(dtype=score.dtype))
-    return {
-        "seconds": seconds,
-        "batch": score.latency_batch,
-        "length": length,
-        "device": _device(),
-    }
+def _healing(settings: PipelineSettings, workdir: Path, each: Round) -> list[Stage]:
+    return [
+        Stage(
+            name=f"heal{each.suffix}",
+            settings=_meaning(_heal_config(settings, workdir, each)),
+            needs=(f"chop{each.suffix}", "tokens-train"),
+            run=lambda: train(_heal_config(settings, workdir, each, work.kept(each)), each.heal),
+            clean=lambda: _remove(each.heal),
+            outputs=(each.heal,),
+        ),
+        Stage(
+            name=f"export{each.suffix}",
+            settings={},
+            needs=(f"heal{each.suffix}",),
+            run=lambda: work.export(each.heal, each.healed),
+            clean=lambda: _remove(each.healed),
+            outputs=(each.healed,),
+        ),
+    ]
 
 
 # --------------------------------------------------------------------- What results depend on
 
 
-def _heal_config(settings: PipelineSettings, workdir: Path, keep: Keep) -> ConfigDict:
-    """The training run's config. Where the parent trains before the chop, it starts from the
-    parent and chops itself; else it starts from the chopped checkpoint."""
+def _heal_config(
+    settings: PipelineSettings, workdir: Path, each: Round, keep: Keep | None = None
+) -> ConfigDict:
+    """A round's training run. Where the parent trains before the chop, the run starts from the
+    parent and chops itself; else it starts from the chopped checkpoint.
+
+    keep: as it came out, where a measure chose it.
+    """
     heal = settings.heal
     stores = {part: str(workdir / "tokens" / part) for part in ("train", "held_out")}
+    # A short round warms up in its first half at most; the last one does what the recipe says.
+    warmup = heal.optimizer.warmup_steps
+    warmup = min(warmup, each.steps // 2) if each.suffix else warmup
     heal = dataclasses.replace(
         heal,
-        model=str(workdir / "chopped"),
+        model=str(each.chopped),
         data=dataclasses.replace(heal.data, train=stores["train"], evaluation=stores["held_out"]),
+        total_steps=each.steps,
+        # Every round sees the text in an order of its own.
+        seed=heal.seed + (each.number if each.suffix else 0),
+        optimizer=dataclasses.replace(heal.optimizer, warmup_steps=warmup),
     )
     if settings.chop.after_steps:
-        text = ",".join(map(str, keep))
+        text = ",".join(map(str, keep or each.keep or (0,)))
         chop = training.ChopSettings(keep=text, after_steps=settings.chop.after_steps)
         heal = dataclasses.replace(
             heal, model=settings.model, revision=settings.revision, chop=chop
@@ -333,25 +331,13 @@ def _text_files(inputs: str, field: str) -> list[Any]:
 
     Raises UserError if there is none.
     """
-    files = [file for source in find_sources(_names(inputs), field) for file in source.files]
+    files = [file for source in find_sources(names(inputs), field) for file in source.files]
     result = []
     for file in files:
         path = Path(file["name"])
         time = path.stat().st_mtime_ns if path.exists() else None
         result.append([file["name"], file.get("size"), time, field])
     return result
-
-
-def _revision(settings: PipelineSettings, name: str) -> str | None:
-    return settings.revision or None if name == "parent" else None
-
-
-def _names(inputs: str) -> list[str]:
-    return [name.strip() for name in inputs.split(",") if name.strip()]
-
-
-def _device() -> str:
-    return jax.devices()[0].device_kind
 
 
 def _remove(folder: Path) -> None:

@@ -6,8 +6,13 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from chopjax.choice import LOOKS
+from chopjax.chop.configurations import STRATEGIES
+from chopjax.chop.importance import parse_protect
+from chopjax.chop.merge import MERGES
+from chopjax.chop.schedule import ONCE, parse_schedule
 from chopjax.errors import UserError, listing
-from chopjax.train.settings import ChopSettings, Dtype, read_as
+from chopjax.train.settings import Dtype, read_as
 from chopjax.train.settings import Settings as HealSettings
 
 
@@ -19,6 +24,29 @@ class TextSettings:
     held_out: str = ""
     field: str = "text"  # of a JSON line
     workers: int = 2  # processes that tokenise
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSettings:
+    """What strategies that measure look at."""
+
+    text: str = ""  # files, separated by commas; empty: text.train
+    sequences: int = 128
+    sequence_length: int = 0  # tokens; 0: the context length, at most 2048
+    batch_size: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ChopSettings:
+    """Which layers go, and when. A keep list goes before the strategy, so that it can be given on
+    top of a recipe."""
+
+    keep: str = ""  # the layers that stay, such as "0,13-23"
+    strategy: str = "input"  # any of `chopjax chop`: by name, by measure, or merged
+    remove: str = "0.5"  # with strategy: how many layers go, "12", "0.5" or "50%"
+    protect: str = "1,1"  # layers that measured strategies leave alone: first and last
+    schedule: str = "once"  # or "3x200": in three rounds, 200 steps of healing between them
+    after_steps: int = 0  # train the whole parent so many steps first, for the optimizer's state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +64,13 @@ class ScoreSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineSettings:
-    """Parent → score → chop → score → heal → score → export.
-
-    chop: a keep list goes before the strategy, so that it can be given on top of a recipe.
-    """
+    """Parent → score → chop → score → heal → score → export."""
 
     model: str = ""  # the parent: a Hugging Face folder or hub id
     revision: str = ""  # of a hub id
     text: TextSettings = TextSettings()
-    chop: ChopSettings = ChopSettings(strategy="input", remove="0.5")
+    chop: ChopSettings = ChopSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
     score: ScoreSettings = ScoreSettings()
 
@@ -66,18 +92,39 @@ def read(config: ConfigDict) -> PipelineSettings:
         problems = _contradictions(settings)
     if problems:
         raise UserError(f"the config does not hold together:\n{listing(problems)}")
+    parse_protect(settings.chop.protect)
     return settings
+
+
+def names(text: str) -> list[str]:
+    """ "a, b" → ["a", "b"]."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _contradictions(settings: PipelineSettings) -> list[str]:
     chop, text, score = settings.chop, settings.text, settings.score
+    known = [*STRATEGIES, *LOOKS]
+    rounds = parse_schedule(chop.schedule) != ONCE
+    merges = not chop.keep and chop.strategy in MERGES
     checks = [
         (bool(settings.model), "model: the parent is missing (a Hugging Face folder or hub id)"),
         (bool(text.train), "text.train: the text to heal on is missing"),
         (bool(text.held_out), "text.held_out: text to measure on is missing"),
         (
-            bool(chop.keep or chop.strategy),
+            bool(chop.keep or (chop.strategy and chop.remove)),
             "chop: give chop.keep, or chop.strategy and chop.remove",
+        ),
+        (
+            bool(chop.keep) or not chop.strategy or chop.strategy in known,
+            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(known)}",
+        ),
+        (
+            not (chop.after_steps and rounds),
+            "chop.after_steps and chop.schedule: give one of them",
+        ),
+        (
+            not (chop.after_steps and merges),
+            f"chop.after_steps: not with {chop.strategy}, which changes the weights that stay",
         ),
         (text.workers >= 1, f"text.workers is {text.workers}: at least 1 is needed"),
         (score.limit >= 0, f"score.limit is {score.limit}: not below 0"),

@@ -9,19 +9,9 @@ from ml_collections import ConfigDict
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED, parse_protect
 from chopjax.errors import UserError, listing
-from chopjax.pipeline_settings import ScoreSettings, TextSettings
+from chopjax.pipeline_settings import CalibrationSettings, ScoreSettings, TextSettings, names
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import read_as
-
-
-@dataclasses.dataclass(frozen=True)
-class CalibrationSettings:
-    """What strategies that measure look at."""
-
-    text: str = ""  # files, separated by commas; empty: text.train
-    sequences: int = 128
-    sequence_length: int = 0  # tokens; 0: the context length, at most 2048
-    batch_size: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +51,6 @@ def read(config: ConfigDict) -> SweepSettings:
         raise UserError(f"the config does not hold together:\n{listing(problems)}")
     parse_protect(settings.protect)
     return settings
-
-
-def names(text: str) -> list[str]:
-    """ "a, b" → ["a", "b"]."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _contradictions(settings: SweepSettings) -> list[str]:

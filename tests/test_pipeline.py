@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,43 @@ def test_training_before_the_chop_accumulates_optimizer_state(
     assert provenance["kept_layers"] == [0, 3]
 
 
+def test_layers_go_in_rounds_and_are_measured_in_each(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    more = [
+        "--schedule=2x2", "--config.chop.strategy=magnitude", "--config.score.tasks=",
+        "--config.calibration.sequences=4", "--config.calibration.sequence_length=16",
+    ]  # fmt: skip
+    assert cli.main(arguments(material, workdir, *more)) == 0
+    report = report_of(capsys)
+    one, two = report["rounds"]
+    assert [one["layers"], two["layers"]] == [3, 2]
+    assert [one["steps"], two["steps"]] == [2, 6]
+    assert set(two["kept_layers"]) < set(one["kept_layers"]) < set(range(4))
+    assert report["kept_layers"] == two["kept_layers"]
+    record = json.loads((workdir / "healed" / "chopjax.json").read_text())
+    assert record["kept_layers"] == two["kept_layers"]
+    assert record["parent"]["name"] == str(material / "parent")
+    assert [step["settings"]["round"] for step in record["history"]] == [1, 2]
+    first, second = (
+        json.loads((folder / "analysis" / "analysis.json").read_text())
+        for folder in (workdir / "rounds" / "1", workdir)
+    )
+    assert (first["num_layers"], second["num_layers"]) == (4, 3)
+    assert second["model"] == str(workdir / "rounds" / "1" / "healed"), "the healed one is measured"
+    model = transformers.AutoModelForCausalLM.from_pretrained(workdir / "healed")
+    assert model.config.num_hidden_layers == 2
+
+    # What is lost is done again with all that builds on it, and nothing before it.
+    shutil.rmtree(workdir / "rounds" / "1" / "healed")
+    assert cli.main(arguments(material, workdir, *more)) == 0
+    captured = capsys.readouterr()
+    assert "heal-1: done before" in captured.err
+    assert "export-1: again" in captured.err
+    assert json.loads(captured.out)["rounds"] == report["rounds"]
+
+
 def test_a_killed_run_goes_on_to_the_same_numbers(
     finished: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +261,9 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
         ("--config.model=/no/such/model", "/no/such/model"),
         ("--config.text.train=/no/such.jsonl", "no/such.jsonl"),
         ("--config.chop.remove=9", "9"),
+        ("--config.chop.strategy=simmilarity", "'simmilarity' is not one of"),
+        ("--schedule=3", "ROUNDSxSTEPS"),
+        ("--schedule=3x5", "at most 2 rounds"),
         ("--config.heal.data.batch_sise=4", "batch_size"),
         ("--config.heal.total_steps=0", "total_steps"),
     ],

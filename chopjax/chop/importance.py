@@ -101,12 +101,7 @@ def choose_measured(
             f"the analysis does not hold {chosen.measure!r}, which strategy {strategy!r} needs; "
             f"it holds {', '.join(analysis['measures'])}"
         )
-    most = protect.most(num_layers)
-    if not 1 <= remove <= most:
-        raise UserError(
-            f"strategy {strategy!r} can remove 1 to {most} of {num_layers} layers, not {remove}: "
-            f"the first {protect.first} and the last {protect.last} are protected (--protect)"
-        )
+    check_count(strategy, num_layers, remove, protect)
     measure = analysis["measures"][chosen.measure]
     gone = set(chosen.removed(measure, num_layers, remove, protect))
     if gone & protect.layers(num_layers):
@@ -115,6 +110,16 @@ def choose_measured(
             "`chopjax analyze` again with this --protect"
         )
     return tuple(layer for layer in range(num_layers) if layer not in gone)
+
+
+def check_count(strategy: str, num_layers: int, remove: int, protect: Protect) -> None:
+    """Raises UserError where fewer layers than are to go are unprotected."""
+    most = protect.most(num_layers)
+    if not 1 <= remove <= most:
+        raise UserError(
+            f"strategy {strategy!r} can remove 1 to {most} of {num_layers} layers, not {remove}: "
+            f"the first {protect.first} and the last {protect.last} are protected (protect)"
+        )
 
 
 def summary(analysis: Mapping[str, Any], protect: Protect) -> dict[str, Any]:

@@ -59,10 +59,9 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from chopjax.analysis import MEASURES, AnalysisSettings, analyze, write_arrays
-    from chopjax.checkpoint.atomic import new_folder
+    from chopjax.analysis import MEASURES, AnalysisSettings, analyze, write_analysis
+    from chopjax.checkpoint.atomic import check_free
     from chopjax.chop.importance import ANALYSIS, parse_protect
-    from chopjax.report import layers
 
     settings = AnalysisSettings(
         sequences=args.sequences,
@@ -77,11 +76,9 @@ def run(args: argparse.Namespace) -> int:
         tensor=args.tensor,
     )
     out = Path(args.output)
-    with new_folder(out, args.overwrite, mark=ANALYSIS) as folder:
-        analysis = analyze(args.model, args.data, settings, args.revision, args.field)
-        (folder / ANALYSIS).write_text(json.dumps(analysis, indent=1) + "\n")
-        write_arrays(folder / "analysis.npz", analysis)
-        figures = layers.save_all(analysis, folder)
+    check_free(out, args.overwrite, mark=ANALYSIS)  # before measuring, which takes its time
+    analysis = analyze(args.model, args.data, settings, args.revision, args.field)
+    figures = write_analysis(out, analysis, args.overwrite)
     if args.json:
         print(json.dumps(analysis))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
@@ -10,8 +11,7 @@ from chopjax.errors import UserError
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
-    from chopjax.chop.configurations import Keep
-    from chopjax.chop.merge import Recipe
+    from chopjax.choice import Choice
     from chopjax.chop.stream import Plan
 
 
@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="without --analysis: text to measure the layers on now, as `chopjax analyze` does",
     )
     add(
+        "--field",
+        default="text",
+        help="with --data: of a JSON line, the field with the text (default: text)",
+    )
+    add(
         "--protect",
         metavar="F,L",
         help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
@@ -60,24 +65,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import json
-    from pathlib import Path
 
+    from chopjax.checkpoint.atomic import check_free
     from chopjax.checkpoint.source import open_checkpoint
     from chopjax.chop.stream import chop_checkpoint, plan
 
     _check_flags(args)
+    if not args.dry_run:
+        check_free(Path(args.out), args.overwrite)  # before measuring, which takes its time
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
     checkpoint = open_checkpoint(args.model, args.revision)
-    strategy, settings, keep, recipe = _choice(args, checkpoint)
+    chosen = _choice(args, checkpoint)
     if args.dry_run:
-        done = plan(checkpoint, keep)
+        done = plan(checkpoint, chosen.keep)
     else:
         done = chop_checkpoint(
-            checkpoint, keep, Path(args.out), strategy, settings, args.overwrite, max_shard_bytes,
-            recipe,
+            checkpoint, chosen.keep, Path(args.out), chosen.strategy, chosen.settings,
+            args.overwrite, max_shard_bytes, chosen.recipe,
         )  # fmt: skip
     if args.json:
-        print(json.dumps(_result(args, checkpoint.revision, strategy, settings, done)))
+        print(json.dumps(_result(args, checkpoint.revision, chosen, done)))
     else:
         _print(args, done)
     return 0
@@ -91,85 +98,50 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("--keep names the layers itself; leave --strategy and --remove out")
 
 
-# Strategy and settings as recorded in chopjax.json, the layers kept, and how they are merged.
-Choice = tuple[str, dict[str, Any], "Keep", "Recipe"]
-
-
 def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
-    from chopjax.chop.configurations import choose, parse_keep, ranges
-    from chopjax.chop.importance import MEASURED
-    from chopjax.chop.merge import MERGES
-
-    num_layers = checkpoint.config.num_layers
-    if args.strategy in (*MEASURED, *MERGES):
-        if bool(args.analysis) == bool(args.data):
-            raise UserError(
-                f"--strategy {args.strategy} looks at what layers do: give --analysis DIR, from "
-                "`chopjax analyze`, or --data FILE to measure now"
-            )
-        return _laco(args, checkpoint) if args.strategy == "laco" else _measured(args, checkpoint)
-    if args.analysis or args.data or args.protect:
-        raise UserError(
-            "--analysis, --data and --protect are for strategies that measure: "
-            f"{', '.join((*MEASURED, *MERGES))}"
-        )
-    if args.keep is not None:
-        keep = parse_keep(args.keep, num_layers)
-        return "keep", {"keep": ranges(keep)}, keep, ()
-    keep = choose(args.strategy, num_layers, args.remove)
-    return args.strategy, {"remove": num_layers - len(keep)}, keep, ()
-
-
-def _measured(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
-    from pathlib import Path
-
+    from chopjax import choice
     from chopjax.chop.configurations import resolve_remove
-    from chopjax.chop.importance import choose_measured, parse_protect, read_analysis, summary
-    from chopjax.chop.merge import as_json, average_most_similar
+    from chopjax.chop.importance import parse_protect, read_analysis
     from chopjax.models import parameters
 
-    config, protect = checkpoint.config, parse_protect(args.protect or "1,1")
+    config = checkpoint.config
+    if args.strategy not in choice.LOOKS:
+        if args.analysis or args.data or args.protect:
+            raise UserError(
+                "--analysis, --data and --protect are for strategies that measure: "
+                f"{', '.join(choice.LOOKS)}"
+            )
+        if args.keep is not None:
+            return choice.by_list(args.keep, config.num_layers)
+        return choice.by_name(args.strategy, args.remove, config.num_layers)
+    if bool(args.analysis) == bool(args.data):
+        raise UserError(
+            f"--strategy {args.strategy} looks at what layers do: give --analysis DIR, from "
+            "`chopjax analyze`, or --data FILE to measure now"
+        )
+    if args.strategy == "laco" and args.analysis:
+        raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
+    protect = parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, config.num_layers)
-    strategy = "similarity" if args.strategy == "average" else args.strategy
     if args.analysis:
         folder = Path(args.analysis)
         analysis = read_analysis(folder, config.num_layers, parameters.count(config))
-    else:
-        from chopjax.analysis import AnalysisSettings, analyze, needed_measure
+        return choice.by_analysis(args.strategy, remove, analysis, protect)
 
-        measures = (needed_measure(strategy),)
-        settings = AnalysisSettings(measures=measures, protect=protect)
-        analysis = analyze(args.model, args.data, settings, args.revision)
-    about = {"remove": remove} | summary(analysis, protect)
-    if args.strategy == "average":
-        recipe, keep = average_most_similar(analysis, remove, protect)
-        return args.strategy, about | {"merged": as_json(recipe)}, keep, recipe
-    return args.strategy, about, choose_measured(strategy, analysis, remove, protect), ()
+    from chopjax.analysis import AnalysisSettings, analyze
 
-
-def _laco(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
-    from chopjax.analysis import AnalysisSettings, find_merges
-    from chopjax.chop.configurations import resolve_remove
-    from chopjax.chop.importance import parse_protect, summary
-    from chopjax.chop.merge import as_json, bases
-
-    if args.analysis:
-        raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
-    protect = parse_protect(args.protect or "1,1")
-    remove = resolve_remove(args.remove, checkpoint.config.num_layers)
-    # The paper looks at five sentences; a few more cost little.
-    settings = AnalysisSettings(sequences=16, sequence_length=0, measures=(), protect=protect)
-    recipe, about = find_merges(args.model, args.data, settings, remove, args.revision)
-    record = {"remove": remove, "merged": as_json(recipe)} | summary(about, protect)
-    return "laco", record, bases(recipe), recipe
+    if args.strategy == "laco":
+        # The paper looks at five sentences; a few more cost little.
+        settings = AnalysisSettings(sequences=16, measures=(), protect=protect)
+        return choice.by_laco(args.model, args.revision, args.data, remove, settings, args.field)
+    measures = (choice.measure_of(args.strategy),)
+    settings = AnalysisSettings(measures=measures, protect=protect)
+    analysis = analyze(args.model, args.data, settings, args.revision, args.field)
+    return choice.by_analysis(args.strategy, remove, analysis, protect)
 
 
 def _result(
-    args: argparse.Namespace,
-    revision: str | None,
-    strategy: str,
-    settings: dict[str, Any],
-    done: Plan,
+    args: argparse.Namespace, revision: str | None, chosen: Choice, done: Plan
 ) -> dict[str, Any]:
     import dataclasses
 
@@ -177,8 +149,8 @@ def _result(
         "model": args.model,
         "revision": revision,
         "out": None if args.dry_run else args.out,
-        "strategy": strategy,
-        "settings": settings,
+        "strategy": chosen.strategy,
+        "settings": chosen.settings,
         "kept_layers": list(done.kept_layers),
         "removed_layers": list(done.removed_layers),
         "before": dataclasses.asdict(done.before),

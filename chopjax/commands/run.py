@@ -14,6 +14,12 @@ from chopjax.commands.flags import add_recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, workdir="folder of the run; what is done there already is not done again")
     parser.add_argument(
+        "--schedule",
+        metavar="ROUNDSxSTEPS",
+        help="remove the layers in rounds, with so many steps of healing between them, such as "
+        "3x200, or once (default: what the recipe says, once); the same as --config.chop.schedule",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print report.json instead of the table"
     )
 
@@ -29,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
 
     workdir = Path(args.workdir).expanduser()
-    report = pipeline.run(load_config(args.config, args.set), workdir)
+    schedule = [f"chop.schedule={args.schedule}"] if args.schedule else []
+    report = pipeline.run(load_config(args.config, [*args.set, *schedule]), workdir)
     if args.json:
         print(json.dumps(report))
     else:

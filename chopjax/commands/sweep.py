@@ -16,8 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import os
     import shlex
     from pathlib import Path
+
+    # The harness's bars would stand between ours. Read when tqdm is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
     from rich.console import Console
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,15 @@ def write_report(
 ) -> dict[str, Any]:
     """Write WORKDIR/report.json, healing.png and .svg, and healed/README.md; returns the report."""
     columns = columns_of(results)
-    metrics = read_metrics(workdir / "heal")
-    tokens_at = {row["step"]: row["tokens"] for row in metrics if "tokens" in row} | {0: 0}
+    rounds = _rounds(results)
     lines = results["held-out-loss"]
+    trained, held_out, removals = _curve(rounds)
     figure = plots.healing_curve(
-        [(row["tokens"], row["loss"]) for row in metrics if "loss" in row],
-        [(tokens_at[row["step"]], row["eval_loss"]) for row in metrics if "eval_loss" in row],
+        trained,
+        held_out,
         parent_loss=lines["parent"],
         chopped_loss=lines["chopped"],
+        removals=removals if len(rounds) > 1 else (),
     )
     plots.save(figure, workdir / "healing.png")
     report = {
@@ -62,6 +64,7 @@ def write_report(
         "gap_closed": gap_closed(columns),
         "held_out_loss_in_training_windows": lines,
         "healing": results["heal"],
+        "rounds": rounds,
         "latency": results["latency"],
         "convention": results["score-parent"]["convention"],
         "held_out_tokens": results["score-parent"]["tokens"],
@@ -70,6 +73,39 @@ def write_report(
         path.write_text(json.dumps(report, indent=1) + "\n")
     _write_card(workdir, settings, results, columns)
     return report
+
+
+def _rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of every removal of layers: those of the parent left after it, and the healing that
+    followed."""
+    numbers = itertools.takewhile(lambda n: f"heal-{n}" in results, itertools.count(1))
+    return [
+        results[f"heal{suffix}"] | {"kept_layers": results[f"chop{suffix}"]["kept_layers"]}
+        for suffix in (*(f"-{n}" for n in numbers), "")
+    ]
+
+
+Points = list[tuple[float, float]]
+
+
+def _curve(rounds: Sequence[Mapping[str, Any]]) -> tuple[Points, Points, list[float]]:
+    """Training loss, held-out loss and removals against the tokens of all rounds together."""
+    trained: Points = []
+    held_out: Points = []
+    removals: list[float] = []
+    before = 0
+    for each in rounds:
+        metrics = read_metrics(Path(each["workdir"]))
+        tokens_at = {row["step"]: row["tokens"] for row in metrics if "tokens" in row} | {0: 0}
+        trained += [(before + row["tokens"], row["loss"]) for row in metrics if "loss" in row]
+        held_out += [
+            (before + tokens_at[row["step"]], row["eval_loss"])
+            for row in metrics
+            if "eval_loss" in row
+        ]
+        removals.append(before)
+        before += each["tokens"]
+    return trained, held_out, removals
 
 
 def _write_card(
@@ -81,11 +117,15 @@ def _write_card(
     healed = workdir / "healed"
     provenance = read_provenance(healed)
     assert provenance is not None  # export writes what chop recorded
-    heal, optimizer = results["heal"], settings["heal"]["optimizer"]
+    rounds, optimizer = _rounds(results), settings["heal"]["optimizer"]
+    steps, tokens = (sum(each[name] for each in rounds) for name in ("steps", "tokens"))
     healing = (
-        f"{heal['steps']:,} steps, {heal['tokens']:,} tokens of continued pretraining of all "
-        f"weights; {optimizer['name']}, peak learning rate {optimizer['peak_learning_rate']:g}"
+        f"{steps:,} steps, {tokens:,} tokens of continued pretraining of all weights; "
+        f"{optimizer['name']}, peak learning rate {optimizer['peak_learning_rate']:g}"
     )
+    if len(rounds) > 1:
+        between = ", ".join(f"{each['steps']:,}" for each in rounds[:-1])
+        healing += f"; layers went in {len(rounds)} rounds, {between} steps after each but the last"
     text = card(
         healed,
         provenance,

@@ -21,10 +21,12 @@ def healing_curve(
     held_out: Sequence[tuple[float, float]],
     parent_loss: float,
     chopped_loss: float,
+    removals: Sequence[float] = (),
 ) -> Figure:
     """Loss against tokens while healing, with the parent's and the chopped model's as lines.
 
     train, held_out: (tokens seen, loss in nats a token). The two lines are held-out losses.
+    removals: tokens seen when layers went, in healing by rounds.
     """
     figure = Figure(figsize=(6.4, 4.0))
     axes = figure.add_subplot()
@@ -34,6 +36,11 @@ def healing_curve(
     if held_out:
         tokens, losses = zip(*held_out, strict=True)
         axes.plot(tokens, losses, color=BLUE, marker="o", markersize=3.5, label="held-out text")
+    for number, tokens_seen in enumerate(removals):
+        axes.axvline(
+            tokens_seen, color=GREY, linestyle=":", linewidth=1,
+            label=None if number else "layers removed",
+        )  # fmt: skip
     axes.axhline(chopped_loss, color=RED, linestyle="--", label=f"chopped {chopped_loss:.3f}")
     axes.axhline(parent_loss, color=GREEN, linestyle="-.", label=f"parent {parent_loss:.3f}")
     axes.set_xlabel("tokens of continued pretraining")

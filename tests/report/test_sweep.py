@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chopjax.report import sweep
+from chopjax.report import sweep, sweep_figures
 
 
 def row(strategy: str, remove: int, loss: float, healed: bool = False, seed: int = 0) -> Any:
@@ -57,24 +57,40 @@ def test_table_has_means_and_spreads_over_seeds(report: dict[str, Any]) -> None:
     ]
 
 
-def test_curves_show_parent_chance_and_both_states(report: dict[str, Any]) -> None:
-    loss = sweep.losses(report)
-    unhealed, healed = loss.axes
-    assert unhealed.get_title() == "not healed"
-    assert [line.get_label() for line in healed.get_lines()][-1] == "parent"
-    accuracy = sweep.accuracies(report)
-    levels = {
-        line.get_label(): line.get_ydata()[0]
-        for line in accuracy.axes[0].get_lines()
-        if not line.get_label().startswith("_")
-    }
-    assert levels["chance"] == 0.5
-    assert levels["parent"] == pytest.approx((0.52 + 0.6) / 2)
+def curves(axes: Any) -> dict[str, Any]:
+    """Label → line, of those that the legend names."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = (getattr(handle, "lines", [handle])[0] for handle in handles)
+    return dict(zip(labels, lines, strict=True))
+
+
+def test_a_panel_has_its_strategys_curves_from_the_parent_on(report: dict[str, Any]) -> None:
+    loss = sweep_figures.losses(report)
+    panels = {axes.get_title(): axes for axes in loss.axes}
+    assert list(panels) == ["input", "sleb"]
+    sleb = curves(panels["sleb"])
+    assert list(sleb["not healed"].get_xdata()) == [0, 0.5]
+    assert list(sleb["not healed"].get_ydata()) == pytest.approx([2.0, 3.6])
+    assert list(sleb["healed"].get_ydata()) == [2.0, 2.5]
+    assert "healed" not in curves(panels["input"])
+    assert sleb["parent"].get_ydata()[0] == 2.0
+
+
+def test_accuracy_has_the_levels_of_parent_and_chance(report: dict[str, Any]) -> None:
+    lines = curves(sweep_figures.accuracies(report).axes[0])
+    assert lines["chance"].get_ydata()[0] == 0.5
+    assert lines["parent"].get_ydata()[0] == pytest.approx((0.52 + 0.6) / 2)
+
+
+def test_ranking_has_the_lowest_loss_on_top(report: dict[str, Any]) -> None:
+    two, four = sweep_figures.ranking(report).axes
+    assert [label.get_text() for label in two.get_yticklabels()] == ["input"]
+    assert [label.get_text() for label in four.get_yticklabels()] == ["sleb", "input"]
 
 
 def test_everything_is_in_one_file(report: dict[str, Any], tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
-    assert text.count("data:image/svg+xml") == 2
+    assert text.count("data:image/svg+xml") == 3
     assert "chopjax sweep --config &lt;x&gt;" in text
     assert "60 tokens of t.jsonl" in text
     assert (tmp_path / "loss.png").exists()

@@ -1,0 +1,76 @@
+"""Which layers go, by whatever means: a list, a name, a measure, a merge.
+
+jax is imported where layers are measured alone, so that chopping by name runs without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from chopjax.chop.configurations import Keep, choose, parse_keep, ranges
+from chopjax.chop.importance import MEASURED, Protect, choose_measured, summary
+from chopjax.chop.merge import MERGES, Recipe, as_json, average_most_similar, bases
+
+if TYPE_CHECKING:
+    from chopjax.analysis import AnalysisSettings
+
+LOOKS = (*MEASURED, *MERGES)  # strategies that look at what layers do
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """strategy, settings: as chopjax.json records them. recipe: how kept layers are merged with
+    others; empty where nothing is merged."""
+
+    strategy: str
+    settings: dict[str, Any]
+    keep: Keep
+    recipe: Recipe = ()
+
+
+def by_list(text: str, num_layers: int) -> Choice:
+    """ "0,13-23" stay."""
+    keep = parse_keep(text, num_layers)
+    return Choice("keep", {"keep": ranges(keep)}, keep)
+
+
+def by_name(strategy: str, remove: str, num_layers: int) -> Choice:
+    """One of STRATEGIES."""
+    keep = choose(strategy, num_layers, remove)
+    return Choice(strategy, {"remove": num_layers - len(keep)}, keep)
+
+
+def measure_of(strategy: str) -> str:
+    """The measure of `chopjax analyze` that by_analysis needs."""
+    from chopjax.analysis import needed_measure
+
+    return needed_measure("similarity" if strategy == "average" else strategy)
+
+
+def by_analysis(
+    strategy: str, remove: int, analysis: Mapping[str, Any], protect: Protect
+) -> Choice:
+    """One of MEASURED, or the average of the most similar block."""
+    about = {"remove": remove} | summary(analysis, protect)
+    if strategy == "average":
+        recipe, keep = average_most_similar(analysis, remove, protect)
+        return Choice(strategy, about | {"merged": as_json(recipe)}, keep, recipe)
+    return Choice(strategy, about, choose_measured(strategy, analysis, remove, protect))
+
+
+def by_laco(
+    model: str,
+    revision: str | None,
+    inputs: Sequence[str],
+    remove: int,
+    settings: AnalysisSettings,
+    field: str = "text",
+) -> Choice:
+    """LaCo tries merges on text."""
+    from chopjax.analysis import find_merges
+
+    recipe, about = find_merges(model, inputs, settings, remove, revision, field)
+    record = {"remove": remove, "merged": as_json(recipe)} | summary(about, settings.protect)
+    return Choice("laco", record, bases(recipe), recipe)

@@ -1,0 +1,234 @@
+"""What the pipeline's stages do. Each returns what its record holds, a JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from ml_collections import ConfigDict
+
+from chopjax import choice
+from chopjax.analysis import AnalysisSettings, analyze, write_analysis
+from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.export import export_model
+from chopjax.checkpoint.load import load
+from chopjax.checkpoint.provenance import read_provenance
+from chopjax.checkpoint.source import Checkpoint
+from chopjax.chop.configurations import Keep, ranges
+from chopjax.chop.importance import parse_protect, read_analysis
+from chopjax.chop.schedule import ONCE, parse_schedule
+from chopjax.chop.stream import chop_checkpoint
+from chopjax.data.prepare import prepare
+from chopjax.data.tokenizer import load_tokenizer
+from chopjax.models import parameters
+from chopjax.models.decoder import Compute
+from chopjax.pipeline_settings import PipelineSettings, names
+from chopjax.progress import say
+from chopjax.score.latency import forward_seconds
+from chopjax.score.model import open_engine
+from chopjax.score.perplexity import perplexity, read_texts
+from chopjax.score.run import evaluate
+from chopjax.score.tasks import load_tasks
+from chopjax.train import mesh as meshes
+from chopjax.train import settings as training
+from chopjax.train.evaluation import held_out_loss
+
+if TYPE_CHECKING:
+    from chopjax.pipeline import Round
+
+MODELS = ("parent", "chopped", "healed")
+LATENCY_LENGTH = 512  # tokens at most, where the settings leave it open
+
+
+def prepare_text(settings: PipelineSettings, inputs: str, out: Path) -> dict[str, Any]:
+    store = prepare(
+        names(inputs),
+        load_tokenizer(settings.model, settings.revision or None),
+        out,
+        field=settings.text.field,
+        workers=settings.text.workers,
+    )[""]
+    return {"tokens": store.num_tokens, "documents": store.num_documents}
+
+
+def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
+    """What the strategy needs to know of the layers of a round's model, in the round's folder."""
+    about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
+    text, field = _calibration_text(settings), settings.text.field
+    analysis = analyze(each.model, text, about, _round_revision(settings, each), field)
+    write_analysis(each.analysis, analysis)
+    return {"tokens": analysis["tokens"]}
+
+
+def chop(settings: PipelineSettings, each: Round) -> dict[str, Any]:
+    """Remove a round's layers. kept_layers: of the parent, after this round."""
+    revision = _round_revision(settings, each)
+    checkpoint = describe(each.model, revision).weights
+    assert isinstance(checkpoint, Checkpoint)
+    chosen, total = _choice(settings, each, checkpoint), checkpoint.config.num_layers
+    say(f"keeping layers {ranges(chosen.keep)} of {total}")
+    about = chosen.settings
+    if parse_schedule(settings.chop.schedule) != ONCE:
+        about = about | {"schedule": settings.chop.schedule, "round": each.number}
+    plan = chop_checkpoint(
+        checkpoint, chosen.keep, each.chopped, chosen.strategy, about, overwrite=True,
+        recipe=chosen.recipe,
+    )  # fmt: skip
+    return {"kept_layers": list(_of_parent(each)), "bytes": plan.after.bytes}
+
+
+def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> choice.Choice:
+    wanted, config = settings.chop, checkpoint.config
+    if each.keep is not None:
+        if wanted.keep:
+            return choice.Choice("keep", {"keep": wanted.keep}, each.keep)
+        return choice.Choice(wanted.strategy, {"remove": wanted.remove}, each.keep)
+    if wanted.strategy == "laco":
+        return choice.by_laco(
+            each.model,
+            _round_revision(settings, each),
+            _calibration_text(settings),
+            each.remove,
+            _analysis_settings(settings, ()),
+            settings.text.field,
+        )
+    analysis = read_analysis(each.analysis, config.num_layers, parameters.count(config))
+    return choice.by_analysis(wanted.strategy, each.remove, analysis, parse_protect(wanted.protect))
+
+
+def _analysis_settings(settings: PipelineSettings, measures: tuple[str, ...]) -> AnalysisSettings:
+    calibration = settings.calibration
+    return AnalysisSettings(
+        sequences=calibration.sequences,
+        sequence_length=calibration.sequence_length,
+        batch_size=calibration.batch_size,
+        measures=measures,
+        protect=parse_protect(settings.chop.protect),
+        seed=settings.heal.seed,
+    )
+
+
+def _calibration_text(settings: PipelineSettings) -> list[str]:
+    return names(settings.calibration.text or settings.text.train)
+
+
+def kept(each: Round) -> Keep:
+    """The layers that a round's chop kept, numbered as the model that it chopped."""
+    return _history(each)[-1]
+
+
+def _of_parent(each: Round) -> Keep:
+    """The same, numbered as the pipeline's parent."""
+    first, *later = _history(each)[-each.number :]
+    for keep in later:
+        first = tuple(first[place] for place in keep)
+    return first
+
+
+def _history(each: Round) -> list[Keep]:
+    record = read_provenance(each.chopped)
+    assert record is not None  # chop_checkpoint wrote it
+    return [tuple(step["kept_layers"]) for step in record["history"]]
+
+
+def export(heal: Path, healed: Path) -> dict[str, Any]:
+    export_model(str(heal), healed, overwrite=True)
+    return {"folder": str(healed)}
+
+
+def score(settings: PipelineSettings, name: str, model: str, out: Path) -> dict[str, Any]:
+    """Held-out perplexity and task accuracies of one model."""
+    wanted = settings.score
+    loaded, engine = open_engine(model, _revision(settings, name), wanted.dtype)
+    texts = read_texts(names(settings.text.held_out), settings.text.field)
+    measured = perplexity(engine, load_tokenizer(loaded.folder), texts)
+    accuracies = {}
+    if wanted.tasks:
+        found = evaluate(
+            loaded,
+            engine,
+            load_tasks(
+                names(wanted.tasks),
+                wanted.include_path or None,
+                None if wanted.num_fewshot < 0 else wanted.num_fewshot,
+            ),
+            output=out,
+            limit=wanted.limit or None,
+            log_samples=True,
+        )
+        accuracies = _accuracies(found["results"])
+    assert isinstance(loaded.weights, Checkpoint)
+    return {
+        "layers": loaded.config.num_layers,
+        "parameters": parameters.count(loaded.config),
+        "bytes": sum(tensor.nbytes for tensor in loaded.weights.tensors.values()),
+        "loss": measured["nats_per_token"],
+        "perplexity": measured["perplexity"],
+        "bits_per_byte": measured["bits_per_byte"],
+        "tokens": measured["tokens"],
+        "convention": measured["convention"],
+        "accuracies": accuracies,
+    }
+
+
+def _accuracies(results: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """ "task metric" → (value, standard error), from the harness's results."""
+    found = {}
+    for task, metrics in results.items():
+        for name, value in metrics.items():
+            metric, _, filtered = name.partition(",")
+            if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
+                continue
+            error = metrics.get(f"{metric}_stderr,{filtered}")
+            found[f"{task} {metric}"] = (value, error if isinstance(error, float) else None)
+    return found
+
+
+def held_out_losses(
+    settings: PipelineSettings, healing: ConfigDict, folders: dict[str, str]
+) -> dict[str, float]:
+    """Parent's and chopped model's loss, measured as healing measures it: in windows of the
+    training length. The lines of the healing curve."""
+    heal = training.read(healing)
+    mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
+    losses = {}
+    with jax.set_mesh(mesh):
+        for name in ("parent", "chopped"):
+            revision = _revision(settings, name)
+            config = describe(folders[name], revision).config
+            where = meshes.shardings(config, mesh)
+            dtype = heal.compute.param_dtype
+            params = load(folders[name], revision, shardings=where, dtype=dtype).params
+            losses[name], _ = held_out_loss(config, params, heal, mesh)
+    return losses
+
+
+def latency(settings: PipelineSettings, folders: dict[str, str]) -> dict[str, Any]:
+    wanted = settings.score
+    models = {}
+    for name, folder in folders.items():
+        loaded = load(folder, _revision(settings, name), dtype=wanted.dtype)
+        models[name] = (loaded.params, loaded.config)
+    longest = min(config.max_positions for _, config in models.values())
+    length = min(wanted.latency_length or LATENCY_LENGTH, longest)
+    seconds = forward_seconds(models, wanted.latency_batch, length, Compute(dtype=wanted.dtype))
+    return {
+        "seconds": seconds,
+        "batch": wanted.latency_batch,
+        "length": length,
+        "device": device(),
+    }
+
+
+def _revision(settings: PipelineSettings, name: str) -> str | None:
+    return settings.revision or None if name == "parent" else None
+
+
+def _round_revision(settings: PipelineSettings, each: Round) -> str | None:
+    return None if each.after else settings.revision or None
+
+
+def device() -> str:
+    return jax.devices()[0].device_kind

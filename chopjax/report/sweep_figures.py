@@ -1,0 +1,185 @@
+"""The papers' curves from a sweep: a panel a strategy, and all strategies side by side."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from chopjax.report.plots import BLUE, GREY, ORANGE
+from chopjax.report.sweep_rows import Cells, Row, mean_accuracy, strategies_of, summary
+
+PALE = "#CCCCCC"
+# Healed and not: colour, marker, line, and whether the marker is filled, for print in grey.
+STATES: dict[bool, dict[str, Any]] = {
+    False: {"color": ORANGE, "marker": "o", "linestyle": "--", "markerfacecolor": "white"},
+    True: {"color": BLUE, "marker": "s", "linestyle": "-", "markerfacecolor": BLUE},
+}
+NAMES = {False: "not healed", True: "healed"}
+COLUMNS = 5
+MOST_PANELS = 4  # numbers of layers that `ranking` shows
+
+
+def losses(report: Mapping[str, Any]) -> Figure:
+    """Loss against the fraction removed; the scale on the right is the loss divided by log V, as
+    Deeper Layers draws it (arXiv 2403.17887, figure 3)."""
+    parent = report["parent"]
+    log_v = parent["loss"] / parent["loss_over_log_vocabulary"]
+    figure = _panels(report, "loss", {"parent": parent["loss"]}, "held-out loss\n(nats per token)")
+    for axes in _right_hand(figure):
+        right = axes.secondary_yaxis("right", functions=(lambda x: x / log_v, lambda x: x * log_v))
+        right.set_ylabel("loss / log V", fontsize=9)
+        right.tick_params(labelsize=8)
+    return figure
+
+
+def accuracies(report: Mapping[str, Any]) -> Figure:
+    """Mean accuracy over the tasks against the fraction removed, with parent and chance."""
+    return _panels(report, mean_accuracy, _levels(report), f"accuracy\n({_tasks(report)})")
+
+
+def ranking(report: Mapping[str, Any]) -> Figure:
+    """Every strategy's loss, lowest first, a panel for each number of layers removed."""
+    cells, parent = summary(report, "loss"), report["parent"]["loss"]
+    counts = _some({n for by_count in cells.values() for n in by_count}, report["num_layers"])
+    strategies = strategies_of(report)
+    height = 0.24 * len(strategies) + 1.3
+    figure = Figure(figsize=(2.9 * len(counts) + 0.4, height), layout="constrained")
+    for axes, count in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True):
+        names = _by_loss(cells, strategies, count)
+        for state in (False, True):
+            values = [cells.get((name, state), {}).get(count) for name in names]
+            rows = [row for row, cell in enumerate(values) if cell]
+            if rows:
+                axes.errorbar(
+                    [cell[0] for cell in values if cell], rows,
+                    xerr=[cell[1] or 0 for cell in values if cell],
+                    **STATES[state] | {"linestyle": ""}, markersize=5, capsize=2, elinewidth=1,
+                    label=NAMES[state],
+                )  # fmt: skip
+        axes.axvline(parent, color=GREY, linestyle="-.", linewidth=1, label="parent")
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        share = count / report["num_layers"]
+        axes.set_title(f"{count} of {report['num_layers']} removed ({share:.0%})", fontsize=9)
+        axes.set_xlabel("held-out loss (nats per token)", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(alpha=0.25)
+        _bare(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _by_loss(cells: Cells, strategies: list[str], count: int) -> list[str]:
+    """Those that were scored, healed ones before ones that were not, lowest first."""
+    found = {}
+    for name in strategies:
+        for healed in (True, False):
+            cell = cells.get((name, healed), {}).get(count)
+            if cell and name not in found:
+                found[name] = (not healed, cell[0])
+    return sorted(found, key=lambda name: found[name])
+
+
+def _some(counts: set[int], num_layers: int) -> list[int]:
+    """All, or where there are too many those next to a quarter, a half and three quarters."""
+    if len(counts) <= MOST_PANELS:
+        return sorted(counts)
+    wanted = (num_layers * share for share in (0.25, 0.5, 0.75))
+    return sorted({min(counts, key=lambda n: abs(n - want)) for want in wanted})
+
+
+def _panels(
+    report: Mapping[str, Any],
+    value: str | Callable[[Row], float],
+    lines: Mapping[str, float],
+    label: str,
+) -> Figure:
+    """A panel a strategy, all on one scale, with the others' curves of the better state in grey."""
+    cells = summary(report, value)
+    strategies, total = strategies_of(report), report["num_layers"]
+    columns = min(COLUMNS, len(strategies))
+    rows = math.ceil(len(strategies) / columns)
+    figure = Figure(figsize=(2.1 * columns + 1.2, 1.9 * rows + 0.7), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    start = lines["parent"]
+    ticks = sorted({0.0} | {n / total for by_count in cells.values() for n in by_count})
+    best = any(healed for _, healed in cells)
+    for index, axes in enumerate(panels.flat):
+        if index >= len(strategies):
+            axes.remove()
+            continue
+        name = strategies[index]
+        for other in strategies:
+            if other != name:
+                _curve(axes, cells, (other, best), start, total, color=PALE, linewidth=0.7)
+        for healed, style in STATES.items():
+            _curve(
+                axes, cells, (name, healed), start, total, label=NAMES[healed], markersize=4,
+                linewidth=1.4, capsize=2, zorder=3, **style,
+            )  # fmt: skip
+        for (line, level), dash in zip(lines.items(), ("-.", ":"), strict=False):
+            axes.axhline(level, color=GREY, linestyle=dash, linewidth=1, label=line)
+        axes.set_title(name, fontsize=9)
+        if len(ticks) <= 6:
+            axes.set_xticks(ticks)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.tick_params(labelsize=8, labelbottom=index + columns >= len(strategies))
+        axes.grid(alpha=0.25)
+        _bare(axes)
+    figure.supxlabel(f"layers removed, of {total}", fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(label, fontsize=9)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9
+    )
+    return figure
+
+
+def _curve(
+    axes: Axes, cells: Cells, which: tuple[str, bool], start: float, total: int, **style: Any
+) -> None:
+    """One strategy from the parent on, with error bars where there are several seeds."""
+    by_count = cells.get(which)
+    if not by_count:
+        return
+    counts = sorted(by_count)
+    spreads = [math.nan] + [by_count[n][1] or math.nan for n in counts]
+    axes.errorbar(
+        [0.0] + [n / total for n in counts],
+        [start] + [by_count[n][0] for n in counts],
+        yerr=spreads if "capsize" in style else None,
+        markevery=slice(1, None),
+        **style,
+    )
+
+
+def _right_hand(figure: Figure) -> list[Axes]:
+    """The panels of the last column."""
+    specs = [(axes, axes.get_subplotspec()) for axes in figure.axes]
+    return [axes for axes, spec in specs if spec is not None and spec.is_last_col()]
+
+
+def _levels(report: Mapping[str, Any]) -> dict[str, float]:
+    parent = report["parent"]
+    chance = [level for level in parent["chance"].values() if level is not None]
+    lines = {"parent": mean_accuracy(parent)}
+    return lines | ({"chance": statistics.fmean(chance)} if chance else {})
+
+
+def _tasks(report: Mapping[str, Any]) -> str:
+    tasks = list(report["parent"]["accuracy"])
+    return ", ".join(tasks) if len(tasks) < 3 else f"mean of {len(tasks)} tasks"
+
+
+def _bare(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
