@@ -2,8 +2,8 @@
 # What tpu.sh, gke.sh and slurm.sh have in common. Sourced, never run.
 set -euo pipefail
 
-# The exit code by which training says "preempted, saved, start me again" (EX_TEMPFAIL, sysexits.h).
-# chopjax/train/workdir.py has the same number.
+# The exit code by which training says "stopped from outside, start me again" (EX_TEMPFAIL of
+# sysexits.h). chopjax/train/peers.py has the same number.
 readonly EXIT_PREEMPTED=75
 
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

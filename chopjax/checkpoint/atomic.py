@@ -15,7 +15,8 @@ from pathlib import Path
 from chopjax.errors import UserError
 from chopjax.progress import say
 
-_USERS_ERRORS = {
+# A full disk, a forbidden folder: the user's to mend.
+USERS_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -44,7 +45,7 @@ def new_folder(
         _remove_leftovers(final)
         with _locked_folder(final) as temporary:
             yield temporary
-            _flush_tree(temporary)
+            flush_tree(temporary)
             check_free(final, overwrite, mark, protect)
             _swap(temporary, final)
 
@@ -61,9 +62,9 @@ def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
     with _users_errors(final), _parents(final.parent):
         try:
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             temporary.replace(final)
-            _flush(final.parent)
+            flush(final.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -116,7 +117,7 @@ def _users_errors(final: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _USERS_ERRORS:
+        if error.errno not in USERS_ERRORS:
             raise
         place = error.filename or final
         raise UserError(f"{place}: {error.strerror}; nothing was written to {final}") from error
@@ -188,19 +189,21 @@ def _swap(temporary: Path, final: Path) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{final} was written by somebody else meanwhile") from None
         raise
-    _flush(final.parent)
+    flush(final.parent)
     if old:
         shutil.rmtree(old)
 
 
-def _flush_tree(folder: Path) -> None:
+def flush_tree(folder: Path) -> None:
+    """Everything below `folder` to disk, so that the rename after it cannot overtake it."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            _flush(Path(parent, name))
-        _flush(Path(parent))
+            flush(Path(parent, name))
+        flush(Path(parent))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """A file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

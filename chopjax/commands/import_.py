@@ -43,6 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from chopjax.train import distributed
+
+    sizes = _mesh_sizes(args.mesh)
+    with distributed.joined(distributed.launch_of(args)):
+        _import(args, sizes)
+    return 0
+
+
+def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     import dataclasses
     from pathlib import Path
 
@@ -54,11 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.chop.configurations import parse_keep
     from chopjax.models import parameters
     from chopjax.progress import say
-    from chopjax.train import distributed
     from chopjax.train.mesh import make_mesh, shardings
 
-    sizes = _mesh_sizes(args.mesh)
-    distributed.start(distributed.launch_of(args))
     out = Path(args.dir)
     check_free(out, args.overwrite, FOLDER_MARK)  # before anything is downloaded
     found = describe(args.model, args.revision)
@@ -75,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
         f"{args.dir}: {loaded.family.model_type}, {config.num_layers} layers, "
         f"{parameters.count(config):,} parameters"
     )
-    return 0
 
 
 def _mesh_sizes(text: str) -> dict[str, int]:

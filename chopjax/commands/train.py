@@ -27,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from chopjax.train import distributed
     from chopjax.train.config_file import load_config
+    from chopjax.train.loop import last_words, train
+    from chopjax.train.stopping import end_on_sigterm
 
+    end_on_sigterm()
     config = load_config(args.config, args.set)  # a typo is found before the others are waited for
-    processes = distributed.start(distributed.launch_of(args))
-    from chopjax.train.loop import train
-
-    summary = train(config, args.workdir, args.force)
+    launch = distributed.launch_of(args)
+    with distributed.joined(launch, lambda: last_words(args.workdir)) as processes:
+        summary = train(config, args.workdir, args.force)
     if processes is not None and processes.index != 0:
         return 0  # the first process speaks for all
     if args.json:

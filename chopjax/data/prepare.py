@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from chopjax.checkpoint.atomic import new_file
+from chopjax.checkpoint.atomic import flush, new_file
 from chopjax.data.shards import Job, make_shards, read_record, smallest_hashes
 from chopjax.data.sources import Source, find_sources, pieces
 from chopjax.data.store import (
@@ -342,9 +342,7 @@ def _swap(folder: Path, final: Path, work: Path) -> None:
     if final.exists():
         final.rename(work / "replaced")
     folder.rename(final)
-    parent = os.open(final.parent, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)
+    flush(final.parent)
     (work / SETTINGS).unlink()
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from chopjax.checkpoint.atomic import flush, flush_tree
 from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.orbax_folder import PYTREE
 from chopjax.errors import UserError, listing
@@ -34,12 +35,23 @@ from chopjax.progress import say
 
 RECORD = "run.json"
 
+# Orbax writes a traceback of what fails in its threads, and raises it again where we wait for it.
+logging.getLogger("absl").addFilter(lambda entry: "_SignalingThread.run()" not in str(entry.msg))
+
 
 def steps(folder: Path) -> list[int]:
     """Steps with a checkpoint, ascending. A name that is a number means that it was completed."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def newest(folder: Path) -> str:
+    """For people: what a run would go on from."""
+    found = steps(folder)
+    if not found:
+        return f"There is no checkpoint in {folder} yet: the run would begin again at step 0."
+    return f"Nothing saved is lost; the newest checkpoint is that of step {found[-1]} in {folder}."
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any]:
@@ -67,11 +79,8 @@ class Saver:
     def save(self, step: int, state: Any, record: Mapping[str, Any]) -> None:
         """Begin a save; returns as soon as the arrays may be changed. Every process calls this.
 
-        Waits for the save before it, and raises what went wrong there. A step that was saved is
-        not saved twice.
+        Waits for the save before it, and raises what went wrong there.
         """
-        if step == self._saving:
-            return
         self.wait()
         self._saving = step
         partial = self.folder / f"{step}.partial"
@@ -110,9 +119,9 @@ class Saver:
         partial = self.folder / f"{step}.partial"
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         write_manifest(partial)
-        _flush(partial)
+        flush_tree(partial)
         partial.rename(self.folder / str(step))
-        _flush_folder(self.folder)
+        flush(self.folder)
         for old in self._unwanted():
             # Renamed first: a kill while files go must not leave a checkpoint with holes.
             gone = self.folder / f"{old}.partial"
@@ -124,29 +133,11 @@ class Saver:
         return [s for s in older if not (self.keep_every and s % self.keep_every == 0)]
 
     def _failed(self, error: Exception) -> UserError:
-        saved = steps(self.folder)
-        last = f"the last good one is that of step {saved[-1]}" if saved else "there is none yet"
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
         return UserError(
             f"{self.folder / str(self._saving)}: the checkpoint could not be written: {reason}\n"
-            f"No checkpoint was lost; {last}. Make room or mend the folder, then start again."
+            f"{newest(self.folder)} Make room or mend the folder, then start again."
         )
-
-
-def _flush(folder: Path) -> None:
-    """Everything below `folder` to disk, so that the rename after it cannot overtake it."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            _flush_folder(Path(parent, name))
-        _flush_folder(Path(parent))
-
-
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ----------------------------------------------------------------------------------- resuming

@@ -3,12 +3,13 @@
 Where the processes come from, first match wins: the flags --coordinator, --num-processes and
 --process-id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID); SLURM's srun; a TPU
 pod, on Kubernetes by its environment, on Cloud TPU machines by their metadata server. Nothing of
-these: a single process, and `start` does nothing.
+these: a single process, and `joined` does nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import platform
@@ -16,7 +17,7 @@ import re
 import shlex
 import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ import jax
 from chopjax import __version__
 from chopjax.errors import UserError
 from chopjax.progress import say
+from chopjax.train.peers import watched
 from chopjax.train.preflight import Processes, listen, roll_call
 
 TPU_PORT = 8482  # the port that jax itself takes on TPU pods
@@ -67,20 +69,25 @@ def launch_of(args: argparse.Namespace) -> Launch:
     return Launch(args.coordinator, args.num_processes, args.process_id, args.start_timeout)
 
 
-def start(launch: Launch = Launch()) -> Processes | None:
-    """Join the other processes; must run before anything touches a device.
+@contextlib.contextmanager
+def joined(
+    launch: Launch = Launch(), last_words: Callable[[], str] = lambda: ""
+) -> Iterator[Processes | None]:
+    """Join the other processes, and end with them; must begin before anything touches a device.
 
-    Returns who they are, or None for a single process, which needs no start. Raises UserError,
-    in every process that did start, when not all of them appear within the time-out: with the
-    missing ones and the command that starts all.
+    Yields who they are, or None for a single process. Raises UserError, in every process that did
+    start, when not all of them appear within the time-out: with the missing ones and the command
+    that starts all. While the block runs, a process that is lost ends all others (peers.py), who
+    say who it was, `last_words` and how to start all again.
     """
     processes = find(launch, os.environ)
     if processes is None or processes.count == 1:
-        return None
+        yield None
+        return
     if processes.index == 0:
         listen(processes.port).close()  # jax would only say that gRPC failed
     software = f"chopjax {__version__}, jax {jax.__version__}, Python {platform.python_version()}"
-    roll_call(processes, software, launch.timeout_seconds)
+    lines = roll_call(processes, software, launch.timeout_seconds)
     jax.distributed.initialize(
         coordinator_address=processes.coordinator,
         num_processes=processes.count,
@@ -88,7 +95,9 @@ def start(launch: Launch = Launch()) -> Processes | None:
     )
     if processes.index == 0:
         say(f"{processes.count} processes ({processes.how}), all there")
-    return processes
+    again = f"Unless a watcher of tpu_scripts/ does, start all again:\n{processes.command}"
+    with watched(lines, lambda: "\n".join(filter(None, [last_words(), again]))):
+        yield processes
 
 
 def find(launch: Launch, environment: Mapping[str, str]) -> Processes | None:

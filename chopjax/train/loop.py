@@ -25,6 +25,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from chopjax.checkpoint.atomic import USERS_ERRORS
 from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
 from chopjax.chop.configurations import ranges
@@ -47,6 +48,7 @@ from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
+from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
 from chopjax.train.step import (
     BATCH_DTYPES,
@@ -55,14 +57,21 @@ from chopjax.train.step import (
     begin,
     begin_from_scratch,
     make_eval_step,
+    make_finite_check,
     make_train_step,
     shardings_of,
 )
+from chopjax.train.stopping import stop_requests
 from chopjax.train.tracer import Tracer
-from chopjax.train.workdir import EXIT_PREEMPTED, owned, stop_requests, wait_for_all
+from chopjax.train.workdir import owned, wait_for_all
 
 CHECKPOINTS = "checkpoints"
 LAST_STEPS = 100  # that the summary's loss is the mean of
+
+
+def last_words(workdir: str | Path) -> str:
+    """What is there of a run that ends without its will."""
+    return checkpoints.newest(Path(workdir).expanduser() / CHECKPOINTS)
 
 
 def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> dict[str, Any]:
@@ -72,8 +81,17 @@ def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> dict[
     Raises UserError; SystemExit(75) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the
     state saved.
     """
-    with contextlib.ExitStack() as stack:
-        return _train(config, Path(workdir).expanduser(), force, stack)
+    workdir = Path(workdir).expanduser()
+    try:
+        with contextlib.ExitStack() as stack:
+            return _train(config, workdir, force, stack)
+    except OSError as error:
+        if error.errno not in USERS_ERRORS:
+            raise
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror}. {last_words(workdir)} "
+            "Make room or mend the folder, then start again."
+        ) from error
 
 
 def _train(
@@ -83,6 +101,7 @@ def _train(
 
     # ------------------------------------------------------------------------------ Settings
     settings = read(config)
+    stop = stack.enter_context(stop_requests())
     stack.enter_context(owned(workdir))
     folder = workdir / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +167,10 @@ def _train(
     steps = range(step, settings.total_steps)
     feed = prefetch(lambda index: on_mesh(batches, index, mesh), steps)
     stack.enter_context(contextlib.closing(feed))
-    stop = stack.enter_context(stop_requests())
+    saved_step = found_step
     tracer = Tracer(settings.log.profile, workdir)
     guard = Guard(folder)
+    is_finite = make_finite_check(mesh)
 
     def report(begun: int, metrics: Mapping[str, jax.Array]) -> None:
         """Wait for a step, write its line, and stop where its loss is not a number."""
@@ -166,7 +186,7 @@ def _train(
     def evaluate() -> None:
         if held_out is not None and not writer.has_evaluation(step):
             loss, counted = evaluate_batches(
-                eval_step, state["params"], held_out, mesh, lambda: bool(stop)
+                eval_step, state["params"], held_out, mesh, stop.agreed
             )
             if not stop:
                 writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
@@ -174,17 +194,23 @@ def _train(
         clock.restart()
 
     def save() -> None:
-        if step not in checkpoints.steps(folder):
-            writer.flush()
-            saver.save(step, state, run_record(settings, origin, fingerprints, step, tokens))
+        nonlocal saved_step
+        if step == saved_step:
+            return
+        if not is_finite(state):  # the loss would say so only after the next step
+            raise UserError(f"step {step}: the state is not finite. {guard.advice()}")
+        writer.flush()
+        saver.save(step, state, run_record(settings, origin, fingerprints, step, tokens))
+        saved_step = step
 
     # -------------------------------------------------------------------------------- Train
+    stop.begin_training()
     every = settings.evaluation.every
     with progress("train", settings.total_steps, "step", step) as bar:
         if every and step % every == 0:
             evaluate()
         running: tuple[int, Any] | None = None  # the step that the device works on
-        while step < settings.total_steps and not stop.agreed(step):
+        while step < settings.total_steps and not stop.agreed():
             tracer.before(step)
             state, metrics = train_step(state, next(feed))
             if running:

@@ -8,6 +8,7 @@ checkpoint that it starts from, so that no step stands twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import numpy as np
 from chopjax.errors import UserError
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
-from chopjax.train.checkpoints import steps
+from chopjax.train.checkpoints import newest, steps
 from chopjax.train.workdir import wait_for_all
 
 METRICS = "metrics.jsonl"
@@ -81,10 +82,12 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.flush()
+    def __exit__(self, kind: object, *exception: object) -> None:
         if self._file is not None:
-            self._file.close()
+            # What cannot be written on the way out of an error is not what is wrong.
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+                self.flush()
+                self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -134,20 +137,21 @@ class Guard:
             if self._in_a_row >= MOST_SKIPS:
                 raise UserError(
                     f"steps {step - MOST_SKIPS + 1}-{step}: every update was left out, as a spike "
-                    f"or not a number. {self._last_good()}"
+                    f"or not a number. {newest(self._checkpoints)}"
                 )
         elif not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            last = (steps(self._checkpoints) or [0])[-1]
             raise UserError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. "
-                f"{self._last_good()} Lower the learning rate, warm up longer, or set "
-                "optimizer.spike_factor to leave such updates out."
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; it went "
+                f"wrong in steps {last + 1}-{step}. " + self.advice()
             )
 
-    def _last_good(self) -> str:
-        saved = steps(self._checkpoints)
-        if not saved:
-            return "There is no checkpoint yet."
-        return f"The last checkpoint, of step {saved[-1]}, is from before."
+    def advice(self) -> str:
+        """What is left, and what to do."""
+        return (
+            f"{newest(self._checkpoints)} Lower the learning rate, warm up longer, or set "
+            "optimizer.spike_factor to leave such updates out."
+        )
 
 
 class Clock:

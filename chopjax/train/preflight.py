@@ -2,8 +2,9 @@
 
 Process 0 listens on the port after the coordinator's. Every other process connects and says one
 line of JSON: who it is, how many it expects, what software it runs. When all are there, process 0
-answers everyone with "go"; when the time is up or something does not fit, with the error, so that
-every process ends with the same words. No jax here: nothing may touch a device before that.
+answers everyone with "go", and the connections stay open (peers.py); when the time is up or
+something does not fit, it answers with the error, so that every process ends with the same words.
+No jax here: nothing may touch a device before that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 
 from chopjax.errors import UserError
 from chopjax.progress import say
+from chopjax.train.peers import Line
 
 HELLO_BYTES = 4096  # a longer hello is not from one of us
 RETRY_SECONDS = 0.5
@@ -66,20 +68,20 @@ class _Caller:
     hello: _Hello | None = None
 
 
-def roll_call(processes: Processes, software: str, timeout_seconds: float) -> None:
+def roll_call(processes: Processes, software: str, timeout_seconds: float) -> list[Line]:
     """Returns when every process is there. Raises UserError in every one of them otherwise.
 
-    `software` must be the same everywhere, for example the versions of jax and chopjax.
+    `software` must be the same everywhere, for example the versions of jax and chopjax. What is
+    returned are open connections: process 0's to all others, that of each other one to process 0.
     """
     if processes.count == 1:
-        return
+        return []
     if processes.index == 0:
-        _gather(processes, software, timeout_seconds)
-    else:
-        _report(processes, software, timeout_seconds)
+        return _gather(processes, software, timeout_seconds)
+    return [_report(processes, software, timeout_seconds)]
 
 
-def _gather(processes: Processes, software: str, timeout_seconds: float) -> None:
+def _gather(processes: Processes, software: str, timeout_seconds: float) -> list[Line]:
     deadline = time.monotonic() + timeout_seconds
     last_word = time.monotonic()
     callers: list[_Caller] = []
@@ -113,6 +115,10 @@ def _gather(processes: Processes, software: str, timeout_seconds: float) -> None
                 _answer(callers, {"error": error})
                 raise UserError(error)
         _answer(callers, {"go": True})
+        stack.pop_all()
+    for stranger in (server, *(c.connection for c in callers if not c.hello)):
+        stranger.close()
+    return [Line(c.hello.index, c.hello.host, c.connection) for c in callers if c.hello]
 
 
 def _listen_to(caller: _Caller) -> bool:
@@ -185,31 +191,34 @@ def _answer(callers: list[_Caller], message: dict[str, object]) -> None:
             caller.connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _report(processes: Processes, software: str, timeout_seconds: float) -> None:
+def _report(processes: Processes, software: str, timeout_seconds: float) -> Line:
     hello = _Hello(processes.index, processes.count, socket.gethostname(), software)
     spoken = json.dumps(dataclasses.asdict(hello)).encode() + b"\n"
     deadline = time.monotonic() + timeout_seconds
     problem = "not tried"
     while time.monotonic() < deadline:
-        try:
-            with socket.create_connection((processes.host, processes.port + 1), timeout=5) as line:
-                line.sendall(spoken)
+        with contextlib.ExitStack() as stack:
+            try:
+                address = (processes.host, processes.port + 1)
+                connection = stack.enter_context(socket.create_connection(address, timeout=5))
+                connection.sendall(spoken)
                 # Process 0 may have started later than this one; it answers by its own clock.
-                line.settimeout(timeout_seconds + SAY_SECONDS)
-                with line.makefile("rb") as file:
+                connection.settimeout(timeout_seconds + SAY_SECONDS)
+                with connection.makefile("rb", buffering=0) as file:  # what follows is not for us
                     answer = file.readline()
-        except OSError as error:
-            problem = str(error)
-            time.sleep(RETRY_SECONDS)
-            continue
-        if not answer:  # process 0 went away; perhaps it is being started again
-            problem = "it ended the connection"
-            time.sleep(RETRY_SECONDS)
-            continue
-        message = json.loads(answer)
-        if "error" in message:
-            raise UserError(message["error"])
-        return
+            except OSError as error:
+                problem = str(error)
+                time.sleep(RETRY_SECONDS)
+                continue
+            if not answer:  # process 0 went away; perhaps it is being started again
+                problem = "it ended the connection"
+                time.sleep(RETRY_SECONDS)
+                continue
+            message = json.loads(answer)
+            if "error" in message:
+                raise UserError(message["error"])
+            stack.pop_all()
+            return Line(0, processes.host, connection)
     raise UserError(
         f"process {processes.name(0)} did not answer within {timeout_seconds:.0f} s on port "
         f"{processes.port + 1} of {processes.host} ({problem}). Either it was not started, or a "

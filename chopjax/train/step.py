@@ -207,6 +207,15 @@ def make_eval_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> jax.s
     )
 
 
+def make_finite_check(mesh: Mesh) -> jax.stages.Wrapped:
+    """The jitted check of a state: whether every number in it is one."""
+
+    def is_finite(state: State) -> jax.Array:
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
+
+    return jax.jit(is_finite, out_shardings=replicated(mesh))
+
+
 def _hidden(
     params: Params, config: ModelConfig, compute: Compute, settings: Settings, batch: Batch
 ) -> jax.Array:

@@ -1,105 +1,98 @@
-"""A run's folder: one process at a time owns it, and stops when it is told to."""
+"""A run's folder: one run at a time owns it, and all of its processes see the same one."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-import signal
-import threading
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from chopjax.errors import UserError
 from chopjax.progress import say
 
 LOCK = ".lock"
-# EX_TEMPFAIL of sysexits.h: saved after SIGTERM, start me again. tpu_scripts/ wait for it.
-EXIT_PREEMPTED = 75
 
 
 @contextlib.contextmanager
 def owned(workdir: Path) -> Iterator[None]:
     """Create the folder and hold it. Raises UserError if it cannot be written or is in use.
 
-    Of several processes the first one locks it. The lock goes with the process, however it ends.
-    The folder lies on a file system: what is
-    saved there counts on renames that happen whole or not at all, which buckets do not have.
+    Of several processes the first one locks it, and all others must find its lock: where a host has
+    not mounted the file system, its part of a checkpoint would go nowhere. The lock goes with the
+    process, however it ends. The folder lies on a file system: what is saved there counts on
+    renames that happen whole or not at all, which buckets do not have.
     """
     if ":/" in str(workdir):  # Path("gs://bucket") is gs:/bucket
         raise UserError(
-            f"--workdir {workdir}: a URL; give a folder on a file system that every host mounts"
+            f"--workdir {workdir}: a URL; give a folder on a file system that every host mounts "
+            "(tpu_scripts/README.md shows how), and copy checkpoints to a bucket after"
         )
-    if jax.process_index() != 0:
+    handle, problem = None, None
+    if jax.process_index() == 0:
+        try:
+            handle = _lock(workdir)
+        except UserError as error:
+            problem = error
+    try:
+        if jax.process_count() > 1:
+            # Also where it failed: the others wait here.
+            token = secrets.randbits(31) if problem is None else 0
+            if handle is not None:
+                os.pwrite(handle, f"{os.getpid()} {token}".encode(), 0)
+                os.fsync(handle)
+            _find_token(workdir, int(multihost_utils.broadcast_one_to_all(np.int32(token))))
+        if problem is not None:
+            raise problem
         yield
-        return
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(workdir: Path) -> int:
+    """A descriptor of the lock, with the number of this process in it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--workdir {workdir}: another run works in this folder (process "
-                f"{os.read(handle, 32).decode() or 'unknown'}); wait for it or give another folder"
-            ) from None
-        except OSError:  # a file system without locks
-            say(f"{workdir} cannot be locked; take care that no other run works in it")
-        os.truncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
-    finally:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 64).decode().partition(" ")[0] or "unknown"
         os.close(handle)
+        raise UserError(
+            f"--workdir {workdir}: another run works in this folder (process {owner}); wait for "
+            "it or give another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        say(f"{workdir} cannot be locked; take care that no other run works in it")
+    os.truncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    return handle
 
 
-class StopRequest:
-    """Whether SIGTERM or Ctrl-C has asked the run to stop; it stops after the step at hand.
-
-    A second Ctrl-C stops at once, with what was saved before. Of several processes one may be
-    asked: jax's preemption service, which then is the one to catch SIGTERM, tells the others and
-    finds a step that all have yet to reach.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    def agreed(self, step: int) -> bool:
-        """Whether the run stops after this step; every process calls it after every step."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = signal.SIGTERM
-        return bool(self)
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
-        say(f"\n{name}: stopping after this step and saving; Ctrl-C to stop without")
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Catch SIGTERM and SIGINT while the block runs."""
-    request = StopRequest()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield request  # signals reach the main thread alone
-        return
-    caught = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, request.receive) for number in caught}
+def _find_token(workdir: Path, token: int) -> None:
+    """Raise UserError unless every process finds what process 0 has written."""
+    if not token:
+        raise UserError(f"--workdir {workdir}: see what process 0 says")
     try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        found = (workdir / LOCK).read_text().endswith(f" {token}")
+    except OSError:
+        found = False
+    where = multihost_utils.process_allgather(np.array(found))
+    if not where.all():
+        blind = ", ".join(str(index) for index in np.flatnonzero(~where))
+        raise UserError(
+            f"--workdir {workdir}: processes {blind} do not see the folder of process 0 under that "
+            "name; it must lie on a file system that every host has mounted"
+        )
 
 
 def wait_for_all(what: str) -> None:

@@ -130,12 +130,12 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(folder, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoints, "_flush", full)
+    monkeypatch.setattr(checkpoints, "flush_tree", full)
     with checkpoints.Saver(folder, 1, 0) as saver:
         saver.save(4, state_of(4), {})
         with pytest.raises(UserError, match="No space left on device") as error:
             saver.wait()
-    assert "the last good one is that of step 3" in str(error.value)
+    assert "the newest checkpoint is that of step 3" in str(error.value)
     assert checkpoints.steps(folder) == [1, 2, 3]
     assert checkpoints.latest_good(folder) == 3
 

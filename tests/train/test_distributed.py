@@ -17,7 +17,7 @@ from train.ports import free_port
 
 from chopjax.errors import UserError
 from chopjax.train import distributed
-from chopjax.train.distributed import Launch, find, first_node, start
+from chopjax.train.distributed import Launch, find, first_node, joined
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,8 @@ def command_line(monkeypatch: pytest.MonkeyPatch):
 
 def test_alone():
     assert find(Launch(), {}) is None
-    assert start(Launch()) is None
+    with joined(Launch()) as processes:
+        assert processes is None
 
 
 # ---- plain addresses -----------------------------------------------------------------------------
@@ -80,8 +81,11 @@ def test_mistakes(launch: Launch, message: str):
 def test_port_of_the_coordinator_in_use():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on port {port}"):
-            start(Launch(f"127.0.0.1:{port}", 2, 0, timeout_seconds=1))
+        with (
+            pytest.raises(UserError, match=f"cannot listen on port {port}"),
+            joined(Launch(f"127.0.0.1:{port}", 2, 0, timeout_seconds=1)),
+        ):
+            pass
 
 
 # ---- SLURM ---------------------------------------------------------------------------------------
@@ -188,16 +192,16 @@ def test_a_tpu_machine_whose_metadata_server_is_silent(monkeypatch: pytest.Monke
 PROGRAM = textwrap.dedent("""
     import json, os, sys
     from chopjax.errors import UserError
-    from chopjax.train.distributed import Launch, start
+    from chopjax.train.distributed import Launch, joined
     try:
-        start(Launch(timeout_seconds=float(sys.argv[1])))
+        with joined(Launch(timeout_seconds=float(sys.argv[1]))):
+            import jax, numpy as np
+            from jax.experimental import multihost_utils
+            seen = multihost_utils.process_allgather(np.int32(jax.process_index()))
+            print(json.dumps({"seen": seen.tolist(), "devices": jax.device_count()}))
     except UserError as error:
         print(json.dumps({"error": str(error)}))
         sys.exit(2)
-    import jax, numpy as np
-    from jax.experimental import multihost_utils
-    seen = multihost_utils.process_allgather(np.int32(jax.process_index()))
-    print(json.dumps({"seen": seen.tolist(), "devices": jax.device_count()}))
 """)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,9 @@ from train.runs import STEPS, at_step, bits, lines, prepare, recipe, signal_afte
 from chopjax import cli
 from chopjax.checkpoint.load import load
 from chopjax.errors import UserError
+from chopjax.train import checkpoints, evaluation, loop
 from chopjax.train.loop import train
-from chopjax.train.workdir import EXIT_PREEMPTED
+from chopjax.train.peers import EXIT_PREEMPTED
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +57,37 @@ def test_the_chop_comes_after_the_steps_and_is_recorded(chopped):
     assert loaded.raw_config["num_hidden_layers"] == 2
 
 
-@pytest.mark.parametrize("step", [2, 4, 7])
-def test_resuming_gives_the_same_bits_on_either_side_of_the_chop(
-    data, chopped, tmp_path, monkeypatch, step
+def stop_in(patch: pytest.MonkeyPatch, module: object, name: str, call: int) -> None:
+    """SIGTERM when a function is called for the so-manieth time, in whatever thread."""
+    inner, calls = getattr(module, name), []
+
+    def patched(*arguments):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the main thread goes on meanwhile
+        return inner(*arguments)
+
+    patch.setattr(module, name, patched)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda patch: signal_after(patch, 2, signal.SIGTERM),
+        lambda patch: signal_after(patch, 4, signal.SIGTERM),  # when the chop is due
+        lambda patch: stop_in(patch, loop, "on_mesh", 6),  # while a batch is read
+        lambda patch: stop_in(patch, checkpoints, "write_manifest", 1),  # in the middle of a save
+        lambda patch: stop_in(patch, evaluation, "on_mesh", 2),
+    ],
+    ids=["before the chop", "at the chop", "data", "save", "evaluation"],
+)
+def test_resuming_gives_the_same_bits_wherever_sigterm_came(
+    data, chopped, tmp_path, monkeypatch, stop
 ):
-    config = recipe(data, *CHOP, "evaluation.every=4")
+    config = recipe(data, *CHOP, "evaluation.every=4", "evaluation.batch_size=1")
     with monkeypatch.context() as patch:
-        signal_after(patch, step, signal.SIGTERM)
+        stop(patch)
         with pytest.raises(SystemExit) as stopped:
             train(config, tmp_path)
     assert stopped.value.code == EXIT_PREEMPTED
@@ -67,11 +95,24 @@ def test_resuming_gives_the_same_bits_on_either_side_of_the_chop(
     train(config, tmp_path)
     assert bits(tmp_path) == bits(chopped)
     assert lines(tmp_path, "loss") == lines(chopped, "loss")
-    assert lines(tmp_path, "eval_loss") == lines(chopped, "eval_loss")
+    assert lines(tmp_path, "eval_loss") == pytest.approx(lines(chopped, "eval_loss"), rel=1e-6)
 
 
-def test_resuming_gives_the_same_bits_with_adamw(data, tmp_path, monkeypatch):
-    config = recipe(data, "optimizer.name=adamw", "chop.keep=0,2", "data.evaluation=")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer.name=adamw",),
+        ("optimizer.name=lion", "optimizer.momentum_dtype=bfloat16"),
+        (
+            "optimizer.name=adamw",
+            "optimizer.momentum_dtype=bfloat16",
+            "compute.param_dtype=bfloat16",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_resuming_gives_the_same_bits_with_every_optimizer(data, tmp_path, monkeypatch, settings):
+    config = recipe(data, *settings, "chop.keep=0,2", "data.evaluation=")
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         signal_after(patch, 6, signal.SIGINT)
@@ -79,6 +120,25 @@ def test_resuming_gives_the_same_bits_with_adamw(data, tmp_path, monkeypatch):
             train(config, tmp_path / "parts")
     train(config, tmp_path / "parts")
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+
+
+def test_a_full_disk_stops_with_what_is_saved(data, small_disk, capsys):
+    config = recipe(data, "data.evaluation=", "checkpoints.every=2", "checkpoints.keep_last=9")
+    with pytest.raises(UserError, match="No space left on device") as full:
+        train(config, small_disk)
+    assert "newest checkpoint is that of step 2 in" in str(full.value)
+    assert "Traceback" not in capsys.readouterr().err
+    assert checkpoints.latest_good(small_disk / "checkpoints") == 2
+    assert checkpoints.steps(small_disk / "checkpoints") == [2]
+
+
+def test_metrics_that_cannot_be_written_are_named(data, tmp_path, monkeypatch):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    at_step(monkeypatch, 6, full)
+    with pytest.raises(UserError, match=r"No space left .* newest checkpoint is that of step 5"):
+        train(recipe(data, "data.evaluation="), tmp_path)
 
 
 def test_only_the_kept_layers_are_loaded(data, tmp_path, monkeypatch):
@@ -151,18 +211,26 @@ def test_force_goes_on_all_the_same(data, tmp_path, capsys):
     assert list(lines(tmp_path, "loss")) == list(range(1, 8))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
-    config = recipe(data, "data.evaluation=", "checkpoints.every=2")
+@pytest.mark.parametrize(
+    ("rate", "every", "said"),
+    [
+        # Parameters of 1e38: the loss of a later step tells.
+        (1e38, 2, r"step 6: loss .* nan; it went wrong in steps [56]-6\. .* that of step [45] in"),
+        # Infinite ones after a step with a fine loss, and that is when a save is due.
+        (1e39, 5, r"step 5: the state is not finite\. .* that of step 4 in"),
+    ],
+)
+def test_what_is_not_a_number_stops_the_run_and_is_not_saved(data, tmp_path, rate, every, said):
+    config = recipe(data, "data.evaluation=", f"checkpoints.every={every}")
     train(recipe(data, "data.evaluation=", "total_steps=4", "checkpoints.every=2"), tmp_path)
     before = bits(tmp_path)
-    config.optimizer.peak_learning_rate = 1e38
+    config.optimizer.peak_learning_rate = rate
     config.optimizer.name = "lion"
-    with pytest.raises(
-        UserError, match=r"step [5-9]: loss .* The last checkpoint, of step \d"
-    ) as e:
+    with pytest.raises(UserError, match=said) as e:
         train(config, tmp_path, force=True)
     assert "spike_factor" in str(e.value)
     assert bits(tmp_path, 4) == before
+    assert 5 not in checkpoints.steps(tmp_path / "checkpoints")
 
 
 def test_from_random_weights_and_exported(data, tmp_path):

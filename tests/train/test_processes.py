@@ -1,4 +1,4 @@
-"""Several processes: one stops them all, another number of them goes on, the curve stays."""
+"""Several processes: one stops them all, another number and mesh goes on, the curve stays."""
 
 from __future__ import annotations
 
@@ -8,27 +8,34 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from train.ports import free_port
 from train.runs import lines, prepare
 
-STEPS = 40
+from chopjax.train import checkpoints
+from chopjax.train.peers import EXIT_PEER_LOST
+
+STEPS, SAVED = 40, 6
 RECIPE = """
 from pathlib import Path
 from train.runs import recipe
 
 def get_config():
     return recipe(
-        Path({folder!r}), "total_steps={steps}", "checkpoints.every=20", "evaluation.every=20",
+        Path({folder!r}), "total_steps={steps}", "checkpoints.every={saved}", "evaluation.every=20",
         "mesh.data=2", "mesh.fsdp=2", "chop.keep=0,1,3", "chop.after_steps=4",
     )
 """
 
 
-def start(folder: Path, workdir: Path, count: int) -> list[subprocess.Popen]:
+def start(
+    folder: Path, workdir: Path | list[Path], count: int, *flags: str
+) -> list[subprocess.Popen]:
     """A run on four fake devices, split among so many processes."""
+    workdirs = workdir if isinstance(workdir, list) else [workdir] * count
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
@@ -42,7 +49,7 @@ def start(folder: Path, workdir: Path, count: int) -> list[subprocess.Popen]:
     command = ["chopjax.cli", "train", "--config", str(folder / "recipe.py"), "--json"]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", *command, "--workdir", str(workdir)],
+            [sys.executable, "-m", *command, "--workdir", str(workdirs[index]), *flags],
             env=environment | {"JAX_PROCESS_ID": str(index)} if count > 1 else environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -65,27 +72,46 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return ended
 
 
-def test_stopped_on_two_processes_and_resumed_on_four(tmp_path):
+def until(processes: list[subprocess.Popen], there: Callable[[], bool]) -> None:
+    """Wait for something that running processes bring about."""
+    deadline = time.monotonic() + 600
+    while not there():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.02)
+
+
+def test_killed_and_stopped_on_two_processes_and_resumed_on_four_with_another_mesh(tmp_path):
     folder = prepare(tmp_path)
-    (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder), steps=STEPS))
+    (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder), steps=STEPS, saved=SAVED))
     ((code, _, err),) = finish(start(folder, tmp_path / "one", 1))
     assert code == 0, err
 
     workdir = tmp_path / "many"
     processes = start(folder, workdir, 2)
-    deadline = time.monotonic() + 600
-    while not (workdir / "metrics.jsonl").exists() or len(lines(workdir, "loss")) < 2:
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes), finish(processes)
-        time.sleep(0.02)
+    until(processes, (workdir / f"checkpoints/{SAVED}").is_dir)
+    processes[1].kill()
+    began = time.monotonic()
+    (code, _, err), _ = finish(processes)
+    assert code == EXIT_PEER_LOST, err
+    assert time.monotonic() - began < 60  # jax's own heartbeat takes longer
+    assert "process 1 on " in err
+    assert "was lost" in err
+    assert "--process-id 1" in err
+    resumed = checkpoints.steps(workdir / "checkpoints")[-1]
+    assert f"the newest checkpoint is that of step {resumed} in" in err
+
+    processes = start(folder, workdir, 2)
+    until(processes, lambda: max(lines(workdir, "loss")) > resumed)
     processes[1].send_signal(signal.SIGTERM)  # the one that does not write
     for code, _, err in finish(processes):
         assert code == 75, err
-    assert 2 <= len(lines(workdir, "loss")) < STEPS
+    assert resumed < len(lines(workdir, "loss")) < STEPS
 
-    ended = finish(start(folder, workdir, 4))
+    ended = finish(start(folder, workdir, 4, "--config.mesh.data=1", "--config.mesh.fsdp=4"))
     assert [code for code, _, _ in ended] == [0, 0, 0, 0], ended
     assert "resuming" in ended[0][2]
+    assert "mesh: fsdp 4" in ended[0][2]
     assert json.loads(ended[0][1].splitlines()[-1])["steps"] == STEPS
     assert "{" not in ended[1][1]  # the first process speaks for all; gloo mutters
 
@@ -93,3 +119,13 @@ def test_stopped_on_two_processes_and_resumed_on_four(tmp_path):
         one, many = lines(tmp_path / "one", key), lines(workdir, key)
         assert one.keys() == many.keys()
         np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=2e-3)
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path):
+    folder = prepare(tmp_path)
+    (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder), steps=STEPS, saved=SAVED))
+    elsewhere = [tmp_path / "host0", tmp_path / "host1"]
+    for code, _, err in finish(start(folder, elsewhere, 2)):
+        assert code == 2, err
+        assert "processes 1 do not see the folder of process 0" in err
+    assert not elsewhere[1].exists()

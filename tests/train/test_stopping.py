@@ -1,0 +1,44 @@
+"""SIGTERM before training begins ends a run at once, also while the main thread is in C."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chopjax.train.peers import EXIT_PREEMPTED
+
+# Hashing on and on is compiling to a signal: one call, which Python's handlers wait for.
+COMPILING = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+PROGRAMS = {
+    "compiling": f"""
+from chopjax.train.stopping import stop_requests
+with stop_requests():
+    print("in", flush=True)
+    {COMPILING}
+""",
+    "waiting for others": """
+import time
+from chopjax.train.stopping import end_on_sigterm
+end_on_sigterm()
+print("in", flush=True)
+time.sleep(60)
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_sigterm_before_training(name: str):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAMS[name]], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == EXIT_PREEMPTED
+    assert time.monotonic() - began < 20
+    process.stdout.close()
