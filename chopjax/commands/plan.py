@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "many of them",
     )
     add("--tokens", type=float, metavar="N", help="token budget (default: the config's steps)")
+    add(
+        "--machine-code",
+        action="store_true",
+        help="let the compiler go on to the end (minutes): shows that all of it compiles, and how "
+        "large the program is",
+    )
     add("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--tokens {args.tokens:g}: a positive number is needed")
     settings, origin = settings_of(load_config(args.config, args.set))
     topology = parse(args.topology, settings.mesh.slices)
-    plan = make_plan(settings, origin, topology, args.tokens)
+    plan = make_plan(settings, origin, topology, args.tokens, args.machine_code)
     if args.json:
         print(json.dumps(plan))
     else:

@@ -1,37 +1,41 @@
 """The real training step through the real compiler, for devices that are not there.
 
-libtpu compiles for any slice on any machine. What comes back: the compiler's own account of a
-chip's memory, or its refusal, and the optimized program. Compiling takes about a minute of a
-processor for a 7B model, whatever the depth and the number of chips.
+libtpu compiles for any slice on any machine. It optimizes, partitions and schedules the program and
+lays out a chip's memory in seconds; generating machine code from that then takes minutes, and no
+number of a plan but the code's own size comes from there. So a compilation runs in a process of its
+own, whose dump is read as soon as memory is laid out, and which is ended there unless machine code
+is asked for. The depth of the model and the number of chips change none of this.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import multiprocessing.connection
 import re
+import signal
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.plan import hlo
-from chopjax.train.mesh import batch_sharding
+from chopjax.plan.topology import Topology, devices, prepare_environment
+from chopjax.train.mesh import batch_sharding, make_mesh
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings
-from chopjax.train.step import State, abstract_state, make_train_step
+from chopjax.train.step import BATCH_DTYPES, State, abstract_state, make_train_step
 
-BATCH_DTYPES = {
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "segments": jnp.int32,
-    "positions": jnp.int32,
-    "weights": jnp.float32,
-}
+CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated
+POLL_SECONDS = 0.1
+# The compiler's dumps, in the order in which it writes them.
+LAYOUT, REPORT = "after_optimizations-buffer-assignment", "after_optimizations-memory-usage-report"
+PROGRAM, LAID_OUT = "after_optimizations", "after_optimizations_after_buffer_assignment"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Memory:
     arguments: int  # state and batch
     new_outputs: int  # outputs that do not take an argument's place: metrics
     temporaries: int  # gradients, activations, gathered parameters, everything else
-    code: int
+    code: int  # CODE_RESERVE where none was generated
 
     @property
     def total(self) -> int:
@@ -53,6 +57,7 @@ class Compiled:
     memory: Memory
     largest: list[tuple[int, str]]  # the largest temporaries: bytes, shapes
     program: hlo.Program
+    machine_code: bool  # whether it was generated
     seconds: float  # that compiling took
 
 
@@ -91,41 +96,119 @@ def bytes_per_chip(tree: Any) -> int:
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def compile_step(model: ModelConfig, settings: Settings, mesh: Mesh) -> Compiled | TooLarge:
-    """Lower and compile the training step that chopjax/train would run on this mesh."""
+class Compilation:
+    """The training step that chopjax/train would run on this slice, being compiled.
+
+    Starts at once, in a process of its own; several may run beside each other. `close` ends it.
+    """
+
+    def __init__(
+        self, model: ModelConfig, settings: Settings, topology: Topology, machine_code: bool
+    ):
+        self.limit, self.machine_code = topology.chip.usable_hbm, machine_code
+        self.begun = time.monotonic()
+        self.folder = tempfile.TemporaryDirectory(prefix="chopjax-plan-")
+        context = multiprocessing.get_context("spawn")
+        self.answers, answers = context.Pipe(duplex=False)
+        arguments = (model, settings, topology, self.folder.name, answers)
+        self.process = context.Process(target=_compile, args=arguments, daemon=True)
+        self.process.start()
+        answers.close()  # so that the end of the process is the end of the pipe
+
+    def result(self) -> Compiled | TooLarge:
+        """Waits. Raises UserError where the compiler fails for another reason than memory."""
+        while not self.answers.poll(POLL_SECONDS):
+            if not self.machine_code and self._dumped(LAID_OUT):
+                arguments, outputs, temporaries = _layout(self._read(LAYOUT))
+                memory = Memory(arguments, outputs, temporaries, CODE_RESERVE)
+                # The compiler dumps a program that is too large, too, and then refuses it.
+                if memory.total <= self.limit:
+                    return self._compiled(memory)
+        seconds = time.monotonic() - self.begun
+        try:
+            answer = self.answers.recv()
+        except EOFError:
+            self.process.join()
+            raise UserError(
+                f"the TPU compiler died without a word (exit code {self.process.exitcode}); it "
+                "needs 2 to 4 GB of this machine's memory"
+            ) from None
+        if isinstance(answer, Memory):
+            return self._compiled(answer)
+        if "RESOURCE_EXHAUSTED" in answer:
+            return _refusal(answer, seconds)
+        raise UserError(f"the TPU compiler: {answer.splitlines()[0]}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.folder.cleanup()
+
+    def _compiled(self, memory: Memory) -> Compiled:
+        seconds = time.monotonic() - self.begun
+        generated = memory.code != CODE_RESERVE
+        program = hlo.parse(self._read(PROGRAM))
+        return Compiled(memory, _largest(self._read(REPORT)), program, generated, seconds)
+
+    def _dumped(self, which: str) -> list[Path]:
+        """Dumps of the step itself; helper programs have dumps of their own, smaller ones."""
+        found = Path(self.folder.name).glob(f"*train_step*.{which}.txt")
+        return sorted(found, key=lambda path: path.stat().st_size)
+
+    def _read(self, which: str) -> str:
+        return self._dumped(which)[-1].read_text()
+
+
+def _compile(
+    model: ModelConfig,
+    settings: Settings,
+    topology: Topology,
+    folder: str,
+    answers: multiprocessing.connection.Connection,
+) -> None:
+    """The other process: sends the memory of the compiled step, or what the compiler said."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that waits
+    prepare_environment()
+    sizes = settings.mesh
+    where = devices(topology)
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices, devices=where)
     state, batch = abstract_inputs(model, settings, mesh)
     optimizer = make_optimizer(settings.optimizer, model, settings.total_steps)
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="chopjax-plan-") as folder:
-        # The text of the program comes through the compiler's dump: jax may be unable to read the
-        # program of a newer libtpu back.
-        options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    # Everything is read from the compiler's dump: jax may be unable to read the program of a newer
+    # libtpu back.
+    options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    try:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             lowered = make_train_step(model, optimizer, settings, mesh).lower(state, batch)
-            try:
-                compiled = lowered.compile(compiler_options=options)
-            except Exception as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                return _refusal(str(error), time.monotonic() - begun)
-        stats: Any = compiled.memory_analysis()
-        return Compiled(
-            Memory(
-                stats.argument_size_in_bytes,
-                stats.output_size_in_bytes - stats.alias_size_in_bytes,
-                stats.temp_size_in_bytes,
-                stats.generated_code_size_in_bytes,
-            ),
-            _largest(_dumped(folder, "memory-usage-report")),
-            hlo.parse(_dumped(folder, "after_optimizations")),
-            time.monotonic() - begun,
+            stats: Any = lowered.compile(compiler_options=options).memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        answers.send(str(error))
+        return
+    new_outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    answers.send(
+        Memory(
+            stats.argument_size_in_bytes,
+            new_outputs,
+            stats.temp_size_in_bytes,
+            stats.generated_code_size_in_bytes,
         )
+    )
 
 
-def _dumped(folder: str, which: str) -> str:
-    """The dump of the step itself; helper programs have dumps of their own, much smaller ones."""
-    found = Path(folder).glob(f"*train_step*{which}.txt")
-    return max(found, key=lambda path: path.stat().st_size).read_text()
+def _layout(text: str) -> tuple[int, int, int]:
+    """Bytes of arguments, new outputs and temporaries, from the dump of the buffer assignment."""
+    arguments = outputs = temporaries = 0
+    for size, words in re.findall(r"^allocation \d+: size (\d+), (.*)", text, re.MULTILINE):
+        # HBM is color 0, which is not written. What a fusion uses within itself is thread-local.
+        if "color" in words or "thread-local" in words or "constant" in words:
+            continue
+        if "parameter" in words:
+            arguments += int(size)
+        elif "preallocated-temp" in words:
+            temporaries += int(size)
+        else:
+            outputs += int(size)
+    return arguments, outputs, temporaries
 
 
 def _largest(report: str, count: int = 5) -> list[tuple[int, str]]:

@@ -19,7 +19,13 @@ from chopjax.models.attention import choose as choose_attention
 from chopjax.models.config import ModelConfig
 from chopjax.plan.chip_memory import Parts, activations, knobs
 from chopjax.plan.collectives import collect
-from chopjax.plan.compile import Compiled, TooLarge, abstract_inputs, bytes_per_chip, compile_step
+from chopjax.plan.compile import (
+    Compilation,
+    Compiled,
+    TooLarge,
+    abstract_inputs,
+    bytes_per_chip,
+)
 from chopjax.plan.published import CONFIGS
 from chopjax.plan.roofline import (
     ASSUMPTIONS,
@@ -62,20 +68,30 @@ def _training_part(config: ConfigDict) -> ConfigDict:
 
 
 def make_plan(
-    settings: Settings, origin: Origin, topology: Topology, tokens: float | None = None
+    settings: Settings,
+    origin: Origin,
+    topology: Topology,
+    tokens: float | None = None,
+    machine_code: bool = False,
 ) -> dict[str, Any]:
-    """Everything that `chopjax plan` prints, as plain values. tokens: the budget, where it is not
-    that of the settings."""
+    """Everything that `chopjax plan` prints, as plain values.
+
+    tokens: the budget, where it is not that of the settings. machine_code: whether the compiler
+    goes on to the end.
+    """
     mesh, why_not = _mesh(settings, topology)
+    _check_batch(settings, mesh)
     settings = _with_tpu_attention(settings)
     budget = tokens or settings.total_steps * _tokens_a_step(settings)
     steps = round(budget / _tokens_a_step(settings))
     first = origin.chop_after if origin.keep is not None else 0
     spans = [("all layers", 0, first), ("after the chop" if first else "training", first, steps)]
+    spans = [(name, origin.config_at(start), end - start) for name, start, end in spans if end > start]
+    models = [model for _, model, _ in spans]
+    steps_compiled = _compile(models, settings, topology, mesh, machine_code)
     phases = [
-        _phase(name, origin.config_at(start), settings, topology, mesh, end - start)
-        for name, start, end in spans
-        if end > start
+        _phase(name, model, settings, topology, mesh, count, compiled)
+        for (name, model, count), compiled in zip(spans, steps_compiled, strict=True)
     ]
     seconds = sum(phase["step_seconds"] * phase["steps"] for phase in phases)
     last = phases[-1]
@@ -125,6 +141,26 @@ def _mesh(settings: Settings, topology: Topology) -> tuple[Any, str | None]:
         return mesh, "libtpu is not installed (pip install 'chopjax[tpu]'): arithmetic alone"
 
 
+def _compile(
+    models: list[ModelConfig], settings: Settings, topology: Topology, mesh: Any, machine_code: bool
+) -> list[Compiled | TooLarge | None]:
+    """The step of each model, compiled beside each other; None without a compiler."""
+    if not isinstance(mesh, Mesh):
+        return [None] * len(models)
+    layers = " and ".join(str(model.num_layers) for model in models)
+    say(f"compiling the step for {layers} layers on {topology.name}")
+    running = []
+    try:
+        for model in models:
+            running.append(Compilation(model, settings, topology, machine_code))
+        compiled: list[Compiled | TooLarge | None] = [one.result() for one in running]
+    finally:
+        for one in running:
+            one.close()
+    say(f"compiled in {max(one.seconds for one in compiled if one):.0f} s")
+    return compiled
+
+
 def _phase(
     name: str,
     model: ModelConfig,
@@ -132,14 +168,9 @@ def _phase(
     topology: Topology,
     mesh: Any,
     steps: int,
+    compiled: Compiled | TooLarge | None,
 ) -> dict[str, Any]:
     """One phase: memory, collectives and time of its step."""
-    _check_batch(settings, mesh)
-    compiled: Compiled | TooLarge | None = None
-    if isinstance(mesh, Mesh):
-        say(f"compiling the step for {model.num_layers} layers on {topology.name}")
-        compiled = compile_step(model, settings, mesh)
-        say(f"compiled in {compiled.seconds:.0f} s")
     parts = _parts(model, settings, mesh, compiled)
     limit = topology.chip.usable_hbm
     # The compiler's verdict stands above the sum of our parts.
@@ -157,6 +188,7 @@ def _phase(
         "collectives": [],
         "unknown_loops": 0,
         "compile_seconds": compiled.seconds if compiled else None,
+        "machine_code": isinstance(compiled, Compiled) and compiled.machine_code,
         **_flops(model, settings, topology),
     }
     if isinstance(compiled, Compiled):

@@ -33,8 +33,8 @@ def show(plan: dict[str, Any]) -> None:
     for phase in plan["phases"]:
         _show_phase(console, phase, plan)
     table = Table(title="The run", show_header=False)
-    table.add_row("tokens", f"{plan['token_budget'] / 1e9:,.2f} billion")
-    table.add_row("tokens a day", f"{plan['tokens_per_day'] / 1e9:,.2f} billion")
+    table.add_row("tokens", _count(plan["token_budget"]))
+    table.add_row("tokens a day", _count(plan["tokens_per_day"]))
     table.add_row("days", f"{plan['days']:,.2f}")
     table.add_row("chip-hours", f"{plan['chip_hours']:,.0f}")
     console.print(table)
@@ -44,7 +44,7 @@ def show(plan: dict[str, Any]) -> None:
 
 
 def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
-    name = f"{phase['name']}: {phase['layers']} layers, {phase['parameters'] / 1e9:.2f}B parameters"
+    name = f"{phase['name']}: {phase['layers']} layers, {_count(phase['parameters'])} parameters"
     console.rule(f"{name}, {phase['steps']:,} steps")
     memory, limit = phase["memory"], phase["memory"]["limit"]
     table = Table(title=f"Memory of one chip ({plan['chip']['name']})", show_header=False)
@@ -52,6 +52,8 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
     table.add_column(justify="right")
     for part, words in _PARTS.items():
         words += " (rough estimate)" if part == "activations" and memory["estimated"] else ""
+        if part == "padding_and_code" and plan["compiled"] and not phase["machine_code"]:
+            words = "padding, and a reserve for the program"
         table.add_row(words, _size(memory[part]))
     table.add_section()
     table.add_row("in all", _size(memory["total"]))
@@ -70,6 +72,13 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
     if phase["collectives"]:
         console.print(_collectives(phase))
     console.print(_times(phase))
+
+
+def _count(number: float) -> str:
+    for size, words in ((1e9, " billion"), (1e6, " million")):
+        if number >= size:
+            return f"{number / size:,.2f}{words}"
+    return f"{number:,.0f}"
 
 
 def _size(amount: int) -> str:
