@@ -9,7 +9,6 @@ from typing import Literal
 
 from chopjax.models.config import ModelConfig
 from chopjax.plan.memory import DTYPE_BYTES
-from chopjax.plan.topology import GIB
 from chopjax.train.settings import Settings
 
 
@@ -61,20 +60,26 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
     return tokens * width * (config.num_layers * kept + at_work) + loss
 
 
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """Another choice of settings, and the total that a chip is expected to hold with it."""
+
+    flags: tuple[str, ...]  # such as "--config.compute.microbatches=4"
+    settings: Settings
+    total: int
+
+
 def knobs(
     parts: Parts,
     limit: int,
     config: ModelConfig,
     settings: Settings,
     mesh_shape: Mapping[str, int],
-) -> list[str]:
-    """Settings that would make the step fit, each with the total that it is expected to take.
-
-    Predicted by the estimate above, scaled to what was compiled; nothing is compiled for them.
-    """
+) -> list[Knob]:
+    """What would make the step fit, by the estimate above, scaled to what was compiled."""
     now = activations(config, settings, mesh_shape)
     found = []
-    for words, changed, sharded in _changes(settings, mesh_shape):
+    for flags, changed, sharded in _changes(settings, mesh_shape):
         scale = activations(config, changed, sharded) / now
         state = parts.parameters + parts.gradients
         state = state * mesh_shape["fsdp"] // sharded["fsdp"]
@@ -84,33 +89,35 @@ def knobs(
         total = state + moments + parts.batch + parts.padding_and_code
         total += round(parts.activations * scale)
         if total <= limit:
-            found.append(f"{words} (about {total / GIB:.1f} GiB)")
+            found.append(Knob(tuple(f"--config.{flag}" for flag in flags), changed, total))
     return found
 
 
 def _changes(
     settings: Settings, mesh_shape: Mapping[str, int]
-) -> Iterator[tuple[str, Settings, Mapping[str, int]]]:
+) -> Iterator[tuple[list[str], Settings, Mapping[str, int]]]:
     """Those that change no result first; of microbatches, from few to many."""
     compute, shards = settings.compute, math.prod(mesh_shape[a] for a in ("slice", "data", "fsdp"))
     order: list[Literal["none", "dots", "full"]] = ["none", "dots", "full"]
-    remats = order[order.index(compute.remat) + 1 :]
-    for remat in remats:
+    for remat in order[order.index(compute.remat) + 1 :]:
         less = dataclasses.replace(compute, remat=remat)
-        yield f"compute.remat={remat}", dataclasses.replace(settings, compute=less), mesh_shape
+        changed = dataclasses.replace(settings, compute=less)
+        yield [f"compute.remat={remat}"], changed, mesh_shape
     parts = compute.microbatches * 2
     while settings.data.batch_size % (shards * parts) == 0:
         less = dataclasses.replace(compute, microbatches=parts, remat="full")
-        words = f"compute.microbatches={parts}"
+        flags = [f"compute.microbatches={parts}"]
         if compute.remat != "full":
-            words += " and compute.remat=full"
-        yield words, dataclasses.replace(settings, compute=less), mesh_shape
+            flags.append("compute.remat=full")
+        yield flags, dataclasses.replace(settings, compute=less), mesh_shape
         parts *= 2
     if mesh_shape["data"] > 1:
         whole = mesh_shape["data"] * mesh_shape["fsdp"]
+        mesh = dataclasses.replace(settings.mesh, data=1, fsdp=whole)
+        changed = dataclasses.replace(settings, mesh=mesh)
         sharded = {**mesh_shape, "data": 1, "fsdp": whole}
-        yield f"mesh.data=1 and mesh.fsdp={whole}", settings, sharded
+        yield ["mesh.data=1", f"mesh.fsdp={whole}"], changed, sharded
     if settings.optimizer.momentum_dtype == "float32":
         half = dataclasses.replace(settings.optimizer, momentum_dtype="bfloat16")
         changed = dataclasses.replace(settings, optimizer=half)
-        yield "optimizer.momentum_dtype=bfloat16", changed, mesh_shape
+        yield ["optimizer.momentum_dtype=bfloat16"], changed, mesh_shape

@@ -46,6 +46,14 @@ def collect(program: Program, mesh_shape: Mapping[str, int]) -> list[Collectives
     seen: set[tuple[str, str]] = set()
     for computation, instruction, runs in program.instructions():
         kind = instruction.opcode.removesuffix("-start")
+        between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+        if kind == "send" and between:
+            kind = between[1].lower().replace("_", "-")
+            payload, wire = _between_slices(instruction, kind, mesh_shape["slice"])
+            # A send and its send-done: other work runs meanwhile.
+            for i, amount in enumerate((1, payload, wire, wire)):
+                sums[kind, ("slice",)][i] += amount * runs
+            continue
         if kind not in KINDS:
             continue
         # The TPU compiler spreads one collective over several fusions that other work runs in.
@@ -79,6 +87,18 @@ def _bytes(instruction: Instruction, kind: str, group: int) -> tuple[int, int]:
     if kind in ("collective-permute", "collective-broadcast"):
         return payload, payload
     share = (group - 1) / group
+    return payload, round(payload * share * (2 if kind == "all-reduce" else 1))
+
+
+def _between_slices(instruction: Instruction, kind: str, slices: int) -> tuple[int, int]:
+    """Payload and wire of a transfer that the hosts carry out over the data-centre network.
+
+    It is written as a send of what this chip has: the first of (array, context, token).
+    """
+    payload = array_bytes(members(instruction.shape)[0])
+    if kind == "all-gather":
+        payload *= slices
+    share = (slices - 1) / slices
     return payload, round(payload * share * (2 if kind == "all-reduce" else 1))
 
 

@@ -41,6 +41,7 @@ from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, default_config, read
 
 SECONDS_A_DAY = 86400
+KNOBS_COMPILED = 4  # at most, in search of one that fits
 
 
 def settings_of(config: ConfigDict) -> tuple[Settings, Origin]:
@@ -86,12 +87,12 @@ def make_plan(
     steps = round(budget / _tokens_a_step(settings))
     first = origin.chop_after if origin.keep is not None else 0
     spans = [("all layers", 0, first), ("after the chop" if first else "training", first, steps)]
-    spans = [(name, origin.config_at(start), end - start) for name, start, end in spans if end > start]
-    models = [model for _, model, _ in spans]
+    spans = [(name, start, end) for name, start, end in spans if end > start]
+    models = [origin.config_at(start) for _, start, _ in spans]
     steps_compiled = _compile(models, settings, topology, mesh, machine_code)
     phases = [
-        _phase(name, model, settings, topology, mesh, count, compiled)
-        for (name, model, count), compiled in zip(spans, steps_compiled, strict=True)
+        _phase(name, model, settings, topology, mesh, end - start, compiled)
+        for (name, start, end), model, compiled in zip(spans, models, steps_compiled, strict=True)
     ]
     seconds = sum(phase["step_seconds"] * phase["steps"] for phase in phases)
     last = phases[-1]
@@ -182,7 +183,7 @@ def _phase(
         "steps": steps,
         "fits": fits,
         "memory": dataclasses.asdict(parts) | {"total": parts.total, "limit": limit},
-        "knobs": [] if fits else knobs(parts, limit, model, settings, mesh.shape),
+        "knobs": [] if fits else _knobs(parts, model, settings, topology, mesh),
         "refusal": compiled.message if isinstance(compiled, TooLarge) else None,
         "largest_temporaries": [],
         "collectives": [],
@@ -209,6 +210,21 @@ def _phase(
         "tokens_per_second": seconds.pop("tokens_per_second"),
         "seconds": seconds,
     }
+
+
+def _knobs(
+    parts: Parts, model: ModelConfig, settings: Settings, topology: Topology, mesh: Any
+) -> list[dict[str, Any]]:
+    """What would make it fit: where there is a compiler, the first that it agrees to."""
+    found = knobs(parts, topology.chip.usable_hbm, model, settings, mesh.shape)
+    if not isinstance(mesh, Mesh):
+        return [{"flags": knob.flags, "total": knob.total, "compiled": False} for knob in found]
+    for knob in found[:KNOBS_COMPILED]:
+        say(f"compiling it with {' '.join(knob.flags)}")
+        (compiled,) = _compile([model], knob.settings, topology, mesh, machine_code=False)
+        if isinstance(compiled, Compiled) and compiled.memory.total <= topology.chip.usable_hbm:
+            return [{"flags": knob.flags, "total": compiled.memory.total, "compiled": True}]
+    return []
 
 
 def _flops(model: ModelConfig, settings: Settings, topology: Topology) -> dict[str, float]:

@@ -67,11 +67,19 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
     if phase["refusal"]:
         console.print(f"The compiler: {phase['refusal']}", highlight=False)
     if not phase["fits"]:
-        found = phase["knobs"] or ["nothing but more chips or shorter sequences"]
-        console.print("Expected to make it fit: " + "; ".join(found), highlight=False)
+        console.print(_advice(phase["knobs"]), highlight=False)
     if phase["collectives"]:
         console.print(_collectives(phase))
     console.print(_times(phase))
+
+
+def _advice(knobs: list[dict[str, Any]]) -> str:
+    if not knobs:
+        return "No other setting makes it fit: take more chips, or shorter sequences."
+    words = "; ".join(f"{' '.join(knob['flags'])} ({_size(knob['total'])})" for knob in knobs)
+    if knobs[0]["compiled"]:
+        return f"It fits, and compiles, with {words}."
+    return f"Expected to make it fit, not compiled: {words}."
 
 
 def _count(number: float) -> str:

@@ -105,6 +105,21 @@ def test_kinds(line: str, kind: str, payload: int, wire: int, hidden: int):
     assert (row.kind, row.payload, row.wire, row.hidden) == (kind, payload, wire, hidden)
 
 
+@pytest.mark.parametrize(
+    ("kind", "payload", "wire"),
+    [("ALL_REDUCE", 64, 96), ("ALL_GATHER", 256, 192), ("REDUCE_SCATTER", 64, 48)],
+)
+def test_between_slices_the_hosts_carry(kind: str, payload: int, wire: int):
+    """As the TPU compiler writes it: a send to the runtime that knows the other slices."""
+    line = (
+        "(f32[16]{0}, u32[]{:S(2)}, token[]) send(%a, %token), channel_id=3, is_host_transfer=true,"
+        f' frontend_attributes={{_xla_megascale_transfer_type="{kind}"}}'
+    )
+    found = collect(parse(program(f"  %c = {line}")), {"slice": 4, "fsdp": 4})
+    name = kind.lower().replace("_", "-")
+    assert found == [Collectives(name, ("slice",), 1, payload, wire, wire)]
+
+
 def test_a_collective_spread_over_fusions_counts_once_and_is_hidden():
     piece = (
         "%f{n} (p: bf16[16]) -> bf16[64] {{\n"
