@@ -94,10 +94,20 @@ start_up() {
   done < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$SCRIPTS/settings.sh")
   ((${#missing[@]} == 0)) || die "$SETTINGS lacks ${missing[*]}; see $SCRIPTS/settings.sh"
   need NAME WORKDIR TRAIN_COMMAND GRACE_SECONDS MAX_FAILURES POLL_SECONDS COLLECT_DIR
+  numbers GRACE_SECONDS MAX_FAILURES
   [[ $WORKDIR == /* ]] ||
     die "WORKDIR=$WORKDIR in $SETTINGS: an absolute path on a file system that every host mounts"
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     die "NAME=$NAME in $SETTINGS: lower-case letters, digits and dashes only"
+}
+
+# numbers SETTING… → every one is a whole number of at least 1
+numbers() {
+  local name
+  for name in "$@"; do
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] ||
+      die "$name=${!name} in $SETTINGS: a whole number of at least 1 is needed"
+  done
 }
 
 # one_of SETTING VALUE… → the setting has one of these values

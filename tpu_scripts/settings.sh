@@ -17,7 +17,8 @@ WORKDIR=
 # again. Of several commands, training is the last.
 TRAIN_COMMAND="chopjax train --config configs/just_chop_llama2_7b.py --workdir $WORKDIR"
 
-# Seconds from SIGTERM until a host is killed: the time to save a checkpoint.
+# Seconds from SIGTERM until a host is killed: the time to save a checkpoint. Google gives a spot
+# machine that it takes away about 30, whatever stands here.
 GRACE_SECONDS=240
 
 # How many failures `watch` mends by starting again before it gives up. Preemptions do not count.

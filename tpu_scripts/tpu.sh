@@ -26,6 +26,7 @@ END
 
 start_up "$@"
 need PROJECT ZONE ACCELERATOR_TYPE RUNTIME_VERSION SLICES PYTHON_VERSION
+numbers SLICES
 one_of CAPACITY spot on-demand reserved
 one_of SSH_ROUTE external internal iap
 tools gcloud git

@@ -6,6 +6,8 @@
 
 The shards in their order are one long stream of tokens. A store lies in a local folder, where it
 is mapped into memory, or behind a URL of fsspec (gs://…), where rows are read by range requests.
+fsspec and not etils.epath: a batch is hundreds of short ranges of several files, which fsspec asks
+for all at once (cat_ranges), where epath has open files alone.
 """
 
 from __future__ import annotations

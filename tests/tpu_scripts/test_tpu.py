@@ -189,6 +189,8 @@ def test_mistakes_of_the_user(cloud: Cloud, tmp_path: Path):
     for settings, message in [
         ({"PROJECT": "", "ZONE": ""}, "not set: PROJECT ZONE"),
         ({"CAPACITY": "cheap"}, "must be one of: spot on-demand reserved"),
+        ({"SLICES": "two"}, "SLICES=two in"),
+        ({"GRACE_SECONDS": "4m"}, "a whole number of at least 1 is needed"),
         ({"WORKDIR": "gs://bucket/llama"}, "an absolute path on a file system that every host"),
         ({"NAME": "My_Run"}, "lower-case letters"),
     ]:
