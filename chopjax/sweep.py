@@ -145,12 +145,12 @@ def _score(
         + (f", healed, seed {point.seed}" if point.healed else "")
     )
     folder = workdir / "heal" / _key(settings, loaded, point)
+    params = chop_params(loaded.params, point.keep)
     if point.healed:
-        train(_heal_config(settings, workdir, point.keep, point.seed), folder)
-        model = load(str(folder), dtype=settings.score.dtype)
-        params = model.params
-    else:
-        params = chop_params(loaded.params, point.keep)
+        same = settings.score.dtype == settings.heal.compute.param_dtype
+        healing = _heal_config(settings, workdir, point.keep, point.seed)
+        train(healing, folder, params=params if same else None)
+        params = load(str(folder), dtype=settings.score.dtype).params
     config = loaded.config.with_layers(len(point.keep))
     model = dataclasses.replace(loaded, params=params, config=config)
     # Models of one depth run the same programs.

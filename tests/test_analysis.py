@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,31 @@ def test_one_out_and_choices_agree(analysis: Path) -> None:
     rounds = found["measures"]["sleb"]
     assert found["choices"]["sleb"]["3"]["loss"] == pytest.approx(rounds[2]["loss"])
     assert rounds[0]["candidates"]["1"] == pytest.approx(found["measures"]["one_out_loss"][1])
+
+
+def test_eight_devices_measure_the_same(model: Path, text: Path, analysis: Path) -> None:
+    """Batch, parameters and each layer's work split by two each: the mesh may not show."""
+    out = model.parent / "sharded"
+    flags = ["--data", str(text), "--output", str(out), "--sequences", "6", "--batch-size", "6"]
+    flags += ["--sequence-length", "24", "--fsdp", "2", "--tensor", "2"]
+    flags += ["--measures", "similarity,taylor,perplexity,sleb"]
+    code = (
+        "import sys, jax, chopjax.cli\n"
+        "assert jax.device_count() == 8\n"
+        "sys.exit(chopjax.cli.main(sys.argv[1:]))"
+    )
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", code, "analyze", str(model), *flags]
+    subprocess.run(command, check=True, env=os.environ | devices, timeout=600)
+    alone, together = (
+        json.loads((folder / "analysis.json").read_text())["measures"] for folder in (analysis, out)
+    )
+    for name in ("distance", "influence", "cosine_score", "magnitude", "taylor", "one_out_loss"):
+        wanted, found = (np.array(m[name], float) for m in (alone, together))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-6, err_msg=name)
+    for one, eight in zip(alone["sleb"], together["sleb"], strict=True):
+        assert one["layer"] == eight["layer"]
+        assert one["candidates"] == pytest.approx(eight["candidates"], abs=1e-5)
 
 
 @pytest.mark.parametrize("strategy", MEASURED)

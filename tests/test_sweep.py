@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import jax
+import numpy as np
 import pytest
 
 from chopjax import cli
 from chopjax.checkpoint.load import load
 from chopjax.chop.configurations import parse_keep
+from chopjax.chop.surgery import chop_params
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models.decoder import Compute
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
 from chopjax.sweep import read_rows
 from chopjax.sweep_points import coarse_first
+from chopjax.train import settings as train_settings
+from chopjax.train.loop import train
 
 RECIPE = """
 from chopjax.sweep_settings import default_config
@@ -109,11 +114,29 @@ def test_healed_points_are_trained_and_cleaned_up(
 ) -> None:
     flags = ["--config.healed=True", "--config.strategies=input", "--config.remove=2", "--json"]
     assert run(folder, *flags) == 0
-    report = json.loads(capsys.readouterr().out)
-    unhealed, healed = report["points"]
+    captured = capsys.readouterr()
+    unhealed, healed = json.loads(captured.out)["points"]
     assert healed["healed"]
     assert healed["loss"] != unhealed["loss"]
     assert not list((folder / "work" / "heal").iterdir())
+    assert "loading layers" not in captured.err, "the parent is in memory"
+
+
+def test_healing_from_memory_is_healing_from_the_file(folder: Path, tmp_path: Path) -> None:
+    """And the parent in memory is none the worse for it."""
+    config = train_settings.default_config()
+    with config.unlocked():
+        config.model, config.chop.keep, config.total_steps = str(folder / "model"), "0,3-4", 2
+        config.data.train, config.log.tensorboard = str(folder / "work" / "tokens"), False
+        config.data.batch_size, config.data.sequence_length = 2, 16
+    parent = load(config.model).params
+    before = jax.device_get(parent)
+    losses = [
+        train(config, tmp_path / name, params=params)["loss"]
+        for name, params in {"file": None, "memory": chop_params(parent, (0, 3, 4))}.items()
+    ]
+    assert losses[0] == losses[1]
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(parent))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from chopjax.errors import UserError, listing
 from chopjax.models import flops
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints
 from chopjax.train import mesh as meshes
@@ -74,17 +75,20 @@ def last_words(workdir: str | Path) -> str:
     return checkpoints.newest(Path(workdir).expanduser() / CHECKPOINTS)
 
 
-def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, force: bool = False, params: Params | None = None
+) -> dict[str, Any]:
     """Train, or go on training, as the config says; returns a summary.
 
-    force: resume although settings changed that change what the run means.
+    force: resume although settings changed that change what the run means. params: what the run
+    would read from config.model at its start, in memory already; they are copied.
     Raises UserError; SystemExit(75) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the
     state saved.
     """
     workdir = Path(workdir).expanduser()
     try:
         with contextlib.ExitStack() as stack:
-            return _train(config, workdir, force, stack)
+            return _train(config, workdir, force, params, stack)
     except OSError as error:
         if error.errno not in USERS_ERRORS:
             raise
@@ -95,7 +99,11 @@ def train(config: ConfigDict, workdir: str | Path, force: bool = False) -> dict[
 
 
 def _train(
-    config: ConfigDict, workdir: Path, force: bool, stack: contextlib.ExitStack
+    config: ConfigDict,
+    workdir: Path,
+    force: bool,
+    params: Params | None,
+    stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
     started = time.monotonic()
 
@@ -149,6 +157,10 @@ def _train(
     abstract = abstract_state(model, optimizer, settings, mesh)
     if found_step is not None:
         state = checkpoints.restore(folder, found_step, abstract)
+    elif params is not None:
+        where = shardings_of(abstract["params"])
+        copied = jax.device_put(params, where, may_alias=False)  # `begin` takes its argument
+        state = begin(copied, optimizer, settings, abstract)
     elif description is not None:
         state = _begin_from_model(description, origin, optimizer, settings, abstract)
     else:

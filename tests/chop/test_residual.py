@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from chopjax.checkpoint.load import load
-from chopjax.chop.calibration import Batch, make_batches
+from chopjax.chop.calibration import make_batches
 from chopjax.chop.residual import measure_residual
 from chopjax.models import decoder
 from chopjax.models.decoder import Compute
-from chopjax.train.mesh import batch_sharding, make_mesh, shardings
 
 LENGTHS = (20, 13, 2, 17, 9)
 
@@ -105,18 +104,14 @@ def test_a_layer_that_does_nothing_has_distance_zero(tmp_path: Path) -> None:
     assert found.magnitude_L[1] == 0
 
 
-def test_batch_size_does_not_matter_and_a_mesh_neither(tmp_path: Path) -> None:
+def test_batch_size_does_not_matter(tmp_path: Path) -> None:
+    """Filled rows and rows that only fill a batch count for nothing."""
     checkpoints.write_checkpoint(tmp_path / "m", "llama")
     ours = load(str(tmp_path / "m"))
-    alone = measure_residual(ours.params, ours.config, Compute(), make_batches(sequences(), 1))
-    mesh = make_mesh(data=-1)
-    with jax.set_mesh(mesh):
-        params = jax.device_put(ours.params, shardings(ours.config, mesh))
-        batches = [
-            Batch(*jax.device_put(tuple(batch), batch_sharding(mesh)))
-            for batch in make_batches(sequences(), 4 * jax.device_count())
-        ]
-        together = measure_residual(params, ours.config, Compute(), batches)
+    alone, together = (
+        measure_residual(ours.params, ours.config, Compute(), make_batches(sequences(), size))
+        for size in (1, 4)
+    )
     np.testing.assert_allclose(together.distance_LL, alone.distance_LL, atol=1e-5)
     np.testing.assert_allclose(together.influence_L, alone.influence_L, rtol=1e-5)
 
