@@ -89,6 +89,8 @@ def make_plan(
     spans = [("all layers", 0, first), ("after the chop" if first else "training", first, steps)]
     spans = [(name, start, end) for name, start, end in spans if end > start]
     models = [origin.config_at(start) for _, start, _ in spans]
+    for model in models:
+        meshes.specs(model, mesh.shape)  # a model that the mesh cannot split is told at once
     steps_compiled = _compile(models, settings, topology, mesh, machine_code)
     phases = [
         _phase(name, model, settings, topology, mesh, end - start, compiled)
