@@ -64,7 +64,9 @@ def _training_part(config: ConfigDict) -> ConfigDict:
         return ConfigDict(config.to_dict())
     base = default_config().unlock()
     base.update(config.heal.to_dict())
-    base.update({"model": config.model, "chop": config.chop.to_dict()})
+    base.model = config.model
+    # Of how a pipeline chooses layers, what a training run knows too.
+    base.chop.update({name: config.chop[name] for name in base.chop if name in config.chop})
     return base
 
 

@@ -71,11 +71,11 @@ class TestArithmetic:
         assert plan["attention"] == "splash"
 
     def test_state_by_hand(self):
-        """AdamW in float32: three times four bytes a parameter, over 64 chips, and gradients."""
+        """AdamW in float32: three times four bytes a parameter over 16 shards, and gradients."""
         phase = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")["phases"][0]
         memory = phase["memory"]
         assert phase["parameters"] == 6738415616
-        assert memory["parameters"] == phase["parameters"] * 4 / 64
+        assert memory["parameters"] == phase["parameters"] * 4 / 16
         assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-3)
         assert memory["gradients"] == memory["parameters"]
         assert memory["batch"] == 5 * 4 * 2048 * 2048 / 64
