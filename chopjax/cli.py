@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 
 from chopjax import __version__
+from chopjax.checkpoint.atomic import USERS_ERRORS
 from chopjax.errors import UserError
 
 # Verb → what `chopjax --help` says of it. chopjax/commands/VERB.py has add_arguments and run;
@@ -67,10 +68,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"chopjax {arguments.verb}: error: {error}", file=sys.stderr)
         return 2
-    except PermissionError as error:
-        place = error.filename or "a file"
-        print(f"chopjax {arguments.verb}: error: {place}: {error.strerror}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"chopjax {arguments.verb}: interrupted", file=sys.stderr)
         return 130
@@ -79,6 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         # nothing so that the interpreter's last flush does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in USERS_ERRORS:
+            raise
+        place = error.filename or "a file"
+        print(f"chopjax {arguments.verb}: error: {place}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

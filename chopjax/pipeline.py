@@ -29,10 +29,10 @@ from chopjax.choice import LOOKS, by_list, by_name, measure_of
 from chopjax.chop.configurations import Keep, resolve_remove
 from chopjax.chop.importance import check_count, parse_protect
 from chopjax.chop.schedule import parse_schedule, shares, split_keep
-from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
-from chopjax.pipeline_settings import PipelineSettings, names, read
+from chopjax.inputs import identity, text_files
+from chopjax.pipeline_settings import PipelineSettings, read
 from chopjax.report.pipeline import write_report
 from chopjax.stages import Stage, run_stages
 from chopjax.train import settings as training
@@ -145,9 +145,9 @@ def _stages(
     healing = _heal_config(settings, workdir, last)
     for each in rounds:
         training.read(_heal_config(settings, workdir, each))
-    origin = _identity(parent)
+    origin = identity(parent)
     texts = {
-        part: _text_files(getattr(settings.text, part), settings.text.field)
+        part: text_files(getattr(settings.text, part), settings.text.field)
         for part in ("train", "held_out")
     }
     fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
@@ -215,7 +215,7 @@ def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) ->
     needs = (each.after,) if each.after else ()
     text = settings.calibration.text or settings.text.train
     looked_at = calibration | {
-        "text": _text_files(text, settings.text.field) if each.keep is None else [],
+        "text": text_files(text, settings.text.field) if each.keep is None else [],
         "protect": chop.protect,
     }
     measures = each.keep is None and chop.strategy != "laco"
@@ -311,33 +311,6 @@ def _meaning(healing: ConfigDict) -> dict[str, Any]:
 
 def _evaluation_settings(healing: ConfigDict) -> dict[str, Any]:
     return {name: healing.to_dict()[name] for name in ("evaluation", "data", "compute")}
-
-
-def _identity(parent: Description) -> dict[str, Any]:
-    """What tells one parent from another: a commit, or the sizes and times of all its files."""
-    if parent.revision:
-        return {"parent": parent.name, "revision": parent.revision}
-    assert isinstance(parent.weights, Checkpoint)
-    # config.json and the tokenizer count as much as the weights.
-    stats = {file.name: file.stat() for file in sorted(parent.folder.iterdir()) if file.is_file()}
-    return {
-        "parent": str(parent.folder.resolve()),
-        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-    }
-
-
-def _text_files(inputs: str, field: str) -> list[Any]:
-    """The files of a text source with their sizes and times, and the field that is their text.
-
-    Raises UserError if there is none.
-    """
-    files = [file for source in find_sources(names(inputs), field) for file in source.files]
-    result = []
-    for file in files:
-        path = Path(file["name"])
-        time = path.stat().st_mtime_ns if path.exists() else None
-        result.append([file["name"], file.get("size"), time, field])
-    return result
 
 
 def _remove(folder: Path) -> None:

@@ -24,13 +24,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from chopjax.checkpoint.atomic import new_file
+from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.surgery import chop_params
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
+from chopjax.inputs import identity, text_files
 from chopjax.progress import progress, say
 from chopjax.report.sweep import write_report
 from chopjax.score.engine import Engine
@@ -62,7 +63,12 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         points = list(plan(settings, workdir, loaded.config.num_layers))
         if settings.healed:
             _prepare(settings, workdir)
-        rows = _do(settings, workdir, loaded, engine, points)
+        about = {
+            "parent": identity(loaded),
+            "held_out": text_files(settings.text.held_out, settings.text.field),
+            "train": text_files(settings.text.train, settings.text.field),
+        }
+        rows = _do(settings, workdir, loaded, engine, points, about)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
 
 
@@ -75,6 +81,7 @@ def _do(
     loaded: Loaded,
     engine: Engine,
     points: Sequence[Point],
+    about: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """The rows of all points, in order; those that are missing are measured and appended."""
     path = workdir / POINTS
@@ -85,12 +92,13 @@ def _do(
     found = []
     with progress("points", len(points), "points") as bar:
         for point in points:
-            key = _key(settings, loaded, point)
+            key = _key(settings, about, point)
             row = done.get((point.strategy, point.seed, key))
             if row is None:
                 # Two strategies may keep the same layers: the model is scored once.
+                folder = workdir / "heal" / key
                 values = measured.get(key) or _score(
-                    settings, workdir, loaded, engine, engines, point
+                    settings, workdir, folder, loaded, engine, engines, point
                 )
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
@@ -110,30 +118,22 @@ def _about(point: Point) -> dict[str, Any]:
     }
 
 
-def _key(settings: SweepSettings, loaded: Loaded, point: Point) -> str:
-    """Of all that a point's figures depend on."""
+def _key(settings: SweepSettings, about: Mapping[str, Any], point: Point) -> str:
+    """Of all that a point's figures depend on. about: parent and texts, as they are now."""
     healing: Any = None
     if point.healed:
-        about = dataclasses.asdict(settings.heal)
-        flat = training.flat(about)
+        flat = training.flat(dataclasses.asdict(settings.heal))
         healing = {k: v for k, v in flat.items() if not k.startswith(training.MAY_CHANGE)}
-        healing |= {"seed": point.seed, "text": settings.text.train}
+        healing |= {"seed": point.seed, "text": about["train"]}
     score = {k: v for k, v in dataclasses.asdict(settings.score).items() if "latency" not in k}
-    content = [
-        loaded.name,
-        loaded.revision,
-        list(point.keep),
-        healing,
-        score,
-        settings.text.held_out,
-        settings.text.field,
-    ]
+    content = [about["parent"], about["held_out"], list(point.keep), healing, score]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _score(
     settings: SweepSettings,
     workdir: Path,
+    folder: Path,
     loaded: Loaded,
     engine: Engine,
     engines: dict[int, Engine],
@@ -144,7 +144,6 @@ def _score(
         f"{point.strategy}: layers {ranges(point.keep)}"
         + (f", healed, seed {point.seed}" if point.healed else "")
     )
-    folder = workdir / "heal" / _key(settings, loaded, point)
     params = chop_params(loaded.params, point.keep)
     if point.healed:
         same = settings.score.dtype == settings.heal.compute.param_dtype
@@ -245,7 +244,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in USERS_ERRORS:
+            raise
+        raise UserError(
+            f"{path}: {error.strerror}. The points before this one are safe; make room or mend "
+            "the folder, then start again."
+        ) from error

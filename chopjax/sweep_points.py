@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from chopjax.analysis import AnalysisSettings, analyze, needed_measure
 from chopjax.checkpoint.atomic import new_file
+from chopjax.checkpoint.describe import describe
 from chopjax.chop.configurations import Keep, choose, resolve_remove
 from chopjax.chop.importance import MEASURED, choose_measured, parse_protect
 from chopjax.errors import UserError
+from chopjax.inputs import identity, text_files
 from chopjax.progress import say
 from chopjax.sweep_settings import SweepSettings, names
 
@@ -94,15 +96,21 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
         seed=seed,
     )
     text = names(settings.calibration.text or settings.text.train)
-    wanted = json.loads(json.dumps([settings.model, text, dataclasses.asdict(about)]))
+    revision, field = settings.revision or None, settings.text.field
+    asked = {
+        "parent": identity(describe(settings.model, revision)),
+        "text": text_files(",".join(text), field),
+        "settings": dataclasses.asdict(about) | {"measures": []},
+    }
+    asked = json.loads(json.dumps(asked))
     path = workdir / f"analysis-{seed}" / "analysis.json"
     if path.is_file():
         found = json.loads(path.read_text())
-        if found.get("asked") == wanted:
+        if found.get("asked") == asked and set(measures) <= set(found["settings"]["measures"]):
             return found
     say(f"measuring layers, seed {seed}")
-    found = analyze(settings.model, text, about, settings.revision or None, settings.text.field)
+    found = analyze(settings.model, text, about, revision, field)
     path.parent.mkdir(exist_ok=True)
     with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(found | {"asked": wanted}, indent=1) + "\n")
+        temporary.write_text(json.dumps(found | {"asked": asked}, indent=1) + "\n")
     return found

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from chopjax import cli, pipeline
+from chopjax import cli, inputs
 from chopjax.checkpoint.describe import describe
 
 RECIPE = """
@@ -170,10 +170,10 @@ def test_a_changed_setting_redoes_what_depends_on_it(
 def test_what_the_parent_and_the_text_are_counts(finished: Path, material: Path) -> None:
     """The stages' settings follow the text's field and the parent's config.json."""
     parent = describe(str(material / "parent"))
-    before = pipeline._identity(parent), pipeline._text_files(str(material / "train.jsonl"), "text")
+    before = inputs.identity(parent), inputs.text_files(str(material / "train.jsonl"), "text")
     config = material / "parent" / "config.json"
     os.utime(config, ns=(1, 1))
-    after = pipeline._identity(parent), pipeline._text_files(str(material / "train.jsonl"), "body")
+    after = inputs.identity(parent), inputs.text_files(str(material / "train.jsonl"), "body")
     assert before[0] != after[0]
     assert before[1] != after[1]
 

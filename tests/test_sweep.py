@@ -139,6 +139,22 @@ def test_healing_from_memory_is_healing_from_the_file(folder: Path, tmp_path: Pa
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(parent))
 
 
+def test_fewer_strategies_do_not_measure_again_and_another_text_does(
+    folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config.strategies=block-influence", "--config.remove=2"]
+    assert run(folder, *flags) == 0
+    err = capsys.readouterr().err
+    assert "measuring" not in err
+    assert "parent:" not in err
+    text = folder / "text.jsonl"
+    text.write_text(text.read_text() + json.dumps({"text": "One more line."}) + "\n")
+    assert run(folder, *flags) == 0
+    err = capsys.readouterr().err
+    assert "measuring" in err
+    assert "parent:" in err, "what was scored on other text is scored again"
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -146,15 +146,22 @@ def choice_losses(analysis: Mapping[str, Any]) -> Figure:
     for axes, (title, names) in zip(
         figure.subplots(1, 2, sharex=True, sharey=True), groups.items(), strict=True
     ):
-        for name, (colour, marker) in zip(names, LINES, strict=False):
+        for order, (name, (colour, marker)) in enumerate(zip(names, LINES, strict=False)):
             counts = sorted(map(int, choices[name]))
             losses = [choices[name][str(count)]["loss"] for count in counts]
-            axes.plot(counts, losses, color=colour, marker=marker, markersize=4, label=name)
+            # Strategies often choose the same layers: what is drawn later is smaller.
+            size = 1 - order / (len(names) + 1)
+            axes.plot(
+                counts, losses, color=colour, marker=marker, label=name,
+                markersize=3 + 7 * size, linewidth=0.8 + 2.5 * size,
+            )  # fmt: skip
         axes.axhline(analysis["parent_loss"], color=GREY, linestyle="--", label="whole model")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(f"layers removed of {analysis['num_layers']}")
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(
+            frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+        )
         _bare(axes)
     figure.axes[0].set_ylabel("loss on the calibration text,\nnot healed (nats per token)")
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
