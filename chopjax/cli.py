@@ -26,6 +26,8 @@ VERBS = {
     "train": "continue pretraining (healing)",
     "perplexity": "token- and byte-level perplexity on a text file",
     "score": "zero-shot tasks, with lm-evaluation-harness's definitions and numbers",
+    "compare": "results of several models side by side, with differences and their significance",
+    "latency": "forward, prefill and decode time of a model and of its chops",
     "plan": "memory, collectives and time of a training run on a TPU pod that is not there",
     "sweep": "many strategies and numbers of layers, scored and drawn",
     "run": "the whole pipeline: score, chop, score, heal, score, export",

@@ -26,7 +26,7 @@ from chopjax.models import parameters
 from chopjax.models.decoder import Compute
 from chopjax.pipeline_settings import PipelineSettings, names
 from chopjax.progress import say
-from chopjax.score.latency import forward_seconds
+from chopjax.score import latency as timing
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
@@ -213,9 +213,10 @@ def latency(settings: PipelineSettings, folders: dict[str, str]) -> dict[str, An
         models[name] = (loaded.params, loaded.config)
     longest = min(config.max_positions for _, config in models.values())
     length = min(wanted.latency_length or LATENCY_LENGTH, longest)
-    seconds = forward_seconds(models, wanted.latency_batch, length, Compute(dtype=wanted.dtype))
+    compute = Compute(dtype=wanted.dtype)
+    found = timing.measure(models, wanted.latency_batch, length, compute, phases=("forward",))
     return {
-        "seconds": seconds,
+        "seconds": {name: timings["forward"].seconds for name, timings in found.items()},
         "batch": wanted.latency_batch,
         "length": length,
         "device": device(),

@@ -6,13 +6,21 @@ import argparse
 
 from chopjax.commands.flags import add_scoring_model, check_scoring_model
 
+SUITES = ("just_chop", "just_chop_v1", "deeper_layers", "quick")  # chopjax/score/suites
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scoring_model(parser)
     add = parser.add_argument
-    add(
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--suite",
+        choices=SUITES,
+        help="the evaluation of a paper: just_chop (6 tasks, C4 perplexity), just_chop_v1 (13 "
+        "tasks), deeper_layers (MMLU, BoolQ, C4 loss / log V); or quick, for a laptop",
+    )
+    which.add_argument(
         "--tasks",
-        required=True,
         metavar="LIST",
         help="names of tasks or groups, separated by commas; patterns such as mmlu_* work",
     )
@@ -21,6 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="DIR",
         help="results go to DIR/MODEL/results_DATE.json; a run that was killed goes on from there",
+    )
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="read documents from DIR/TASK/SPLIT.jsonl, not from the hub; same columns",
+    )
+    add(
+        "--without",
+        default="",
+        metavar="LIST",
+        help="tasks to leave out of a suite or group (c4 is the perplexity of a suite)",
+    )
+    add(
+        "--text",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also measure perplexity on this text: .jsonl, .txt, a folder or hf:NAME",
     )
     add("--include-path", metavar="DIR", help="folder of task files (YAML) of your own")
     add("--limit", type=int, metavar="N", help="documents of each task at most (default: all)")
@@ -59,13 +85,13 @@ def run(args: argparse.Namespace) -> int:
     # The harness's bars would stand between ours. Read when tqdm is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-    from rich.console import Console
-
     from chopjax.errors import UserError
+    from chopjax.report.terminal import show
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.results import as_json, table
     from chopjax.score.run import evaluate
     from chopjax.score.tasks import load_tasks
+    from chopjax.score.texts import own_text, suite_texts
 
     check_scoring_model(args)
     if args.num_fewshot is not None and args.num_fewshot < 0:
@@ -73,8 +99,11 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output).expanduser()
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; a folder is needed")
-    names = [name.strip() for name in args.tasks.split(",") if name.strip()]
-    tasks = load_tasks(names, args.include_path, args.num_fewshot)
+    names = [args.suite] if args.suite else _names(args.tasks)
+    tasks = load_tasks(
+        names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
+    )
+    texts = suite_texts(tasks["groups"], args.data_dir) + [own_text(text) for text in args.text]
     use_compilation_cache()
     loaded, engine = open_engine(
         args.model,
@@ -86,9 +115,13 @@ def run(args: argparse.Namespace) -> int:
         args.tensor,
     )
     bos = {"auto": None, "yes": True, "no": False}[args.bos]
-    results = evaluate(loaded, engine, tasks, output, args.limit, bos, args.log_samples)
+    results = evaluate(loaded, engine, tasks, output, args.limit, bos, args.log_samples, texts)
     if args.json:
         print(as_json(results))
     else:
-        Console().print(table(results))
+        show(table(results))
     return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -8,12 +8,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+SKY, PURPLE = "#56B4E9", "#CC79A7"
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write PATH.png and PATH.svg."""
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=160, bbox_inches="tight")
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write PATH.png and PATH.svg; returns their names."""
+    names = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for name in names:
+        figure.savefig(name, dpi=160, bbox_inches="tight")
+    return names
 
 
 def healing_curve(

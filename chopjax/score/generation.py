@@ -133,12 +133,12 @@ def _batch(
     }
     lengths = engine.place(lengths_B)
     arguments = (engine.params, engine.place(tokens_BS), lengths)
-    token_B, cache = engine.program(_prefill, shape, arguments, static)
+    token_B, cache = engine.program(prefill, shape, arguments, static)
     found: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for start in range(0, shape.generated, STRIDE):
         step = (engine.params, token_B, lengths, cache, np.int32(start))
-        new_BG, token_B, cache = engine.program(_decode, shape, step, static, donate="cache")
+        new_BG, token_B, cache = engine.program(decode, shape, step, static, donate="cache")
         new = np.asarray(new_BG)
         for row in sorted(open_rows):
             for token in new[row].tolist():
@@ -161,7 +161,7 @@ def _next(params: Params, config: ModelConfig, compute: Compute, hidden_BE: jax.
     return jnp.argmax(logit_BV, axis=-1).astype(jnp.int32)
 
 
-def _prefill(
+def prefill(
     params: Params,
     tokens_BS: jax.Array,
     lengths_B: jax.Array,
@@ -181,7 +181,7 @@ def _prefill(
     return _next(params, config, compute, last_B1E[:, 0]), cache
 
 
-def _decode(
+def decode(
     params: Params,
     token_B: jax.Array,
     lengths_B: jax.Array,

@@ -1,48 +1,212 @@
-"""Forward latency of models side by side.
+"""Time and memory of models side by side: a forward pass, prefill, and a token of decoding.
 
-Axes: B batch, T time, E table width, V vocabulary.
+Axes: B batch, T time, C positions whose logits exist at a time, E table width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, head_kernel, hidden_states
+from chopjax.models.flops import forward_per_token
 from chopjax.models.parameters import Params
+from chopjax.score.generation import STRIDE, decode, prefill
+
+PHASES = {
+    "forward": "hidden states and logits of all positions, as for scoring",
+    "prefill": "a prompt into the key/value cache, logits of its last position",
+    "decode": "one more token after the prompt, for every sequence of the batch",
+}
+ROUNDS = 11
+LOGITS = 1 << 24  # that exist at a time in a forward pass
+Models = Mapping[str, tuple[Params, ModelConfig]]
 
 
-def forward_seconds(
-    models: Mapping[str, tuple[Params, ModelConfig]],
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one pass: the median over the rounds, and the quartiles."""
+
+    seconds: float
+    low: float
+    high: float
+    memory: int | None  # bytes: parameters, cache, activations; None where XLA does not say
+    flops: int  # that the pass asks for, by models/flops.py
+    traffic: int  # bytes that it has to read at least: parameters and cache, once
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Least squares: seconds = intercept + slope · layers."""
+
+    intercept: float
+    slope: float
+    r_squared: float
+
+
+def measure(
+    models: Models,
     batch: int,
     length: int,
     compute: Compute = Compute(),
-    rounds: int = 11,
-) -> dict[str, float]:
-    """Median seconds of one forward pass over [batch, length] tokens, by model.
+    rounds: int = ROUNDS,
+    phases: Sequence[str] = tuple(PHASES),
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Timing]]:
+    """Model → phase → timing, over [batch, length] tokens.
 
-    A pass ends with the logits of the last position, what prefill needs. The models take turns, so
-    that a drift of the machine's speed meets all of them alike; the first turn compiles and does
-    not count.
+    The models take turns, so that a drift of the machine's speed meets all of them alike;
+    compilation and a first turn do not count. advance: called after each turn of a phase.
     """
-
-    def forward(params: Params, tokens_BT: jax.Array, config: ModelConfig) -> jax.Array:
-        hidden_BTE = hidden_states(params, config, compute, tokens_BT)
-        kernel_EV = head_kernel(params, config).astype(compute.dtype)
-        return hidden_BTE[:, -1] @ kernel_EV
-
-    step = jax.jit(forward, static_argnums=2)
-    tokens_BT = jnp.zeros((batch, length), jnp.int32)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    passes = {
+        (name, phase): _PASSES[phase](params, config, compute, batch, length)
+        for phase in phases
+        for name, (params, config) in models.items()
+    }
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
     for turn in range(rounds + 1):
-        for name, (params, config) in models.items():
+        for key, (run, _) in passes.items():
             start = time.perf_counter()
-            step(params, tokens_BT, config).block_until_ready()
+            run()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+                seconds[key].append(time.perf_counter() - start)
+        advance()
+    found: dict[str, dict[str, Timing]] = {name: {} for name in models}
+    for (name, phase), times in seconds.items():
+        steps = STRIDE if phase == "decode" else 1
+        low, high = np.quantile(times, (0.25, 0.75)) / steps
+        median = statistics.median(times) / steps
+        params, config = models[name]
+        flops, traffic = _work(params, config, batch, length, phase)
+        memory = passes[name, phase][1]
+        found[name][phase] = Timing(median, float(low), float(high), memory, flops, traffic)
+    return found
+
+
+def fit(layers: Sequence[int], seconds: Sequence[float]) -> Line | None:
+    """The line through measured times; None where all have the same number of layers."""
+    x, y = np.array(layers, np.float64), np.array(seconds, np.float64)
+    if len(set(layers)) < 2:
+        return None
+    slope, intercept = np.polyfit(x, y, 1)
+    residual = ((y - intercept - slope * x) ** 2).sum()
+    spread = ((y - y.mean()) ** 2).sum()
+    r_squared = 1 - residual / spread if spread else 1.0
+    return Line(float(intercept), float(slope), float(r_squared))
+
+
+# --------------------------------------------------------------------------------- The passes
+
+Pass = tuple[Callable[[], Any], int | None]  # (runs once and waits, bytes of memory)
+
+
+def _forward_pass(
+    params: Params, config: ModelConfig, compute: Compute, batch: int, length: int
+) -> Pass:
+    tokens_BT = jnp.zeros((batch, length), jnp.int32)
+    program = _compiled(_forward, (params, tokens_BT), config=config, compute=compute)
+    return lambda: jax.block_until_ready(program(params, tokens_BT)), _memory(program)
+
+
+def _forward(
+    params: Params, tokens_BT: jax.Array, config: ModelConfig, compute: Compute
+) -> jax.Array:
+    """Of every position the logarithm of the sum of its exponentiated logits [B, T]: the least
+    that needs them all, without keeping them."""
+    hidden_BTE = hidden_states(params, config, compute, tokens_BT)
+    kernel_EV = head_kernel(params, config).astype(compute.dtype)
+    B, T, E = hidden_BTE.shape
+    most = max(1, LOGITS // (B * config.vocab_size))
+    C = max(size for size in range(1, T + 1) if T % size == 0 and size <= most)
+
+    def chunk(hidden_BCE: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(compute.precision):
+            logit_BCV = jnp.einsum(
+                "BCE,EV->BCV", hidden_BCE, kernel_EV, preferred_element_type=jnp.float32
+            )
+        return jax.nn.logsumexp(logit_BCV, axis=-1)
+
+    chunks = jnp.moveaxis(hidden_BTE.reshape(B, T // C, C, E), 1, 0)
+    return jnp.moveaxis(jax.lax.map(chunk, chunks), 0, 1).reshape(B, T)
+
+
+def _prefill_pass(
+    params: Params, config: ModelConfig, compute: Compute, batch: int, length: int
+) -> Pass:
+    tokens_BS = jnp.zeros((batch, length), jnp.int32)
+    lengths_B = jnp.full(batch, length, jnp.int32)
+    static: dict[str, Any] = {"config": config, "compute": compute, "generated": STRIDE}
+    program = _compiled(prefill, (params, tokens_BS, lengths_B), **static)
+    return lambda: jax.block_until_ready(program(params, tokens_BS, lengths_B)), _memory(program)
+
+
+def _decode_pass(
+    params: Params, config: ModelConfig, compute: Compute, batch: int, length: int
+) -> Pass:
+    """STRIDE tokens; the cache of one run is the next one's."""
+    shape = (config.num_layers, batch, length + STRIDE, config.num_kv_heads, config.head_dim)
+    held = [(jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype))]
+    token_B = jnp.zeros(batch, jnp.int32)
+    lengths_B = jnp.full(batch, length, jnp.int32)
+    static: dict[str, Any] = {"config": config, "compute": compute, "generated": STRIDE}
+    arguments = (params, token_B, lengths_B, held[0], np.int32(0))
+    program = _compiled(decode, arguments, donate="cache", **static)
+
+    def run() -> None:
+        _, _, held[0] = jax.block_until_ready(
+            program(params, token_B, lengths_B, held[0], np.int32(0))
+        )
+
+    return run, _memory(program)
+
+
+_PASSES = {"forward": _forward_pass, "prefill": _prefill_pass, "decode": _decode_pass}
+
+
+def _compiled(
+    function: Any, arguments: tuple[Any, ...], donate: str | None = None, **static: Any
+) -> Any:
+    jitted = jax.jit(functools.partial(function, **static), donate_argnames=donate)
+    return jitted.lower(*arguments).compile()
+
+
+def _memory(program: Any) -> int | None:
+    """Bytes that a program needs: arguments, outputs and what lies between."""
+    found = program.memory_analysis()
+    if found is None:
+        return None
+    return int(
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )
+
+
+def _work(
+    params: Params, config: ModelConfig, batch: int, length: int, phase: str
+) -> tuple[int, int]:
+    """(FLOPs, bytes to read) of a pass."""
+    weights = sum(array.nbytes for array in jax.tree.leaves(params))
+    if not config.tie_embeddings:
+        weights -= params["embed"]["embedding"].nbytes  # a few rows of it are read
+    itemsize = np.dtype(params["embed"]["embedding"].dtype).itemsize
+    head = 2 * config.table_dim * config.vocab_size
+    if phase == "decode":
+        slots = length + STRIDE
+        cache = 2 * config.num_layers * batch * slots * config.num_kv_heads * config.head_dim
+        # A query meets the whole cache: no causal half.
+        return batch * forward_per_token(config, 2 * slots), weights + cache * itemsize
+    flops = batch * length * forward_per_token(config, length)
+    if phase == "prefill":
+        flops -= batch * (length - 1) * head
+    return flops, weights

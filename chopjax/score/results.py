@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import statistics
 import time
@@ -26,6 +27,8 @@ from rich.table import Table
 
 from chopjax.checkpoint.atomic import new_file
 from chopjax.score.harness import ChopjaxLM
+from chopjax.score.perplexity import ratio_stderr
+from chopjax.score.suite_tasks import f1_parts
 
 
 def model_folder(output: Path, model: str) -> Path:
@@ -83,12 +86,62 @@ def chance(samples: list[dict[str, Any]]) -> float | None:
     shares = []
     for sample in samples:
         counted = len(sample["arguments"])
-        if "acc_mutual_info" in sample["metrics"]:
+        if {"acc_mutual_info", "acc_pmi_dc"} & set(sample["metrics"]):
             counted //= 2  # each choice is scored with and without the question
-        if counted < 2 or "acc" not in sample["metrics"]:
+        if counted < 2 or not any(map(is_accuracy, sample["metrics"])):
             return None
         shares.append(1 / counted)
     return statistics.fmean(shares) if shares else None
+
+
+def is_accuracy(metric: str) -> bool:
+    return metric.startswith("acc")
+
+
+def add_f1_errors(results: dict[str, Any]) -> None:
+    """The standard error of an f1 for which the harness has none: that of a ratio of sums."""
+    for task, metrics in results["results"].items():
+        if "f1,none" in metrics and metrics.get("f1_stderr,none") == "N/A":
+            agreed_D, wrong_D = f1_parts([sample["f1"] for sample in results["samples"][task]])
+            if (agreed_D + wrong_D).any():
+                error = ratio_stderr(agreed_D, agreed_D + wrong_D)
+                metrics["f1_stderr,none"] = "N/A" if error is None else error
+
+
+def add_means(results: dict[str, Any], groups: Mapping[str, Any]) -> None:
+    """To each group whose metadata ask for it, the mean of its tasks' one metric, every task of the
+    same weight: what papers print as the average. `mean_of` says of what."""
+    for name, group in groups.items():
+        about = group.metadata or {}
+        if not about.get("mean"):
+            continue
+        tasks = group.child_names
+        parts = [_only_metric(results["results"][task], task) for task in tasks]
+        errors = [error for _, _, error in parts]
+        known = all(isinstance(error, float) for error in errors)
+        level = [results["chance"].get(task) for task in tasks]
+        figures = {
+            "mean,none": statistics.fmean(value for _, value, _ in parts),
+            "mean_stderr,none": math.hypot(*errors) / len(errors) if known else "N/A",
+            "mean_of": dict(
+                zip(group.child_names, (metric for metric, _, _ in parts), strict=True)
+            ),
+            "without": about.get("without", []),
+        }
+        results["results"][name] |= figures
+        results.setdefault("groups", {})[name] = results["results"][name]
+        guessed = [share for share in level if share is not None]
+        if len(guessed) == len(level):
+            results["chance"][name] = statistics.fmean(guessed)
+
+
+def _only_metric(metrics: Mapping[str, Any], task: str) -> tuple[str, float, Any]:
+    """(metric, value, standard error) of a task with a single metric."""
+    found = [key for key in metrics if "," in key and "_stderr," not in key]
+    if len(found) != 1:
+        raise ValueError(f"{task} has {len(found)} metrics; the mean of a group needs one each")
+    metric, _, kind = found[0].partition(",")
+    return metric, metrics[found[0]], metrics.get(f"{metric}_stderr,{kind}")
 
 
 def write_results(results: dict[str, Any], folder: Path, log_samples: bool) -> list[Path]:
@@ -151,16 +204,23 @@ def table(results: Mapping[str, Any]) -> Table:
             if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
             error = metrics.get(f"{metric}_stderr,{kind}")
-            level = results["chance"].get(task) if metric.startswith("acc") else None
+            level = results["chance"].get(task) if is_accuracy(metric) or metric == "mean" else None
             shown.add_row(
                 *first,
-                metric if kind == "none" else f"{metric} ({kind})",
+                _shown_name(metric, kind, metrics),
                 _number(value),
                 _number(error),
                 _number(level),
             )
             first = [""] * len(first)
     return shown
+
+
+def _shown_name(metric: str, kind: str, metrics: Mapping[str, Any]) -> str:
+    if metric == "mean":
+        without = f" (without {', '.join(metrics['without'])})" if metrics["without"] else ""
+        return f"mean of {len(metrics['mean_of'])}{without}"
+    return metric if kind == "none" else f"{metric} ({kind})"
 
 
 def _number(value: Any) -> str:

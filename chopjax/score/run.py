@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from chopjax.score.engine import Engine
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.journal import Journal
 from chopjax.score.tasks import FEWSHOT_SEED, Tasks
+from chopjax.score.texts import Text, add, measure
 
 RANDOM_SEED, NUMPY_SEED = 0, 1234  # the harness's defaults
 
@@ -38,10 +39,12 @@ def evaluate(
     limit: int | None = None,
     add_bos_token: bool | None = None,
     log_samples: bool = False,
+    texts: Sequence[Text] = (),
 ) -> dict[str, Any]:
     """Results in the harness's format, samples included; written to `output` if that is given.
 
-    tasks: from load_tasks. limit: documents of each task at most. With `output`, answers are kept
+    tasks: from load_tasks. texts: whose perplexity is measured as well. limit: documents of each
+    task and text at most. With `output`, answers are kept
     as they come: the same call after a kill goes on where that one stopped.
     """
     if limit is not None and limit < 1:
@@ -57,6 +60,9 @@ def evaluate(
     # The harness prints while it bootstraps; standard output is for results.
     with contextlib.redirect_stdout(sys.stderr):
         found = lm_eval.evaluator.evaluate(lm, dict(tasks), limit=limit, log_samples=True)
+    for text in texts:
+        measured, samples = measure(text, loaded, engine, lm.journal, limit)
+        add(found, text, measured, samples)
     settings = {
         "batch_size": "fitted",
         "device": jax.devices()[0].platform,
@@ -69,6 +75,8 @@ def evaluate(
         "fewshot_seed": FEWSHOT_SEED,
     }
     reports.complete(found, lm, settings, tracker)
+    reports.add_f1_errors(found)
+    reports.add_means(found, tasks["groups"])
     if folder and lm.journal:
         for path in reports.write_results(found, folder, log_samples):
             say(f"wrote {path}")

@@ -1,19 +1,29 @@
-"""Tasks by name: the harness's own and those of further folders, and what to say without one."""
+"""Tasks by name: the harness's own, those of chopjax's suites and of further folders; and what to
+say without one."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import lm_eval.tasks
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, listing
+from chopjax.score import local_data
+from chopjax.score.local_data import LocalTask
 
 FEWSHOT_SEED = 1234  # the harness's default
+SUITES = Path(__file__).parent / "suites"
+# What the suites refer to. Reading all of the harness's task files takes 8 s, these a tenth of one.
+HARNESS = Path(lm_eval.tasks.__file__).parent
+FOLDERS = "arc glue hellaswag mmlu/default openbookqa piqa sciq super_glue winogrande".split()
 Tasks = dict[str, Any]  # {"tasks": {name: Task}, "groups": {name: Group}}
 
 
@@ -21,19 +31,28 @@ def load_tasks(
     names: Sequence[str],
     include_path: str | Path | None = None,
     num_fewshot: int | None = None,
+    data_dir: str | Path | None = None,
+    without: Sequence[str] = (),
 ) -> Tasks:
     """Tasks and groups, ready for the harness's evaluate(). Names may be patterns (`mmlu_*`).
 
-    num_fewshot: examples in the prompt, except where a task sets it to 0 itself.
-    Raises UserError for unknown names, with similar ones, and for datasets that cannot be had.
+    num_fewshot: examples in the prompt, except where a task sets it to 0 itself. data_dir: read
+    documents from there (see local_data.py), not from the hub. without: tasks to leave out of the
+    groups named. Raises UserError for unknown names, with similar ones, and for datasets that
+    cannot be had, all files at once.
     """
     if not names:
         raise UserError("no tasks; name some with --tasks, separated by commas")
     _be_quiet()
-    manager, found = _find(names, include_path)
+    manager, found = _find(names, include_path, data_dir)
+    if without:
+        found = _leave_out(manager, found, without)
+    if data_dir is not None:
+        _read_locally(manager, found, Path(data_dir))
     loaded: Tasks = {"tasks": {}, "groups": {}}
     for name in found:
         part = _load(manager, name)
+        _check_same(loaded["tasks"], part["tasks"], name)
         loaded["tasks"] |= part["tasks"]
         loaded["groups"] |= part["groups"]
     for task in loaded["tasks"].values():
@@ -42,24 +61,41 @@ def load_tasks(
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif usual is None:
             task.set_config(key="num_fewshot", value=0)
+        if isinstance(task, LocalTask):
+            task.check_examples()
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
 
 
-def _find(names: Sequence[str], include_path: str | Path | None) -> tuple[TaskManager, list[str]]:
+def _find(
+    names: Sequence[str], include_path: str | Path | None, data_dir: str | Path | None
+) -> tuple[TaskManager, list[str]]:
     """The task index that knows all names, and the names that they stand for."""
-    if include_path is not None and not Path(include_path).is_dir():
-        raise UserError(f"--include-path {include_path}: no such folder")
+    own: list[str | Path] = []
     if include_path is not None:
-        # Reading the harness's thousands of task files takes seconds; often it is not needed.
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)
-        if all(manager.match_tasks([name]) for name in names):
+        if not Path(include_path).is_dir():
+            raise UserError(f"--include-path {include_path}: no such folder")
+        own = [str(include_path)]
+    metadata: Any = None if data_dir is None else {"data_dir": str(data_dir)}
+    # The smallest index that will do. A pattern may mean any of the harness's tasks.
+    small: list[list[str | Path]] = [own] if own else []
+    if not any(set(name) & set("*?[") for name in names):
+        small.append([*(HARNESS / folder for folder in FOLDERS), SUITES, *own])
+    for paths in small:
+        manager = TaskManager(include_path=paths, include_defaults=False, metadata=metadata)
+        if all(manager.match_tasks([name]) for name in names) and _is_whole(manager, names):
             return manager, _unique(manager, names)
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    manager = TaskManager(include_path=[SUITES, *own], metadata=metadata)
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
         raise UserError("\n".join(_unknown(name, manager.all_tasks) for name in unknown))
     return manager, _unique(manager, names)
+
+
+def _is_whole(manager: TaskManager, names: Sequence[str]) -> bool:
+    """Whether the index has all that its groups refer to."""
+    leaves = _leaves(manager, _unique(manager, names))
+    return all(name in manager.task_index for name in leaves)
 
 
 def _unique(manager: TaskManager, names: Iterable[str]) -> list[str]:
@@ -70,6 +106,113 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     similar = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
     hint = f"; did you mean {', '.join(similar)}?" if similar else ""
     return f"--tasks: {name} is not a task of lm-evaluation-harness nor of --include-path{hint}"
+
+
+# ------------------------------------------------------------------------------ Groups and leaves
+
+
+def _leaves(manager: TaskManager, names: Iterable[str]) -> list[str]:
+    """The tasks that groups and tags come down to, in order."""
+    found: dict[str, None] = {}
+    for name in names:
+        entry = manager.task_index.get(name)
+        if entry is None:
+            found[name] = None
+        elif entry.kind.name == "TAG":
+            found |= dict.fromkeys(_leaves(manager, sorted(entry.tags)))
+        elif entry.kind.name == "GROUP":
+            found |= dict.fromkeys(_leaves(manager, map(_member, _members(entry.cfg))))
+        else:
+            found[name] = None
+    return list(found)
+
+
+def _members(config: Mapping[str, Any] | None) -> list[Any]:
+    members = (config or {}).get("task") or []
+    return members if isinstance(members, list) else [members]
+
+
+def _member(item: str | Mapping[str, Any]) -> str:
+    return item if isinstance(item, str) else str(item.get("group") or item.get("task"))
+
+
+def _leave_out(manager: TaskManager, names: list[str], without: Sequence[str]) -> list[str]:
+    """The names that are left, and the index's groups without the members named."""
+    gone = set(without)
+    there = {name: manager.task_index[name] for name in _reachable(manager, names)}
+    texts = {text["name"] for entry in there.values() if (text := _text(entry.cfg))}
+    if unknown := gone - set(there) - texts:
+        raise UserError(
+            f"--without {','.join(sorted(unknown))}: not in {', '.join(names)}; in it are "
+            f"{', '.join(sorted(set(there) - set(names) | texts))}"
+        )
+    for name, entry in there.items():
+        if entry.kind.name != "GROUP" or entry.yaml_path is None:
+            continue
+        config = load_yaml(entry.yaml_path)
+        members = _members(config)
+        config["task"] = [item for item in members if _member(item) not in gone]
+        metadata = dict(config.get("metadata") or {})
+        if len(config["task"]) < len(members):
+            metadata["without"] = sorted(gone & set(map(_member, members)))
+        if (text := _text(config)) and text["name"] in gone:
+            del metadata["perplexity"]
+        config["metadata"] = metadata
+        manager.task_index[name] = dataclasses.replace(entry, yaml_path=None, cfg=config)
+    names = [name for name in names if name not in gone and _leaves(manager, [name])]
+    if not names:
+        raise UserError("--without: nothing is left to score")
+    return names
+
+
+def _reachable(manager: TaskManager, names: Iterable[str]) -> Iterator[str]:
+    """The names and all that is in their groups, at any depth."""
+    for name in names:
+        entry = manager.task_index.get(name)
+        if entry is not None:
+            yield name
+            inside = sorted(entry.tags) if entry.kind.name == "TAG" else []
+            if entry.kind.name == "GROUP":
+                inside = list(map(_member, _members(entry.cfg)))
+            yield from _reachable(manager, inside)
+
+
+def _text(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Of a group, the text whose perplexity belongs to it; see texts.py."""
+    return ((config or {}).get("metadata") or {}).get("perplexity")
+
+
+def _read_locally(manager: TaskManager, names: list[str], data_dir: Path) -> None:
+    """Let every task that the names come down to read its file of data_dir."""
+    if not data_dir.is_dir():
+        raise UserError(f"--data-dir {data_dir}: no such folder")
+    absent: dict[Path, str] = {}
+    for name in _leaves(manager, names):
+        entry = manager.task_index[name]
+        assert entry.yaml_path is not None
+        config = load_yaml(entry.yaml_path)
+        if "class" in config or "custom_dataset" in config:
+            raise UserError(
+                f"task {name} reads its documents with code of its own; --data-dir is not for it"
+            )
+        absent |= local_data.missing(config, data_dir)
+        config["class"] = LocalTask
+        manager.task_index[name] = dataclasses.replace(entry, yaml_path=None, cfg=config)
+    for name in _reachable(manager, names):
+        if text := _text(manager.task_index[name].cfg):
+            path = data_dir / text["local"]
+            if not path.is_file():
+                absent[path] = f"{path}: text of {text['source']}"
+    if absent:
+        raise UserError(
+            f"--data-dir {data_dir}: {len(absent)} files are missing. Each is a split of a dataset "
+            "of the hub as JSON lines (datasets.load_dataset(DATASET, CONFIG, split=SPLIT)"
+            f".to_json(FILE) writes it):\n{listing(list(absent.values()))}\n"
+            "Tasks of a group can be left out with --without."
+        )
+
+
+# ------------------------------------------------------------------------------------ Loading
 
 
 def _load(manager: TaskManager, name: str) -> Tasks:
@@ -83,11 +226,24 @@ def _load(manager: TaskManager, name: str) -> Tasks:
             raise
         logging.getLogger(__name__).debug("loading task %s", name, exc_info=True)
         reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if manager.metadata:
+            raise UserError(
+                f"{name}: a file of --data-dir does not have the columns of its dataset: {reason}"
+            ) from error
         raise UserError(
-            f"task {name}: its dataset{_dataset(manager, name)} cannot be loaded: {reason}\n"
+            f"{name}: its dataset{_dataset(manager, name)} cannot be loaded: {reason}\n"
             "Fetch it once with a network (it is then in the datasets cache), or score from local "
-            "files with a task file of your own (--include-path)."
+            "files: --data-dir DIR reads DIR/TASK/SPLIT.jsonl and says which files it lacks."
         ) from error
+
+
+def _check_same(known: Mapping[str, Any], new: Mapping[str, Any], name: str) -> None:
+    for task in known.keys() & new.keys():
+        if known[task].dump_config() != new[task].dump_config():
+            raise UserError(
+                f"{name} scores {task} otherwise than what was named before it does; score them "
+                "in two runs"
+            )
 
 
 def _dataset(manager: TaskManager, name: str) -> str:
@@ -95,8 +251,6 @@ def _dataset(manager: TaskManager, name: str) -> str:
     entry = manager.task_index.get(name)
     if entry is None or entry.yaml_path is None:
         return ""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     config = load_yaml(entry.yaml_path, resolve_func=False, recursive=True)
     parts = [str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key)]
     return f" {' / '.join(parts)}" if parts else ""

@@ -1,0 +1,120 @@
+"""`chopjax latency`: what a chop gains in time and memory, measured on this device."""
+
+from __future__ import annotations
+
+import argparse
+
+DEFAULT_LENGTH = 512
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="folder of a checkpoint, hub id, import or training run; several are measured side by "
+        "side, one alone beside chops of itself",
+    )
+    add(
+        "--remove",
+        metavar="LIST",
+        help="of one model, chops to measure: layers, fractions or percentages, separated by "
+        "commas; which layers go makes no difference to time (default: 25%%,50%%,75%%; 0: none)",
+    )
+    add(
+        "--random",
+        action="store_true",
+        help="random weights of the model's shapes: its config.json is all that is needed",
+    )
+    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--batch", type=int, default=1, metavar="B", help="sequences (default: 1)")
+    add(
+        "--length",
+        type=int,
+        metavar="T",
+        help=f"tokens of each, also in the cache before decoding (default: {DEFAULT_LENGTH}, or "
+        "the context length)",
+    )
+    add("--rounds", type=int, default=11, metavar="N", help="times each is measured (default: 11)")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
+    )
+    add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    import jax
+
+    from chopjax.errors import UserError
+    from chopjax.models.decoder import Compute
+    from chopjax.progress import progress, say
+    from chopjax.report import latency as report
+    from chopjax.report import plots
+    from chopjax.report.terminal import show
+    from chopjax.score.latency import PHASES, measure
+    from chopjax.score.latency_models import first_layers, open_models
+
+    for flag in ("batch", "length", "rounds"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} {value}: at least 1 is needed")
+    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
+        raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    try:
+        models = open_models(args.models, args.revision, dtype, args.random, args.remove)
+        models[report.BARE] = first_layers(*next(iter(models.values())), 0)
+        longest = min(config.max_positions for _, config in models.values())
+        length = args.length or min(DEFAULT_LENGTH, longest)
+        if length > longest:
+            raise UserError(f"--length {length}: the context length is {longest}")
+        with progress("latency", args.rounds + 1, "rounds") as bar:
+            found = measure(
+                models,
+                args.batch,
+                length,
+                Compute(dtype=dtype),
+                args.rounds,
+                advance=bar.advance,
+            )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the device's memory does not hold the models side by side; measure fewer (--remove), "
+            "or less of them (--batch, --length)"
+        ) from None
+    measured = [report.Measured(name, models[name][1], found[name]) for name in found]
+    about = {
+        "batch": args.batch,
+        "length": length,
+        "dtype": dtype,
+        "device": jax.devices()[0].device_kind,
+        "rounds": args.rounds,
+    }
+    setting = f"batch {args.batch}, {length} tokens, {dtype}, {about['device']}"
+    if args.plot:
+        path = Path(args.plot).expanduser()
+        path = path.with_suffix("") if path.suffix in (".png", ".svg") else path
+        for written in plots.save(report.figure(measured, setting), path):
+            say(f"wrote {written}")
+    if args.json:
+        print(json.dumps(report.as_json(measured, about)))
+        return 0
+    show(report.table(measured))
+    print(f"\n{setting}; medians of {args.rounds} rounds in turns")
+    for phase, meaning in PHASES.items():
+        print(f"{phase} is {meaning}.")
+    print("memory is the largest of the three: parameters, cache, activations.\n")
+    print("\n".join(report.findings(measured)))
+    return 0
