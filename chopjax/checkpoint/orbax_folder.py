@@ -153,7 +153,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
+    return (str(error) or type(error).__name__).splitlines()[0][:1000]
 
 
 @contextlib.contextmanager

@@ -140,6 +140,21 @@ def choose(length: int, dtype: jnp.dtype, backend: str | None = None) -> str:
     return "xla"
 
 
+def why_not(implementation: str, length: int, dtype: jnp.dtype, backend: str) -> str | None:
+    """What keeps an implementation that is asked for by name from running; None for nothing."""
+    if implementation == "splash":
+        if backend != "tpu":
+            return f"splash runs on TPUs, this is a {backend}"
+        if length % SPLASH_LANES:
+            return f"splash takes multiples of {SPLASH_LANES} positions, not {length}"
+    if implementation == "cudnn":
+        if backend != "gpu":
+            return f"cudnn runs on NVIDIA GPUs, this is a {backend}"
+        if dtype not in (jnp.bfloat16, jnp.float16):
+            return f"cudnn takes bfloat16, not {jnp.dtype(dtype).name}"
+    return None
+
+
 def _splash(
     query_BTNH: jax.Array,
     key_BTKH: jax.Array,

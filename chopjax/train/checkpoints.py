@@ -133,7 +133,7 @@ class Saver:
         return [s for s in older if not (self.keep_every and s % self.keep_every == 0)]
 
     def _failed(self, error: Exception) -> UserError:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:1000]
         return UserError(
             f"{self.folder / str(self._saving)}: the checkpoint could not be written: {reason}\n"
             f"{newest(self.folder)} Make room or mend the folder, then start again."
@@ -182,7 +182,7 @@ def restore(folder: Path, step: int, abstract: Any) -> Any:
     try:
         return ocp.load(path, abstract, checkpointable_name=PYTREE)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:500]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:1000]
         raise UserError(f"{path}: does not fit this run: {reason}") from error
 
 

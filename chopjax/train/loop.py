@@ -37,6 +37,7 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
 from chopjax.models import flops
 from chopjax.models.attention import choose as choose_attention
+from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.progress import progress, say
@@ -347,6 +348,14 @@ def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
             problems.append(
                 f"{name} {size}: not a multiple of {shards} shards x {parts} microbatches"
             )
+    reason = why_not(
+        settings.compute.attention,
+        data.sequence_length,
+        jnp.dtype(settings.compute.dtype),
+        jax.default_backend(),
+    )
+    if reason:
+        problems.append(f"compute.attention: {reason}; auto chooses what can run")
     if problems:
         raise UserError(f"the config does not fit model and mesh:\n{listing(problems)}")
 

@@ -30,8 +30,9 @@ def owned(workdir: Path) -> Iterator[None]:
     """
     if ":/" in str(workdir):  # Path("gs://bucket") is gs:/bucket
         raise UserError(
-            f"--workdir {workdir}: a URL; give a folder on a file system that every host mounts "
-            "(tpu_scripts/README.md shows how), and copy checkpoints to a bucket after"
+            f"--workdir {str(workdir).replace(':/', '://', 1)}: a URL; give a folder on a file "
+            "system that every host mounts (tpu_scripts/README.md shows how), and copy checkpoints "
+            "to a bucket after"
         )
     handle, problem = None, None
     if jax.process_index() == 0:
@@ -61,7 +62,8 @@ def _lock(workdir: Path) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}") from error
+        reason = "is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"--workdir {workdir}: {reason}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -204,6 +204,18 @@ def test_a_moved_store_and_new_housekeeping_are_not_a_change(chopped, data, tmp_
     assert train(recipe(data, *CHOP, *changes, "evaluation.every=4"), chopped)["steps"] == STEPS
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["compute.attention=splash"], "compute.attention: splash runs on TPUs, this is a cpu"),
+        (["compute.attention=cudnn"], "compute.attention: cudnn runs on NVIDIA GPUs"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_by_name(data, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        train(recipe(data, *changes), tmp_path)
+
+
 def test_force_goes_on_all_the_same(data, tmp_path, capsys):
     train(recipe(data, "total_steps=5", "data.evaluation="), tmp_path)
     train(recipe(data, "total_steps=7", "data.evaluation="), tmp_path, force=True)
