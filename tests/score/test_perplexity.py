@@ -15,8 +15,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from chopjax.cli import main
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
+from chopjax.score.journal import Journal
 from chopjax.score.model import open_engine
-from chopjax.score.perplexity import perplexity, windows
+from chopjax.score.perplexity import document_losses, perplexity, windows
 
 
 @hypothesis.given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 20))
@@ -46,6 +47,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     checkpoints.write_checkpoint(folder, "llama", vocab_size=300, max_position_embeddings=32)
     return checkpoints.write_tokenizer(folder, vocab_size=300)
+
+
+def test_a_journal_remembers_documents(tiny: Path, tmp_path: Path) -> None:
+    """What was read before a kill is not read again; `most` ends with the document that has it."""
+    texts = ["the cat sat on the mat. " * 9, "a bird", "the old tree"]
+    _, engine = open_engine(str(tiny))
+    tokenizer = load_tokenizer(tiny)
+    journal = Journal(tmp_path, {"model": "tiny"})
+    first = list(document_losses(engine, tokenizer, texts, most=1, journal=journal))
+    assert [document.text for document in first] == texts[:1]
+    before = engine.statistics.requests
+    again = Journal(tmp_path, {"model": "tiny"})
+    found = list(document_losses(engine, tokenizer, texts, journal=again))
+    assert engine.statistics.requests == before + 2
+    assert found[0] == first[0]
+    whole = [document.loss for document in document_losses(engine, tokenizer, texts)]
+    assert [document.loss for document in found] == pytest.approx(whole, abs=1e-4)
 
 
 def test_bytes_and_tokens(tiny: Path) -> None:

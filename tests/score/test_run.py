@@ -84,6 +84,13 @@ def test_files_are_those_of_the_harness(
         (mine,) = folder.glob(f"samples_{task}_*.jsonl")
         (other,) = their_folder.glob(f"samples_{task}_*.jsonl")
         assert mine.read_text() == other.read_text()
+    # `compare` reads both, and finds them equal on the same documents.
+    assert main(["compare", str(their_results), str(folder), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    cells = {row["task"]: row["cells"][1] for row in compared["tasks"]}
+    assert set(cells) == {"tiny_choice", "tiny_rolling"}
+    assert all(cell["difference"] == 0 and cell["p"] == 1 for cell in cells.values())
+    assert compared["notes"] == []
 
 
 def harness_run(model: Path, tasks: Path, names: list[str], tracker: Any) -> dict[str, Any]:
