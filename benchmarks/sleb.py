@@ -112,6 +112,9 @@ def main() -> int:
     plain_blocks = sum((L - 2 - r) * (L - 1 - r) for r in range(remove))
     print(f"{L} layers, {remove} removed, {len(sequences)} x {args.length} tokens, float32")
     print(f"removed, in order: {orders['ours']}")
+    candidates = sum(L - 2 - r for r in range(remove))
+    programs = sum(function._cache_size() for function in (embed, advance, loss_sum))
+    print(f"programs compiled by ours: {programs}, for {candidates} candidates")
     print(f"layers run: ours {blocks}, plain loop {plain_blocks} ({blocks / plain_blocks:.2f})")
     for name, value in medians.items():
         same = "" if orders[name] == orders["ours"] else f"   removed {orders[name]}"
@@ -125,6 +128,8 @@ def main() -> int:
                     "ratio": medians["ours"] / medians["compiled"],
                     "unit": "seconds for a search to half depth",
                     "seconds": seconds,
+                    "programs": programs,
+                    "candidates": candidates,
                     "layers_run": {"ours": blocks, "plain": plain_blocks},
                     "removed": orders,
                     "settings": vars(args),

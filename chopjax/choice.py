@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chopjax.chop.configurations import Keep, choose, parse_keep, ranges
+from chopjax.chop.configurations import STRATEGIES, Keep, choose, parse_keep, ranges
 from chopjax.chop.importance import MEASURED, Protect, choose_measured, summary
 from chopjax.chop.merge import MERGES, Recipe, as_json, average_most_similar, bases
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from chopjax.analysis import AnalysisSettings
 
 LOOKS = (*MEASURED, *MERGES)  # strategies that look at what layers do
+KNOWN = (*STRATEGIES, *LOOKS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from chopjax.choice import LOOKS
-from chopjax.chop.configurations import STRATEGIES
+from chopjax.choice import KNOWN
 from chopjax.chop.importance import parse_protect
 from chopjax.chop.merge import MERGES
 from chopjax.chop.schedule import ONCE, parse_schedule
@@ -103,7 +102,6 @@ def names(text: str) -> list[str]:
 
 def _contradictions(settings: PipelineSettings) -> list[str]:
     chop, text, score = settings.chop, settings.text, settings.score
-    known = [*STRATEGIES, *LOOKS]
     rounds = parse_schedule(chop.schedule) != ONCE
     merges = not chop.keep and chop.strategy in MERGES
     checks = [
@@ -115,8 +113,8 @@ def _contradictions(settings: PipelineSettings) -> list[str]:
             "chop: give chop.keep, or chop.strategy and chop.remove",
         ),
         (
-            bool(chop.keep) or not chop.strategy or chop.strategy in known,
-            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(known)}",
+            bool(chop.keep) or not chop.strategy or chop.strategy in KNOWN,
+            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(KNOWN)}",
         ),
         (
             not (chop.after_steps and rounds),

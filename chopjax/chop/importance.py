@@ -118,7 +118,8 @@ def check_count(strategy: str, num_layers: int, remove: int, protect: Protect) -
     if not 1 <= remove <= most:
         raise UserError(
             f"strategy {strategy!r} can remove 1 to {most} of {num_layers} layers, not {remove}: "
-            f"the first {protect.first} and the last {protect.last} are protected (protect)"
+            f"the first {protect.first} and the last {protect.last} are protected (--protect, or "
+            "`protect` in a recipe)"
         )
 
 

@@ -105,6 +105,8 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     from chopjax.models import parameters
 
     config = checkpoint.config
+    if args.strategy not in (None, *choice.KNOWN):
+        raise UserError(f"--strategy: {args.strategy!r} is not one of {', '.join(choice.KNOWN)}")
     if args.strategy not in choice.LOOKS:
         if args.analysis or args.data or args.protect:
             raise UserError(
