@@ -12,6 +12,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+import transformers
 
 from chopjax import cli
 from chopjax.chop.configurations import STRATEGIES, parse_keep
@@ -120,6 +121,25 @@ def test_chop_measures_on_the_spot(
     reply = json.loads(capsys.readouterr().out)
     assert len(reply["kept_layers"]) == 4
     assert reply["settings"]["analysis"]["data"] == [str(text)]
+
+
+@pytest.mark.parametrize(("strategy", "source"), [("average", "analysis"), ("laco", "data")])
+def test_merges_are_recorded_and_load_in_transformers(
+    model: Path, text: Path, analysis: Path, tmp_path: Path, strategy: str, source: str
+) -> None:
+    out = tmp_path / "merged"
+    flags = ["--strategy", strategy, "--remove", "2", f"--{source}"]
+    flags.append(str(analysis if source == "analysis" else text))
+    assert cli.main(["chop", str(model), str(out), *flags]) == 0
+    record = json.loads((out / "chopjax.json").read_text())
+    assert record["strategy"] == strategy
+    assert len(record["kept_layers"]) == 3
+    merged = record["settings"]["merged"]
+    assert {int(base) for base in merged} <= set(record["kept_layers"])
+    assert any(len(weights) > 1 for weights in merged.values())
+    assert all(sum(weights.values()) == pytest.approx(1) for weights in merged.values())
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert loaded.config.num_hidden_layers == 3
 
 
 MISTAKES: list[tuple[list[str], str]] = [

@@ -5,26 +5,25 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import checkpoints
-import jax
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chopjax.checkpoint.load import load
 from chopjax.chop import prefixes
-from chopjax.chop.calibration import make_batches, predicted_tokens, predictions
+from chopjax.chop.calibration import make_batches
 from chopjax.chop.prefixes import Prefixes
 from chopjax.chop.search import one_out, sleb
-from chopjax.chop.surgery import chop_params
 from chopjax.data.tokenizer import load_tokenizer
-from chopjax.models import decoder
 from chopjax.models.decoder import Compute
-from chopjax.train.loss import cross_entropy, token_losses
+from chopjax.train.loss import cross_entropy
 
 LAYERS = 6
 
@@ -37,72 +36,82 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def batches() -> Any:
+def sequences() -> list[list[int]]:
     draw = np.random.default_rng(1)
-    return make_batches([draw.integers(1, 97, n).tolist() for n in (16, 11, 14)], 2)
+    return [draw.integers(1, 97, n).tolist() for n in (16, 11, 14)]
+
+
+@pytest.fixture(scope="module")
+def batches(sequences: list[list[int]]) -> Any:
+    return make_batches(sequences, 2)
 
 
 def searcher(model: Any, batches: Any) -> Prefixes:
     return Prefixes(model.params, model.config, Compute(), batches, cross_entropy)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def whole_model(params: Any, config: Any, batch: Any) -> jax.Array:
-    hidden = decoder.hidden_states(params, config, Compute(), batch.tokens_BT)
-    targets, weights = predictions(batch)
-    losses = token_losses(hidden, decoder.head_kernel(params, config), targets)
-    return (losses * weights).sum()
+Loss = Callable[[tuple[int, ...]], float]
 
 
-KNOWN: dict[tuple[int, ...], float] = {}
+@pytest.fixture(scope="module")
+def plain(sequences: list[list[int]]) -> Loss:
+    """Delete the layers from the torch model and run every sequence alone, in float64."""
+    theirs = checkpoints.random_model("llama", num_hidden_layers=LAYERS).double()
+    blocks = list(theirs.model.layers)
+
+    @functools.cache
+    def loss(keep: tuple[int, ...]) -> float:
+        theirs.model.layers = torch.nn.ModuleList(blocks[layer] for layer in keep)
+        total = 0.0
+        with torch.no_grad():
+            for row in sequences:
+                ids = torch.tensor([row])
+                logits = theirs(ids, use_cache=False).logits[0, :-1]
+                total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        return float(total) / sum(len(row) - 1 for row in sequences)
+
+    return loss
 
 
-def plain(model: Any, batches: Any, keep: tuple[int, ...]) -> float:
-    """Delete the layers, run the whole model."""
-    if keep not in KNOWN:
-        params, config = chop_params(model.params, keep), model.config.with_layers(len(keep))
-        total = sum(float(whole_model(params, config, batch)) for batch in batches)
-        KNOWN[keep] = total / predicted_tokens(batches)
-    return KNOWN[keep]
-
-
-def test_any_keep_lists_have_the_losses_of_the_chopped_models(model: Any, batches: Any) -> None:
+def test_any_keep_lists_have_the_losses_of_the_chopped_models(
+    model: Any, batches: Any, plain: Loss
+) -> None:
     keeps = [(0, 2, 3, 5), (0, 2, 3), (0, 2, 4, 5), (1,), (5,), tuple(range(LAYERS)), (4, 5)]
     found = searcher(model, batches).losses(keeps)
     for keep in keeps:
-        assert found[keep] == pytest.approx(plain(model, batches, keep), abs=2e-6)
+        assert found[keep] == pytest.approx(plain(keep), abs=2e-6)
 
 
-def test_one_out_runs_half_the_layers(model: Any, batches: Any) -> None:
+def test_one_out_runs_half_the_layers(model: Any, batches: Any, plain: Loss) -> None:
     search = searcher(model, batches)
     found = one_out(search)
     layers = range(LAYERS)
     for out in layers:
         keep = tuple(k for k in layers if k != out)
-        assert found[out] == pytest.approx(plain(model, batches, keep), abs=2e-6)
+        assert found[out] == pytest.approx(plain(keep), abs=2e-6)
     suffixes = LAYERS * (LAYERS - 1) // 2
     assert search.blocks_run == (suffixes + LAYERS - 1) * len(batches)
     assert search.remembered() == 0
 
 
-def greedy(model: Any, batches: Any, remove: int, protected: tuple[int, ...]) -> list[int]:
+def greedy(plain: Loss, remove: int, protected: tuple[int, ...]) -> list[int]:
     keep, order = tuple(range(LAYERS)), []
     for _ in range(remove):
         lists = {c: tuple(k for k in keep if k != c) for c in keep if c not in protected}
-        losses = {c: plain(model, batches, candidate) for c, candidate in lists.items()}
+        losses = {c: plain(candidate) for c, candidate in lists.items()}
         order.append(min(losses, key=losses.__getitem__))
         keep = lists[order[-1]]
     return order
 
 
 @pytest.mark.parametrize("states", [0, 3, 1000])
-def test_sleb_is_the_plain_greedy_loop(model: Any, batches: Any, states: int) -> None:
+def test_sleb_is_the_plain_greedy_loop(model: Any, batches: Any, plain: Loss, states: int) -> None:
     search = searcher(model, batches)
     protected = (0, LAYERS - 1)
     found = sleb(search, 4, protected, state_bytes=states * search.state_bytes())
-    assert [removal.layer for removal in found] == greedy(model, batches, 4, protected)
+    assert [removal.layer for removal in found] == greedy(plain, 4, protected)
     keep = tuple(k for k in range(LAYERS) if k not in {removal.layer for removal in found})
-    assert found[-1].loss == pytest.approx(plain(model, batches, keep), abs=2e-6)
+    assert found[-1].loss == pytest.approx(plain(keep), abs=2e-6)
     assert set(found[1].candidates) == set(range(1, LAYERS - 1)) - {found[0].layer}
     assert search.remembered() == 0
 
