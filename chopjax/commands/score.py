@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chopjax.commands.flags import add_scoring_model, check_scoring_model
+
+if TYPE_CHECKING:
+    from chopjax.score.tasks import Tasks
 
 SUITES = ("just_chop", "just_chop_v1", "deeper_layers", "quick")  # chopjax/score/suites
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from chopjax.train import distributed
+
     add_scoring_model(parser)
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True)
@@ -76,22 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write every document's answers to samples_TASK_DATE.jsonl, as `compare` needs them",
     )
     add("--json", action="store_true", help="print one JSON object instead of a table")
+    distributed.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     import os
-    from pathlib import Path
 
     # The harness's bars would stand between ours. Read when tqdm is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from chopjax.errors import UserError
-    from chopjax.report.terminal import show
-    from chopjax.score.model import open_engine, use_compilation_cache
-    from chopjax.score.results import as_json, table
-    from chopjax.score.run import evaluate
     from chopjax.score.tasks import load_tasks
     from chopjax.score.texts import own_text, suite_texts
+    from chopjax.train import distributed
 
     check_scoring_model(args)
     if args.num_fewshot is not None and args.num_fewshot < 0:
@@ -100,10 +104,30 @@ def run(args: argparse.Namespace) -> int:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; a folder is needed")
     names = [args.suite] if args.suite else _names(args.tasks)
-    tasks = load_tasks(
-        names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
-    )
-    texts = suite_texts(tasks["groups"], args.data_dir) + [own_text(text) for text in args.text]
+    launch = distributed.launch_of(args)
+    found = distributed.find(launch, os.environ)
+    tasks, texts = None, []
+    # A typo is found before the others are waited for; only the first process needs the data.
+    if found is None or found.index == 0:
+        tasks = load_tasks(
+            names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
+        )
+        texts = suite_texts(tasks["groups"], args.data_dir) + [own_text(text) for text in args.text]
+    distributed.start(launch)
+    return _score(args, tasks, texts, output)
+
+
+def _score(args: argparse.Namespace, tasks: Tasks | None, texts: list, output: Path) -> int:
+    """On every process; tasks: None on all but the first."""
+    import functools
+
+    from chopjax.report.terminal import show
+    from chopjax.score import processes
+    from chopjax.score.generation import generate_batch
+    from chopjax.score.model import open_engine, use_compilation_cache
+    from chopjax.score.results import as_json, table
+    from chopjax.score.run import evaluate
+
     use_compilation_cache()
     loaded, engine = open_engine(
         args.model,
@@ -114,8 +138,12 @@ def run(args: argparse.Namespace) -> int:
         args.fsdp,
         args.tensor,
     )
+    if tasks is None:
+        generate = functools.partial(generate_batch, engine)
+        return processes.follow({"scores": engine.compute_scores, "generate": generate})
     bos = {"auto": None, "yes": True, "no": False}[args.bos]
-    results = evaluate(loaded, engine, tasks, output, args.limit, bos, args.log_samples, texts)
+    with processes.leading():
+        results = evaluate(loaded, engine, tasks, output, args.limit, bos, args.log_samples, texts)
     if args.json:
         print(as_json(results))
     else:

@@ -1,7 +1,7 @@
 """Log-likelihoods of token sequences, exact and fast: runs what planning.py has planned.
 
-Axes: B rows, T slots of a row, S slots of a trunk, C scores of a row at a time, E table width,
-V vocabulary.
+Axes: B rows, T slots of a row, S slots of a trunk, G groups of rows (parts of the batch on a mesh),
+R scores of a group, C of them at a time, E table width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
 from chopjax.models.parameters import Params
+from chopjax.score import processes
 from chopjax.score.layout import Budget, Shape
 from chopjax.score.packing import Packed, pack_batch
 from chopjax.score.planning import Plan, Request, Tokens, make_plan
@@ -103,10 +104,22 @@ class Engine:
         return [losses[index] for index in range(len(sequences))]
 
     def scores(self, plan: Plan) -> Iterator[Score]:
-        """Answers as they come, in the plan's order; the device works while the host packs."""
+        """Answers as they come, in the plan's order; the device works while the host packs.
+
+        With several processes, the first calls this and the others `compute_scores`.
+        """
+        processes.send("scores", plan)
+        with processes.computing():
+            yield from self._scores(plan)
+
+    def compute_scores(self, plan: Plan) -> None:
+        """What the other processes do while the first is in `scores`."""
+        collections.deque(self._scores(plan), maxlen=0)
+
+    def _scores(self, plan: Plan) -> Iterator[Score]:
         waiting: collections.deque[tuple[Packed, tuple[jax.Array, jax.Array]]] = collections.deque()
         for batch in plan.batches:
-            packed = pack_batch(plan, batch)
+            packed = pack_batch(plan, batch, self.budget.shards)
             past = None
             if batch.trunk:
                 path, depth = batch.trunk
@@ -122,16 +135,17 @@ class Engine:
     def _answers(
         self, plan: Plan, packed: Packed, result: tuple[jax.Array, jax.Array]
     ) -> Iterator[Score]:
-        logprob_BT, greedy_BT = (np.asarray(array) for array in result)
-        for index, row, numbers in packed.places:
+        logprob_GR, greedy_GR = (np.asarray(array) for array in result)
+        for index, group, numbers in packed.places:
             for request in plan.paths[index].requests:
                 self.statistics.requests += 1
-                yield Score(request, logprob_BT[row, numbers], greedy_BT[row, numbers])
+                yield Score(request, logprob_GR[group, numbers], greedy_GR[group, numbers])
 
     def _run(self, shape: Shape, packed: Packed, past: Past | None) -> tuple[jax.Array, jax.Array]:
         rows = [packed.tokens_BT, packed.positions_BT, packed.ends_BT]
-        rows += [packed.sources_BT, packed.targets_BT]
-        chunk = _chunk(shape, self.config.vocab_size)
+        rows += [packed.sources_GS, packed.targets_GS]
+        groups, most = packed.sources_GS.shape
+        chunk = _chunk(groups, most, self.config.vocab_size)
         steps = np.int32(-(-packed.scores // chunk))
         arguments = (self.params, *(self.place(array) for array in rows), steps, past)
         static = {"config": self.config, "compute": self.compute, "chunk": chunk}
@@ -152,7 +166,10 @@ class Engine:
 
     def place(self, array: np.ndarray) -> Any:
         """An array whose first axis is the batch, spread over the mesh."""
-        return array if self.mesh is None else jax.device_put(array, batch_sharding(self.mesh))
+        if self.mesh is None:
+            return array
+        sharding = batch_sharding(self.mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def program(
         self,
@@ -202,10 +219,11 @@ def fitted_budget(config: ModelConfig, mesh: Mesh | None = None) -> Budget:
     )
 
 
-def _chunk(shape: Shape, vocab_size: int) -> int:
-    """Scores of a row whose logits exist at a time: a divisor of the row length."""
-    most = (1 << 21 if jax.default_backend() == "cpu" else 1 << 26) // (shape.rows * vocab_size)
-    return max(n for n in range(1, shape.length + 1) if shape.length % n == 0 and n <= max(most, 1))
+def _chunk(groups: int, scores: int, vocab_size: int) -> int:
+    """Scores of a group whose logits exist at a time."""
+    if jax.default_backend() == "cpu":
+        return min(scores, 512, max(1, 6_500_000 // (groups * vocab_size)))
+    return min(scores, max(1, (1 << 28) // (groups * vocab_size)))
 
 
 def _score_rows(
@@ -213,48 +231,51 @@ def _score_rows(
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
     ends_BT: jax.Array,
-    sources_BT: jax.Array,
-    targets_BT: jax.Array,
+    sources_GR: jax.Array,
+    targets_GR: jax.Array,
     steps: jax.Array,
     past: Past | None,
     config: ModelConfig,
     compute: Compute,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every target after its source, and whether none is greater: [B, T].
+    """Log-probability of every target after its source, and whether none is greater: [G, R].
 
-    Only the first steps · chunk of each row are computed.
+    Only the first steps · chunk of each group are computed.
     """
-    B, T = tokens_BT.shape
+    T, (G, R) = tokens_BT.shape[1], sources_GR.shape
     slots_T = jnp.arange(T)
     visible_BTT = (slots_T <= slots_T[:, None]) & (slots_T[:, None] < ends_BT[:, None])
     hidden_BTE, _ = extend(params, config, compute, tokens_BT, positions_BT, visible_BTT, past)
-    kernel_EV = head_kernel(params, config).astype(hidden_BTE.dtype)
+    hidden_GRE = hidden_BTE.reshape(G, R, -1)
     token_V = jnp.arange(config.vocab_size)
 
     def step(index: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        # The last slice, moved back where it would reach past the end, computes some twice.
         take = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=index * chunk, slice_size=chunk, axis=1
         )
-        source_BC, target_BC1 = take(sources_BT), take(targets_BT)[..., None]
-        hidden_BCE = jnp.take_along_axis(hidden_BTE, source_BC[..., None], axis=1)
+        source_GC, target_GC1 = take(sources_GR), take(targets_GR)[..., None]
+        hidden_GCE = jnp.take_along_axis(hidden_GRE, source_GC[..., None], axis=1)
+        # In here, a tied table is multiplied as it lies; outside, it would be copied to turn it.
+        kernel_EV = head_kernel(params, config).astype(hidden_GCE.dtype)
         with jax.default_matmul_precision(compute.precision):
-            logit_BCV = jnp.einsum(
-                "BCE,EV->BCV", hidden_BCE, kernel_EV, preferred_element_type=jnp.float32
+            logit_GCV = jnp.einsum(
+                "GCE,EV->GCV", hidden_GCE, kernel_EV, preferred_element_type=jnp.float32
             )
-        logit_BCV -= logit_BCV.max(axis=-1, keepdims=True)
-        log_total_BC1 = jnp.log(jnp.exp(logit_BCV).sum(axis=-1, keepdims=True))
-        logprob_BCV = logit_BCV - log_total_BC1
-        logprob_BC1 = jnp.take_along_axis(logprob_BCV, target_BC1, axis=-1)
-        # What argmax would choose, of equal ones the first, in one pass with the rest.
-        ahead_BCV = (logprob_BCV == logprob_BC1) & (token_V < target_BC1)
-        beaten_BC = ((logprob_BCV > logprob_BC1) | ahead_BCV).any(axis=-1)
+        top_GC1 = logit_GCV.max(axis=-1, keepdims=True)
+        log_total_GC1 = jnp.log(jnp.exp(logit_GCV - top_GC1).sum(axis=-1, keepdims=True))
+        own_GC1 = jnp.take_along_axis(logit_GCV, target_GC1, axis=-1)
+        logprob_GC = (own_GC1 - top_GC1 - log_total_GC1)[..., 0]
+        # What argmax would choose, of equal ones the first; XLA's own argmax is slow on CPUs.
+        ahead_GCV = (logit_GCV == own_GC1) & (token_V < target_GC1)
+        beaten_GC = ((logit_GCV > own_GC1) | ahead_GCV).any(axis=-1)
         place = functools.partial(
             jax.lax.dynamic_update_slice_in_dim, start_index=index * chunk, axis=1
         )
-        return place(found[0], logprob_BC1[..., 0]), place(found[1], ~beaten_BC)
+        return place(found[0], logprob_GC), place(found[1], ~beaten_GC)
 
-    nothing = jnp.zeros((B, T), jnp.float32), jnp.zeros((B, T), bool)
+    nothing = jnp.zeros((G, R), jnp.float32), jnp.zeros((G, R), bool)
     return jax.lax.fori_loop(0, steps, step, nothing)
 
 

@@ -25,6 +25,7 @@ from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
 from chopjax.models.parameters import Params
+from chopjax.score import processes
 from chopjax.score.engine import Engine
 from chopjax.score.layout import row_length
 
@@ -101,7 +102,10 @@ def generate(
     while order:
         shape = _shape(engine, len(prompts[order[0]]), generated, len(order))
         batch, order = order[: shape.rows], order[shape.rows :]
-        found = _batch(engine, [prompts[index] for index in batch], shape, most, ends, eos_ids)
+        given = [prompts[index] for index in batch], shape, most, eos_ids
+        processes.send("generate", *given)
+        with processes.computing():
+            found = generate_batch(engine, *given, ends)
         yield from zip(batch, found, strict=True)
 
 
@@ -113,14 +117,15 @@ def _shape(engine: Engine, longest: int, generated: int, waiting: int) -> Shape:
     return Shape(rows, prompt, generated)
 
 
-def _batch(
+def generate_batch(
     engine: Engine,
     prompts: list[np.ndarray],
     shape: Shape,
     most: int,
-    ends: Callable[[list[int]], bool],
     eos_ids: frozenset[int],
+    ends: Callable[[list[int]], bool] = lambda ids: False,
 ) -> list[list[int]]:
+    """A batch of `generate`. With several processes, the first one's `ends` decides for all."""
     tokens_BS = np.zeros((shape.rows, shape.prompt), np.int32)
     lengths_B = np.ones(shape.rows, np.int32)
     for row, prompt in enumerate(prompts):
@@ -148,7 +153,7 @@ def _batch(
                 found[row].append(token)
             if ends(found[row]):
                 open_rows.discard(row)
-        if not open_rows:
+        if not processes.said_by_the_first(bool(open_rows)):
             break
     return found
 

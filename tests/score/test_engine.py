@@ -177,7 +177,7 @@ from chopjax.score.engine import Engine
 from chopjax.train.mesh import make_mesh, shardings
 assert len(jax.devices()) == 8
 found = {}
-mesh = make_mesh(fsdp=4, tensor=2)
+mesh = make_mesh(data=2, fsdp=2, tensor=2)
 for config in (LLAMA, GPT2):
     params = jax.device_put(random_params(config), shardings(config, mesh))
     engine = Engine(config, params, mesh=mesh, budget=BUDGET)

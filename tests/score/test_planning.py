@@ -35,23 +35,25 @@ def test_every_request_is_computed_once_and_exactly(wanted: list, with_trunks: b
         plan = make_plan(wanted, LIMIT, SMALL)
     answered: list[int] = []
     for batch in plan.batches:
-        packed = pack_batch(plan, batch)
+        groups = 2 if batch.shape.rows % 2 == 0 else 1
+        packed = pack_batch(plan, batch, groups)
         depth = batch.trunk[1] if batch.trunk else 0
         assert depth <= batch.shape.past
         assert packed.tokens_BT.shape == (batch.shape.rows, batch.shape.length)
-        assert packed.scores <= batch.shape.length
-        for index, row, numbers in packed.places:
+        assert packed.scores <= packed.sources_GS.shape[1]
+        for index, group, numbers in packed.places:
             path = plan.paths[index]
             answered += path.requests
             before = plan.paths[batch.trunk[0]].tokens[:depth] if batch.trunk else []
             for place, number in enumerate(numbers):
-                source = packed.sources_BT[row, number]
+                row, source = divmod(packed.sources_GS[group, number], batch.shape.length)
+                row += group * batch.shape.rows // groups
                 chain = ancestors(packed.ends_BT[row], source)
                 seen = [*before, *packed.tokens_BT[row, chain]]
                 # The token that is scored comes after exactly what the path reads before it.
                 at = path.context + place
                 assert seen == path.tokens[: at + 1].tolist()
-                assert packed.targets_BT[row, number] == path.tokens[at + 1]
+                assert packed.targets_GS[group, number] == path.tokens[at + 1]
                 assert packed.positions_BT[row, chain].tolist() == list(range(depth, at + 1))
         # Unused slots see themselves and are seen by nobody else.
         for row in range(len(batch.rows), batch.shape.rows):
@@ -85,7 +87,7 @@ def test_choices_of_one_question_share_its_tokens() -> None:
     plan = make_plan([(question, [n]) for n in range(4)], 512, Budget())
     packed = pack_batch(plan, plan.batches[0])
     assert (packed.tokens_BT > 0).sum() == 60
-    assert len(set(packed.sources_BT[0, :4].tolist())) == 1
+    assert len(set(packed.sources_GS[0, :4].tolist())) == 1
 
 
 def test_a_long_common_beginning_becomes_a_trunk() -> None:
