@@ -8,9 +8,9 @@
 DIR holds TASK/SPLIT.jsonl as score_tasks.py says. Both sides get the same checkpoint, the same
 tasks and documents, and the harness's own evaluate(): what is timed is that whole call, from
 building prompts to metrics, once models and datasets are loaded. Ours compiles in a first run,
-which is reported apart. The peer first runs at each of --batch-sizes; the rounds are at the best of them.
-(`auto` on a CPU takes 64 without a measurement: the harness looks for the largest batch that does
-not run out of memory.) Rounds alternate; figures are medians. Each row also gives the largest
+which is reported apart. The peer first runs at each of --batch-sizes; the rounds are at the best of
+them. (`auto` on a CPU takes 64 without a measurement: the harness looks for the largest batch that
+does not run out of memory.) Rounds alternate; figures are medians. Each row also gives the largest
 difference of a request's log-likelihood and whether is_greedy and all metrics agree.
 
 The floor is what nobody can leave out: every distinct token of the requests' prefix tree through
