@@ -204,13 +204,12 @@ def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Request by request and metric by metric; metrics agree within 1e-6."""
     differences = np.array([abs(a[0] - b[0]) for a, b in zip_answers(ours, theirs)])
     greedy = [a[1] == b[1] for a, b in zip_answers(ours, theirs)]
-    metrics = {
-        f"{task} {name}": (found["results"][task][name] for found in (ours, theirs))
+    pairs = {
+        f"{task} {name}": (ours["results"][task][name], value)
         for task, values in theirs["results"].items()
         for name, value in values.items()
         if isinstance(value, float)
     }
-    pairs = {name: tuple(pair) for name, pair in metrics.items()}
     return {
         "nats": {
             "median": float(np.median(differences)),

@@ -34,7 +34,8 @@ def add_scoring_model(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16"),
         default="auto",
         help="of parameters and activations; log-probabilities are float32 always (default: auto, "
-        "float32 on CPU and bfloat16 elsewhere)",
+        "float32 on CPU and bfloat16 elsewhere, which moves a request's log-likelihood by some "
+        "hundredths of a nat)",
     )
     add(
         "--batch-size",
