@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
             names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
         )
         texts = suite_texts(tasks["groups"], args.data_dir) + [own_text(text) for text in args.text]
-    distributed.start(launch)
-    return _score(args, tasks, texts, output)
+    with distributed.joined(launch):
+        return _score(args, tasks, texts, output)
 
 
 def _score(args: argparse.Namespace, tasks: Tasks | None, texts: list, output: Path) -> int:
