@@ -106,17 +106,21 @@ def _forward(
         def one(sums: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
             total, nll, d_kernel_EV = sums
             hidden_CE, targets_C, weights_C = xs
-            softmax_CV, log_z_C, target_C, is_target_CV = _logits(
-                hidden_CE, targets_C, head_EV, tensor
-            )
+            logits_CV, log_z_C, target_C, column_C = _logits(hidden_CE, targets_C, head_EV, tensor)
             nll_C = weights_C * (log_z_C - target_C)
             total += jnp.sum(nll_C + weights_C * z_loss * jnp.square(log_z_C))
             # ∂/∂logits of w·(log Z - target + z·log²Z) = w·((1 + 2·z·log Z)·softmax - [target])
             scale_C = weights_C * (1 + 2 * z_loss * log_z_C)
+            # The softmax is formed from the logits again, where it is used: a second exponential
+            # costs less than a second array of [C, V].
+            softmax_CV = jnp.exp(logits_CV - log_z_C[:, None])
+            is_target_CV = jnp.arange(logits_CV.shape[1]) == column_C[:, None]
             d_logits_CV = softmax_CV * scale_C[:, None] - is_target_CV * weights_C[:, None]
             d_logits_CV = d_logits_CV.astype(hidden_CE.dtype)
-            d_hidden_CE = _matmul("CV,EV->CE", d_logits_CV, head_EV)
-            d_kernel_EV += _matmul("CE,CV->EV", hidden_CE, d_logits_CV)
+            d_hidden_CE = _matmul("EV,CV->EC", head_EV, d_logits_CV).T
+            # Transposed here and not inside the product, which processors are slow at.
+            hidden_EC = jax.lax.optimization_barrier(hidden_CE.T)
+            d_kernel_EV += _matmul("EC,CV->EV", hidden_EC, d_logits_CV)
             return (total, nll + jnp.sum(nll_C), d_kernel_EV), d_hidden_CE
 
         zero = jnp.zeros((), wide)
@@ -166,20 +170,24 @@ cross_entropy.defvjp(_forward, _backward)
 def _logits(
     hidden_CE: jax.Array, targets_C: jax.Array, kernel_EV: jax.Array, tensor: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Softmax [C, V], log Z [C], the target's logit [C], and where the target is [C, V]."""
+    """Logits [C, V], log Z [C], the target's logit [C] and its column [C].
+
+    V is this device's part of the vocabulary; a column outside of 0 … V-1 is another device's.
+    """
     logits_CV = _matmul("CE,EV->CV", hidden_CE, kernel_EV)
-    column_V = jnp.arange(logits_CV.shape[1], dtype=targets_C.dtype)
-    maximum_C = logits_CV.max(axis=1)
+    size, column_C, maximum_C = logits_CV.shape[1], targets_C, logits_CV.max(axis=1)
     if tensor:
-        column_V += jax.lax.axis_index(tensor) * logits_CV.shape[1]
+        column_C -= jax.lax.axis_index(tensor) * size
         maximum_C = jax.lax.pmax(maximum_C, tensor)
-    is_target_CV = column_V[None] == targets_C[:, None]
+    here_C = (column_C >= 0) & (column_C < size)
+    inside_C = jnp.clip(column_C, 0, size - 1)
+    target_C = jnp.take_along_axis(logits_CV, inside_C[:, None], axis=1)[:, 0]
     exp_CV = jnp.exp(logits_CV - maximum_C[:, None])
-    sums_2C = jnp.stack([exp_CV.sum(axis=1), jnp.where(is_target_CV, logits_CV, 0).sum(axis=1)])
+    sums_2C = jnp.stack([exp_CV.sum(axis=1), jnp.where(here_C, target_C, 0)])
     if tensor:
         sums_2C = jax.lax.psum(sums_2C, tensor)
     z_C, target_C = sums_2C
-    return exp_CV / z_C[:, None], maximum_C + jnp.log(z_C), target_C, is_target_CV
+    return logits_CV, maximum_C + jnp.log(z_C), target_C, column_C
 
 
 def _matmul(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
