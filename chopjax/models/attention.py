@@ -1,7 +1,8 @@
-"""Causal attention: three implementations behind one function.
+"""Causal attention: four implementations behind one function.
 
 "xla" runs everywhere, "cudnn" on NVIDIA GPUs (flash attention by cuDNN), "splash" on TPUs (jax's
-Pallas kernel, a shard_map over the mesh in force). "auto" takes the fastest that can run.
+Pallas kernel, a shard_map over the mesh in force), "blocked" on one processor
+(blocked_attention.py). "auto" takes the fastest that can run.
 
 Axes: B batch, T time, S keys, N query heads, K key/value heads, G = N/K, H head size.
 """
@@ -9,12 +10,16 @@ Axes: B batch, T time, S keys, N query heads, K key/value heads, G = N/K, H head
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
+
+from chopjax.models.blocked_attention import blocked_attention
+from chopjax.models.remat import NAME, kept
 
 # Mesh axes that hold parts of the batch and of the heads; the names are those of train/mesh.py.
 BATCH_AXES = ("slice", "data", "fsdp")
@@ -39,10 +44,12 @@ def attend(
         implementation = choose(query_BTNH.shape[1], query_BTNH.dtype)
     if implementation == "splash":
         return _splash(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+    if implementation == "blocked":
+        return blocked_attention(query_BTNH, key_BTKH, value_BTKH, segments_BT)
     mask = None
     if segments_BT is not None:
         mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(
+    mixed_BTNH = jax.nn.dot_product_attention(
         query_BTNH,
         key_BTKH,
         value_BTKH,
@@ -50,6 +57,8 @@ def attend(
         is_causal=True,
         implementation="cudnn" if implementation == "cudnn" else "xla",
     )
+    # The others keep what they need by themselves.
+    return mixed_BTNH if implementation == "cudnn" else kept(mixed_BTNH)
 
 
 Past = tuple[jax.Array, jax.Array, jax.Array]  # key_BSKH, value_BSKH, visible_BS
@@ -151,6 +160,8 @@ def choose(length: int, dtype: jnp.dtype, backend: str | None = None) -> str:
         return "splash"
     if backend == "gpu" and half:  # cuDNN has no float32 flash attention
         return "cudnn"
+    if backend == "cpu" and math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1:
+        return "blocked"  # walks over the batch, which must lie on one device
     return "xla"
 
 
@@ -218,7 +229,9 @@ def _splash_on_one_device(
         block_kv_dq=block,
     )
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
-    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+    kernel = splash.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=NAME
+    )
     # The kernel takes [heads, time, size] and does not scale the scores.
     query_BNTH = jnp.swapaxes(query_BTNH * head_dim**-0.5, 1, 2)
     key_BKTH, value_BKTH = jnp.swapaxes(key_BTKH, 1, 2), jnp.swapaxes(value_BTKH, 1, 2)

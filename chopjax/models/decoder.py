@@ -22,7 +22,9 @@ from flax import nnx
 from chopjax.models import positions
 from chopjax.models.attention import BATCH_AXES, HEAD_AXIS, attend, attend_visible
 from chopjax.models.config import ModelConfig
+from chopjax.models.linear import linear
 from chopjax.models.parameters import Params
+from chopjax.models.remat import is_kept, kept
 from chopjax.models.sharding import constrain
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
@@ -34,14 +36,16 @@ class Compute:
 
     dtype: of activations and matrix products; parameters keep their own and are cast block by
         block inside the scan. With float32 the products are full float32 on every device.
-    remat: what the backward pass keeps of a block. "none" keeps everything, "dots" the results of
-        the weight matrix products, "full" only the block's input.
+    remat: what the backward pass keeps of a block. "none" keeps everything; "dots" what the matrix
+        products make (rotated queries, keys and values, attention's result, the residual stream
+        between attention and feed-forward, gate and up), so that norms, activations and, where
+        attention is "xla", scores are computed again; "full" only the block's input.
     attention: see attention.py.
     """
 
     dtype: str = "float32"
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
 
     @property
     def precision(self) -> str:
@@ -56,10 +60,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+REMAT_POLICIES = {"dots": is_kept, "full": jax.checkpoint_policies.nothing_saveable}
 
 
 # How a layer's queries meet its keys and values: [B, T, N, H], twice [B, T, K, H] to [B, T, N, H].
@@ -153,7 +154,7 @@ class Attention(nnx.Module):
 
         def project(name: str) -> jax.Array:
             kernel_DNH = getattr(self, name)[...].astype(x_BTD.dtype)
-            y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, kernel_DNH)
+            y_BTNH = linear(x_BTD, kernel_DNH)
             if has_bias:
                 y_BTNH += getattr(self, f"{name}_bias")[...].astype(y_BTNH.dtype)
             return y_BTNH
@@ -162,9 +163,10 @@ class Attention(nnx.Module):
         if rotation is not None:
             query_BTNH = positions.rotate(query_BTNH, *rotation)
             key_BTKH = positions.rotate(key_BTKH, *rotation)
+        query_BTNH, key_BTKH, value_BTKH = kept(query_BTNH), kept(key_BTKH), kept(value_BTKH)
         mixed_BTNH = mix(query_BTNH, key_BTKH, value_BTKH)
-        kernel = self.output[...].astype(x_BTD.dtype)
-        y_BTD = jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, kernel)
+        kernel_NHD = self.output[...].astype(x_BTD.dtype)
+        y_BTD = linear(mixed_BTNH, kernel_NHD, contracted=2)
         if has_bias:
             y_BTD += self.output_bias[...].astype(y_BTD.dtype)
         return y_BTD
@@ -188,16 +190,17 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         def project(x: jax.Array, name: str) -> jax.Array:
-            y = x @ getattr(self, name)[...].astype(x.dtype)
+            y = linear(x, getattr(self, name)[...].astype(x.dtype))
             if self.config.mlp_bias:
                 y += getattr(self, f"{name}_bias")[...].astype(y.dtype)
             return y
 
         activation = ACTIVATIONS[self.config.activation]
         if self.config.gated_mlp:
-            inner_BTF = activation(project(x_BTD, "gate")) * project(x_BTD, "up")
+            gate_BTF, up_BTF = kept(project(x_BTD, "gate")), kept(project(x_BTD, "up"))
+            inner_BTF = activation(gate_BTF) * up_BTF
         else:
-            inner_BTF = activation(project(x_BTD, "up"))
+            inner_BTF = activation(kept(project(x_BTD, "up")))
         return project(inner_BTF, "down")
 
 
@@ -219,9 +222,9 @@ class Block(nnx.Module):
     ) -> jax.Array:
         if self.config.pre_norm:
             normed_BTD = self.attention_norm(hidden_BTD)
-            hidden_BTD += self.attention(normed_BTD, rotation, mix)
+            hidden_BTD = kept(hidden_BTD + self.attention(normed_BTD, rotation, mix))
             return hidden_BTD + self.mlp(self.mlp_norm(hidden_BTD))
-        hidden_BTD += self.attention(hidden_BTD, rotation, mix)
+        hidden_BTD = kept(hidden_BTD + self.attention(hidden_BTD, rotation, mix))
         hidden_BTD = self.attention_norm(hidden_BTD)
         return self.mlp_norm(hidden_BTD + self.mlp(hidden_BTD))
 

@@ -37,7 +37,7 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
     """A rough estimate in bytes: what the forward pass keeps, one block's backward pass at work,
     and the loss.
 
-    A token's share of a block: with remat "full" its input; with "dots" the results of the weight
+    A token's share of a block: with remat "full" its input; with "dots" the results of the matrix
     products too; with "none" about twice that. At work: six of the feed-forward and eight of the
     model's width. The loss holds the head and its gradient in float32 and one chunk of logits.
     """

@@ -40,14 +40,13 @@ class Roofline:
 def executed_flops_per_token(config: ModelConfig, settings: Settings) -> int:
     """What the hardware works off, in training: the model's FLOPs and what is computed twice.
 
-    remat "full" computes every block's forward pass a second time, "dots" its attention.
+    remat "full" computes every block's forward pass a second time, "dots" no matrix product: on
+    TPUs and GPUs attention's result is kept with what its backward pass needs.
     """
     length = settings.data.sequence_length
     forward = flops.forward_per_token(config, length)
     head = 2 * config.table_dim * config.vocab_size
-    attention = forward - 2 * flops.matmul_parameters(config)
-    again = {"full": forward - head, "dots": attention, "none": 0}[settings.compute.remat]
-    return 3 * forward + again
+    return 3 * forward + (forward - head if settings.compute.remat == "full" else 0)
 
 
 def estimate(

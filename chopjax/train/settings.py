@@ -65,8 +65,8 @@ class ComputeSettings:
 
     dtype: Dtype = "float32"  # activations and matrix products
     param_dtype: Dtype = "float32"  # parameters, and with them the updates
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    remat: Literal["none", "dots", "full"] = "dots"  # what the backward pass computes again
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
     loss_chunk: int = 512  # tokens a device whose logits exist at once
 

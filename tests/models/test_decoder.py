@@ -160,6 +160,20 @@ def test_remat_does_not_change_gradients(remat: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, saved)
 
 
+def test_dots_computes_no_product_twice() -> None:
+    """Only attention's scores, where it is XLA's: one product of its own in a block."""
+    config, params, tokens = tiny()
+
+    def products(remat: Any, attention: Any) -> int:
+        compute = Compute(remat=remat, attention=attention)
+        loss = lambda p: decoder.hidden_states(p, config, compute, tokens).sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+
+    assert products("dots", "blocked") == products("none", "blocked")
+    assert products("dots", "xla") == products("none", "xla") + 1
+    assert products("full", "blocked") > products("none", "blocked") + 6
+
+
 def test_one_block_is_traced_whatever_the_depth() -> None:
     def equations(layers: int) -> int:
         config, _, tokens = tiny(num_hidden_layers=layers)

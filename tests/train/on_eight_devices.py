@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -73,6 +74,12 @@ def batch_of(number: int) -> dict[str, np.ndarray]:
 PARAMS: dict[int, dict] = {}  # vocabulary → the parameters that the first run began with
 
 
+def gathers_vocabulary(line: str) -> bool:
+    """Whether a line of HLO gathers anything with the whole vocabulary as an axis."""
+    made, *gathered = re.split(r"all-gather(?:-start)?\(", line)
+    return bool(gathered) and re.search(rf"[\[,]{V}[,\]]", made) is not None
+
+
 def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
     config = families.translate(RAW | extra)[1]
     compute = dataclasses.replace(SETTINGS.compute, microbatches=parts)
@@ -109,6 +116,7 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
             "whole batch gathered": any(
                 "all-gather" in line and f"= f32[{B},{T}," in line for line in text.splitlines()
             ),
+            "vocabulary gathered": tensor > 1 and any(map(gathers_vocabulary, text.splitlines())),
             "whole logits": f"f32[{B},{T},{V}]" in text or f"f32[{B * T},{V}]" in text,
         }
 

@@ -56,6 +56,11 @@ def test_no_program_holds_all_logits(runs):
     assert not any(run["whole logits"] for run in runs.values())
 
 
+def test_a_vocabulary_over_tensor_is_not_gathered(runs):
+    """Neither table nor head nor logits, whose axis is split over `tensor`, are made whole."""
+    assert not any(run["vocabulary gathered"] for run in runs.values())
+
+
 def test_no_device_gathers_the_activations_of_the_whole_batch(runs):
     assert not any(run["whole batch gathered"] for run in runs.values())
 
