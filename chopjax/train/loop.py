@@ -171,7 +171,7 @@ def _train(
     # ------------------------------------------------------------------- Programs and clocks
     train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract)
     peak, peak_source = peak_flops(settings.compute.dtype)
-    clock = Clock(model, shape, peak * jax.device_count(), started)
+    clock = Clock(model, shape, peak, started)
     rate = learning_rate(settings.optimizer, settings.total_steps)
     writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard))
     saver = stack.enter_context(
@@ -189,10 +189,10 @@ def _train(
         """Wait for a step, write its line, and stop where its loss is not a number."""
         nonlocal tokens
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        clock.tick()
+        times = clock.tick()
         tokens += int(values["tokens"])
         row = values | {"learning_rate": float(rate(begun)), "tokens": tokens}
-        writer.write(begun + 1, row | {"step_seconds": clock.step_seconds[-1]})
+        writer.write(begun + 1, row | times)
         guard.check(begun + 1, values)
         bar.update(begun + 1, loss=values["loss"], **clock.shown())
 
@@ -204,7 +204,6 @@ def _train(
             if not stop:
                 writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
                 say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
-        clock.restart()
 
     def save() -> None:
         nonlocal saved_step
@@ -222,6 +221,7 @@ def _train(
     with progress("train", settings.total_steps, "step", step) as bar:
         if every and step % every == 0:
             evaluate()
+        clock.restart()
         running: tuple[int, Any] | None = None  # the step that the device works on
         while step < settings.total_steps and not stop.agreed():
             tracer.before(step)
@@ -246,11 +246,12 @@ def _train(
                 model = origin.config_at(step)
                 abstract = abstract_state(model, optimizer, settings, mesh)
                 train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract)
-                clock = Clock(model, shape, peak * jax.device_count(), time.monotonic())
+                clock.now_of(model)
             if is_save or stop:
                 save()
             if is_chop or is_evaluation:
                 evaluate()
+            clock.restart()
         if running:
             report(*running)
         save()
@@ -263,6 +264,8 @@ def _train(
                 raise KeyboardInterrupt
             raise SystemExit(EXIT_PREEMPTED)
         evaluate()
+    if times := clock.summary():
+        writer.write(step, {f"run_{name}": value for name, value in times.items()})
     writer.flush()
     wait_for_all("end")
     return _summary(workdir, settings, origin, step, tokens, clock, peak_source)

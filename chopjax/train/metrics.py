@@ -1,9 +1,11 @@
 """What a run reports: metrics.jsonl, TensorBoard, the progress bar, times.
 
 metrics.jsonl has one JSON object a line: one for every step ({"step", "loss", "grad_norm",
-"learning_rate", "tokens", "step_seconds"}), one for every evaluation ({"step", "eval_loss",
-"eval_tokens"}). Losses are in nats per token. A run that is resumed cuts off the lines after the
-checkpoint that it starts from, so that no step stands twice.
+"learning_rate", "tokens" so far, and those of Clock}), one for every evaluation ({"step",
+"eval_loss", "eval_tokens"}), and at the end one of the whole run, with percentiles of the step
+time (those of Clock.summary, "run_" before each). TensorBoard gets the same. Losses are in nats
+per token. A run that is resumed cuts off the lines after the checkpoint that it starts from, so
+that no step stands twice.
 """
 
 from __future__ import annotations
@@ -157,50 +159,67 @@ class Guard:
 class Clock:
     """Times of steps, and what follows from them.
 
-    MFU is model FLOPs (models/flops.py) over what the devices could do at best in the time of the
-    steps. Goodput is the share of wall time since the run was started that was spent in steps: the
-    rest is loading, compiling, evaluating, saving.
+    step_seconds            from the end of the step before (or of what stood between) to its own
+    tokens_per_second_per_chip    B·T / step_seconds / devices; padding counts as work
+    mfu                     B·T · FLOPs a token / (step_seconds · peak · devices), FLOPs a token by
+                            the formula in models/flops.py, peak by train/devices.py
+    goodput                 the sum of step_seconds since this process began the run / wall time
+                            since then; the rest is loading, compiling, evaluating, saving
 
-    shape: of a batch, [B, T]; its padding counts as work. peak: FLOP/s of all devices. started:
-    time.monotonic() when the run began.
+    shape: of a batch, [B, T]. peak: FLOP/s of one device. started: time.monotonic() when the run
+    began. A chip is a jax device (of TPU v2 and v3, one core of two).
     """
 
     def __init__(self, config: ModelConfig, shape: tuple[int, int], peak: float, started: float):
-        self._tokens = shape[0] * shape[1]
-        self._flops = self._tokens * flops.training_per_token(config, shape[1])
-        self._peak, self._started = peak, started
-        self._last = time.monotonic()
+        self._shape, self._peak, self._started = shape, peak, started
+        self._devices = jax.device_count()
+        self._busy = 0.0
+        self.restart()
+        self.now_of(config)
+
+    def now_of(self, config: ModelConfig) -> None:
+        """Steps from here on are those of another model: rates and percentiles begin anew."""
+        tokens = self._shape[0] * self._shape[1]
+        self._tokens = tokens / self._devices
+        self._flops = self._tokens * flops.training_per_token(config, self._shape[1])
         self.step_seconds: list[float] = []
 
     def restart(self) -> None:
         """What happened since the last step was not a step."""
         self._last = time.monotonic()
 
-    def tick(self) -> float:
-        """A step has ended; returns its seconds."""
+    def tick(self) -> dict[str, float]:
+        """A step has ended: its line in metrics.jsonl, as above."""
         now = time.monotonic()
-        self.step_seconds.append(now - self._last)
-        self._last = now
-        return self.step_seconds[-1]
+        seconds, self._last = now - self._last, now
+        self.step_seconds.append(seconds)
+        self._busy += seconds
+        return {"step_seconds": seconds} | self._rates(seconds)
 
     def shown(self) -> dict[str, str]:
-        """For the progress bar, over the last steps."""
+        """For the progress bar, over the last steps, of all devices."""
         recent = self.step_seconds[-RECENT_STEPS:]
-        seconds = sum(recent) / len(recent)
-        mfu = self._flops / seconds / self._peak
-        return {"tok/s": f"{self._tokens / seconds:,.0f}", "MFU": f"{100 * mfu:.1f} %"}
+        rates = self._rates(sum(recent) / len(recent))
+        speed = rates["tokens_per_second_per_chip"] * self._devices
+        return {"tok/s": f"{speed:,.0f}", "MFU": f"{100 * rates['mfu']:.1f} %"}
 
     def summary(self) -> dict[str, float]:
-        """tokens_per_second, mfu, percentiles of the step time in seconds, and goodput."""
+        """Rates over all steps, their sum over all devices, and percentiles of step_seconds."""
         if not self.step_seconds:
             return {}
-        busy, count = sum(self.step_seconds), len(self.step_seconds)
+        rates = self._rates(sum(self.step_seconds) / len(self.step_seconds))
         p50, p90, p99 = np.percentile(self.step_seconds, [50, 90, 99])
         return {
-            "tokens_per_second": self._tokens * count / busy,
-            "mfu": self._flops * count / busy / self._peak,
+            "tokens_per_second": rates["tokens_per_second_per_chip"] * self._devices,
+            **rates,
             "step_seconds_p50": float(p50),
             "step_seconds_p90": float(p90),
             "step_seconds_p99": float(p99),
-            "goodput": busy / (time.monotonic() - self._started),
+        }
+
+    def _rates(self, seconds: float) -> dict[str, float]:
+        return {
+            "tokens_per_second_per_chip": self._tokens / seconds,
+            "mfu": self._flops / seconds / self._peak,
+            "goodput": self._busy / max(time.monotonic() - self._started, 1e-9),
         }
