@@ -1,0 +1,443 @@
+"""How fast and how small is the training step beside transformers and torch, on this processor?
+
+    python benchmarks/train_step.py [--layers 6 24] [--rounds 5] [--steps 3] [--without-compiled]
+        [--compile-time] [--json]
+
+A Llama (D=288, F=768, 6 heads, V=32000, untied) on batches of 8 x 256 tokens, float32 throughout.
+Both sides read the same checkpoint of random weights and see the same batches, clip the gradient
+to norm 1 and update by AdamW with weight decay on all but the norms; the losses of all steps must
+agree. Ours is the step that `chopjax train` runs, with the settings that it has by default. Peers:
+`eager` is transformers' LlamaForCausalLM with sdpa attention, torch's fused AdamW, all threads;
+`compiled` is the same through torch.compile. Every contestant is a process of its own that lives
+as long as the measurement; rounds of a few steps alternate between them, one working at a time.
+
+Speed: tokens/s, the median over the rounds. Memory: the largest resident set (VmHWM), interpreter
+and libraries included, `steps` over the measured steps (the mark is reset before them) and
+`process` from the start on, reading the checkpoint and compiling included. The ratios are those of
+the faster peer, and of memory that of the leaner peer. The floor: 6·N FLOPs a token, N being all
+parameters that a token is multiplied with, at the rate of a large float32 matrix product here (the
+best of torch's and jax's, in the same rounds).
+
+--compile-time: seconds to trace and compile the step at 48 layers beside 4 (no compilation cache).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+
+B, T = 8, 256
+SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 32_000,
+    "hidden_size": 288,
+    "intermediate_size": 768,
+    "num_attention_heads": 6,
+    "max_position_embeddings": T,
+    "tie_word_embeddings": False,
+}
+RATE, B1, B2, EPSILON, DECAY, CLIP = 3e-4, 0.9, 0.95, 1e-8, 0.1, 1.0
+PEERS = ("eager", "compiled")
+COMPILED_DEPTHS = (4, 48)
+TOLERANCE = 2e-4  # of losses, relative
+SIDE = 2048  # of the matrices that the floor is measured with
+Step = Callable[[np.ndarray], float]  # tokens [B, T+1] → loss
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--layers", type=int, nargs="+", default=[6, 24])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="in every round")
+    parser.add_argument("--without-compiled", action="store_true", help="no torch.compile")
+    parser.add_argument("--compile-time", action="store_true", help="only that")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        name, argument = args.worker
+        compile_step(int(argument)) if name == "compile" else work(name, argument)
+        return 0
+    if args.compile_time:
+        result = compile_time(args.rounds)
+    else:
+        names = ["ours", *PEERS[: 1 if args.without_compiled else 2]]
+        result = headline([measure(n, names, args.rounds, args.steps) for n in args.layers], args)
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+# ---------------------------------------------------------------------------------- Side by side
+
+
+def measure(layers: int, names: list[str], rounds: int, steps: int) -> dict[str, Any]:
+    """One depth: a row for every contestant, medians over the rounds."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_weights(folder, layers)
+        workers = {name: Worker(name, folder) for name in [*names, "rate"]}
+        try:
+            answers: dict[str, list[Any]] = {name: [] for name in workers}
+            for worker in workers.values():
+                worker.ask(2)  # compiles, and makes the optimizer's state
+            for _ in range(rounds):
+                for name, worker in workers.items():
+                    answers[name].append(worker.ask(steps))
+        finally:
+            for worker in workers.values():
+                worker.close()
+    flops = 6 * B * T * matmul_parameters(layers)
+    rate = statistics.median(answer["flops_per_second"] for answer in answers.pop("rate"))
+    rows = {}
+    for name, rounds_of in answers.items():
+        seconds = statistics.median(s for answer in rounds_of for s in answer["seconds"])
+        rows[name] = {
+            "tokens_per_second": B * T / seconds,
+            "step_seconds": seconds,
+            "share_of_floor": flops / rate / seconds,
+            "peak_steps": max(answer["peak_steps"] for answer in rounds_of),
+            "peak_process": max(answer["peak_process"] for answer in rounds_of),
+            "losses": [loss for answer in rounds_of for loss in answer["losses"]],
+        }
+    for name, row in rows.items():
+        np.testing.assert_allclose(
+            row["losses"], rows["ours"]["losses"], rtol=TOLERANCE, err_msg=f"losses of {name}"
+        )
+    show(layers, rows, rate, B * T * rate / flops)
+    return {"layers": layers, "floor_tokens_per_second": B * T * rate / flops, "rows": rows}
+
+
+def show(layers: int, rows: dict[str, Any], rate: float, floor: float) -> None:
+    ours = rows["ours"]
+    print(
+        f"{layers} layers, {len(ours['losses'])} steps of {B} x {T} tokens, losses agree "
+        f"({ours['losses'][0]:.4f} -> {ours['losses'][-1]:.4f}); "
+        f"floor {floor:,.0f} tokens/s at {rate / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{'':10}{'tokens/s':>10}{'of floor':>10}{'steps MB':>10}{'process MB':>12}   ours/it:")
+    for name, row in rows.items():
+        speed, steps, whole = (
+            ours[key] / row[key] for key in ("tokens_per_second", "peak_steps", "peak_process")
+        )
+        print(
+            f"{name:10}{row['tokens_per_second']:10,.0f}{row['share_of_floor']:10.2f}"
+            f"{row['peak_steps'] / 1e6:10,.0f}{row['peak_process'] / 1e6:12,.0f}"
+            f"   {speed:.2f}x the speed, {steps:.2f}x and {whole:.2f}x the memory"
+        )
+
+
+def headline(depths: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    """The object that every benchmark ends with: the depth where we are least ahead."""
+
+    def compare(depth: dict[str, Any]) -> dict[str, Any]:
+        ours = depth["rows"]["ours"]
+        peers = [row for name, row in depth["rows"].items() if name != "ours"]
+        peer = max(row["tokens_per_second"] for row in peers)
+        memory = {
+            f"memory_ratio_{key}": ours[f"peak_{key}"] / min(row[f"peak_{key}"] for row in peers)
+            for key in ("steps", "process")
+        }
+        speed = ours["tokens_per_second"]
+        return {"ours": speed, "peer": peer, "ratio": speed / peer} | memory
+
+    compared = [compare(depth) for depth in depths]
+    worst = min(compared, key=lambda each: each["ratio"])
+    settings = {"batch": [B, T], "optimizer": "adamw", "rounds": args.rounds, "steps": args.steps}
+    settings["versions"] = {name: version(name) for name in ("jax", "torch", "transformers")}
+    return worst | {
+        "memory_ratio_steps": max(each["memory_ratio_steps"] for each in compared),
+        "memory_ratio_process": max(each["memory_ratio_process"] for each in compared),
+        "unit": "tokens/s",
+        "settings": SHAPE | settings,
+        "depths": depths,
+    }
+
+
+class Worker:
+    """A process that runs steps when asked."""
+
+    def __init__(self, name: str, folder: str):
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, steps: int) -> dict[str, Any]:
+        """So many steps; what `work` prints about them."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            sys.exit(f"{self._process.args}: ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self._process.communicate()  # end of file ends it
+
+
+def work(name: str, folder: str) -> None:
+    """Answer every line that asks for n steps with their seconds, losses and peaks of memory."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    first = int(sys.stdin.readline())  # nothing is set up before it is this one's turn
+    if name == "rate":
+
+        def answer(_: int) -> dict[str, Any]:
+            return {"flops_per_second": matmul_rate()}
+    else:
+        step = ours(Path(folder)) if name == "ours" else torch_step(folder, name == "compiled")
+        draw = np.random.default_rng(0)
+        peak_process = 0
+
+        def answer(steps: int) -> dict[str, Any]:
+            nonlocal peak_process
+            peak_process = max(peak_process, peak_memory())
+            reset_peak_memory()
+            seconds, losses = [], []
+            for _ in range(steps):
+                tokens = draw.integers(0, SHAPE["vocab_size"], (B, T + 1), dtype=np.int32)
+                begun = time.perf_counter()
+                losses.append(step(tokens))
+                seconds.append(time.perf_counter() - begun)
+            peak_process = max(peak_process, peak_memory())
+            return {
+                "seconds": seconds,
+                "losses": losses,
+                "peak_steps": peak_memory(),
+                "peak_process": peak_process,
+            }
+
+    line = str(first)
+    while line:
+        print(json.dumps(answer(int(line))), file=out, flush=True)
+        line = sys.stdin.readline()
+
+
+def peak_memory() -> int:
+    """Bytes of the largest resident set since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def reset_peak_memory() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+# ---------------------------------------------------------------------------------- Contestants
+
+
+def settings(layers: int) -> Any:
+    """Of `chopjax train`: its defaults, and the optimizer that both sides use."""
+    from chopjax.train.settings import DataSettings, OptimizerSettings, Settings
+
+    return Settings(
+        scratch=SHAPE | {"num_hidden_layers": layers},
+        data=DataSettings(batch_size=B, sequence_length=T),
+        optimizer=OptimizerSettings(
+            name="adamw",
+            peak_learning_rate=RATE,
+            final_fraction=1.0,
+            b1=B1,
+            b2=B2,
+            weight_decay=DECAY,
+            clip_norm=CLIP,
+        ),
+    )
+
+
+def ours(folder: Path) -> Step:
+    import jax
+
+    from chopjax.checkpoint.load import load
+    from chopjax.train import mesh as meshes
+    from chopjax.train import step as steps
+    from chopjax.train.optimizer import ADAM_EPSILON, make_optimizer
+
+    assert ADAM_EPSILON == EPSILON
+    raw = json.loads((folder / "config.json").read_text())
+    chosen = settings(raw["num_hidden_layers"])
+    mesh = meshes.make_mesh()
+    jax.set_mesh(mesh)
+    config = config_of(raw["num_hidden_layers"])
+    optimizer = make_optimizer(chosen.optimizer, config, chosen.total_steps)
+    abstract = steps.abstract_state(config, optimizer, chosen, mesh)
+    loaded = load(folder, shardings=steps.shardings_of(abstract["params"]), dtype="float32")
+    state = steps.begin(loaded.params, optimizer, chosen, abstract)
+    del loaded
+    rows = meshes.batch_sharding(mesh)
+    train_step = lowered(config, optimizer, chosen, mesh, abstract).compile()
+
+    def step(tokens: np.ndarray) -> float:
+        nonlocal state
+        batch = {
+            "tokens": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "segments": np.ones((B, T), np.int32),
+            "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+            "weights": np.ones((B, T), np.float32),
+        }
+        state, metrics = train_step(state, jax.device_put(batch, rows))
+        loss = float(metrics["loss"])
+        jax.block_until_ready(state)
+        return loss
+
+    return step
+
+
+def config_of(layers: int) -> Any:
+    from chopjax.models.families import translate
+
+    return translate(SHAPE | {"num_hidden_layers": layers})[1]
+
+
+def lowered(config: Any, optimizer: Any, chosen: Any, mesh: Any, abstract: Any) -> Any:
+    """The training step, traced for the batch's shape."""
+    import jax
+
+    from chopjax.train import mesh as meshes
+    from chopjax.train import step as steps
+
+    rows = meshes.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((B, T), dtype, sharding=rows)
+        for name, dtype in steps.BATCH_DTYPES.items()
+    }
+    return steps.make_train_step(config, optimizer, chosen, mesh).lower(abstract, batch)
+
+
+def torch_step(folder: str, compiled: bool) -> Step:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    ).train()
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": DECAY},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(B1, B2), eps=EPSILON, fused=True)
+    run = torch.compile(model) if compiled else model
+
+    def step(tokens: np.ndarray) -> float:
+        inputs = torch.from_numpy(tokens[:, :-1].astype(np.int64))
+        targets = torch.from_numpy(tokens[:, 1:].astype(np.int64))
+        optimizer.zero_grad(set_to_none=True)
+        loss = run(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def write_weights(folder: str, layers: int) -> None:
+    """A checkpoint of random weights, by a process of its own."""
+    script = (
+        "import json, sys, torch, transformers; torch.manual_seed(0); "
+        "raw = json.loads(sys.argv[2]); kind = raw.pop('model_type'); "
+        "config = transformers.AutoConfig.for_model(kind, **raw); "
+        "model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32); "
+        "model.save_pretrained(sys.argv[1])"
+    )
+    raw = json.dumps(SHAPE | {"num_hidden_layers": layers})
+    subprocess.run([sys.executable, "-c", script, folder, raw], check=True)
+
+
+def matmul_parameters(layers: int) -> int:
+    from chopjax.models.flops import matmul_parameters as count
+
+    return count(config_of(layers))
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a large float32 product, the best of torch's and jax's."""
+    import jax
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    a = np.random.default_rng(0).random((SIDE, SIDE), np.float32)
+    on_torch, on_jax = torch.from_numpy(a), jax.device_put(a)
+    product = jax.jit(lambda x, y: x @ y)
+    runs: list[Callable[[], Any]] = [
+        lambda: on_torch @ on_torch,
+        lambda: product(on_jax, on_jax).block_until_ready(),
+    ]
+    best = float("inf")
+    for run in runs:
+        run()
+        for _ in range(3):
+            begun = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - begun)
+    return 2 * SIDE**3 / best
+
+
+# --------------------------------------------------------------------------------- Compile time
+
+
+def compile_time(rounds: int) -> dict[str, Any]:
+    """Seconds to trace and compile at 48 layers beside 4, each in a process of its own."""
+    seconds: dict[int, list[float]] = {depth: [] for depth in COMPILED_DEPTHS}
+    for _ in range(rounds):
+        for depth, taken in seconds.items():
+            command = [sys.executable, __file__, "--worker", "compile", str(depth)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            taken.append(float(done.stdout))
+    shallow, deep = (statistics.median(taken) for taken in seconds.values())
+    for depth, taken in seconds.items():
+        print(f"{depth:3} layers: {statistics.median(taken):6.2f} s to trace and compile the step")
+    print(f"ratio {deep / shallow:.2f}")
+    return {
+        "ours": deep,
+        "peer": shallow,
+        "ratio": deep / shallow,
+        "unit": "seconds to trace and compile the step",
+        "settings": SHAPE | {"batch": [B, T], "layers": COMPILED_DEPTHS, "rounds": rounds},
+    }
+
+
+def compile_step(layers: int) -> None:
+    """Prints the seconds that it takes from a config to a program."""
+    import jax
+
+    from chopjax.train import mesh as meshes
+    from chopjax.train import step as steps
+    from chopjax.train.optimizer import make_optimizer
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    chosen, config, mesh = settings(layers), config_of(layers), meshes.make_mesh()
+    jax.block_until_ready(jax.numpy.zeros(1) + 1)  # the backend has started
+    with jax.set_mesh(mesh):
+        begun = time.perf_counter()
+        optimizer = make_optimizer(chosen.optimizer, config, chosen.total_steps)
+        abstract = steps.abstract_state(config, optimizer, chosen, mesh)
+        lowered(config, optimizer, chosen, mesh, abstract).compile()
+        print(time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
