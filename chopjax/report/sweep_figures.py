@@ -72,8 +72,7 @@ def ranking(report: Mapping[str, Any]) -> Figure:
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(alpha=0.25)
         _bare(axes)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    _legend(figure)
     return figure
 
 
@@ -137,11 +136,20 @@ def _panels(
     figure.supxlabel(f"layers removed, of {total}", fontsize=9)
     for axes in panels[:, 0]:
         axes.set_ylabel(label, fontsize=9)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9
-    )
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels, not all of which have every curve."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(
+        list(found.values()), list(found), loc="outside upper center", ncols=len(found),
+        frameon=False, fontsize=9,
+    )  # fmt: skip
 
 
 def _curve(

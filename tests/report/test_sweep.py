@@ -74,6 +74,8 @@ def test_a_panel_has_its_strategys_curves_from_the_parent_on(report: dict[str, A
     assert list(sleb["healed"].get_ydata()) == [2.0, 2.5]
     assert "healed" not in curves(panels["input"])
     assert sleb["parent"].get_ydata()[0] == 2.0
+    named = [text.get_text() for text in loss.legends[0].get_texts()]
+    assert named == ["parent", "not healed", "healed"], "though the first panel has no healed curve"
 
 
 def test_accuracy_has_the_levels_of_parent_and_chance(report: dict[str, Any]) -> None:
