@@ -16,10 +16,11 @@ from chopjax.checkpoint.load import load
 from chopjax.chop.configurations import parse_keep
 from chopjax.chop.surgery import chop_params
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.errors import UserError
 from chopjax.models.decoder import Compute
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
-from chopjax.sweep import read_rows
+from chopjax.sweep import _append, read_rows
 from chopjax.sweep_points import coarse_first
 from chopjax.train import settings as train_settings
 from chopjax.train.loop import train
@@ -153,6 +154,12 @@ def test_fewer_strategies_do_not_measure_again_and_another_text_does(
     err = capsys.readouterr().err
     assert "measuring" in err
     assert "parent:" in err, "what was scored on other text is scored again"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said() -> None:
+    with pytest.raises(UserError, match=r"/dev/full: No space left.*start again"):
+        _append(Path("/dev/full"), {"loss": 1.0})
 
 
 @pytest.mark.parametrize(
