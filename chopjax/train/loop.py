@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -172,7 +173,10 @@ def _train(
     train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract)
     peak, peak_source = peak_flops(settings.compute.dtype)
     clock = Clock(model, shape, peak, started)
-    rate = learning_rate(settings.optimizer, settings.total_steps)
+    # All of them now: one by one, they would wait in the device's queue behind the step at work.
+    rates = np.asarray(
+        learning_rate(settings.optimizer, settings.total_steps)(np.arange(settings.total_steps))
+    )
     writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard))
     saver = stack.enter_context(
         checkpoints.Saver(folder, settings.checkpoints.keep_last, settings.checkpoints.keep_every)
@@ -191,7 +195,7 @@ def _train(
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         times = clock.tick()
         tokens += int(values["tokens"])
-        row = values | {"learning_rate": float(rate(begun)), "tokens": tokens}
+        row = values | {"learning_rate": float(rates[begun]), "tokens": tokens}
         writer.write(begun + 1, row | times)
         guard.check(begun + 1, values)
         bar.update(begun + 1, loss=values["loss"], **clock.shown())
