@@ -13,6 +13,7 @@ from types import ModuleType
 from chopjax import __version__
 from chopjax.checkpoint.atomic import USERS_ERRORS
 from chopjax.errors import UserError
+from chopjax.hardware import skip_absent_tpu
 
 # Verb → what `chopjax --help` says of it. chopjax/commands/VERB.py has add_arguments and run;
 # a verb that is a Python keyword lives in VERB_.py.
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     # argparse wants every flag declared; a config's fields are the recipe's.
     argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
     arguments = _parser(verb).parse_args(argv)
+    skip_absent_tpu()
     # transformers advises to install torch; its tokenizers do without.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for stream in (sys.stdout, sys.stderr):

@@ -18,18 +18,17 @@ import shlex
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 
 from chopjax import __version__
 from chopjax.errors import UserError
+from chopjax.hardware import has_tpu
 from chopjax.progress import say
 from chopjax.train.peers import watched
 from chopjax.train.preflight import Processes, listen, roll_call
 
 TPU_PORT = 8482  # the port that jax itself takes on TPU pods
-GOOGLE_PCI_VENDOR = "0x1ae0"
 FLAGS = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
@@ -195,7 +194,7 @@ def _by_tpu(environment: Mapping[str, str]) -> Processes | None:
             "TPU pod on Kubernetes",
             "tpu_scripts/gke.sh launch",
         )
-    if "TPU_SKIP_MDS_QUERY" in environment or not _has_tpu():
+    if "TPU_SKIP_MDS_QUERY" in environment or not has_tpu():
         return None
     endpoints = _metadata(environment, "worker-network-endpoints")
     number = _metadata(environment, "agent-worker-number")
@@ -230,11 +229,6 @@ def _pod(
         command,
         tuple(hosts) if slices == 1 else (),  # a slice does not know the others' hosts
     )
-
-
-def _has_tpu() -> bool:
-    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    return any(vendor.read_text().strip() == GOOGLE_PCI_VENDOR for vendor in vendors)
 
 
 def _metadata(environment: Mapping[str, str], key: str) -> str | None:

@@ -171,7 +171,7 @@ def metadata_server() -> Iterator[str]:
 def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.MonkeyPatch):
     environment = {"GCE_METADATA_IP": metadata_server}
     assert find(Launch(), environment) is None  # no TPU in this machine: nothing is asked
-    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    monkeypatch.setattr(distributed, "has_tpu", lambda: True)
     processes = find(Launch(), environment)
     assert processes.coordinator == "10.0.0.2:8482"
     assert (processes.count, processes.index) == (2, 1)
@@ -183,7 +183,7 @@ def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.Mon
 
 
 def test_a_tpu_machine_whose_metadata_server_is_silent(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    monkeypatch.setattr(distributed, "has_tpu", lambda: True)
     assert find(Launch(), {"GCE_METADATA_IP": f"127.0.0.1:{free_port()}"}) is None
 
 
