@@ -56,12 +56,12 @@ def _command(verb: str) -> ModuleType:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C."""
+    skip_absent_tpu()  # some verbs' flags import jax
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None
     # argparse wants every flag declared; a config's fields are the recipe's.
     argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
     arguments = _parser(verb).parse_args(argv)
-    skip_absent_tpu()
     # transformers advises to install torch; its tokenizers do without.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for stream in (sys.stdout, sys.stderr):
