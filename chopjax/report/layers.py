@@ -160,7 +160,7 @@ def choice_losses(analysis: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(f"layers removed of {analysis['num_layers']}")
         axes.grid(alpha=0.25)
         axes.legend(
-            frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+            frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14)
         )
         _bare(axes)
     figure.axes[0].set_ylabel("loss on the calibration text,\nnot healed (nats per token)")
