@@ -148,7 +148,8 @@ def in_processes(
         initargs=(job, stop, counters, threads),
     ) as pool:
         try:
-            waiting = {pool.submit(work, number) for number in numbers}
+            with _without_sigint():  # submitting is what starts the workers
+                waiting = {pool.submit(work, number) for number in numbers}
             while waiting:
                 done, waiting = wait(waiting, _LOOK_SECONDS, FIRST_EXCEPTION)
                 for future in done:
@@ -163,6 +164,17 @@ def in_processes(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_sigint() -> Iterator[None]:
+    """Processes started here never hear of Ctrl-C, not even while Python starts in them, where it
+    would end in a traceback. This one hears of it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Stopped(Exception):
