@@ -11,7 +11,7 @@ from pathlib import Path
 import checkpoints
 import local_tasks
 import pytest
-from train.ports import free_port
+from train.ports import finish, free_port
 
 GENERATE = """
 task: tiny_generate
@@ -62,14 +62,6 @@ def score(model: Path, tasks: Path, output: Path, count: int) -> list[subprocess
         )
         for index in range(count)
     ]
-
-
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    ended = []
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        ended.append((process.returncode, out, err))
-    return ended
 
 
 def samples(folder: Path) -> dict[str, list]:

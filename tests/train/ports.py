@@ -1,6 +1,7 @@
-"""Ports for tests with several processes on this machine."""
+"""For tests with several processes on this machine: a port for them, and their end."""
 
 import socket
+import subprocess
 
 from chopjax.errors import UserError
 from chopjax.train.preflight import listen
@@ -17,3 +18,16 @@ def free_port() -> int:
         except UserError:
             continue
         return port
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each; those that hang are killed."""
+    ended = []
+    for process in processes:
+        try:
+            out, err = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        ended.append((process.returncode, out, err))
+    return ended

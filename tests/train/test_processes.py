@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from train.ports import free_port
+from train.ports import finish, free_port
 from train.runs import lines, prepare
 
 from chopjax.train import checkpoints
@@ -56,19 +56,6 @@ def start(
         )
         for index in range(count)
     ]
-
-
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each; those that hang are killed."""
-    ended = []
-    for process in processes:
-        try:
-            out, err = process.communicate(timeout=600)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-        ended.append((process.returncode, out, err))
-    return ended
 
 
 def until(processes: list[subprocess.Popen], there: Callable[[], bool]) -> None:
