@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,6 @@ BATCH_AXES = ("slice", "data", "fsdp")
 HEAD_AXIS = "tensor"
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this many positions
 SPLASH_BLOCK = 512
-CPU_BLOCK = 64  # queries at a time
 
 
 def attend(
@@ -59,97 +57,6 @@ def attend(
     )
     # The others keep what they need by themselves.
     return mixed_BTNH if implementation == "cudnn" else kept(mixed_BTNH)
-
-
-Past = tuple[jax.Array, jax.Array, jax.Array]  # key_BSKH, value_BSKH, visible_BS
-
-
-def attend_visible(
-    query_BTNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    visible_BTT: jax.Array,
-    past: Past | None = None,
-) -> jax.Array:
-    """softmax(q·k / √H)·v over the positions that a mask shows, and over a past; [B, T, N, H].
-
-    visible_BTT: bool; token t sees token s of its row; always itself, never a later one. past: keys
-    and values of S earlier tokens and which of the slots hold one; its B is 1 where all rows share
-    it. Scores and softmax are float32.
-    """
-    B, T = query_BTNH.shape[:2]
-    if jax.default_backend() != "cpu" or T == 1:
-        return _visible(query_BTNH, key_BTKH, value_BTKH, visible_BTT, past)
-    # Row by row, and in blocks of queries with the keys up to their end, the scores stay in the
-    # processor's cache and half of them are never computed.
-    shared = past is not None and past[0].shape[0] == 1 < B
-    whole, rows = (past, None) if shared else (None, past)
-
-    def row(arrays: tuple[Any, ...]) -> jax.Array:
-        query, key, value, visible, before = jax.tree.map(lambda x: x[None], arrays)
-        before = whole if shared else before
-        blocks = []
-        for start in range(0, T, CPU_BLOCK):
-            queries, keys = slice(start, start + CPU_BLOCK), slice(0, start + CPU_BLOCK)
-            seen = visible[:, queries, keys]
-            blocks.append(_visible(query[:, queries], key[:, keys], value[:, keys], seen, before))
-        return jnp.concatenate(blocks, axis=1)[0]
-
-    return jax.lax.map(row, (query_BTNH, key_BTKH, value_BTKH, visible_BTT, rows))
-
-
-def _visible(
-    query_BTNH: jax.Array,
-    key_BSKH: jax.Array,
-    value_BSKH: jax.Array,
-    visible_BTS: jax.Array,
-    past: Past | None,
-) -> jax.Array:
-    B, T, N, H = query_BTNH.shape
-    K = key_BSKH.shape[2]
-    # The query heads that share a key head stand beside each other (X = T · G): one product.
-    query_BKXH = query_BTNH.reshape(B, T, K, N // K, H).swapaxes(1, 2).reshape(B, K, -1, H)
-    parts = [(key_BSKH, value_BSKH, visible_BTS)]
-    if past is not None:
-        parts.append((past[0], past[1], past[2][:, None]))
-    scores = []
-    for key_BSKH, _, visible_BTS in parts:
-        score_BKXS = _product("BKXH,BSKH->BKXS", query_BKXH, key_BSKH) * H**-0.5
-        score_BKTGS = score_BKXS.reshape(B, K, T, N // K, -1)
-        scores.append(jnp.where(visible_BTS[:, None, :, None], score_BKTGS, -jnp.inf))
-    # A token sees itself, so the maximum is finite.
-    tops = [score.max(axis=-1, keepdims=True) for score in scores]
-    top_BKTG1 = functools.reduce(jnp.maximum, tops)
-    mixed_BKXH = jnp.zeros(query_BKXH.shape, jnp.float32)
-    total_BKX1 = jnp.zeros((*query_BKXH.shape[:-1], 1), jnp.float32)
-    for score_BKTGS, (_, value_BSKH, _) in zip(scores, parts, strict=True):
-        weight_BKTGS = jnp.exp(score_BKTGS - top_BKTG1)
-        weight_BKXS = weight_BKTGS.reshape(B, K, T * N // K, -1)
-        mixed, total = _weigh(weight_BKXS, value_BSKH)
-        mixed_BKXH, total_BKX1 = mixed_BKXH + mixed, total_BKX1 + total
-    mixed_BKTGH = (mixed_BKXH / total_BKX1).reshape(B, K, T, N // K, H)
-    return mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
-
-
-def _weigh(weight_BKXS: jax.Array, value_BSKH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The values' weighted sum, [B, K, X, H], and the sum of the weights, [B, K, X, 1]."""
-    if jax.default_backend() != "cpu":
-        total_BKX1 = weight_BKXS.sum(axis=-1, keepdims=True)
-        weight_BKXS = weight_BKXS.astype(value_BSKH.dtype)
-        return _product("BKXS,BSKH->BKXH", weight_BKXS, value_BSKH), total_BKX1
-    # A column of ones makes the product sum the weights, which saves a pass over them.
-    ones_BSK1 = jnp.ones_like(value_BSKH[..., :1])
-    value_BSKH = jnp.concatenate([value_BSKH, ones_BSK1], axis=-1)
-    weight_BKXS = weight_BKXS.astype(value_BSKH.dtype)
-    mixed_BKXH = _product("BKXS,BSKH->BKXH", weight_BKXS, value_BSKH)
-    return mixed_BKXH[..., :-1], mixed_BKXH[..., -1:]
-
-
-def _product(pattern: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """einsum in float32; a right side of one row serves all rows of the left one."""
-    if right.shape[0] == 1:
-        pattern, right = pattern.replace(",B", ","), right[0]
-    return jnp.einsum(pattern, left, right, preferred_element_type=jnp.float32)
 
 
 def choose(length: int, dtype: jnp.dtype, backend: str | None = None) -> str:

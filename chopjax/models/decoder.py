@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from chopjax.models import positions
-from chopjax.models.attention import BATCH_AXES, HEAD_AXIS, attend, attend_visible
+from chopjax.models.attention import BATCH_AXES, HEAD_AXIS, attend
 from chopjax.models.config import ModelConfig
 from chopjax.models.linear import linear
+from chopjax.models.masked_attention import attend_visible
 from chopjax.models.parameters import Params
 from chopjax.models.remat import is_kept, kept
 from chopjax.models.sharding import constrain

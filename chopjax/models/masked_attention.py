@@ -1,0 +1,137 @@
+"""Attention over an explicit mask and over a past: what scoring and generation run on.
+
+Every part (the tokens' own row, the past) gives a maximum, a sum of weights and a weighted sum of
+values; they are joined as in FlashAttention (arXiv 2205.14135, section 3.1). On processors the
+rows go in groups and their queries in blocks, so that scores stay in the cache and half of them
+are never computed; a past that all rows share meets the queries of a whole group in one product.
+
+Axes: B batch, T time, S keys, N query heads, K key/value heads, G = N/K, H head size, X = T·G.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+CPU_GROUP = 1024  # tokens of a group of rows
+CPU_BLOCK = 64  # queries of a row at a time; more where a row would have more than MOST_BLOCKS
+MOST_BLOCKS = 16  # every one is compiled by itself
+HIDDEN = -1e30  # score of what is not visible; finite, so that a past without a token weighs 0
+
+Past = tuple[jax.Array, jax.Array, jax.Array]  # key_BSKH, value_BSKH, visible_BS
+
+
+class _Part(NamedTuple):
+    """A softmax over some of the keys, not yet divided. Float32."""
+
+    top_BKX1: jax.Array
+    total_BKX1: jax.Array
+    mixed_BKXH: jax.Array
+
+
+def attend_visible(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    visible_BTT: jax.Array,
+    past: Past | None = None,
+) -> jax.Array:
+    """softmax(q·k / √H)·v over the positions that a mask shows, and over a past; [B, T, N, H].
+
+    visible_BTT: bool; token t sees token s of its row; always itself, never a later one. past: keys
+    and values of S earlier tokens and which of the slots hold one; its B is 1 where all rows share
+    it. Scores and softmax are float32.
+    """
+    B, T = query_BTNH.shape[:2]
+    own = (query_BTNH, key_BTKH, value_BTKH, visible_BTT)
+    if jax.default_backend() != "cpu" or T == 1:
+        return _attend(*own, past, block=T)
+    block = max(CPU_BLOCK, -(-T // MOST_BLOCKS))
+    rows = max(rows for rows in range(1, B + 1) if not B % rows and rows <= max(1, CPU_GROUP // T))
+    shared = past is not None and past[0].shape[0] == 1
+
+    def group(arrays: tuple[Any, ...]) -> jax.Array:
+        *own, before = arrays
+        return _attend(*own, past if shared else before, block)
+
+    arrays = (*own, None if shared else past)
+    groups = jax.tree.map(lambda x: x.reshape(B // rows, rows, *x.shape[1:]), arrays)
+    return jax.lax.map(group, groups).reshape(query_BTNH.shape)
+
+
+def _attend(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    visible_BTT: jax.Array,
+    past: Past | None,
+    block: int,
+) -> jax.Array:
+    B, T, N, H = query_BTNH.shape
+    K = key_BTKH.shape[2]
+    G = N // K
+    # The query heads that share a key head stand beside each other: one product.
+    query_BKXH = (query_BTNH * H**-0.5).reshape(B, T, K, G, H).swapaxes(1, 2).reshape(B, K, -1, H)
+    key_BKSH, value_BKSH = key_BTKH.swapaxes(1, 2), value_BTKH.swapaxes(1, 2)
+    blocks = []
+    for start in range(0, T, block):
+        end = min(start + block, T)
+        seen_BXS = jnp.repeat(visible_BTT[:, start:end, :end], G, axis=1)
+        parts = (
+            query_BKXH[:, :, start * G : end * G],
+            key_BKSH[:, :, :end],
+            value_BKSH[:, :, :end],
+        )
+        blocks.append(_part(*parts, seen_BXS[:, None]))
+    part = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x, axis=2), *blocks)
+    if past is not None:
+        part = _join(part, _over_past(query_BKXH, past))
+    mixed_BKTGH = (part.mixed_BKXH / part.total_BKX1).reshape(B, K, T, G, H)
+    return mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
+
+
+def _over_past(query_BKXH: jax.Array, past: Past) -> _Part:
+    key_BKSH, value_BKSH = past[0].swapaxes(1, 2), past[1].swapaxes(1, 2)
+    visible_B11S = past[2][:, None, None]
+    B, K, X, H = query_BKXH.shape
+    if key_BKSH.shape[0] == B:
+        return _part(query_BKXH, key_BKSH, value_BKSH, visible_B11S)
+    # One past for all rows: their queries stand beside each other, too.
+    query_1KXH = query_BKXH.swapaxes(0, 1).reshape(1, K, B * X, H)
+    part = _part(query_1KXH, key_BKSH, value_BKSH, visible_B11S)
+    return jax.tree.map(lambda x: x.reshape(K, B, X, -1).swapaxes(0, 1), part)
+
+
+def _part(
+    query_BKXH: jax.Array, key_BKSH: jax.Array, value_BKSH: jax.Array, visible_BKXS: jax.Array
+) -> _Part:
+    """visible_BKXS: bool, broadcast."""
+    score_BKXS = _product("BKXH,BKSH->BKXS", query_BKXH, key_BKSH)
+    score_BKXS = jnp.where(visible_BKXS, score_BKXS, HIDDEN)
+    top_BKX1 = score_BKXS.max(axis=-1, keepdims=True)
+    weight_BKXS = jnp.exp(score_BKXS - top_BKX1)
+    if jax.default_backend() == "cpu":
+        # A column of ones makes the product sum the weights, which saves a pass over them.
+        ones_BKS1 = jnp.ones_like(value_BKSH[..., :1])
+        value_BKSH = jnp.concatenate([value_BKSH, ones_BKS1], axis=-1)
+        mixed_BKXH = _product("BKXS,BKSH->BKXH", weight_BKXS.astype(value_BKSH.dtype), value_BKSH)
+        return _Part(top_BKX1, mixed_BKXH[..., -1:], mixed_BKXH[..., :-1])
+    total_BKX1 = weight_BKXS.sum(axis=-1, keepdims=True)
+    weight_BKXS = weight_BKXS.astype(value_BKSH.dtype)
+    return _Part(top_BKX1, total_BKX1, _product("BKXS,BKSH->BKXH", weight_BKXS, value_BKSH))
+
+
+def _join(one: _Part, other: _Part) -> _Part:
+    top_BKX1 = jnp.maximum(one.top_BKX1, other.top_BKX1)
+    by, other_by = jnp.exp(one.top_BKX1 - top_BKX1), jnp.exp(other.top_BKX1 - top_BKX1)
+    return _Part(
+        top_BKX1,
+        one.total_BKX1 * by + other.total_BKX1 * other_by,
+        one.mixed_BKXH * by + other.mixed_BKXH * other_by,
+    )
+
+
+def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
