@@ -30,6 +30,11 @@ from chopjax.score.planning import Plan, Request, Tokens, make_plan
 from chopjax.train.mesh import batch_sharding, batch_shards, replicated
 
 IN_FLIGHT = 2  # batches that the device may have before the host waits for the first
+# Measured on two cores that do 2e11 FLOPs a second; more of them only move the balance a little.
+CPU_ATTENTION = 3  # times as slow as the blocks' products, FLOP for FLOP, softmax included
+CPU_BATCH_TOKENS = 27  # take as long as reading the weights
+CPU_BATCH_FLOPS = 1e9  # in the time that starting a batch takes
+CPU_COMPILE_FLOPS = 2.4e11  # in the time of a compilation
 
 
 class Score(NamedTuple):
@@ -202,19 +207,26 @@ class Engine:
 
 
 def fitted_budget(config: ModelConfig, mesh: Mesh | None = None) -> Budget:
-    """A budget for the backend in use and for the proportions of the model."""
+    """A budget for the backend in use and for the size and proportions of the model."""
+    per_layer = parameters.count_per_layer(config)
     # A causal row of T tokens multiplies 2 T N H numbers a token for its attention on average,
     # and one for every parameter of the block.
-    attention = parameters.count_per_layer(config) / (config.num_heads * config.head_dim)
+    attention = per_layer / (config.num_heads * config.head_dim)
     shards = 1 if mesh is None else batch_shards(mesh)
-    if jax.default_backend() == "cpu":
-        return Budget(attention=attention, shards=shards)
+    if jax.default_backend() != "cpu":
+        return Budget(
+            tokens=16_384 * shards,
+            shortest=128,
+            attention=attention,
+            batch=1024,
+            shape=1 << 20,
+            shards=shards,
+        )
+    per_token = 2 * per_layer * config.num_layers
     return Budget(
-        tokens=16_384 * shards,
-        shortest=128,
-        attention=attention,
-        batch=1024,
-        shape=1 << 20,
+        attention=attention / CPU_ATTENTION,
+        batch=round(CPU_BATCH_TOKENS + CPU_BATCH_FLOPS / per_token),
+        shape=round(CPU_COMPILE_FLOPS / per_token),
         shards=shards,
     )
 

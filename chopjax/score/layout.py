@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 # Trees that are packed to try a row length; all of them are, once it is chosen.
-SAMPLE = 16_384
+SAMPLE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +140,11 @@ def past_lengths(slots: dict[int, int], lengths: int, budget: Budget) -> dict[in
 
 
 def row_length(size: int, budget: Budget) -> int:
-    """The smallest allowed length that holds `size` slots: shortest · 2^n or shortest · 3 · 2^n."""
-    length, half = budget.shortest, budget.shortest * 3 // 2
-    while length < size:
-        length, half = half, length * 2
-    return length
+    """The smallest allowed length that holds `size` slots: multiples of half of the shortest one,
+    and of a quarter of the power of two below, so that few and little are wasted."""
+    octave = 1 << (max(size - 1, 1).bit_length() - 1)
+    step = max(budget.shortest // 2, octave // 4, 1)
+    return max(budget.shortest, -(-size // step) * step)
 
 
 def _lengths(budget: Budget, longest: int) -> list[int]:

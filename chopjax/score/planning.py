@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from chopjax.score.layout import Budget, Shape, lay_out
+from chopjax.score.layout import Budget, Shape, lay_out, row_length
 
 # Neighbours that share less than this part of a path may part: the freedom to pack rows tightly is
 # worth more than the repeated tokens.
@@ -95,7 +95,7 @@ def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> P
     shared = shared_lengths(paths)
     capacity = max(1, budget.tokens // 4)  # of a tree that is kept in one row
     rest: list[int] = []
-    found = trunks(paths, shared, capacity, budget.tokens // 2)
+    found = trunks(paths, shared, capacity, budget)
     position = 0
     for start, stop, _ in found:
         rest += range(position, start)
@@ -176,13 +176,14 @@ class _Node:
 
 
 def trunks(
-    paths: Sequence[Path], shared: Sequence[int], row: int, least: int
+    paths: Sequence[Path], shared: Sequence[int], row: int, budget: Budget
 ) -> list[tuple[int, int, int]]:
     """(start, stop, depth): paths start..stop-1 share their first `depth` tokens as a trunk.
 
     Every interval of neighbours with a common beginning is a node of the prefix tree. A node as a
-    trunk saves its depth for every row of about `row` tokens but one. Bottom-up, a node becomes one
-    trunk if that saves more than the trunks below it together, and more than `least`.
+    trunk saves its depth for every row of about `row` tokens, and costs a pass. Bottom-up, a node
+    becomes one trunk if that saves more than the trunks below it together. There are none unless
+    they save what their program costs.
     """
     fresh = [0]  # running sum of tokens that a path reads and its predecessor does not
     for path, common in zip(paths, shared, strict=True):
@@ -191,8 +192,8 @@ def trunks(
     def close(node: _Node, stop: int) -> None:
         depth = min(node.depth, node.context)
         below = fresh[stop] - fresh[node.start + 1] + paths[node.start].length - depth
-        saved = depth * (math.ceil(below / row) - 1)
-        if depth >= MIN_TRUNK and saved > max(node.saved, least):
+        saved = depth * math.ceil(below / row) - row_length(depth, budget) - budget.batch
+        if depth >= MIN_TRUNK and saved > node.saved:
             node.saved, node.chosen = saved, [(node.start, stop, depth)]
 
     stack = [_Node(0, 0)]
@@ -213,7 +214,7 @@ def trunks(
         closed = stack.pop()
         close(closed, len(paths))
         stack[-1].adopt(closed)
-    return stack[0].chosen
+    return stack[0].chosen if stack[0].saved > budget.shape else []
 
 
 def bunch(
@@ -222,19 +223,20 @@ def bunch(
     """Neighbouring paths that share tokens, as (slots needed, path indices).
 
     A bunch takes as many slots as its tree has nodes below `depth`, or as it has scores to give if
-    those are more: at most `capacity` unless a single path needs more.
+    those are more: at most `capacity`, or half of that more than its first path needs.
     """
     bunches: list[tuple[int, list[int]]] = []
-    nodes = scores = 0
+    nodes = scores = limit = 0
     previous = -2
     for index in chosen:
         path = paths[index]
         common = shared[index] if previous == index - 1 else 0
         more_nodes, more_scores = path.length - max(common, depth), path.scored
         apart = common - depth < MIN_SHARED * (path.length - depth)
-        if previous < 0 or apart or max(nodes + more_nodes, scores + more_scores) > capacity:
+        if previous < 0 or apart or max(nodes + more_nodes, scores + more_scores) > limit:
             bunches.append((0, []))
             nodes, scores, more_nodes = 0, 0, path.length - depth
+            limit = max(capacity, more_nodes + capacity // 2)
         nodes, scores = nodes + more_nodes, scores + more_scores
         bunches[-1] = (max(nodes, scores), [*bunches[-1][1], index])
         previous = index

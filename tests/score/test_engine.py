@@ -52,7 +52,7 @@ GPT2 = dataclasses.replace(
 )
 
 
-BUDGET = Budget(tokens=1024, shortest=32, shape=8192, shards=4)
+BUDGET = Budget(tokens=1024, shortest=32, shape=256, shards=4)
 
 
 def random_params(config: ModelConfig) -> Params:
@@ -97,7 +97,7 @@ def test_against_float64(config: ModelConfig) -> None:
     params = random_params(config)
     requests = random_requests()
     reference = expected(config, params, requests)
-    engine = Engine(config, params, budget=Budget(tokens=256, shortest=32, shape=8192))
+    engine = Engine(config, params, budget=Budget(tokens=256, shortest=32, batch=8, shape=256))
     plan = engine.plan(requests)
     assert any(batch.trunk for batch in plan.batches), "no trunk is exercised"
     scores = {score.request: score for score in engine.scores(plan)}
@@ -118,9 +118,9 @@ def test_no_result_depends_on_the_packing() -> None:
     params = random_params(LLAMA)
     requests = random_requests()
     budgets = [
-        Budget(tokens=256, shortest=32, shape=8192),
+        Budget(tokens=256, shortest=32, batch=8, shape=256),
         Budget(tokens=8192, shortest=256),
-        Budget(tokens=1, shortest=64, batch=0, shape=8192),  # a row at a time
+        Budget(tokens=1, shortest=64, batch=0, shape=256),  # a row at a time
     ]
     first, *others = (Engine(LLAMA, params, budget=b).loglikelihood(requests) for b in budgets)
     backwards = Engine(LLAMA, params, budget=budgets[0]).loglikelihood(requests[::-1])[::-1]

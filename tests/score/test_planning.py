@@ -95,11 +95,22 @@ def test_a_long_common_beginning_becomes_a_trunk() -> None:
     shots = [generator.integers(0, 99, 500).tolist() for _ in range(2)]
     questions = [shot + generator.integers(0, 99, 60).tolist() for shot in shots for _ in range(99)]
     wanted = [(question, [letter]) for question in questions for letter in range(4)]
-    plan = make_plan(wanted, 2048, Budget())
+    plan = make_plan(wanted, 2048, Budget(shape=2000))
     assert {batch.trunk[1] for batch in plan.batches if batch.trunk} == {500}
     assert all(batch.trunk for batch in plan.batches)
     assert len(plan.shapes) <= 2
     assert plan.slots < 0.05 * sum(len(context) for context, _ in wanted)
+
+
+def test_choices_of_a_prompt_as_long_as_a_row_share_it() -> None:
+    """Few-shot prompts cut at the context length share nothing but with their own choices."""
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(0, 99, 3000).tolist() for _ in range(9)]
+    for choices in ([[letter] for letter in range(4)], [[letter] * 9 for letter in range(4)]):
+        requests = [(prompt, choice) for prompt in prompts for choice in choices]
+        plan = make_plan(requests, 2048, Budget())
+        assert [len(row) for batch in plan.batches for row in batch.rows] == [4] * 9
+        assert plan.slots <= 9 * 2560
 
 
 def test_a_trunk_never_reaches_into_what_is_scored() -> None:
@@ -107,7 +118,7 @@ def test_a_trunk_never_reaches_into_what_is_scored() -> None:
     body = list(range(200))
     wanted = [(body[:80], [*body[80:], 300 + n, *range(400 + n, 460 + n)]) for n in range(200)]
     paths = distinct_paths(wanted, 512)
-    found = trunks(paths, planning.shared_lengths(paths), 1024, 500)
+    found = trunks(paths, planning.shared_lengths(paths), 1024, Budget(shape=500))
     assert [depth for _, _, depth in found] == [79]
 
 
@@ -151,9 +162,10 @@ def test_layout_holds_every_tree_once(groups: list[list[int]], shards: int) -> N
 
 def test_lengths_are_few() -> None:
     budget = Budget(shortest=32)
-    assert [row_length(n, budget) for n in (1, 32, 33, 49, 64, 65, 97, 200, 300)] == [
-        32, 32, 48, 64, 64, 96, 128, 256, 384,
+    assert [row_length(n, budget) for n in (1, 32, 33, 49, 65, 97, 129, 200, 257, 300, 1100)] == [
+        32, 32, 48, 64, 80, 112, 160, 224, 320, 320, 1280,
     ]  # fmt: skip
+    assert [row_length(n, Budget(shortest=128)) for n in (129, 200, 600)] == [192, 256, 640]
     # Trunks of little use share a past length, those of much use get a fitting one.
     assert past_lengths({500: 1, 700: 1, 0: 5}, 1, budget) == {500: 768, 700: 768, 0: 0}
     many = past_lengths({500: 10**7, 1900: 10**7}, 1, budget)
