@@ -45,18 +45,17 @@ def attend_visible(
     it. Scores and softmax are float32.
     """
     B, T = query_BTNH.shape[:2]
-    own = (query_BTNH, key_BTKH, value_BTKH, visible_BTT)
     if jax.default_backend() != "cpu" or T == 1:
-        return _attend(*own, past, block=T)
+        return _attend(query_BTNH, key_BTKH, value_BTKH, visible_BTT, past, block=T)
     block = max(CPU_BLOCK, -(-T // MOST_BLOCKS))
     rows = max(rows for rows in range(1, B + 1) if not B % rows and rows <= max(1, CPU_GROUP // T))
     shared = past is not None and past[0].shape[0] == 1
 
     def group(arrays: tuple[Any, ...]) -> jax.Array:
-        *own, before = arrays
-        return _attend(*own, past if shared else before, block)
+        query, key, value, visible, before = arrays
+        return _attend(query, key, value, visible, past if shared else before, block)
 
-    arrays = (*own, None if shared else past)
+    arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, None if shared else past)
     groups = jax.tree.map(lambda x: x.reshape(B // rows, rows, *x.shape[1:]), arrays)
     return jax.lax.map(group, groups).reshape(query_BTNH.shape)
 

@@ -92,13 +92,15 @@ def _sample(sizes: Sequence[int], most: int) -> tuple[list[int], float]:
 
 def _height(rows: Sequence[int], length: int, budget: Budget) -> tuple[float, int]:
     """(work in tokens, rows of a batch) for groups of so many rows, at the best height."""
+    most = max(budget.shards, budget.tokens // length // budget.shards * budget.shards)
+    heights = {most >> halvings for halvings in range(most.bit_length())}
+    # As high as it takes to spread a group's rows evenly over the fewest batches.
+    heights |= {math.ceil(group / math.ceil(group / most)) for group in rows if group}
     options = []
-    height = max(budget.shards, budget.tokens // length // budget.shards * budget.shards)
-    while height:
+    for height in {math.ceil(height / budget.shards) * budget.shards for height in heights}:
         batches = sum(math.ceil(group / height) for group in rows)
         work = height * length * (1 + length / budget.attention) + budget.batch
         options.append((batches * work, height))
-        height = height // 2 // budget.shards * budget.shards
     return min(options)
 
 
