@@ -269,6 +269,7 @@ def ours(folder: Path) -> Step:
     import jax
 
     from chopjax.checkpoint.load import load
+    from chopjax.compilation import compiled
     from chopjax.train import mesh as meshes
     from chopjax.train import step as steps
     from chopjax.train.optimizer import ADAM_EPSILON, make_optimizer
@@ -285,7 +286,7 @@ def ours(folder: Path) -> Step:
     state = steps.begin(loaded.params, optimizer, chosen, abstract)
     del loaded
     rows = meshes.batch_sharding(mesh)
-    train_step = lowered(config, optimizer, chosen, mesh, abstract).compile()
+    train_step = compiled(lowered(config, optimizer, chosen, mesh, abstract))
 
     def step(tokens: np.ndarray) -> float:
         nonlocal state

@@ -1,18 +1,18 @@
 """Causal attention for processors: in blocks of queries, which half of the scores suffices for.
 
-A block of queries meets the keys up to its end and no others, one sequence at a time, so that the
-scores stay in the processor's cache. The forward pass keeps its output and the logarithm of every
+A block of queries meets the keys up to its end and no others, as many sequences at a time as leave
+the scores in the processor's cache. The forward pass keeps its output and the logarithm of every
 softmax's denominator; the backward pass computes the scores from them again, block by block, and
 no [T, T] array is ever kept (FlashAttention, arXiv 2205.14135, appendix B.4, without the tiles
 over keys).
 
-Axes: B batch, T time, S keys up to a block's end, Q queries of a block, N query heads, K key/value
-heads, G = N/K, H head size.
+Axes: B batch, T time, S keys up to a block's end, N query heads, K key/value heads, G = N/K,
+H head size, X = T·G queries that share a key/value head, Q those of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,10 +20,11 @@ import jax.numpy as jnp
 
 from chopjax.models.remat import kept
 
-BLOCK = 128  # queries; more where a sequence would have more than MOST_BLOCKS
+BLOCK = 64  # positions whose queries are a block; more for more than MOST_BLOCKS
 MOST_BLOCKS = 8  # every one is compiled by itself
+SCORES = 1 << 20  # that exist at a time, unless a block of one sequence has more
 
-# query, key, value, segments, output, log_z_BKGT1
+# query, key, value, segments, output, log_z_BKX1
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
@@ -48,72 +49,92 @@ def _forward(
     value_BTKH: jax.Array,
     segments_BT: jax.Array | None,
 ) -> tuple[jax.Array, Residuals]:
-    T, H = query_BTNH.shape[1], query_BTNH.shape[3]
+    T, N, H = query_BTNH.shape[1:]
     K = key_BTKH.shape[2]
+    G = N // K
 
-    def row(arrays: Any) -> tuple[jax.Array, jax.Array]:
-        query_TNH, key_TKH, value_TKH, segments_T = arrays
-        query_KGTH = _by_key_head(query_TNH, K) * H**-0.5
+    def rows(arrays: Any) -> tuple[jax.Array, jax.Array]:
+        query_BTNH, key_BTKH, value_BTKH, segments_BT = arrays
+        query_BKXH = _by_key_head(query_BTNH * H**-0.5, K)
+        key_BKTH, value_BKTH = _by_key_head(key_BTKH, K), _by_key_head(value_BTKH, K)
         outs, log_zs = [], []
         for start, end in _blocks(T):
-            score_KGQS = _product("KGQH,SKH->KGQS", query_KGTH[:, :, start:end], key_TKH[:end])
-            score_KGQS = jnp.where(_visible(start, end, segments_T), score_KGQS, -jnp.inf)
-            top_KGQ1 = score_KGQS.max(axis=-1, keepdims=True)  # finite: a token sees itself
-            weight_KGQS = jnp.exp(score_KGQS - top_KGQ1)
-            z_KGQ1 = weight_KGQS.sum(axis=-1, keepdims=True)
-            weight_KGQS = weight_KGQS.astype(value_TKH.dtype)
-            out_KGQH = _product("KGQS,SKH->KGQH", weight_KGQS, value_TKH[:end]) / z_KGQ1
-            outs.append(out_KGQH)
-            log_zs.append(top_KGQ1 + jnp.log(z_KGQ1))
-        out_KGTH, log_z_KGT1 = (jnp.concatenate(parts, axis=2) for parts in (outs, log_zs))
-        return _by_time(out_KGTH).astype(query_TNH.dtype), log_z_KGT1
+            score_BKQS = _product(
+                "BKQH,BKSH->BKQS", query_BKXH[:, :, start * G : end * G], key_BKTH[:, :, :end]
+            )
+            score_BKQS = jnp.where(_visible(start, end, G, segments_BT), score_BKQS, -jnp.inf)
+            top_BKQ1 = score_BKQS.max(axis=-1, keepdims=True)  # finite: a token sees itself
+            weight_BKQS = jnp.exp(score_BKQS - top_BKQ1)
+            z_BKQ1 = weight_BKQS.sum(axis=-1, keepdims=True)
+            weight_BKQS = weight_BKQS.astype(value_BKTH.dtype)
+            outs.append(_product("BKQS,BKSH->BKQH", weight_BKQS, value_BKTH[:, :, :end]) / z_BKQ1)
+            log_zs.append(top_BKQ1 + jnp.log(z_BKQ1))
+        out_BKXH, log_z_BKX1 = (jnp.concatenate(parts, axis=2) for parts in (outs, log_zs))
+        return _by_time(out_BKXH, T).astype(query_BTNH.dtype), log_z_BKX1
 
     inputs = (query_BTNH, key_BTKH, value_BTKH, segments_BT)
-    out_BTNH, log_z_BKGT1 = jax.lax.map(row, inputs)
-    out_BTNH, log_z_BKGT1 = kept(out_BTNH), kept(log_z_BKGT1)
-    return out_BTNH, (*inputs, out_BTNH, log_z_BKGT1)
+    out_BTNH, log_z_BKX1 = _in_groups(rows, inputs)
+    out_BTNH, log_z_BKX1 = kept(out_BTNH), kept(log_z_BKX1)
+    return out_BTNH, (*inputs, out_BTNH, log_z_BKX1)
 
 
 def _backward(
     residuals: Residuals, d_out_BTNH: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    T, H = d_out_BTNH.shape[1], d_out_BTNH.shape[3]
+    T, N, H = d_out_BTNH.shape[1:]
     K = residuals[1].shape[2]
+    G = N // K
 
-    def row(arrays: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        query_TNH, key_TKH, value_TKH, segments_T, out_TNH, log_z_KGT1, d_out_TNH = arrays
-        query_KGTH = _by_key_head(query_TNH, K) * H**-0.5
-        d_out_KGTH = _by_key_head(d_out_TNH, K)
-        inner_TN1 = jnp.sum(_wide(out_TNH) * _wide(d_out_TNH), axis=-1, keepdims=True)
-        inner_KGT1 = _by_key_head(inner_TN1, K)
+    def rows(arrays: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        query_BTNH, key_BTKH, value_BTKH, segments_BT, out_BTNH, log_z_BKX1, d_out_BTNH = arrays
+        query_BKXH = _by_key_head(query_BTNH * H**-0.5, K)
+        key_BKTH, value_BKTH = _by_key_head(key_BTKH, K), _by_key_head(value_BTKH, K)
+        d_out_BKXH = _by_key_head(d_out_BTNH, K)
+        inner_BTN1 = jnp.sum(_wide(out_BTNH) * _wide(d_out_BTNH), axis=-1, keepdims=True)
+        inner_BKX1 = _by_key_head(inner_BTN1, K)
+        # Gradients of keys and values are made with time last: the product is twice as fast so.
+        query_BKHX, d_out_BKHX = (_turned(x) for x in (query_BKXH, d_out_BKXH))
+        d_key_BKHT, d_value_BKHT = (jnp.zeros_like(_turned(_wide(key_BKTH))) for _ in range(2))
         d_queries = []
-        d_key_TKH, d_value_TKH = jnp.zeros_like(_wide(key_TKH)), jnp.zeros_like(_wide(value_TKH))
         for start, end in _blocks(T):
-            query_KGQH, d_out_KGQH = query_KGTH[:, :, start:end], d_out_KGTH[:, :, start:end]
-            score_KGQS = _product("KGQH,SKH->KGQS", query_KGQH, key_TKH[:end])
-            score_KGQS = jnp.where(_visible(start, end, segments_T), score_KGQS, -jnp.inf)
-            weight_KGQS = jnp.exp(score_KGQS - log_z_KGT1[:, :, start:end])
-            d_weight_KGQS = _product("KGQH,SKH->KGQS", d_out_KGQH, value_TKH[:end])
-            d_score_KGQS = weight_KGQS * (d_weight_KGQS - inner_KGT1[:, :, start:end])
-            weight_KGQS = weight_KGQS.astype(value_TKH.dtype)
-            d_score_KGQS = d_score_KGQS.astype(key_TKH.dtype)
-            d_queries.append(_product("KGQS,SKH->KGQH", d_score_KGQS, key_TKH[:end]))
-            d_key_TKH = d_key_TKH.at[:end].add(_product("KGQS,KGQH->SKH", d_score_KGQS, query_KGQH))
-            d_value_TKH = d_value_TKH.at[:end].add(
-                _product("KGQS,KGQH->SKH", weight_KGQS, d_out_KGQH)
-            )
-        d_query_TNH = _by_time(jnp.concatenate(d_queries, axis=2)) * H**-0.5
+            block, keys = slice(start * G, end * G), slice(0, end)
+            key_BKSH, value_BKSH = key_BKTH[:, :, keys], value_BKTH[:, :, keys]
+            score_BKQS = _product("BKQH,BKSH->BKQS", query_BKXH[:, :, block], key_BKSH)
+            score_BKQS = jnp.where(_visible(start, end, G, segments_BT), score_BKQS, -jnp.inf)
+            weight_BKQS = jnp.exp(score_BKQS - log_z_BKX1[:, :, block])
+            d_weight_BKQS = _product("BKQH,BKSH->BKQS", d_out_BKXH[:, :, block], value_BKSH)
+            d_score_BKQS = weight_BKQS * (d_weight_BKQS - inner_BKX1[:, :, block])
+            weight_BKQS = weight_BKQS.astype(value_BKTH.dtype)
+            d_score_BKQS = d_score_BKQS.astype(key_BKTH.dtype)
+            d_queries.append(_product("BKQS,BKSH->BKQH", d_score_BKQS, key_BKSH))
+            d_key_BKHS = _product("BKHQ,BKQS->BKHS", query_BKHX[..., block], d_score_BKQS)
+            d_value_BKHS = _product("BKHQ,BKQS->BKHS", d_out_BKHX[..., block], weight_BKQS)
+            d_key_BKHT = d_key_BKHT.at[..., keys].add(d_key_BKHS)
+            d_value_BKHT = d_value_BKHT.at[..., keys].add(d_value_BKHS)
+        d_query_BTNH = _by_time(jnp.concatenate(d_queries, axis=2), T) * H**-0.5
         return (
-            d_query_TNH.astype(query_TNH.dtype),
-            d_key_TKH.astype(key_TKH.dtype),
-            d_value_TKH.astype(value_TKH.dtype),
+            d_query_BTNH.astype(query_BTNH.dtype),
+            d_key_BKHT.transpose(0, 3, 1, 2).astype(key_BTKH.dtype),
+            d_value_BKHT.transpose(0, 3, 1, 2).astype(value_BTKH.dtype),
         )
 
-    d_query_BTNH, d_key_BTKH, d_value_BTKH = jax.lax.map(row, (*residuals, d_out_BTNH))
-    return d_query_BTNH, d_key_BTKH, d_value_BTKH, None
+    return *_in_groups(rows, (*residuals, d_out_BTNH)), None
 
 
 blocked_attention.defvjp(_forward, _backward)
+
+
+def _in_groups(run: Callable[[Any], Any], arrays: Any) -> Any:
+    """run(arrays), on groups of rows small enough that a block's scores stay in the cache."""
+    B, T, N = arrays[0].shape[:3]
+    _, block = next(_blocks(T))
+    most = max(1, SCORES // (N * block * T))
+    rows = max(rows for rows in range(1, B + 1) if not B % rows and rows <= most)
+    if rows == B:
+        return run(arrays)
+    groups = jax.tree.map(lambda x: x.reshape(B // rows, rows, *x.shape[1:]), arrays)
+    results = jax.lax.map(run, groups)
+    return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), results)
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
@@ -122,24 +143,30 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
-def _visible(start: int, end: int, segments_T: jax.Array | None) -> jax.Array:
-    """[Q, S]: which keys up to `end` the queries of a block see."""
-    visible_QS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-    if segments_T is not None:
-        visible_QS &= segments_T[start:end, None] == segments_T[:end]
-    return visible_QS
+def _visible(start: int, end: int, groups: int, segments_BT: jax.Array | None) -> jax.Array:
+    """[B or 1, 1, Q, S]: which keys up to `end` the queries of a block see."""
+    visible_BTS = (jnp.arange(start, end)[:, None] >= jnp.arange(end))[None]
+    if segments_BT is not None:
+        visible_BTS &= segments_BT[:, start:end, None] == segments_BT[:, None, :end]
+    return jnp.repeat(visible_BTS, groups, axis=1)[:, None]
 
 
-def _by_key_head(x_TNH: jax.Array, num_kv_heads: int) -> jax.Array:
-    """[T, N, H] → [K, G, T, H]."""
-    T, N, H = x_TNH.shape
-    return x_TNH.reshape(T, num_kv_heads, N // num_kv_heads, H).transpose(1, 2, 0, 3)
+def _by_key_head(x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
+    """[B, T, N, H] → [B, K, X, H], X = T·G."""
+    B, T, N, H = x_BTNH.shape
+    x_BTKGH = x_BTNH.reshape(B, T, num_kv_heads, N // num_kv_heads, H)
+    return x_BTKGH.swapaxes(1, 2).reshape(B, num_kv_heads, -1, H)
 
 
-def _by_time(x_KGTH: jax.Array) -> jax.Array:
-    """[K, G, T, H] → [T, N, H]."""
-    K, G, T, H = x_KGTH.shape
-    return x_KGTH.transpose(2, 0, 1, 3).reshape(T, K * G, H)
+def _by_time(x_BKXH: jax.Array, length: int) -> jax.Array:
+    """[B, K, X, H] → [B, T, N, H]."""
+    B, K, _, H = x_BKXH.shape
+    return x_BKXH.reshape(B, K, length, -1, H).swapaxes(1, 2).reshape(B, length, -1, H)
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    """The last two axes swapped, here and not inside a product that reads them."""
+    return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
 
 
 def _wide(x: jax.Array) -> jax.Array:

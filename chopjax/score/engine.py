@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from chopjax.compilation import compiled
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
@@ -199,7 +200,7 @@ class Engine:
                 out_shardings=everywhere,
                 donate_argnames=donate,
             )
-            program = traced.lower(*arguments, **static).compile()
+            program = compiled(traced.lower(*arguments, **static))
             self._programs[function, key] = program
             self.statistics.programs += 1
             self.statistics.compile_seconds += time.perf_counter() - start

@@ -31,6 +31,7 @@ from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
 from chopjax.chop.configurations import ranges
 from chopjax.chop.surgery import chop_tree
+from chopjax.compilation import compiled
 from chopjax.data.batches import Batches, EvaluationBatches
 from chopjax.data.prefetch import prefetch
 from chopjax.data.store import check_fits
@@ -299,7 +300,7 @@ def _programs(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
         for name, dtype in BATCH_DTYPES.items()
     }
-    train_step = make_train_step(model, optimizer, settings, mesh).lower(abstract, batch).compile()
+    train_step = compiled(make_train_step(model, optimizer, settings, mesh).lower(abstract, batch))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
     return train_step, make_eval_step(model, settings, mesh)
 

@@ -94,8 +94,9 @@ def _forward(
     """The two sums, and the gradients of the first by hidden states and head."""
     rows, tensor = _axes(kernel_EV)
     mesh = jax.sharding.get_abstract_mesh()
-    on_mesh = not mesh.empty
-    split_E = on_mesh and kernel_EV.shape[0] % mesh.shape["fsdp"] == 0
+    # Where there is nothing to sum, a reduce-scatter would be a copy of the head's gradient.
+    shared = not mesh.empty and any(mesh.shape[axis] > 1 for axis in BATCH_AXES)
+    split_E = shared and kernel_EV.shape[0] % mesh.shape["fsdp"] == 0
 
     def local(
         hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
@@ -128,15 +129,15 @@ def _forward(
         chunks = _chunked(chunk, hidden_BTE, targets_BT, weights_BT.astype(wide))
         (total, nll, d_kernel_EV), d_hidden_GCE = jax.lax.scan(one, start, chunks)
         d_hidden_BTE = _unchunked(d_hidden_GCE, hidden_BTE.shape)
-        if on_mesh:
+        if shared:
             total, nll = jax.lax.psum((total, nll), BATCH_AXES)
             if split_E:
                 d_kernel_EV = jax.lax.psum_scatter(d_kernel_EV, "fsdp", tiled=True)
                 d_kernel_EV = jax.lax.psum(d_kernel_EV, ("slice", "data"))
             else:
                 d_kernel_EV = jax.lax.psum(d_kernel_EV, BATCH_AXES)
-            if tensor:
-                d_hidden_BTE = jax.lax.psum(d_hidden_BTE, tensor)
+        if tensor:
+            d_hidden_BTE = jax.lax.psum(d_hidden_BTE, tensor)
         return (
             total,
             nll,
