@@ -72,7 +72,7 @@ def _attend(
     K = key_BTKH.shape[2]
     G = N // K
     # The query heads that share a key head stand beside each other: one product.
-    query_BKXH = (query_BTNH * H**-0.5).reshape(B, T, K, G, H).swapaxes(1, 2).reshape(B, K, -1, H)
+    query_BKXH = query_BTNH.reshape(B, T, K, G, H).swapaxes(1, 2).reshape(B, K, -1, H)
     key_BKSH, value_BKSH = key_BTKH.swapaxes(1, 2), value_BTKH.swapaxes(1, 2)
     blocks = []
     for start in range(0, T, block):
@@ -107,7 +107,7 @@ def _part(
     query_BKXH: jax.Array, key_BKSH: jax.Array, value_BKSH: jax.Array, visible_BKXS: jax.Array
 ) -> _Part:
     """visible_BKXS: bool, broadcast."""
-    score_BKXS = _product("BKXH,BKSH->BKXS", query_BKXH, key_BKSH)
+    score_BKXS = _product("BKXH,BKSH->BKXS", query_BKXH, key_BKSH) * query_BKXH.shape[-1] ** -0.5
     score_BKXS = jnp.where(visible_BKXS, score_BKXS, HIDDEN)
     top_BKX1 = score_BKXS.max(axis=-1, keepdims=True)
     weight_BKXS = jnp.exp(score_BKXS - top_BKX1)

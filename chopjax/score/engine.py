@@ -32,7 +32,7 @@ from chopjax.train.mesh import batch_sharding, batch_shards, replicated
 
 IN_FLIGHT = 2  # batches that the device may have before the host waits for the first
 # Measured on two cores that do 2e11 FLOPs a second; more of them only move the balance a little.
-CPU_ATTENTION = 3  # times as slow as the blocks' products, FLOP for FLOP, softmax included
+CPU_ATTENTION = 2  # times as slow as the blocks' products, FLOP for FLOP, softmax included
 CPU_BATCH_TOKENS = 27  # take as long as reading the weights
 CPU_BATCH_FLOPS = 1e9  # in the time that starting a batch takes
 CPU_COMPILE_FLOPS = 2.4e11  # in the time of a compilation
