@@ -38,6 +38,8 @@ def _backward(
     if x.size <= d_y.size:
         return d_x, jnp.tensordot(jax.lax.optimization_barrier(x), d_y, (rows, rows))
     d_kernel = jnp.tensordot(jax.lax.optimization_barrier(d_y), x, (rows, rows))
+    # The compiler would turn the product round again to save turning its result.
+    d_kernel = jax.lax.optimization_barrier(d_kernel)
     return d_x, jnp.moveaxis(d_kernel, tuple(range(len(made))), tuple(range(-len(made), 0)))
 
 
