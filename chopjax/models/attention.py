@@ -68,7 +68,7 @@ def choose(length: int, dtype: jnp.dtype, backend: str | None = None) -> str:
     if backend == "gpu" and half:  # cuDNN has no float32 flash attention
         return "cudnn"
     if backend == "cpu" and math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1:
-        return "blocked"  # walks over the batch, which must lie on one device
+        return "blocked"  # takes the batch apart, which must lie on one device
     return "xla"
 
 

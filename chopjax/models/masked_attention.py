@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-CPU_GROUP = 1024  # tokens of a group of rows
+CPU_GROUP = 1024  # tokens of a group of rows, fewer before a long past
+CPU_SCORES = 1 << 22  # of a group over a past
 CPU_BLOCK = 64  # queries of a row at a time; more where a row would have more than MOST_BLOCKS
 MOST_BLOCKS = 16  # every one is compiled by itself
 HIDDEN = -1e30  # score of what is not visible; finite, so that a past without a token weighs 0
@@ -48,7 +49,10 @@ def attend_visible(
     if jax.default_backend() != "cpu" or T == 1:
         return _attend(query_BTNH, key_BTKH, value_BTKH, visible_BTT, past, block=T)
     block = max(CPU_BLOCK, -(-T // MOST_BLOCKS))
-    rows = max(rows for rows in range(1, B + 1) if not B % rows and rows <= max(1, CPU_GROUP // T))
+    tokens = CPU_GROUP
+    if past is not None:
+        tokens = min(tokens, CPU_SCORES // (query_BTNH.shape[2] * past[0].shape[1]))
+    rows = max(rows for rows in range(1, B + 1) if not B % rows and rows <= max(1, tokens // T))
     shared = past is not None and past[0].shape[0] == 1
 
     def group(arrays: tuple[Any, ...]) -> jax.Array:

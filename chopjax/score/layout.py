@@ -15,7 +15,8 @@ SAMPLE = 4096
 class Budget:
     """What one forward pass may hold, and what its parts cost relative to each other.
 
-    tokens: in a batch, at most, unless one row has more. shortest: the smallest row length.
+    tokens: in a batch, at most, unless one row needs more: rows may be as long as the longest
+    request and an eighth of `tokens` longer. shortest: the smallest row length.
     attention: the row length at which attention costs as much as the rest of the network. batch:
     tokens that could be computed in the time that starting a batch takes, shape: in that of a
     compilation. shards: the number of rows of a batch is a multiple of it.
@@ -142,8 +143,11 @@ def past_lengths(slots: dict[int, int], lengths: int, budget: Budget) -> dict[in
 
 
 def row_length(size: int, budget: Budget) -> int:
-    """The smallest allowed length that holds `size` slots: multiples of half of the shortest one,
-    and of a quarter of the power of two below, so that few and little are wasted."""
+    """The smallest allowed length that holds `size` slots.
+
+    Multiples of half the shortest one and of a quarter of the power of two below: four lengths for
+    every doubling, a quarter of a row empty at most.
+    """
     octave = 1 << (max(size - 1, 1).bit_length() - 1)
     step = max(budget.shortest // 2, octave // 4, 1)
     return max(budget.shortest, -(-size // step) * step)

@@ -93,7 +93,7 @@ def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> P
     """
     paths = distinct_paths(requests, max_length)
     shared = shared_lengths(paths)
-    capacity = max(1, budget.tokens // 4)  # of a tree that is kept in one row
+    capacity = max(1, budget.tokens // budget.shards // 4)  # of a tree that is kept in one row
     rest: list[int] = []
     found = trunks(paths, shared, capacity, budget)
     position = 0
@@ -166,7 +166,7 @@ class _Node:
     depth: int
     start: int
     context: int = 1 << 60  # the shortest context below
-    saved: int = 0  # by the trunks chosen below
+    saved: float = 0.0  # tokens, by the trunks chosen below
     chosen: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
 
     def adopt(self, child: _Node) -> None:
@@ -181,9 +181,10 @@ def trunks(
     """(start, stop, depth): paths start..stop-1 share their first `depth` tokens as a trunk.
 
     Every interval of neighbours with a common beginning is a node of the prefix tree. A node as a
-    trunk saves its depth for every row of about `row` tokens, and costs a pass. Bottom-up, a node
-    becomes one trunk if that saves more than the trunks below it together. There are none unless
-    they save what their program costs.
+    trunk saves its depth for every row, which would have about `row` tokens, and the attention of
+    such long rows; it costs a pass, and attention to a past. Bottom-up, a node becomes one trunk if
+    that saves more than the trunks below it together. There are none unless all of them together
+    save a compilation.
     """
     fresh = [0]  # running sum of tokens that a path reads and its predecessor does not
     for path, common in zip(paths, shared, strict=True):
@@ -192,7 +193,11 @@ def trunks(
     def close(node: _Node, stop: int) -> None:
         depth = min(node.depth, node.context)
         below = fresh[stop] - fresh[node.start + 1] + paths[node.start].length - depth
-        saved = depth * math.ceil(below / row) - row_length(depth, budget) - budget.batch
+        fresh_in_row = max(1, min(below, max(row - depth, row // 2)))
+        rows = math.ceil(below / fresh_in_row)
+        tokens = depth * rows - row_length(depth, budget) - budget.batch
+        looked_at = rows * (depth + fresh_in_row) ** 2 - 2 * below * depth - depth**2
+        saved = tokens + looked_at / budget.attention
         if depth >= MIN_TRUNK and saved > node.saved:
             node.saved, node.chosen = saved, [(node.start, stop, depth)]
 
@@ -223,7 +228,8 @@ def bunch(
     """Neighbouring paths that share tokens, as (slots needed, path indices).
 
     A bunch takes as many slots as its tree has nodes below `depth`, or as it has scores to give if
-    those are more: at most `capacity`, or half of that more than its first path needs.
+    those are more: at most `capacity` or, where that is more, what its first path needs and half of
+    `capacity`.
     """
     bunches: list[tuple[int, list[int]]] = []
     nodes = scores = limit = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -100,6 +102,16 @@ def test_a_long_common_beginning_becomes_a_trunk() -> None:
     assert all(batch.trunk for batch in plan.batches)
     assert len(plan.shapes) <= 2
     assert plan.slots < 0.05 * sum(len(context) for context, _ in wanted)
+
+
+def test_a_trunk_also_saves_the_attention_of_long_rows() -> None:
+    generator = np.random.default_rng(0)
+    shots = generator.integers(0, 99, 1000).tolist()
+    requests = [(shots + generator.integers(0, 99, 500).tolist(), [n]) for n in range(300)]
+    budget = Budget(tokens=16_384, shortest=128, attention=2048.0, batch=1024, shape=200_000)
+    assert all(batch.trunk for batch in make_plan(requests, 2048, budget).batches)
+    free = dataclasses.replace(budget, attention=1e9)  # 48 rows of 1000 tokens are all it saves
+    assert not any(batch.trunk for batch in make_plan(requests, 2048, free).batches)
 
 
 def test_choices_of_a_prompt_as_long_as_a_row_share_it() -> None:
