@@ -91,7 +91,7 @@ def main() -> int:
     add("--batch-sizes", default="1,8,32", help="of the peer, to choose from")
     add("--rounds", type=int, default=3)
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--device", default="cpu", help="of the peer: cpu or cuda")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
     add("--against-float32", action="store_true", help="bfloat16 beside float32, without a peer")
     add("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args()
@@ -103,6 +103,7 @@ def main() -> int:
         parser.error(f"--data DIR is needed, a folder with {', '.join(files)}")
     if args.model is None and args.tokenizer is None:
         parser.error("--model or --tokenizer is needed")
+    jax.config.update("jax_platforms", args.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = args.model or str(write_random(folder / "model", args))
