@@ -12,12 +12,13 @@ H head size, X = T·G queries that share a key/value head, Q those of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from chopjax.models.groups import in_groups
 from chopjax.models.remat import kept
 
 BLOCK = 64  # positions whose queries are a block; more for more than MOST_BLOCKS
@@ -73,7 +74,7 @@ def _forward(
         return _by_time(out_BKXH, T).astype(query_BTNH.dtype), log_z_BKX1
 
     inputs = (query_BTNH, key_BTKH, value_BTKH, segments_BT)
-    out_BTNH, log_z_BKX1 = _in_groups(rows, inputs)
+    out_BTNH, log_z_BKX1 = in_groups(rows, inputs, _rows_at_once(query_BTNH))
     out_BTNH, log_z_BKX1 = kept(out_BTNH), kept(log_z_BKX1)
     return out_BTNH, (*inputs, out_BTNH, log_z_BKX1)
 
@@ -118,23 +119,17 @@ def _backward(
             d_value_BKHT.transpose(0, 3, 1, 2).astype(value_BTKH.dtype),
         )
 
-    return *_in_groups(rows, (*residuals, d_out_BTNH)), None
+    return *in_groups(rows, (*residuals, d_out_BTNH), _rows_at_once(d_out_BTNH)), None
 
 
 blocked_attention.defvjp(_forward, _backward)
 
 
-def _in_groups(run: Callable[[Any], Any], arrays: Any) -> Any:
-    """run(arrays), on groups of rows small enough that a block's scores stay in the cache."""
-    B, T, N = arrays[0].shape[:3]
+def _rows_at_once(query_BTNH: jax.Array) -> int:
+    """How many sequences' blocks of scores stay in the cache."""
+    T, N = query_BTNH.shape[1:3]
     _, block = next(_blocks(T))
-    most = max(1, SCORES // (N * block * T))
-    rows = max(rows for rows in range(1, B + 1) if not B % rows and rows <= most)
-    if rows == B:
-        return run(arrays)
-    groups = jax.tree.map(lambda x: x.reshape(B // rows, rows, *x.shape[1:]), arrays)
-    results = jax.lax.map(run, groups)
-    return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), results)
+    return SCORES // (N * block * T)
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:

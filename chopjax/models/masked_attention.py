@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from chopjax.models.groups import in_groups
+
 CPU_GROUP = 1024  # tokens of a group of rows, fewer before a long past
 CPU_SCORES = 1 << 22  # of a group over a past
 CPU_BLOCK = 64  # queries of a row at a time; more where a row would have more than MOST_BLOCKS
@@ -45,14 +47,13 @@ def attend_visible(
     and values of S earlier tokens and which of the slots hold one; its B is 1 where all rows share
     it. Scores and softmax are float32.
     """
-    B, T = query_BTNH.shape[:2]
+    T, N = query_BTNH.shape[1:3]
     if jax.default_backend() != "cpu" or T == 1:
         return _attend(query_BTNH, key_BTKH, value_BTKH, visible_BTT, past, block=T)
     block = max(CPU_BLOCK, -(-T // MOST_BLOCKS))
     tokens = CPU_GROUP
     if past is not None:
-        tokens = min(tokens, CPU_SCORES // (query_BTNH.shape[2] * past[0].shape[1]))
-    rows = max(rows for rows in range(1, B + 1) if not B % rows and rows <= max(1, tokens // T))
+        tokens = min(tokens, CPU_SCORES // (N * past[0].shape[1]))
     shared = past is not None and past[0].shape[0] == 1
 
     def group(arrays: tuple[Any, ...]) -> jax.Array:
@@ -60,8 +61,7 @@ def attend_visible(
         return _attend(query, key, value, visible, past if shared else before, block)
 
     arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, None if shared else past)
-    groups = jax.tree.map(lambda x: x.reshape(B // rows, rows, *x.shape[1:]), arrays)
-    return jax.lax.map(group, groups).reshape(query_BTNH.shape)
+    return in_groups(group, arrays, tokens // T)
 
 
 def _attend(
