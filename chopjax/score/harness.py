@@ -234,7 +234,7 @@ class ChopjaxLM(TemplateLM):
             remembered = f" ({len(known)} known from the run before)" if known else ""
             say(
                 f"score {len(todo)} requests{remembered}: {len(plan.paths)} distinct, "
-                f"{plan.slots:,} tokens in {len(plan.batches)} batches of {len(plan.shapes)} shapes"
+                f"{plan.slots:,} tokens; batches: {len(plan.batches)}, shapes: {len(plan.shapes)}"
             )
         with progress("score", len(left), "docs", done) as bar:
             for score in self.engine.scores(plan):

@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
-from lm_eval.loggers.utils import add_tokenizer_info, get_git_commit_hash
+from lm_eval.loggers.utils import add_tokenizer_info
 from lm_eval.utils import (
     handle_non_serializable,
     hash_string,
@@ -51,7 +52,7 @@ def complete(
         **lm.get_model_info(),
         **settings,
     }
-    results["git_hash"] = get_git_commit_hash()
+    results["git_hash"] = _git_commit()
     results["date"] = time.time()
     devices = jax.devices()
     results["pretty_env_info"] = (
@@ -74,6 +75,16 @@ def complete(
     }
     results["task_hashes"] = hashes
     results["chance"] = {task: chance(samples) for task, samples in results["samples"].items()}
+
+
+def _git_commit() -> str | None:
+    """The working folder's, as the harness has it, without git's complaint where there is none."""
+    try:
+        command = ["git", "describe", "--always"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
 
 
 def start_tracker() -> Any:
