@@ -95,7 +95,7 @@ def _backward(
         inner_BKX1 = _by_key_head(inner_BTN1, K)
         # Gradients of keys and values are made with time last: the product is twice as fast so.
         query_BKHX, d_out_BKHX = (_turned(x) for x in (query_BKXH, d_out_BKXH))
-        d_key_BKHT, d_value_BKHT = (jnp.zeros_like(_turned(_wide(key_BKTH))) for _ in range(2))
+        d_key_BKHT = d_value_BKHT = jnp.zeros_like(_wide(key_BKTH).swapaxes(-1, -2))
         d_queries = []
         for start, end in _blocks(T):
             block, keys = slice(start * G, end * G), slice(0, end)

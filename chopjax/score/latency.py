@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chopjax.compilation import compiled
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, head_kernel, hidden_states
 from chopjax.models.flops import forward_per_token
@@ -176,7 +177,7 @@ def _compiled(
     function: Any, arguments: tuple[Any, ...], donate: str | None = None, **static: Any
 ) -> Any:
     jitted = jax.jit(functools.partial(function, **static), donate_argnames=donate)
-    return jitted.lower(*arguments).compile()
+    return compiled(jitted.lower(*arguments))
 
 
 def _memory(program: Any) -> int | None:

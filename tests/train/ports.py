@@ -20,12 +20,12 @@ def free_port() -> int:
         return port
 
 
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each; those that hang are killed."""
+def finish(processes: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each; those that hang (seconds, each) are killed."""
     ended = []
     for process in processes:
         try:
-            out, err = process.communicate(timeout=600)
+            out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from train.ports import free_port
+from train.ports import finish, free_port
 
 from chopjax.errors import UserError
 from chopjax.train import distributed
@@ -224,15 +224,10 @@ def run(indices: list[int], count: int, timeout: float) -> tuple[list[dict], flo
         for index in indices
     ]
     results = []
-    for process in processes:
-        try:
-            out, err = process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
+    for code, out, err in finish(processes, timeout=90):
         last = out.strip().splitlines()
         assert last, err
-        results.append(json.loads(last[-1]) | {"code": process.returncode})
+        results.append(json.loads(last[-1]) | {"code": code})
     return results, time.monotonic() - began
 
 
