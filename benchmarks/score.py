@@ -37,6 +37,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -338,7 +340,7 @@ def write_random(folder: Path, args: argparse.Namespace) -> Path:
     # Twice the usual deviation, so that tokens differ in what the model thinks of them.
     params = jax.jit(lambda key: decoder.init(config, key, args.dtype))(jax.random.key(0))
     params = jax.tree.map(lambda w: 2 * w, params)
-    flat, sizes = parameters.flatten(params), parameters.sizes(config)
+    flat, sizes = flatten_dict(params, sep="/"), parameters.sizes(config)
     tensors = {}
     for binding in table.bind(family, config, table.usual_naming(family)):
         arrays = [np.asarray(flat[path]) for path in binding.row.targets]

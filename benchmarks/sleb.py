@@ -29,6 +29,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -240,7 +242,7 @@ def write_random(folder: Path, raw: Any, params: Any) -> None:
     from chopjax.models.families import table
 
     family, config = translate(raw)
-    flat, size = parameters.flatten(params), parameters.sizes(config)
+    flat, size = flatten_dict(params, sep="/"), parameters.sizes(config)
     tensors = {}
     for binding in table.bind(family, config, table.usual_naming(family)):
         arrays = [np.asarray(flat[path]) for path in binding.row.targets]

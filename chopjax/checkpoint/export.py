@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.assets import copy_assets, write_config
@@ -88,7 +89,7 @@ def export(
     Raises UserError where a value does not fit the type, and nothing is written then.
     """
     family = families.find(raw_config)
-    flat = parameters.flatten(params)
+    flat = flatten_dict(params, sep="/")
     found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     if found != parameters.shapes(config):
         raise ValueError(f"the parameters do not have the shapes of {config}")

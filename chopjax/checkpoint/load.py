@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from chopjax.checkpoint import orbax_folder, values
@@ -70,7 +71,7 @@ def load(
     if shardings is None:
         where = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     else:
-        given = parameters.flatten(shardings)
+        given = flatten_dict(shardings, sep="/")
         where = {path: given[path] for path in paths}
     if isinstance(whole.weights, Checkpoint):
         leaves = _leaves(whole.weights, keep, None if dtype is None else np.dtype(dtype))
@@ -170,7 +171,7 @@ def _read_checkpoint(
         report_not_finite(checkpoint.name, faults, strict)
     if anywhere:
         raise UserError(f"{checkpoint.name}: another process found NaN or infinity in its part")
-    return parameters.unflatten(params)
+    return unflatten_dict(params, sep="/")
 
 
 # jax.make_array_from_callback would read a shard once a device, and hold all of a parameter's
@@ -234,13 +235,13 @@ def _read_orbax(
         name: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=where[name])
         for name, leaf in orbax_folder.stored(path, config).items()
     }
-    params = orbax_folder.load_params(path, parameters.unflatten(abstract))
+    params = orbax_folder.load_params(path, unflatten_dict(abstract, sep="/"))
     if keep is not None:
         blocks = {name: where[name] for name in abstract if name.startswith("blocks/")}
         rows = np.array(keep)
         cut = jax.jit(
             lambda tree: jax.tree.map(lambda w: w[rows], tree),
-            out_shardings=parameters.unflatten(blocks)["blocks"],
+            out_shardings=unflatten_dict(blocks, sep="/")["blocks"],
         )
         params["blocks"] = cut(params["blocks"])
     return params

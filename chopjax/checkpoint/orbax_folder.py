@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -70,7 +71,7 @@ def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
     """Parameter path → shape and dtype, as stored; UserError where they do not fit the config."""
     with _readable(path):
         tree = ocp.metadata(path.absolute()).metadata
-    found = parameters.flatten(tree.get("params", {}))
+    found = flatten_dict(tree.get("params", {}), sep="/")
     expected = parameters.shapes(config)
     problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - found]
     problems += [f"unknown: {name} {list(found[name].shape)}" for name in found.keys() - expected]
@@ -129,14 +130,15 @@ def unread_params(path: Path, config: ModelConfig) -> Params:
     def read(name: str, leaf: Any) -> np.ndarray:
         # A numpy leaf asks Orbax for numpy; this one takes no memory.
         abstract = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-        tree = load_params(path, parameters.unflatten({name: abstract}))
-        return parameters.flatten(tree)[name]
+        tree = load_params(path, unflatten_dict({name: abstract}, sep="/"))
+        return flatten_dict(tree, sep="/")[name]
 
-    return parameters.unflatten(
+    return unflatten_dict(
         {
             name: Unread(tuple(leaf.shape), leaf.dtype, functools.partial(read, name, leaf))
             for name, leaf in stored(path, config).items()
-        }
+        },
+        sep="/",
     )
 
 

@@ -9,12 +9,12 @@ import functools
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from chopjax.checkpoint import values
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.errors import UserError, listing
-from chopjax.models import parameters
 from chopjax.progress import progress, say
 
 
@@ -30,7 +30,7 @@ def check(found: Description) -> list[str]:
     else:
         from chopjax.checkpoint.orbax_folder import unread_params
 
-        unread = parameters.flatten(unread_params(found.weights, found.config))
+        unread = flatten_dict(unread_params(found.weights, found.config), sep="/")
         arrays = {name: leaf.read for name, leaf in unread.items()}
     with progress(f"read {found.name}", len(arrays), "arrays") as bar:
         faults = []

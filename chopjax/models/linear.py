@@ -1,4 +1,4 @@
-"""A product with a weight matrix, differentiated in the order that suits the hardware.
+"""Products with a weight: every kernel of a decoder goes through `project` and `linear`.
 
 Axes of x and y: any leading ones, then those of the kernel.
 """
@@ -6,18 +6,50 @@ Axes of x and y: any leading ones, then those of the kernel.
 from __future__ import annotations
 
 import functools
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from chopjax.models.parameters import Params
+
+
+@runtime_checkable
+class WeightNode(Protocol):
+    """A kernel that is more than one array: quantized, or with a low-rank addition.
+
+    It stands in the parameters where the array would, is a registered pytree (flax.struct), and
+    under `blocks` each of its arrays has the layer axis L first.
+    """
+
+    def product(self, x: jax.Array, contracted: int) -> jax.Array:
+        """The last `contracted` axes of x times the first of the kernel, in x's dtype."""
+        ...
+
+
+def project(params: Params, name: str, x: jax.Array, contracted: int = 1) -> jax.Array:
+    """x times the kernel params[name], plus params[f"{name}_bias"] where there is one."""
+    y = linear(x, params[name], contracted)
+    if f"{name}_bias" in params:
+        y += params[f"{name}_bias"].astype(y.dtype)
+    return y
+
+
+def linear(x: jax.Array, kernel: jax.Array | WeightNode, contracted: int = 1) -> jax.Array:
+    """The last `contracted` axes of x times the first of the kernel, in x's dtype."""
+    if isinstance(kernel, WeightNode):
+        return kernel.product(x, contracted)
+    return product(x, kernel.astype(x.dtype), contracted)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x: jax.Array, kernel: jax.Array, contracted: int = 1) -> jax.Array:
-    """The last `contracted` axes of x times the first of the kernel. Reverse mode only.
+def product(x: jax.Array, kernel: jax.Array, contracted: int = 1) -> jax.Array:
+    """`linear` for an array of x's dtype, differentiated in the order that suits the hardware.
 
-    jax's own rule makes a kernel's gradient as (dyᵀ·x)ᵀ. The product is the same as xᵀ·dy, but on
-    processors its left side is transposed in memory, with what makes it (an activation and its
-    derivative, say) computed down the columns. Here the smaller side is, once it is made.
+    Reverse mode only. jax's own rule makes a kernel's gradient as (dyᵀ·x)ᵀ. The product is the
+    same as xᵀ·dy, but on processors its left side is transposed in memory, with what makes it (an
+    activation and its derivative, say) computed down the columns. Here the smaller side is, once
+    it is made.
     """
     return jnp.tensordot(x, kernel, contracted)
 
@@ -25,7 +57,7 @@ def linear(x: jax.Array, kernel: jax.Array, contracted: int = 1) -> jax.Array:
 def _forward(
     x: jax.Array, kernel: jax.Array, contracted: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(x, kernel, contracted), (x, kernel)
+    return product(x, kernel, contracted), (x, kernel)
 
 
 def _backward(
@@ -43,4 +75,4 @@ def _backward(
     return d_x, jnp.moveaxis(d_kernel, tuple(range(len(made))), tuple(range(-len(made), 0)))
 
 
-linear.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""The one parameter layout: which arrays a decoder has, and what their axes are.
+"""The one parameter layout: which arrays a decoder has, what their axes are, where they start.
 
 Parameters are a plain nested dict; a path such as `blocks/attention/query` names a leaf. Under
 `blocks` every array carries the layer axis L first, nothing else does. No jax in this module:
@@ -11,8 +11,7 @@ N query heads, K key/value heads, H head size, F feed-forward.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from chopjax.models.config import ModelConfig
 
@@ -34,51 +33,57 @@ def sizes(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def axes(config: ModelConfig) -> dict[str, str]:
-    """Path → axes, for every parameter that a decoder of this configuration has, and no other."""
-    table = "E" if config.embed_projection else "D"
-    result = {"embed/embedding": f"V {table}"}
+class Parameter(NamedTuple):
+    """One row of the layout. axes: such as "L D N H". initial: what training from scratch starts
+    at; "normal" has the deviation decoder.INITIAL_STDDEV."""
+
+    axes: str
+    initial: Literal["normal", "ones", "zeros"] = "normal"
+
+
+def table(config: ModelConfig) -> dict[str, Parameter]:
+    """Path → row, for every parameter that a decoder of this configuration has, and no other."""
+    width = "E" if config.embed_projection else "D"
+    rows = {"embed/embedding": Parameter(f"V {width}")}
     if config.rope is None:
-        result["embed/positions"] = "P D"
+        rows["embed/positions"] = Parameter("P D")
     if config.embed_projection:
-        result["embed/project_in"] = "E D"
-    result |= _norm("blocks/attention_norm", "L D", config)
-    result |= {
-        "blocks/attention/query": "L D N H",
-        "blocks/attention/key": "L D K H",
-        "blocks/attention/value": "L D K H",
-        "blocks/attention/output": "L N H D",
-    }
-    if config.attention_bias:
-        result |= {
-            "blocks/attention/query_bias": "L N H",
-            "blocks/attention/key_bias": "L K H",
-            "blocks/attention/value_bias": "L K H",
-            "blocks/attention/output_bias": "L D",
-        }
-    result |= _norm("blocks/mlp_norm", "L D", config)
-    inward = ["gate", "up"] if config.gated_mlp else ["up"]
-    for name in inward:
-        result[f"blocks/mlp/{name}"] = "L D F"
-        if config.mlp_bias:
-            result[f"blocks/mlp/{name}_bias"] = "L F"
-    result["blocks/mlp/down"] = "L F D"
-    if config.mlp_bias:
-        result["blocks/mlp/down_bias"] = "L D"
+        rows["embed/project_in"] = Parameter("E D")
+    rows |= _norm("blocks/attention_norm", "L D", config)
+    for name, dims in {"query": "L D N H", "key": "L D K H", "value": "L D K H"}.items():
+        rows |= _kernel(f"blocks/attention/{name}", dims, 2, config.attention_bias)
+    rows |= _kernel("blocks/attention/output", "L N H D", 1, config.attention_bias)
+    rows |= _norm("blocks/mlp_norm", "L D", config)
+    for name in ("gate", "up") if config.gated_mlp else ("up",):
+        rows |= _kernel(f"blocks/mlp/{name}", "L D F", 1, config.mlp_bias)
+    rows |= _kernel("blocks/mlp/down", "L F D", 1, config.mlp_bias)
     if config.final_norm:
-        result |= _norm("final_norm", "D", config)
+        rows |= _norm("final_norm", "D", config)
     if config.embed_projection:
-        result["head/project_out"] = "D E"
+        rows["head/project_out"] = Parameter("D E")
     if not config.tie_embeddings:
-        result["head/kernel"] = f"{table} V"
-    return result
+        rows["head/kernel"] = Parameter(f"{width} V")
+    return rows
 
 
-def _norm(path: str, dims: str, config: ModelConfig) -> dict[str, str]:
+def _kernel(path: str, dims: str, outputs: int, bias: bool) -> dict[str, Parameter]:
+    """A block's kernel, whose last `outputs` axes are its product's, and its bias over those."""
+    rows = {path: Parameter(dims)}
+    if bias:
+        rows[f"{path}_bias"] = Parameter(" ".join(["L", *dims.split()[-outputs:]]), "zeros")
+    return rows
+
+
+def _norm(path: str, dims: str, config: ModelConfig) -> dict[str, Parameter]:
     if not config.norm_affine:
         return {}
-    parts = ["scale"] if config.norm == "rms" else ["scale", "bias"]
-    return {f"{path}/{part}": dims for part in parts}
+    rows = {f"{path}/scale": Parameter(dims, "ones")}
+    return rows if config.norm == "rms" else rows | {f"{path}/bias": Parameter(dims, "zeros")}
+
+
+def axes(config: ModelConfig) -> dict[str, str]:
+    """Path → axes."""
+    return {path: row.axes for path, row in table(config).items()}
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -96,24 +101,3 @@ def count_per_layer(config: ModelConfig) -> int:
     """Parameters of one block."""
     blocks = [s for path, s in shapes(config).items() if path.startswith("blocks/")]
     return sum(math.prod(shape[1:]) for shape in blocks)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict → {"a/b/c": leaf}, in the tree's order."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= flatten(value, path + "/") if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """{"a/b/c": leaf} → nested dict."""
-    tree: Params = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree

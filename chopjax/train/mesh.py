@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -155,7 +156,7 @@ def specs(config: ModelConfig, mesh_shape: Mapping[str, int]) -> dict[str, Parti
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """A NamedSharding for every parameter, in the parameters' nested dict."""
     flat = specs(config, mesh.shape)
-    return parameters.unflatten({path: NamedSharding(mesh, spec) for path, spec in flat.items()})
+    return unflatten_dict({path: NamedSharding(mesh, spec) for path, spec in flat.items()}, sep="/")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
 
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
@@ -48,7 +49,7 @@ def decayed(config: ModelConfig) -> dict[str, Any]:
         *parents, name = path.split("/")
         return not (name.endswith("bias") or any(p.endswith("norm") for p in parents))
 
-    return parameters.unflatten({path: decays(path) for path in parameters.axes(config)})
+    return unflatten_dict({path: decays(path) for path in parameters.axes(config)}, sep="/")
 
 
 def make_optimizer(

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 import torch
 from checkpoints import write_checkpoint
+from flax.traverse_util import flatten_dict
 
 from chopjax.checkpoint.load import load
 from chopjax.checkpoint.orbax_folder import save_import
@@ -45,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_parameters_have_the_layout(models: dict[str, Path], family: str) -> None:
     loaded = load(str(models[family]))
-    shapes = {path: leaf.shape for path, leaf in parameters.flatten(loaded.params).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(loaded.params, sep="/").items()}
     assert shapes == parameters.shapes(loaded.config)
     # One matrix by hand: query of layer 2, [D, N, H].
     query = np.asarray(loaded.params["blocks"]["attention"]["query"][2])
@@ -253,11 +254,11 @@ for family, sizes in (("llama", (2, 2, 2)), ("gpt2", (1, 4, 2))):
         (load(str(out), shardings=other).params, other),
         (load(str(out)).params, None),
     ):
-        for path, leaf in parameters.flatten(params).items():
-            expected = parameters.flatten(whole.params)[path]
+        for path, leaf in flatten_dict(params, sep="/").items():
+            expected = flatten_dict(whole.params, sep="/")[path]
             assert np.array_equal(np.asarray(leaf), np.asarray(expected)), path
             if asked:
-                assert leaf.sharding == parameters.flatten(asked)[path], path
+                assert leaf.sharding == flatten_dict(asked, sep="/")[path], path
     config = whole.config.with_layers(2)
     kept = shardings(config, make_mesh(*sizes))
     for source in (model, str(out)):

@@ -15,6 +15,7 @@ import safetensors.numpy
 import torch
 import transformers
 from checkpoints import write_checkpoint, write_tokenizer
+from flax.traverse_util import flatten_dict
 
 from chopjax.checkpoint.describe import describe, write_own
 from chopjax.checkpoint.export import export, export_model
@@ -22,7 +23,6 @@ from chopjax.checkpoint.load import load
 from chopjax.checkpoint.orbax_folder import save_import, save_params
 from chopjax.checkpoint.source import open_checkpoint
 from chopjax.errors import UserError
-from chopjax.models import parameters
 
 
 def round_trip(model: Path, folder: Path, **options: Any) -> Path:
@@ -271,9 +271,9 @@ def test_a_training_run_comes_back_in_the_stated_type(tmp_path: Path, stated: st
         assert (out / "config.json").read_bytes() == (model / "config.json").read_bytes()
         found = load(str(out)).params
         expected = saved[step or 10]
-        for path, leaf in parameters.flatten(found).items():
+        for path, leaf in flatten_dict(found, sep="/").items():
             assert leaf.dtype == (stated or "float32")
-            wanted = parameters.flatten(expected)[path].astype(leaf.dtype)
+            wanted = flatten_dict(expected, sep="/")[path].astype(leaf.dtype)
             assert np.array_equal(np.asarray(leaf), np.asarray(wanted)), path
 
 

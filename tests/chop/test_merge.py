@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax.traverse_util import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +30,6 @@ from chopjax.chop.merge import (
 )
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.models.decoder import Compute
-from chopjax.models.parameters import flatten
 
 LAYERS = 6
 
@@ -102,8 +102,8 @@ def test_memory_and_files_agree(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "m")), bases(recipe), tmp_path / "out", "test", {},
         recipe=recipe,
     )  # fmt: skip
-    merged = flatten(merge_params(load(str(tmp_path / "m")).params, recipe, LAYERS))
-    written = flatten(load(str(tmp_path / "out")).params)
+    merged = flatten_dict(merge_params(load(str(tmp_path / "m")).params, recipe, LAYERS), sep="/")
+    written = flatten_dict(load(str(tmp_path / "out")).params, sep="/")
     assert merged.keys() == written.keys()
     for path, array in merged.items():
         assert array.dtype == written[path].dtype == "bfloat16"

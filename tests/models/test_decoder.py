@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from chopjax.models import decoder, parameters
 from chopjax.models.decoder import Compute
@@ -40,7 +41,7 @@ def our_params(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tupl
         for path, parts in flat.items()
     }
     assert {path: a.shape for path, a in stacked.items()} == parameters.shapes(config)
-    return config, parameters.unflatten(stacked)
+    return config, unflatten_dict(stacked, sep="/")
 
 
 def check(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> None:
@@ -120,9 +121,9 @@ def tiny(family: str = "llama", **options: Any) -> tuple[Any, Any, jax.Array]:
 @pytest.mark.parametrize("tied", [True, False])
 def test_random_parameters_have_the_layout(family: str, tied: bool) -> None:
     config, params, _ = tiny(family, tie_word_embeddings=tied)
-    flat = parameters.flatten(params)
+    flat = flatten_dict(params, sep="/")
     assert {path: leaf.shape for path, leaf in flat.items()} == parameters.shapes(config)
-    abstract = parameters.flatten(decoder.abstract(config, jnp.bfloat16))
+    abstract = flatten_dict(decoder.abstract(config, jnp.bfloat16), sep="/")
     assert {path: leaf.shape for path, leaf in abstract.items()} == parameters.shapes(config)
     assert {leaf.dtype for leaf in abstract.values()} == {jnp.dtype(jnp.bfloat16)}
     query = np.asarray(flat["blocks/attention/query"])

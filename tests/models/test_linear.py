@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
+from chopjax.models import decoder
+from chopjax.models.config import ModelConfig, Rope
 from chopjax.models.linear import linear
 
 
@@ -26,3 +29,43 @@ def test_value_and_gradients_are_einsum_s(equation, x, kernel, contracted):
     d_y = jnp.asarray(random.normal(size=want.shape), jnp.float32)
     for a, b in zip((got, *back(d_y)), (want, *wanted_back(d_y)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@struct.dataclass
+class HalfPlusPair:
+    """A kernel in bfloat16 with a low-rank addition, as an adapter's node would be."""
+
+    kernel: jax.Array
+    left: jax.Array
+    right: jax.Array
+
+    def product(self, x: jax.Array, contracted: int) -> jax.Array:
+        pair = linear(linear(x, self.left, contracted), self.right)
+        return linear(x, self.kernel, contracted) + pair
+
+
+def test_a_weight_node_stands_where_the_kernel_would() -> None:
+    """In a scanned stack: the same hidden states as its product written out, and gradients that
+    reach its parts."""
+    config = ModelConfig(
+        "llama", 31, 8, 3, 2, 2, 4, 16, 32, "rms", 1e-5, "silu", True, Rope(), gated_mlp=True
+    )
+    params = decoder.init(config, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 2)
+    kernel = params["blocks"]["mlp"]["up"].astype(jnp.bfloat16)
+    left, right = jax.random.normal(keys[0], (3, 8, 2)), jax.random.normal(keys[1], (3, 2, 16))
+    written_out = kernel.astype(jnp.float32) + left @ right
+    tokens = jnp.arange(12).reshape(2, 6)
+
+    def hidden(up: object) -> jax.Array:
+        changed = params["blocks"] | {"mlp": params["blocks"]["mlp"] | {"up": up}}
+        return decoder.hidden_states(
+            params | {"blocks": changed}, config, decoder.Compute(remat="dots"), tokens
+        )
+
+    node = HalfPlusPair(kernel, left, right)
+    np.testing.assert_allclose(hidden(node), hidden(written_out), atol=1e-5)
+    d_node = jax.grad(lambda up: hidden(up)[..., 0].sum())(node)
+    d_kernel = jax.grad(lambda up: hidden(up)[..., 0].sum())(written_out)
+    np.testing.assert_allclose(d_node.left, d_kernel @ right.swapaxes(1, 2), atol=1e-4)
+    np.testing.assert_allclose(d_node.right, left.swapaxes(1, 2) @ d_kernel, atol=1e-4)

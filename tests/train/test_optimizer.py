@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from chopjax.models import families, parameters
 from chopjax.train import optimizer
@@ -70,7 +71,7 @@ def test_against_numpy(name, decay, clip):
     grads = [{p: random.normal(size=x.shape) for p, x in weights.items()} for _ in range(STEPS)]
     with jax.enable_x64(True):
         rule = optimizer.make_optimizer(s, CONFIG, STEPS)
-        ours = parameters.unflatten({p: jnp.asarray(w) for p, w in weights.items()})
+        ours = unflatten_dict({p: jnp.asarray(w) for p, w in weights.items()}, sep="/")
         state = rule.init(ours)
 
         @jax.jit
@@ -79,7 +80,7 @@ def test_against_numpy(name, decay, clip):
             return jax.tree.map(lambda p, u: p + u, params, updates), state
 
         for gradient in grads:
-            ours, state = update(ours, state, parameters.unflatten(gradient))
+            ours, state = update(ours, state, unflatten_dict(gradient, sep="/"))
 
     states: dict[str, dict] = {path: {} for path in weights}
     for step, gradient in enumerate(grads, 1):
@@ -95,12 +96,12 @@ def test_against_numpy(name, decay, clip):
                 s,
                 decay if has_decay else 0.0,
             )
-    for path, got in parameters.flatten(ours).items():
+    for path, got in flatten_dict(ours, sep="/").items():
         np.testing.assert_allclose(got, weights[path], rtol=1e-6, atol=1e-8, err_msg=path)
 
 
 def test_no_decay_on_norms_and_biases_alone():
-    decayed = parameters.flatten(optimizer.decayed(CONFIG))
+    decayed = flatten_dict(optimizer.decayed(CONFIG), sep="/")
     without = {path for path, decays in decayed.items() if not decays}
     assert without == {
         path for path in decayed if "norm" in path or path.split("/")[-1].endswith("bias")
@@ -124,7 +125,9 @@ def test_the_schedule():
 @pytest.mark.parametrize("name", ["lion", "adamw"])
 def test_momentum_dtype_is_a_choice(name):
     s = OptimizerSettings(name=name, momentum_dtype="bfloat16")
-    params = parameters.unflatten({p: jnp.ones(s_) for p, s_ in parameters.shapes(CONFIG).items()})
+    params = unflatten_dict(
+        {p: jnp.ones(s_) for p, s_ in parameters.shapes(CONFIG).items()}, sep="/"
+    )
     state = optimizer.make_optimizer(s, CONFIG, 10).init(params)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(state) if leaf.ndim}
     assert dtypes == ({"bfloat16"} if name == "lion" else {"bfloat16", "float32"})
