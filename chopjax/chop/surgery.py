@@ -6,13 +6,18 @@ checkpoint into another runs without it.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from chopjax.chop.configurations import Keep, runs
+from chopjax.checkpoint.describe import Description
+from chopjax.checkpoint.provenance import compose
+from chopjax.chop.configurations import Keep, ranges, runs
 from chopjax.errors import UserError, listing
 from chopjax.models.families.table import Family
+
+D = TypeVar("D", bound=Description)
 
 
 def chop_config(raw_config: Mapping[str, Any], family: Family, keep: Keep) -> dict[str, Any]:
@@ -28,6 +33,27 @@ def chop_config(raw_config: Mapping[str, Any], family: Family, keep: Keep) -> di
     }
     chopped[family.num_layers_key] = len(keep)  # also where the file left it to the default
     return chopped
+
+
+def chop_description(loaded: D, keep: Keep) -> D:
+    """What `load(…, keep)` gives, with config.json and chopjax.json following the kept layers."""
+    raw_config, num_layers = (
+        loaded.raw_config,
+        loaded.family.translate(loaded.raw_config).num_layers,
+    )
+    return dataclasses.replace(
+        loaded,
+        raw_config=chop_config(raw_config, loaded.family, keep),
+        provenance=compose(
+            loaded.provenance,
+            loaded.source,
+            loaded.revision,
+            num_layers,
+            "keep",
+            {"keep": ranges(keep)},
+            keep,
+        ),
+    )
 
 
 def _is_per_layer(key: str, value: Any, num_layers: int) -> bool:

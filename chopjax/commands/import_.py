@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from chopjax.errors import UserError
-
-if TYPE_CHECKING:
-    from chopjax.checkpoint.load import Loaded
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -61,6 +57,7 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     from chopjax.checkpoint.orbax_folder import save_import
     from chopjax.checkpoint.source import FOLDER_MARK
     from chopjax.chop.configurations import parse_keep
+    from chopjax.chop.surgery import chop_description
     from chopjax.models import parameters
     from chopjax.progress import say
     from chopjax.train.mesh import make_mesh, shardings
@@ -73,7 +70,7 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
     loaded = load(args.model, args.revision, keep, shardings(config, mesh), args.dtype, args.strict)
     if keep is not None:
-        loaded = _chopped(loaded, keep)
+        loaded = chop_description(loaded, keep)
     if args.dtype:
         loaded = dataclasses.replace(loaded, dtypes=None)
     save_import(out, loaded, loaded.params, args.overwrite)
@@ -95,28 +92,3 @@ def _mesh_sizes(text: str) -> dict[str, int]:
             )
         sizes[axis] = int(size)
     return sizes
-
-
-def _chopped(loaded: Loaded, keep: tuple[int, ...]) -> Loaded:
-    """config.json and chopjax.json follow the layers that were kept."""
-    import dataclasses
-
-    from chopjax.checkpoint.provenance import compose
-    from chopjax.chop.configurations import ranges
-    from chopjax.chop.surgery import chop_config
-    from chopjax.models.families import translate
-
-    num_layers = translate(loaded.raw_config)[1].num_layers
-    return dataclasses.replace(
-        loaded,
-        raw_config=chop_config(loaded.raw_config, loaded.family, keep),
-        provenance=compose(
-            loaded.provenance,
-            loaded.source,
-            loaded.revision,
-            num_layers,
-            "keep",
-            {"keep": ranges(keep)},
-            keep,
-        ),
-    )
