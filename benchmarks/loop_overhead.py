@@ -36,6 +36,7 @@ from chopjax.train import step as steps
 from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.loop import train
 from chopjax.train.metrics import read_metrics
+from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import default_config, read
 
@@ -112,22 +113,24 @@ def make_bare(config: ConfigDict) -> Any:
     model = translate(settings.scratch)[1]
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(settings.optimizer, model, settings.total_steps)
-        abstract = steps.abstract_state(model, optimizer, settings, mesh)
+        optimizer = make_optimizer(settings.optimizer, settings.total_steps)
+        params = steps.abstract_params(model, settings.compute.param_dtype, mesh)
+        abstract = steps.abstract_state(params, optimizer, settings, mesh)
         state = steps.begin_from_scratch(model, optimizer, settings, abstract)
         batch = on_mesh(training_batches(settings.data, settings.seed), 0, mesh)
-        step = steps.make_train_step(model, optimizer, settings, mesh)
-        step = step.lower(state, batch).compile()
+        objective = next_token(model, settings)
+        step = steps.make_train_step(objective, optimizer, settings, abstract, {}, mesh)
+        step = step.lower(state, {}, batch).compile()
 
     def run(count: int) -> list[float]:
         nonlocal state
         seconds = []
-        state, before = step(state, batch)
+        state, before = step(state, {}, batch)
         jax.block_until_ready(before)
         begun = time.perf_counter()
-        state, before = step(state, batch)
+        state, before = step(state, {}, batch)
         for _ in range(count):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, {}, batch)
             jax.block_until_ready(before)
             seconds.append(time.perf_counter() - begun)
             begun, before = time.perf_counter(), metrics

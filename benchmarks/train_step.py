@@ -280,8 +280,9 @@ def ours(folder: Path) -> Step:
     mesh = meshes.make_mesh()
     jax.set_mesh(mesh)
     config = config_of(raw["num_hidden_layers"])
-    optimizer = make_optimizer(chosen.optimizer, config, chosen.total_steps)
-    abstract = steps.abstract_state(config, optimizer, chosen, mesh)
+    optimizer = make_optimizer(chosen.optimizer, chosen.total_steps)
+    params = steps.abstract_params(config, chosen.compute.param_dtype, mesh)
+    abstract = steps.abstract_state(params, optimizer, chosen, mesh)
     loaded = load(folder, shardings=steps.shardings_of(abstract["params"]), dtype="float32")
     state = steps.begin(loaded.params, optimizer, chosen, abstract)
     del loaded
@@ -297,7 +298,7 @@ def ours(folder: Path) -> Step:
             "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
             "weights": np.ones((B, T), np.float32),
         }
-        state, metrics = train_step(state, jax.device_put(batch, rows))
+        state, metrics = train_step(state, {}, jax.device_put(batch, rows))
         loss = float(metrics["loss"])
         jax.block_until_ready(state)
         return loss
@@ -317,13 +318,16 @@ def lowered(config: Any, optimizer: Any, chosen: Any, mesh: Any, abstract: Any) 
 
     from chopjax.train import mesh as meshes
     from chopjax.train import step as steps
+    from chopjax.train.objectives import next_token
 
     rows = meshes.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct((B, T), dtype, sharding=rows)
         for name, dtype in steps.BATCH_DTYPES.items()
     }
-    return steps.make_train_step(config, optimizer, chosen, mesh).lower(abstract, batch)
+    objective = next_token(config, chosen)
+    step = steps.make_train_step(objective, optimizer, chosen, abstract, {}, mesh)
+    return step.lower(abstract, {}, batch)
 
 
 def torch_step(folder: str, compiled: bool) -> Step:
@@ -434,8 +438,9 @@ def compile_step(layers: int) -> None:
     jax.block_until_ready(jax.numpy.zeros(1) + 1)  # the backend has started
     with jax.set_mesh(mesh):
         begun = time.perf_counter()
-        optimizer = make_optimizer(chosen.optimizer, config, chosen.total_steps)
-        abstract = steps.abstract_state(config, optimizer, chosen, mesh)
+        optimizer = make_optimizer(chosen.optimizer, chosen.total_steps)
+        params = steps.abstract_params(config, chosen.compute.param_dtype, mesh)
+        abstract = steps.abstract_state(params, optimizer, chosen, mesh)
         lowered(config, optimizer, chosen, mesh, abstract).compile()
         print(time.perf_counter() - begun)
 

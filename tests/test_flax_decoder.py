@@ -22,7 +22,7 @@ import chopjax
 from chopjax.checkpoint.load import load
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig, Rope
-from chopjax.train import mesh, step
+from chopjax.train import mesh, objectives, step
 from chopjax.train.settings import Settings
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "flax.md"
@@ -50,11 +50,13 @@ def training_losses(folder: Path, keep: tuple[int, ...], number: int) -> list[fl
     }
     losses = []
     with jax.set_mesh(devices):
-        abstract = step.abstract_state(loaded.config, optimizer, settings, devices)
+        params = step.abstract_params(loaded.config, "float32", devices)
+        abstract = step.abstract_state(params, optimizer, settings, devices)
         state = step.begin(loaded.params, optimizer, settings, abstract)
-        train_step = step.make_train_step(loaded.config, optimizer, settings, devices)
+        objective = objectives.next_token(loaded.config, settings)
+        train_step = step.make_train_step(objective, optimizer, settings, abstract, {}, devices)
         for _ in range(number):
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, {}, batch)
             losses.append(float(metrics["loss"]))
     return losses
 

@@ -27,9 +27,16 @@ from chopjax.models.config import ModelConfig
 from chopjax.plan import hlo
 from chopjax.plan.topology import Topology, devices, prepare_environment
 from chopjax.train.mesh import batch_sharding, make_mesh
+from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings
-from chopjax.train.step import BATCH_DTYPES, State, abstract_state, make_train_step
+from chopjax.train.step import (
+    BATCH_DTYPES,
+    State,
+    abstract_params,
+    abstract_state,
+    make_train_step,
+)
 
 CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated
 POLL_SECONDS = 0.1
@@ -74,14 +81,15 @@ def abstract_inputs(
     model: ModelConfig, settings: Settings, mesh: Mesh
 ) -> tuple[State, dict[str, jax.ShapeDtypeStruct]]:
     """State and batch of a step: shapes, dtypes and shardings. A mesh without devices will do."""
-    optimizer = make_optimizer(settings.optimizer, model, settings.total_steps)
+    optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     rows = batch_sharding(mesh)
     shape = (settings.data.batch_size, settings.data.sequence_length)
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
         for name, dtype in BATCH_DTYPES.items()
     }
-    return abstract_state(model, optimizer, settings, mesh), batch
+    params = abstract_params(model, settings.compute.param_dtype, mesh)
+    return abstract_state(params, optimizer, settings, mesh), batch
 
 
 def bytes_per_chip(tree: Any) -> int:
@@ -173,13 +181,16 @@ def _compile(
     where = devices(topology)
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices, devices=where)
     state, batch = abstract_inputs(model, settings, mesh)
-    optimizer = make_optimizer(settings.optimizer, model, settings.total_steps)
+    optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     # Everything is read from the compiler's dump: jax may be unable to read the program of a newer
     # libtpu back.
     options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     try:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            lowered = make_train_step(model, optimizer, settings, mesh).lower(state, batch)
+            step = make_train_step(
+                next_token(model, settings), optimizer, settings, state, {}, mesh
+            )
+            lowered = step.lower(state, {}, batch)
             stats: Any = lowered.compile(compiler_options=options).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         answers.send(str(error))

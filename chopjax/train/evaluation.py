@@ -13,8 +13,9 @@ from chopjax.data.store import open_store
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.train.feed import on_mesh
+from chopjax.train.objectives import next_token
 from chopjax.train.settings import Settings
-from chopjax.train.step import make_eval_step
+from chopjax.train.step import abstract_params, make_eval_step
 
 
 def held_out_batches(settings: Settings) -> EvaluationBatches | None:
@@ -33,6 +34,7 @@ def held_out_batches(settings: Settings) -> EvaluationBatches | None:
 def evaluate(
     eval_step: Any,
     params: Params,
+    frozen: Any,
     batches: EvaluationBatches,
     mesh: Mesh,
     stopped: Callable[[], bool] = lambda: False,
@@ -42,7 +44,7 @@ def evaluate(
     for index in range(len(batches)):
         if stopped():
             break
-        loss, weight = jax.device_get(eval_step(params, on_mesh(batches, index, mesh)))
+        loss, weight = jax.device_get(eval_step(params, frozen, on_mesh(batches, index, mesh)))
         total, counted = total + float(loss), counted + float(weight)
     return total / max(counted, 1), int(counted)
 
@@ -56,4 +58,6 @@ def held_out_loss(
     """
     batches = held_out_batches(settings)
     assert batches is not None
-    return evaluate(make_eval_step(config, settings, mesh), params, batches, mesh)
+    abstract = abstract_params(config, settings.compute.param_dtype, mesh)
+    eval_step = make_eval_step(next_token(config, settings), abstract, {}, mesh)
+    return evaluate(eval_step, params, {}, batches, mesh)

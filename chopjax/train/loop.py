@@ -50,6 +50,7 @@ from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
+from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
 from chopjax.train.peers import EXIT_PREEMPTED
@@ -57,6 +58,7 @@ from chopjax.train.settings import Settings, differences, read
 from chopjax.train.step import (
     BATCH_DTYPES,
     State,
+    abstract_params,
     abstract_state,
     begin,
     begin_from_scratch,
@@ -156,8 +158,9 @@ def _train(
 
     # -------------------------- Decide how to initialize training. The order is important.
     # 1. A checkpoint of this run.  2. A model.  3. Random weights.
-    optimizer = make_optimizer(settings.optimizer, model, settings.total_steps)
-    abstract = abstract_state(model, optimizer, settings, mesh)
+    optimizer = make_optimizer(settings.optimizer, settings.total_steps)
+    abstract = _abstract(model, optimizer, settings, mesh)
+    frozen: dict[str, Any] = {}  # all of the decoder is trained
     if found_step is not None:
         state = checkpoints.restore(folder, found_step, abstract)
     elif params is not None:
@@ -171,7 +174,7 @@ def _train(
         state = begin_from_scratch(model, optimizer, settings, abstract)
 
     # ------------------------------------------------------------------- Programs and clocks
-    train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract)
+    train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract, frozen)
     peak, peak_source = peak_flops(settings.compute.dtype)
     clock = Clock(model, shape, peak, started)
     # All of them now: one by one, they would wait in the device's queue behind the step at work.
@@ -201,14 +204,18 @@ def _train(
         guard.check(begun + 1, values)
         bar.update(begun + 1, loss=values["loss"], **clock.shown())
 
-    def evaluate() -> None:
-        if held_out is not None and not writer.has_evaluation(step):
-            loss, counted = evaluate_batches(
-                eval_step, state["params"], held_out, mesh, stop.agreed
-            )
-            if not stop:
-                writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
-                say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
+    def evaluate() -> float | None:
+        """The held-out loss, once a step; None where it is known already or cut short."""
+        if held_out is None or writer.has_evaluation(step):
+            return None
+        loss, counted = evaluate_batches(
+            eval_step, state["params"], frozen, held_out, mesh, stop.agreed
+        )
+        if stop:
+            return None
+        writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
+        say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
+        return loss
 
     def save() -> None:
         nonlocal saved_step
@@ -230,7 +237,7 @@ def _train(
         running: tuple[int, Any] | None = None  # the step that the device works on
         while step < settings.total_steps and not stop.agreed():
             tracer.before(step)
-            state, metrics = train_step(state, next(feed))
+            state, metrics = train_step(state, frozen, next(feed))
             if running:
                 report(*running)
             running = (step, metrics)
@@ -249,8 +256,10 @@ def _train(
                 say(f"step {step}: chopping; layers {ranges(origin.keep or ())} stay")
                 state = chop_tree(state, origin.keep or ())
                 model = origin.config_at(step)
-                abstract = abstract_state(model, optimizer, settings, mesh)
-                train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract)
+                abstract = _abstract(model, optimizer, settings, mesh)
+                train_step, eval_step = _programs(
+                    model, optimizer, settings, mesh, abstract, frozen
+                )
                 clock.now_of(model)
             if is_save or stop:
                 save()
@@ -279,12 +288,20 @@ def _train(
 # ------------------------------------------------------------------------- Parts of the above
 
 
+def _abstract(
+    model: ModelConfig, optimizer: optax.GradientTransformation, settings: Settings, mesh: Mesh
+) -> State:
+    params = abstract_params(model, settings.compute.param_dtype, mesh)
+    return abstract_state(params, optimizer, settings, mesh)
+
+
 def _programs(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     settings: Settings,
     mesh: Mesh,
     abstract: State,
+    frozen: Any,
 ) -> tuple[Any, Any]:
     """The compiled training step and the evaluation step."""
     attention: str = settings.compute.attention
@@ -300,9 +317,11 @@ def _programs(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
         for name, dtype in BATCH_DTYPES.items()
     }
-    train_step = compiled(make_train_step(model, optimizer, settings, mesh).lower(abstract, batch))
+    objective = next_token(model, settings)
+    step = make_train_step(objective, optimizer, settings, abstract, frozen, mesh)
+    train_step = compiled(step.lower(abstract, frozen, batch))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
-    return train_step, make_eval_step(model, settings, mesh)
+    return train_step, make_eval_step(objective, abstract["params"], frozen, mesh)
 
 
 def _begin_from_model(

@@ -12,10 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import unflatten_dict
 
-from chopjax.models import parameters
-from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
 from chopjax.train.settings import OptimizerSettings
 
 ADAM_EPSILON = 1e-8
@@ -42,19 +40,17 @@ def learning_rate(
     return rate
 
 
-def decayed(config: ModelConfig) -> dict[str, Any]:
+def decayed(params: Params) -> Any:
     """Which parameters weight decay acts on: all but norms and biases (Just CHOP, section 4)."""
 
-    def decays(path: str) -> bool:
-        *parents, name = path.split("/")
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        *parents, name = (str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         return not (name.endswith("bias") or any(p.endswith("norm") for p in parents))
 
-    return unflatten_dict({path: decays(path) for path in parameters.axes(config)}, sep="/")
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(
-    settings: OptimizerSettings, config: ModelConfig, total_steps: int
-) -> optax.GradientTransformation:
+def make_optimizer(settings: OptimizerSettings, total_steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then Lion (arXiv 2302.06675) or AdamW (arXiv 1711.05101).
 
     Momentum is kept in `momentum_dtype`; AdamW's second moment in the parameters' dtype.
@@ -65,7 +61,7 @@ def make_optimizer(
         "b2": settings.b2,
         "mu_dtype": settings.momentum_dtype,
         "weight_decay": settings.weight_decay,
-        "mask": decayed(config),
+        "mask": decayed,
     }
     if settings.name == "lion":
         rule = optax.lion(**common)

@@ -1,14 +1,18 @@
 """One optimizer step, jitted over the mesh; the state it walks on; and the evaluation step.
 
-State is a plain nested dict: `params`, `optimizer` (optax's state, whose momenta mirror params),
-`step` (updates done so far) and, with a spike guard, `guard`. Batches are dicts as data/batches.py
-makes them: tokens, targets, segments, positions [B, T] int32 and weights [B, T] float32.
+What is trained, what is carried and what is minimised are three arguments. State is a plain nested
+dict: `params` (the trainable part), `optimizer` (optax's state, whose momenta mirror params),
+`step` (updates done so far) and, with a spike guard, `guard`. The frozen part is any pytree that
+the objective reads: it is neither differentiated nor donated nor saved. Batches are dicts as
+data/batches.py makes them: tokens, targets, segments, positions [B, T] int32 and weights [B, T]
+float32.
 
-Axes: B batch, T time, E what the head reads, V vocabulary, A microbatches.
+Axes: B batch, T time, A microbatches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,15 +22,17 @@ from jax.sharding import Mesh
 
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
-from chopjax.train.loss import cross_entropy, token_losses
 from chopjax.train.mesh import batch_sharding, replicated, shardings
 from chopjax.train.settings import Settings
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# (trainable, frozen, batch) → (what is minimised, metrics). Both are sums over the batch's weights,
+# so that microbatches add up and the caller decides what they are divided by. Metrics hold `loss`,
+# the value for people and for the spike guard, in nats where the objective has a unit.
+Objective = Callable[[Params, Any, Batch], tuple[jax.Array, Metrics]]
 
 # What a batch consists of, all [B, T].
 BATCH_DTYPES = {
@@ -38,12 +44,6 @@ BATCH_DTYPES = {
 }
 
 GUARD_DECAY = 0.99  # of the running mean of the loss that the spike guard compares with
-
-
-def compute_of(settings: Settings) -> Compute:
-    """How the decoder computes."""
-    chosen = settings.compute
-    return Compute(dtype=chosen.dtype, remat=chosen.remat, attention=chosen.attention)
 
 
 def initial_state(
@@ -64,37 +64,38 @@ def initial_state(
     return state
 
 
+def abstract_params(config: ModelConfig, dtype: Any, mesh: Mesh) -> Params:
+    """Shapes, dtypes and shardings of a decoder's parameters, without an array anywhere."""
+    return jax.tree.map(_placed, decoder.abstract(config, dtype), shardings(config, mesh))
+
+
 def abstract_state(
-    config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    settings: Settings,
-    mesh: Mesh,
+    params: Params, optimizer: optax.GradientTransformation, settings: Settings, mesh: Mesh
 ) -> State:
-    """Shapes, dtypes and shardings of the state, without an array anywhere.
+    """Shapes, dtypes and shardings of the state around a trainable part that has them.
 
     Momenta are sharded like the parameters that they belong to; all else is whole everywhere.
     """
-    params = decoder.abstract(config, settings.compute.param_dtype)
     shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, settings), params)
-    by_parameter, whole = shardings(config, mesh), replicated(mesh)
-
-    def place(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    placed = jax.tree.map(lambda shape: place(shape, whole), shapes)
-    placed["params"] = jax.tree.map(place, shapes["params"], by_parameter)
+    whole = replicated(mesh)
+    placed = jax.tree.map(lambda shape: _placed(shape, whole), shapes)
+    placed["params"] = params
     placed["optimizer"] = optax.tree_utils.tree_map_params(
         optimizer,
-        place,
+        _placed,
         shapes["optimizer"],
-        by_parameter,
-        transform_non_params=lambda shape: place(shape, whole),
+        shardings_of(params),
+        transform_non_params=lambda shape: _placed(shape, whole),
     )
     return placed
 
 
-def shardings_of(abstract: State) -> Any:
-    """The shardings of a tree of ShapeDtypeStructs."""
+def _placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The shardings of a tree of arrays or ShapeDtypeStructs."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
@@ -126,83 +127,75 @@ def begin_from_scratch(
 
 
 def make_train_step(
-    config: ModelConfig,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     settings: Settings,
+    abstract: State,
+    frozen: Any,
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
-    """The jitted step: (state, batch) → (state, metrics). The old state is donated.
+    """The jitted step: (state, frozen, batch) → (state, metrics). The old state is donated.
 
-    The loss is the mean over the whole batch's weights, whatever the number of microbatches.
-    Metrics, float32 scalars: `loss` (nats per token, without z-loss), `grad_norm` (before
-    clipping), `tokens` (the weights' sum) and, with a spike guard, `skipped` (updates left out so
-    far).
+    abstract, frozen: shapes and shardings of the first two (abstract_state; {} for nothing). What
+    is minimised is divided by the whole batch's weights, whatever the number of microbatches.
+    Metrics, float32 scalars: the objective's, `grad_norm` (before clipping), `tokens` (the
+    weights' sum) and, with a spike guard, `skipped` (updates left out so far).
     """
-    compute, chunk = compute_of(settings), settings.compute.loss_chunk
-    z_loss, parts = settings.optimizer.z_loss, settings.compute.microbatches
+    parts = settings.compute.microbatches
+    gradient_of = jax.value_and_grad(objective, has_aux=True)
 
-    def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden_BTE = _hidden(params, config, compute, settings, batch)
-        kernel_EV = decoder.head_kernel(params, config)
-        return cross_entropy(
-            hidden_BTE, kernel_EV, batch["targets"], batch["weights"], z_loss, chunk
-        )
-
-    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-
-    def gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    def gradients(params: Params, frozen: Any, batch: Batch) -> tuple[Metrics, Params]:
         if parts == 1:
-            (_, nll), grads = gradient_of(params, batch)
-            return nll, grads
+            (_, metrics), grads = gradient_of(params, frozen, batch)
+            return metrics, grads
 
         def add(sums: Any, part: Batch) -> tuple[Any, None]:
-            (_, nll), grads = gradient_of(params, part)
-            return jax.tree.map(lambda total, new: total + new, sums, (nll, grads)), None
+            (_, metrics), grads = gradient_of(params, frozen, part)
+            return jax.tree.map(lambda total, new: total + new, sums, (metrics, grads)), None
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        start = (jnp.zeros((), jnp.float32), zeros)
-        sums, _ = jax.lax.scan(add, start, _microbatches(batch, parts))
+        split = _microbatches(batch, parts)
+        first = jax.tree.map(lambda x: x[0], split)
+        metrics = jax.eval_shape(lambda: objective(params, frozen, first)[1])
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (metrics, params))
+        sums, _ = jax.lax.scan(add, zeros, split)
         return sums
 
-    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def train_step(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         tokens = jnp.sum(batch["weights"])
         batch = batch | {"weights": batch["weights"] / jnp.maximum(tokens, 1)}
-        loss, grads = gradients(state["params"], batch)
+        metrics, grads = gradients(state["params"], frozen, batch)
         updates, moved = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new: State = {"params": params, "optimizer": moved, "step": state["step"] + 1}
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "tokens": tokens}
+        metrics = metrics | {"grad_norm": optax.global_norm(grads), "tokens": tokens}
         if settings.optimizer.spike_factor:
             new = _guarded(state, new, metrics, settings.optimizer.spike_factor)
             metrics["skipped"] = new["guard"]["skipped"].astype(jnp.float32)
         return new, metrics
 
-    abstract = abstract_state(config, optimizer, settings, mesh)
+    where = shardings_of(abstract)
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(shardings_of(abstract), batch_sharding(mesh)),
-        out_shardings=(shardings_of(abstract), replicated(mesh)),
+        in_shardings=(where, shardings_of(frozen), batch_sharding(mesh)),
+        out_shardings=(where, replicated(mesh)),
     )
 
 
-def make_eval_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> jax.stages.Wrapped:
-    """The jitted evaluation: (params, batch) → (Σ w·nll in nats, Σ w)."""
-    compute = compute_of(settings)
+def make_eval_step(
+    objective: Objective, params: Params, frozen: Any, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """The jitted evaluation: (params, frozen, batch) → (Σ w·loss, Σ w).
 
-    def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden_BTE = _hidden(params, config, compute, settings, batch)
-        losses_BT = token_losses(
-            hidden_BTE,
-            decoder.head_kernel(params, config),
-            batch["targets"],
-            settings.compute.loss_chunk,
-        )
-        return jnp.sum(losses_BT * batch["weights"]), jnp.sum(batch["weights"])
+    params, frozen: shapes and shardings.
+    """
+
+    def eval_step(params: Params, frozen: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return objective(params, frozen, batch)[1]["loss"], jnp.sum(batch["weights"])
 
     return jax.jit(
         eval_step,
-        in_shardings=(shardings(config, mesh), batch_sharding(mesh)),
+        in_shardings=(shardings_of(params), shardings_of(frozen), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
 
@@ -214,20 +207,6 @@ def make_finite_check(mesh: Mesh) -> jax.stages.Wrapped:
         return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
 
     return jax.jit(is_finite, out_shardings=replicated(mesh))
-
-
-def _hidden(
-    params: Params, config: ModelConfig, compute: Compute, settings: Settings, batch: Batch
-) -> jax.Array:
-    masked = settings.data.mask_documents
-    return decoder.hidden_states(
-        params,
-        config,
-        compute,
-        batch["tokens"],
-        batch["segments"] if masked else None,
-        batch["positions"] if masked else None,
-    )
 
 
 def _microbatches(batch: Batch, parts: int) -> Batch:

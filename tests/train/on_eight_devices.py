@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from chopjax.models import families
-from chopjax.train import mesh, optimizer, step
+from chopjax.train import mesh, objectives, optimizer, step
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,
@@ -87,8 +87,9 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
     devices = jax.devices()[: data * fsdp * tensor]
     made = mesh.make_mesh(data, fsdp, tensor, devices=devices)
     with jax.set_mesh(made):
-        rule = optimizer.make_optimizer(settings.optimizer, config, STEPS)
-        abstract = step.abstract_state(config, rule, settings, made)
+        rule = optimizer.make_optimizer(settings.optimizer, STEPS)
+        params = step.abstract_params(config, settings.compute.param_dtype, made)
+        abstract = step.abstract_state(params, rule, settings, made)
         if parts > 1 or config.vocab_size not in PARAMS:
             state = step.begin_from_scratch(config, rule, settings, abstract)
             PARAMS.setdefault(config.vocab_size, jax.device_get(state["params"]))
@@ -97,16 +98,17 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
             state = step.begin(params, rule, settings, abstract)
         asked = step.shardings_of(abstract)
         sharded = all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, asked)))
-        train_step = step.make_train_step(config, rule, settings, made)
+        objective = objectives.next_token(config, settings)
+        train_step = step.make_train_step(objective, rule, settings, abstract, {}, made)
         first = jax.device_put(batch_of(0), mesh.batch_sharding(made))
-        text = train_step.lower(abstract, first).compile().as_text()
+        text = train_step.lower(abstract, {}, first).compile().as_text()
         curve = []
         for number in range(STEPS):
-            state, metrics = train_step(
-                state, jax.device_put(batch_of(number), mesh.batch_sharding(made))
-            )
+            batch = jax.device_put(batch_of(number), mesh.batch_sharding(made))
+            state, metrics = train_step(state, {}, batch)
             curve.append([float(metrics[name]) for name in ("loss", "grad_norm", "tokens")])
-        loss, weight = step.make_eval_step(config, settings, made)(state["params"], first)
+        eval_step = step.make_eval_step(objective, abstract["params"], {}, made)
+        loss, weight = eval_step(state["params"], {}, first)
         query = state["params"]["blocks"]["attention"]["query"]
         return {
             "curve": curve,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from chopjax.models import families, parameters
+from chopjax.models import decoder, families, parameters
 from chopjax.train import optimizer
 from chopjax.train.settings import OptimizerSettings
 
@@ -70,7 +70,7 @@ def test_against_numpy(name, decay, clip):
     weights = {path: random.normal(size=shape) for path, shape in shapes.items()}
     grads = [{p: random.normal(size=x.shape) for p, x in weights.items()} for _ in range(STEPS)]
     with jax.enable_x64(True):
-        rule = optimizer.make_optimizer(s, CONFIG, STEPS)
+        rule = optimizer.make_optimizer(s, STEPS)
         ours = unflatten_dict({p: jnp.asarray(w) for p, w in weights.items()}, sep="/")
         state = rule.init(ours)
 
@@ -101,7 +101,7 @@ def test_against_numpy(name, decay, clip):
 
 
 def test_no_decay_on_norms_and_biases_alone():
-    decayed = flatten_dict(optimizer.decayed(CONFIG), sep="/")
+    decayed = flatten_dict(optimizer.decayed(decoder.abstract(CONFIG)), sep="/")
     without = {path for path, decays in decayed.items() if not decays}
     assert without == {
         path for path in decayed if "norm" in path or path.split("/")[-1].endswith("bias")
@@ -128,6 +128,6 @@ def test_momentum_dtype_is_a_choice(name):
     params = unflatten_dict(
         {p: jnp.ones(s_) for p, s_ in parameters.shapes(CONFIG).items()}, sep="/"
     )
-    state = optimizer.make_optimizer(s, CONFIG, 10).init(params)
+    state = optimizer.make_optimizer(s, 10).init(params)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(state) if leaf.ndim}
     assert dtypes == ({"bfloat16"} if name == "lion" else {"bfloat16", "float32"})

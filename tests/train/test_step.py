@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from chopjax.models import decoder, families
-from chopjax.train import mesh, optimizer, step
+from chopjax.train import mesh, objectives, optimizer, step
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,
@@ -86,10 +87,13 @@ def make(**changes):
         compute=changes.get("compute", ComputeSettings()),
     )
     made = mesh.make_mesh(devices=jax.devices()[:1])
-    rule = optimizer.make_optimizer(settings.optimizer, CONFIG, 10)
-    abstract = step.abstract_state(CONFIG, rule, settings, made)
+    rule = optimizer.make_optimizer(settings.optimizer, 10)
+    params = step.abstract_params(CONFIG, settings.compute.param_dtype, made)
+    abstract = step.abstract_state(params, rule, settings, made)
     state = step.begin_from_scratch(CONFIG, rule, settings, abstract)
-    return made, state, step.make_train_step(CONFIG, rule, settings, made)
+    objective = objectives.next_token(CONFIG, settings)
+    train_step = step.make_train_step(objective, rule, settings, abstract, {}, made)
+    return made, state, lambda state, batch: train_step(state, {}, batch)
 
 
 def batch_of(seed: int) -> dict[str, np.ndarray]:
@@ -169,3 +173,45 @@ def test_loss_and_gradient_norm_are_those_of_the_whole_logits():
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
     norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradient)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+
+
+def test_a_frozen_part_is_read_and_neither_moved_nor_donated():
+    """An objective of two models: only the first moves, and both microbatchings agree."""
+    settings = Settings(
+        scratch=RAW,
+        data=DataSettings(batch_size=B, sequence_length=T),
+        optimizer=OptimizerSettings(name="lion", peak_learning_rate=1e-2, clip_norm=0.0),
+    )
+    made = mesh.make_mesh(devices=jax.devices()[:1])
+    rule = optimizer.make_optimizer(settings.optimizer, 10)
+    teacher = decoder.init(CONFIG, jax.random.key(7))
+
+    def towards_teacher(params, frozen, batch):
+        ours, theirs = (
+            decoder.hidden_states(p, CONFIG, decoder.Compute(), batch["tokens"])
+            for p in (params, frozen["teacher"])
+        )
+        distance = (jnp.square(ours - theirs).mean(-1) * batch["weights"]).sum()
+        return distance, {"loss": distance, "twice": 2 * distance}
+
+    found = []
+    for parts in (1, 2):
+        chosen = dataclasses.replace(settings, compute=ComputeSettings(microbatches=parts))
+        params = step.abstract_params(CONFIG, "float32", made)
+        abstract = step.abstract_state(params, rule, chosen, made)
+        frozen = jax.device_put({"teacher": teacher}, {"teacher": mesh.shardings(CONFIG, made)})
+        state = step.begin_from_scratch(CONFIG, rule, chosen, abstract)
+        train_step = step.make_train_step(towards_teacher, rule, chosen, abstract, frozen, made)
+        eval_step = step.make_eval_step(towards_teacher, params, frozen, made)
+        batch = jax.device_put(batch_of(0), mesh.batch_sharding(made))
+        before, weight = eval_step(state["params"], frozen, batch)
+        for number in range(5):
+            state, metrics = train_step(state, frozen, batch)
+            if number == 0:
+                np.testing.assert_allclose(metrics["loss"], before / weight, rtol=1e-5)
+        np.testing.assert_allclose(metrics["twice"], 2 * metrics["loss"], rtol=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, frozen["teacher"], teacher)
+        assert jax.tree.structure(state["optimizer"]) == jax.tree.structure(abstract["optimizer"])
+        assert eval_step(state["params"], frozen, batch)[0] < before
+        found.append(float(metrics["loss"]))
+    np.testing.assert_allclose(*found, rtol=1e-4)

@@ -1,0 +1,50 @@
+"""What a step minimises. Axes: B batch, T time, E what the head reads, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from chopjax.models import decoder
+from chopjax.models.config import ModelConfig
+from chopjax.models.decoder import Compute
+from chopjax.models.parameters import Params
+from chopjax.train.loss import cross_entropy
+from chopjax.train.settings import Settings
+from chopjax.train.step import Batch, Metrics, Objective
+
+
+def compute_of(settings: Settings) -> Compute:
+    """How the decoder computes."""
+    chosen = settings.compute
+    return Compute(dtype=chosen.dtype, remat=chosen.remat, attention=chosen.attention)
+
+
+def next_token(config: ModelConfig, settings: Settings) -> Objective:
+    """Language modelling: Σ w·(nll + z_loss·log²Z) over the batch's tokens, in nats.
+
+    The whole decoder is trained, nothing is frozen. Metrics: `loss`, Σ w·nll.
+    """
+    compute, masked = compute_of(settings), settings.data.mask_documents
+
+    def objective(params: Params, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        hidden_BTE = decoder.hidden_states(
+            params,
+            config,
+            compute,
+            batch["tokens"],
+            batch["segments"] if masked else None,
+            batch["positions"] if masked else None,
+        )
+        total, nll = cross_entropy(
+            hidden_BTE,
+            decoder.head_kernel(params, config),
+            batch["targets"],
+            batch["weights"],
+            settings.optimizer.z_loss,
+            settings.compute.loss_chunk,
+        )
+        return total, {"loss": nll}
+
+    return objective
