@@ -193,7 +193,7 @@ def looped_loss(params: Any, config: Any, batches: Sequence[Batch]) -> Callable[
 
     def loss(keep: Keep) -> float:
         chopped = chop_params(params, keep)
-        sums = [run(chopped, batch, config.with_layers(len(keep))) for batch in batches]
+        sums = [run(chopped, batch, config.keep(keep)) for batch in batches]
         return float(sum(sums)) / predicted_tokens(batches)
 
     return loss

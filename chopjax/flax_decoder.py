@@ -97,7 +97,7 @@ class Decoder(Branch):
         """
         found = describe(str(model), revision)
         kept = _kept(keep, found.config.num_layers)
-        config = found.config if kept is None else found.config.with_layers(len(kept))
+        config = found.config if kept is None else found.config.keep(kept)
         where = None if mesh is None else shardings(config, mesh)
         loaded = load(str(model), revision, kept, where, param_dtype)
         params = loaded.params

@@ -150,7 +150,7 @@ def _score(
         healing = _heal_config(settings, workdir, point.keep, point.seed)
         train(healing, folder, params=params if same else None)
         params = load(str(folder), dtype=settings.score.dtype).params
-    config = loaded.config.with_layers(len(point.keep))
+    config = loaded.config.keep(point.keep)
     model = dataclasses.replace(loaded, params=params, config=config)
     # Models of one depth run the same programs.
     base = engines.get(len(point.keep))

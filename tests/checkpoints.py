@@ -5,35 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import families
 import torch
 import transformers
-
-SIZES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 56,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    },
-    "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512},
-    "opt": {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "ffn_dim": 56,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 512,
-        "word_embed_proj_dim": 32,
-    },
-}
 
 
 def random_model(family: str, seed: int = 0, **options: Any) -> transformers.PreTrainedModel:
     """A model of transformers with every weight random, norms and biases too, in float32."""
-    config = transformers.AutoConfig.for_model(family, **(SIZES[family] | options))
+    config = transformers.AutoConfig.for_model(family, **(families.SIZES[family] | options))
     config.bos_token_id = config.eos_token_id = 0
     config.pad_token_id = None  # OPT would zero that row of the table
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 import chopjax
 from chopjax.checkpoint.load import load
 from chopjax.errors import UserError
-from chopjax.models.config import ModelConfig, Rope
+from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.train import mesh, objectives, step
 from chopjax.train.settings import Settings
 
@@ -103,8 +103,9 @@ def test_its_state_is_the_parameter_layout(parent: Path) -> None:
 
 
 def test_random_parameters_have_no_checkpoint_behind_them(tmp_path: Path) -> None:
+    layers, norm = (Layer(rope=Rope()),) * 3, Norm("rms", 1e-5)
     config = ModelConfig(
-        "llama", 97, 8, 3, 2, 2, 4, 16, 64, "rms", 1e-5, "silu", True, Rope(), gated_mlp=True
+        "llama", 97, 8, layers, 2, 2, 4, 16, 64, norm, "silu", True, gated_mlp=True
     )
     decoder = chopjax.Decoder.from_scratch(config, nnx.Rngs(0))
     assert decoder(TOKENS).shape == (2, 24, 97)

@@ -88,7 +88,7 @@ def _keep(found: Description, keep: tuple[int, ...]) -> Description:
         raise UserError(
             f"{found.name}: layers to keep must ascend and lie in 0..{num_layers - 1}, not {keep}"
         )
-    config = found.config.with_layers(len(keep))
+    config = found.config.keep(keep)
     bound = bind(found.family, found.config, found.naming)
     old = [b.source for b in bound if b.layer is None or b.layer in keep]
     new = [b.source for b in bind(found.family, config, found.naming)]
@@ -122,7 +122,7 @@ def _leaves(
         for part, path in enumerate(binding.row.targets):
             sources.setdefault(path, []).append(binding.source)
             rows[path] = (binding.row, part)
-    shapes = parameters.shapes(checkpoint.config.with_layers(len(kept)))
+    shapes = parameters.shapes(checkpoint.config.keep(kept))
     return {
         path: _Leaf(
             *rows[path], tuple(sources[path]), shape, dtype or _dtype(checkpoint, sources[path])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from chopjax.checkpoint.dtypes import stated_dtype, tensor_dtypes
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.models import parameters
+from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import bind
 
 
@@ -29,7 +31,7 @@ def summary(found: Description) -> dict[str, Any]:
         "revision": found.revision,
         "kind": _kind(found),
         "family": found.family.model_type,
-        "config": dataclasses.asdict(found.config),
+        "config": _config(found.config),
         "dtype": stated_dtype(found.raw_config),
         "parameters": {
             "total": parameters.count(found.config),
@@ -40,6 +42,15 @@ def summary(found: Description) -> dict[str, Any]:
         "bytes": sum(row["bytes"] for row in tensors),
         "tensors": tensors,
         "provenance": found.provenance,
+    }
+
+
+def _config(config: ModelConfig) -> dict[str, Any]:
+    """As a dict, with layers of one kind that follow each other as one entry."""
+    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(config.layers)]
+    return dataclasses.asdict(dataclasses.replace(config, layers=())) | {
+        "num_layers": config.num_layers,
+        "layers": [{"count": count} | dataclasses.asdict(kind) for kind, count in runs],
     }
 
 

@@ -87,7 +87,7 @@ def _sums(
             x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
         return _unit(x_BTD.astype(jnp.float32))
 
-    def step(x_BTD: jax.Array, layer: object) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def step(x_BTD: jax.Array, layer: decoder.Layer) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         after_BTD = steps.block(x_BTD, layer)
         before, after = x_BTD.astype(jnp.float32), after_BTD.astype(jnp.float32)
         turn_BT = jnp.square(_unit(after) - _unit(before)).sum(axis=-1) / 2  # 1 - cos

@@ -80,7 +80,7 @@ def plan(checkpoint: Checkpoint, keep: Keep) -> Plan:
         ),
         Size(
             len(keep),
-            parameters.count(config.with_layers(len(keep))),
+            parameters.count(config.keep(keep)),
             len(tensors),
             sum(parts[old].nbytes for old in tensors.values()),
         ),

@@ -7,7 +7,6 @@ checkpoint into another runs without it.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -23,14 +22,12 @@ D = TypeVar("D", bound=Description)
 def chop_config(raw_config: Mapping[str, Any], family: Family, keep: Keep) -> dict[str, Any]:
     """config.json of the model that keeps these layers; keys stay in their order.
 
-    The number of layers changes, and every per-layer list, such as `layer_types`, keeps the entries
-    of the layers that stay. Nothing else changes.
+    The number of layers changes, and the family's per-layer lists keep the entries of the layers
+    that stay. Nothing else changes.
     """
-    num_layers = raw_config.get(family.num_layers_key) or family.translate(raw_config).num_layers
-    chopped = {
-        key: [value[layer] for layer in keep] if _is_per_layer(key, value, num_layers) else value
-        for key, value in raw_config.items()
-    }
+    lists = family.layer_lists(raw_config)
+    chopped = dict(raw_config)
+    chopped |= {key: [value[layer] for layer in keep] for key, value in lists.items()}
     chopped[family.num_layers_key] = len(keep)  # also where the file left it to the default
     return chopped
 
@@ -54,15 +51,6 @@ def chop_description(loaded: D, keep: Keep) -> D:
             keep,
         ),
     )
-
-
-def _is_per_layer(key: str, value: Any, num_layers: int) -> bool:
-    """One entry a layer, by name and by length (`layer_types`, `no_rope_layers`, …).
-
-    The length alone would do for a list of token ids, too.
-    """
-    named = re.search(r"(^|_)(layers?|blocks?)(_|$)", key)
-    return bool(named) and isinstance(value, list) and len(value) == num_layers
 
 
 def chop_params(params: Mapping[str, Any], keep: Keep) -> dict[str, Any]:

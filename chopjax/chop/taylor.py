@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 from chopjax.chop.calibration import Batch, CrossEntropy, positions, predictions
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
+from chopjax.models.decoder import Compute, Layer
 from chopjax.models.parameters import Params
 
 
@@ -54,18 +53,24 @@ def _scores(
     targets_BT, weights_BT = predictions(batch)
     weights_BT /= jnp.maximum(weights_BT.sum(), 1)
 
-    def forward(x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
+    def forward(x_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
         return steps.block(x_BTD, layer), x_BTD
 
     def loss(x_BTD: jax.Array) -> jax.Array:
         kernel_EV = decoder.head_kernel(params, config)
         return cross_entropy(steps.finish(x_BTD), kernel_EV, targets_BT, weights_BT)[0]
 
-    def backward(d_BTD: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+    def backward(d_BTD: jax.Array, inputs: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
         x_BTD, layer = inputs
-        _, pull = jax.vjp(steps.block, x_BTD, layer)
-        d_BTD, d_layer = pull(d_BTD)
-        products = jax.tree.map(lambda w, g: jnp.sum(jnp.abs(_wide(w) * _wide(g))), layer, d_layer)
+
+        def block(x_BTD: jax.Array, params: Params) -> jax.Array:
+            return steps.block(x_BTD, layer._replace(params=params))
+
+        _, pull = jax.vjp(block, x_BTD, layer.params)
+        d_BTD, d_params = pull(d_BTD)
+        products = jax.tree.map(
+            lambda w, g: jnp.sum(jnp.abs(_wide(w) * _wide(g))), layer.params, d_params
+        )
         return d_BTD, jnp.stack(jax.tree.leaves(products)).sum()
 
     last_BTD, entering_LBTD = jax.lax.scan(forward, steps.embed(batch.tokens_BT), steps.stack)

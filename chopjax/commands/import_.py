@@ -66,7 +66,7 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     check_free(out, args.overwrite, FOLDER_MARK)  # before anything is downloaded
     found = describe(args.model, args.revision)
     keep = None if args.keep is None else parse_keep(args.keep, found.config.num_layers)
-    config = found.config if keep is None else found.config.with_layers(len(keep))
+    config = found.config if keep is None else found.config.keep(keep)
     mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
     loaded = load(args.model, args.revision, keep, shardings(config, mesh), args.dtype, args.strict)
     if keep is not None:

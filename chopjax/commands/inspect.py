@@ -121,22 +121,36 @@ def _facts(result: dict[str, Any]) -> Any:
 
 def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
     positions = f"{config['max_positions']:,}, learned"
-    if rope := config["rope"]:
+    ropes = [run["rope"] for run in config["layers"] if run["rope"]]
+    if ropes:
+        rope = ropes[0]
         scaling = "" if rope["kind"] == "default" else f", {rope['kind']} x{rope['factor']:g}"
         positions = f"{config['max_positions']:,}, RoPE of base {rope['theta']:,g}{scaling}"
     gated = "gated " if config["gated_mlp"] else ""
     tied = "tied" if config["tie_embeddings"] else "untied"
     return {
         "family": config["family"],
-        "layers": f"{config['num_layers']}",
+        "layers": _layers(config),
         "width": f"{config['embed_dim']:,}",
         "heads": f"{config['num_heads']} query, {config['num_kv_heads']} key/value, "
         f"of {config['head_dim']}",
         "feed-forward": f"{config['mlp_dim']:,}, {gated}{config['activation']}",
         "vocabulary": f"{config['vocab_size']:,}, {tied} head",
         "positions": positions,
-        "norm": f"{config['norm']}, epsilon {config['norm_epsilon']:g}",
+        "norm": f"{config['norm']['kind']}, epsilon {config['norm']['epsilon']:g}",
     }
+
+
+def _layers(config: dict[str, Any]) -> str:
+    """ "32", or "5 with a window of 1024, 1 full, …"."""
+    runs = config["layers"]
+    if not any(run["window"] for run in runs):
+        return f"{config['num_layers']}"
+    parts = [
+        f"{run['count']} " + (f"with a window of {run['window']:,}" if run["window"] else "full")
+        for run in runs
+    ]
+    return f"{config['num_layers']}: {', '.join(parts)}"
 
 
 def _size_facts(result: dict[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ Axes: B batch, T time, S keys, N query heads, K key/value heads, G = N/K, H head
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -27,23 +28,37 @@ SPLASH_LANES = 128  # the kernel's blocks are multiples of this many positions
 SPLASH_BLOCK = 512
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What attention's scores are beside q·k / √H. Static: kernels skip the work that it spares.
+
+    window: a token sees itself and the window - 1 positions before it; None: all before it.
+    """
+
+    window: int | None = None
+
+
 def attend(
     query_BTNH: jax.Array,
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     segments_BT: jax.Array | None = None,
     implementation: str = "auto",
+    scores: Scores = Scores(),
 ) -> jax.Array:
     """softmax(q·k / √H)·v over earlier positions of the same segment; [B, T, N, H].
 
     Scores and softmax are float32 whatever the inputs. segments_BT: int32 or None for one segment.
     """
+    window = scores.window
+    if window is not None and window >= query_BTNH.shape[1]:
+        window = None  # it reaches over every row
     if implementation == "auto":
         implementation = choose(query_BTNH.shape[1], query_BTNH.dtype)
     if implementation == "splash":
-        return _splash(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+        return _splash(query_BTNH, key_BTKH, value_BTKH, segments_BT, window)
     if implementation == "blocked":
-        return blocked_attention(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+        return blocked_attention(query_BTNH, key_BTKH, value_BTKH, segments_BT, window)
     mask = None
     if segments_BT is not None:
         mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
@@ -53,6 +68,7 @@ def attend(
         value_BTKH,
         mask=mask,
         is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn" if implementation == "cudnn" else "xla",
     )
     # The others keep what they need by themselves.
@@ -92,10 +108,12 @@ def _splash(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     segments_BT: jax.Array | None,
+    window: int | None,
 ) -> jax.Array:
+    one_device = functools.partial(_splash_on_one_device, window=window)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _splash_on_one_device(query_BTNH, key_BTKH, value_BTKH, segments_BT)
+        return one_device(query_BTNH, key_BTKH, value_BTKH, segments_BT)
     batch = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names) or None
     heads = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
     spec = PartitionSpec(batch, None, heads, None)
@@ -104,12 +122,12 @@ def _splash(
         groups = query_BTNH.shape[2] // key_BTKH.shape[2]
         key_BTKH, value_BTKH = (jnp.repeat(x, groups, axis=2) for x in (key_BTKH, value_BTKH))
     if segments_BT is None:
-        run = functools.partial(_splash_on_one_device, segments_BT=None)
+        run = functools.partial(one_device, segments_BT=None)
         return jax.shard_map(
             run, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
         )(query_BTNH, key_BTKH, value_BTKH)
     return jax.shard_map(
-        _splash_on_one_device,
+        one_device,
         mesh=mesh,
         in_specs=(spec, spec, spec, PartitionSpec(batch, None)),
         out_specs=spec,
@@ -122,6 +140,7 @@ def _splash_on_one_device(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     segments_BT: jax.Array | None,
+    window: int | None,
 ) -> jax.Array:
     length, num_heads, head_dim = query_BTNH.shape[1:]
     block = SPLASH_BLOCK if length % SPLASH_BLOCK == 0 else SPLASH_LANES
@@ -135,7 +154,13 @@ def _splash_on_one_device(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
+    shape = (length, length)
+    one_head: splash.Mask = (
+        splash.CausalMask(shape)
+        if window is None
+        else splash.LocalMask(shape, (window - 1, 0), offset=0)
+    )
+    mask = splash.MultiHeadMask([one_head] * num_heads)
     kernel = splash.make_splash_mha(
         mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=NAME
     )

@@ -1,17 +1,19 @@
 """Causal attention for processors: in blocks of queries, which half of the scores suffices for.
 
-A block of queries meets the keys up to its end and no others, as many sequences at a time as leave
+A block of queries meets the keys that its window reaches, up to its end, and no others, as many
+sequences at a time as leave
 the scores in the processor's cache. The forward pass keeps its output and the logarithm of every
 softmax's denominator; the backward pass computes the scores from them again, block by block, and
 no [T, T] array is ever kept (FlashAttention, arXiv 2205.14135, appendix B.4, without the tiles
 over keys).
 
-Axes: B batch, T time, S keys up to a block's end, N query heads, K key/value heads, G = N/K,
+Axes: B batch, T time, S keys that a block meets, N query heads, K key/value heads, G = N/K,
 H head size, X = T·G queries that share a key/value head, Q those of a block.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,19 +31,20 @@ SCORES = 1 << 20  # that exist at a time, unless a block of one sequence has mor
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def blocked_attention(
     query_BTNH: jax.Array,
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     segments_BT: jax.Array | None = None,
+    window: int | None = None,
 ) -> jax.Array:
     """softmax(q·k / √H)·v over earlier positions of the same segment; [B, T, N, H].
 
     Scores and softmax are float32 (float64 for float64 inputs). segments_BT: int32, or None for
-    one segment. Differentiable in reverse mode, once.
+    one segment. window: as Scores has it. Differentiable in reverse mode, once.
     """
-    return _forward(query_BTNH, key_BTKH, value_BTKH, segments_BT)[0]
+    return _forward(query_BTNH, key_BTKH, value_BTKH, segments_BT, window)[0]
 
 
 def _forward(
@@ -49,6 +52,7 @@ def _forward(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     segments_BT: jax.Array | None,
+    window: int | None,
 ) -> tuple[jax.Array, Residuals]:
     T, N, H = query_BTNH.shape[1:]
     K = key_BTKH.shape[2]
@@ -59,16 +63,17 @@ def _forward(
         query_BKXH = _by_key_head(query_BTNH * H**-0.5, K)
         key_BKTH, value_BKTH = _by_key_head(key_BTKH, K), _by_key_head(value_BTKH, K)
         outs, log_zs = [], []
-        for start, end in _blocks(T):
+        for start, end, first in _blocks(T, window):
+            keys, visible = slice(first, end), _visible(start, end, first, window, G, segments_BT)
             score_BKQS = _product(
-                "BKQH,BKSH->BKQS", query_BKXH[:, :, start * G : end * G], key_BKTH[:, :, :end]
+                "BKQH,BKSH->BKQS", query_BKXH[:, :, start * G : end * G], key_BKTH[:, :, keys]
             )
-            score_BKQS = jnp.where(_visible(start, end, G, segments_BT), score_BKQS, -jnp.inf)
+            score_BKQS = jnp.where(visible, score_BKQS, -jnp.inf)
             top_BKQ1 = score_BKQS.max(axis=-1, keepdims=True)  # finite: a token sees itself
             weight_BKQS = jnp.exp(score_BKQS - top_BKQ1)
             z_BKQ1 = weight_BKQS.sum(axis=-1, keepdims=True)
             weight_BKQS = weight_BKQS.astype(value_BKTH.dtype)
-            outs.append(_product("BKQS,BKSH->BKQH", weight_BKQS, value_BKTH[:, :, :end]) / z_BKQ1)
+            outs.append(_product("BKQS,BKSH->BKQH", weight_BKQS, value_BKTH[:, :, keys]) / z_BKQ1)
             log_zs.append(top_BKQ1 + jnp.log(z_BKQ1))
         out_BKXH, log_z_BKX1 = (jnp.concatenate(parts, axis=2) for parts in (outs, log_zs))
         return _by_time(out_BKXH, T).astype(query_BTNH.dtype), log_z_BKX1
@@ -80,7 +85,7 @@ def _forward(
 
 
 def _backward(
-    residuals: Residuals, d_out_BTNH: jax.Array
+    window: int | None, residuals: Residuals, d_out_BTNH: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     T, N, H = d_out_BTNH.shape[1:]
     K = residuals[1].shape[2]
@@ -97,11 +102,12 @@ def _backward(
         query_BKHX, d_out_BKHX = (_turned(x) for x in (query_BKXH, d_out_BKXH))
         d_key_BKHT = d_value_BKHT = jnp.zeros_like(_wide(key_BKTH).swapaxes(-1, -2))
         d_queries = []
-        for start, end in _blocks(T):
-            block, keys = slice(start * G, end * G), slice(0, end)
+        for start, end, first in _blocks(T, window):
+            block, keys = slice(start * G, end * G), slice(first, end)
+            visible = _visible(start, end, first, window, G, segments_BT)
             key_BKSH, value_BKSH = key_BKTH[:, :, keys], value_BKTH[:, :, keys]
             score_BKQS = _product("BKQH,BKSH->BKQS", query_BKXH[:, :, block], key_BKSH)
-            score_BKQS = jnp.where(_visible(start, end, G, segments_BT), score_BKQS, -jnp.inf)
+            score_BKQS = jnp.where(visible, score_BKQS, -jnp.inf)
             weight_BKQS = jnp.exp(score_BKQS - log_z_BKX1[:, :, block])
             d_weight_BKQS = _product("BKQH,BKSH->BKQS", d_out_BKXH[:, :, block], value_BKSH)
             d_score_BKQS = weight_BKQS * (d_weight_BKQS - inner_BKX1[:, :, block])
@@ -128,21 +134,33 @@ blocked_attention.defvjp(_forward, _backward)
 def _rows_at_once(query_BTNH: jax.Array) -> int:
     """How many sequences' blocks of scores stay in the cache."""
     T, N = query_BTNH.shape[1:3]
-    _, block = next(_blocks(T))
+    _, block, _ = next(_blocks(T))
     return SCORES // (N * block * T)
 
 
-def _blocks(length: int) -> Iterator[tuple[int, int]]:
+def _blocks(length: int, window: int | None = None) -> Iterator[tuple[int, int, int]]:
+    """First query of a block, one past its last, and the first key that any of them sees."""
     size = max(BLOCK, -(-length // MOST_BLOCKS))
     for start in range(0, length, size):
-        yield start, min(start + size, length)
+        yield start, min(start + size, length), max(0, start - window + 1) if window else 0
 
 
-def _visible(start: int, end: int, groups: int, segments_BT: jax.Array | None) -> jax.Array:
-    """[B or 1, 1, Q, S]: which keys up to `end` the queries of a block see."""
-    visible_BTS = (jnp.arange(start, end)[:, None] >= jnp.arange(end))[None]
+def _visible(
+    start: int,
+    end: int,
+    first: int,
+    window: int | None,
+    groups: int,
+    segments_BT: jax.Array | None,
+) -> jax.Array:
+    """[B or 1, 1, Q, S]: which keys from `first` to `end` the queries of a block see."""
+    distance_TS = jnp.arange(start, end)[:, None] - jnp.arange(first, end)
+    visible_TS = distance_TS >= 0
+    if window is not None:
+        visible_TS &= distance_TS < window
+    visible_BTS = visible_TS[None]
     if segments_BT is not None:
-        visible_BTS &= segments_BT[:, start:end, None] == segments_BT[:, None, :end]
+        visible_BTS &= segments_BT[:, start:end, None] == segments_BT[:, None, first:end]
     return jnp.repeat(visible_BTS, groups, axis=1)[:, None]
 
 

@@ -7,6 +7,7 @@ a ModelConfig; everything else in chopjax reads only this.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 
@@ -30,6 +31,24 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class Norm:
+    """RMSNorm (arXiv 1910.07467) or layer norm (arXiv 1607.06450)."""
+
+    kind: Literal["rms", "layer"]
+    epsilon: float
+    scale: bool = True
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What may differ from layer to layer."""
+
+    window: int | None = None  # a token sees itself and the window - 1 before it; None: all
+    rope: Rope | None = None  # None: learned positions
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer. Sizes are counts of elements; letters are the axis names used
     in `parameters.py` and in array names: V D L N K H F P E."""
@@ -37,33 +56,42 @@ class ModelConfig:
     family: str
     vocab_size: int  # V
     embed_dim: int  # D, the width of the residual stream
-    num_layers: int  # L
+    layers: tuple[Layer, ...]  # L of them
     num_heads: int  # N
     num_kv_heads: int  # K
     head_dim: int  # H
     mlp_dim: int  # F
     max_positions: int  # the context length; P = max_positions + position_offset
-    norm: Literal["rms", "layer"]
-    norm_epsilon: float
+    norm: Norm
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"]
     tie_embeddings: bool
-    rope: Rope | None = None  # None: learned positions
+    positions: Literal["rope", "learned"] = "rope"
     position_offset: int = 0  # OPT's learned positions start at row 2
     gated_mlp: bool = False
-    attention_bias: bool = False  # on query, key, value and output
+    qkv_bias: bool = False
+    output_bias: bool = False
     mlp_bias: bool = False
-    norm_affine: bool = True  # norms have a scale (and, for layer norm, a bias)
-    pre_norm: bool = True  # False: OPT-350m's norms after the residual sum
+    qk_norm: Norm | None = None  # over each head's H numbers of queries and keys, before RoPE
+    norm_place: Literal["before", "residual"] = "before"  # residual: OPT-350m's, after the sum
     final_norm: bool = True
     embed_projection: int | None = None  # E: OPT's word_embed_proj_dim where it differs from D
     bos_token_id: int | None = None
     eos_token_id: int | None = None  # where config.json lists several, the first
 
     @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def kinds(self) -> tuple[Layer, ...]:
+        """The layers' different kinds, in order of appearance."""
+        return tuple(dict.fromkeys(self.layers))
+
+    @property
     def table_dim(self) -> int:
         """Width of the embedding table and of what the head reads: E where given, else D."""
         return self.embed_projection or self.embed_dim
 
-    def with_layers(self, num_layers: int) -> ModelConfig:
-        """The same decoder with another number of layers."""
-        return dataclasses.replace(self, num_layers=num_layers)
+    def keep(self, layers: Sequence[int]) -> ModelConfig:
+        """The same decoder with these of its layers."""
+        return dataclasses.replace(self, layers=tuple(self.layers[layer] for layer in layers))

@@ -16,13 +16,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from chopjax.models import parameters, positions
-from chopjax.models.attention import BATCH_AXES, HEAD_AXIS, attend
-from chopjax.models.config import ModelConfig
+from chopjax.models import masked_attention, parameters, positions
+from chopjax.models.attention import BATCH_AXES, HEAD_AXIS, Scores, attend
+from chopjax.models.config import ModelConfig, Norm, Rope
 from chopjax.models.linear import project
-from chopjax.models.masked_attention import attend_visible
+from chopjax.models.masked_attention import Reach, attend_visible
 from chopjax.models.parameters import Params
 from chopjax.models.remat import is_kept, kept
 from chopjax.models.sharding import constrain
@@ -69,12 +70,23 @@ Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Rotation = tuple[jax.Array, jax.Array] | None
 
 
+class Layer(NamedTuple):
+    """One element of the scanned stack, or all of them with the layer axis L first.
+
+    kind: which of config.kinds the layer is, int32. It is no parameter: it has no gradient.
+    """
+
+    params: Params
+    kind: jax.Array
+
+
 class Past(NamedTuple):
     """Keys and values of S earlier tokens. B is 1 where all rows share one past."""
 
     key_LBSKH: jax.Array
     value_LBSKH: jax.Array
     visible_BS: jax.Array  # bool: the slots that hold a token
+    positions_BS: jax.Array  # int32: of these tokens in their text
 
 
 class Steps(NamedTuple):
@@ -84,9 +96,9 @@ class Steps(NamedTuple):
     """
 
     embed: Callable[[jax.Array], jax.Array]  # tokens_BT → hidden_BTD, what enters the first block
-    block: Callable[[jax.Array, Any], jax.Array]  # hidden_BTD, one layer of `stack` → hidden_BTD
+    block: Callable[[jax.Array, Layer], jax.Array]  # hidden_BTD, one of `stack` → hidden_BTD
     finish: Callable[[jax.Array], jax.Array]  # what leaves the last block → what the head reads
-    stack: Any  # a pytree of the blocks' parameters, every leaf with the layer axis L first
+    stack: Layer  # all of them: every leaf with the layer axis L first
 
 
 def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
@@ -126,7 +138,7 @@ def hidden_states(
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
     parts = steps(params, config, compute, positions_BT, segments_BT)
 
-    def step(hidden_BTD: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    def step(hidden_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
         return parts.block(hidden_BTD, layer), None
 
     if compute.remat != "none":
@@ -146,22 +158,28 @@ def steps(
 
     compute.remat is not read: who differentiates decides.
     """
-    rotation = _rotation(config, positions_BT)
-    mix = functools.partial(attend, segments_BT=segments_BT, implementation=compute.attention)
+    rotations = _rotations(config, positions_BT)
 
     def embed(tokens_BT: jax.Array) -> jax.Array:
         with jax.default_matmul_precision(compute.precision):
             return _embed(params["embed"], config, compute, tokens_BT, positions_BT)
 
-    def block(hidden_BTD: jax.Array, layer: Any) -> jax.Array:
+    def block(hidden_BTD: jax.Array, layer: Layer) -> jax.Array:
+        mix = _training_mix(config, layer.kind, segments_BT, compute.attention)
         with jax.default_matmul_precision(compute.precision):
-            return _block(layer, config, hidden_BTD, rotation, mix)
+            return _block(layer, config, hidden_BTD, rotations, mix)
 
     def finish(hidden_BTD: jax.Array) -> jax.Array:
         with jax.default_matmul_precision(compute.precision):
             return _finish(params, config, hidden_BTD)
 
-    return Steps(embed, block, finish, params["blocks"])
+    return Steps(embed, block, finish, stack(params, config))
+
+
+def stack(params: Params, config: ModelConfig) -> Layer:
+    """What the scan walks over."""
+    kinds_L = np.array([config.kinds.index(layer) for layer in config.layers], np.int32)
+    return Layer(params["blocks"], jnp.asarray(kinds_L))
 
 
 def extend(
@@ -180,23 +198,28 @@ def extend(
     [L, B, T, K, H], from which a later past is made. compute.remat and compute.attention are not
     read.
     """
-    rotation = _rotation(config, positions_BT)
+    rotations = _rotations(config, positions_BT)
     before_L = None if past is None else (past.key_LBSKH, past.value_LBSKH)
 
-    def step(hidden_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-        block, before = layer
+    def step(hidden_BTD: jax.Array, slice_of_L: Any) -> tuple[jax.Array, Any]:
+        layer, before = slice_of_L
+        reach = _reach(config, layer.kind, positions_BT)
         fresh = []
 
         def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             fresh.append((key, value))
-            seen = None if past is None else (*before, past.visible_BS)
-            return attend_visible(query, key, value, visible_BTT, seen)
+            seen = None
+            if past is not None:
+                seen = masked_attention.Past(
+                    before[0], before[1], past.visible_BS, past.positions_BS
+                )
+            return attend_visible(query, key, value, visible_BTT, seen, reach)
 
-        return _block(block, config, hidden_BTD, rotation, mix), fresh[0]
+        return _block(layer, config, hidden_BTD, rotations, mix), fresh[0]
 
     with jax.default_matmul_precision(compute.precision):
         hidden_BTD = _embed(params["embed"], config, compute, tokens_BT, positions_BT)
-        hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, (params["blocks"], before_L))
+        hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, (stack(params, config), before_L))
         return _finish(params, config, hidden_BTD), fresh
 
 
@@ -222,21 +245,24 @@ def _embed(
     x_BTE = constrain(table_VE[tokens_BT].astype(compute.dtype), BATCH_AXES)
     if config.embed_projection:
         x_BTE = project(embed, "project_in", x_BTE)
-    if config.rope is None:
+    if config.positions == "learned":
         rows_BT = positions_BT + config.position_offset
         x_BTE += embed["positions"][rows_BT].astype(compute.dtype)
     return x_BTE
 
 
 def _block(
-    block: Params, config: ModelConfig, hidden_BTD: jax.Array, rotation: Rotation, mix: Mix
+    layer: Layer, config: ModelConfig, hidden_BTD: jax.Array, rotations: Rotation, mix: Mix
 ) -> jax.Array:
     """Attention and feed-forward on the residual stream; norms before (or, OPT-350m, after)."""
-    attention = functools.partial(_attention, block["attention"], rotation=rotation, mix=mix)
+    block, rotation = layer.params, _rotation(config, rotations, layer.kind)
+    attention = functools.partial(
+        _attention, block["attention"], config, rotation=rotation, mix=mix
+    )
     mlp = functools.partial(_mlp, block["mlp"], config)
-    attention_norm = functools.partial(_norm, block.get("attention_norm"), config)
-    mlp_norm = functools.partial(_norm, block.get("mlp_norm"), config)
-    if config.pre_norm:
+    attention_norm = functools.partial(_norm, block.get("attention_norm"), config.norm)
+    mlp_norm = functools.partial(_norm, block.get("mlp_norm"), config.norm)
+    if config.norm_place == "before":
         hidden_BTD = kept(hidden_BTD + attention(attention_norm(hidden_BTD)))
         return hidden_BTD + mlp(mlp_norm(hidden_BTD))
     hidden_BTD = kept(hidden_BTD + attention(hidden_BTD))
@@ -244,28 +270,33 @@ def _block(
     return mlp_norm(hidden_BTD + mlp(hidden_BTD))
 
 
-def _norm(norm: Params | None, config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
-    """RMSNorm (arXiv 1910.07467) or layer norm (arXiv 1607.06450), computed in float32.
+def _norm(params: Params | None, norm: Norm, x: jax.Array) -> jax.Array:
+    """RMSNorm or layer norm over the last axis, computed in float32.
 
-    norm: None where it has no scale to learn.
+    params: None where there is nothing to learn.
     """
-    wide_BTD = x_BTD.astype(jnp.float32)
-    if config.norm == "layer":
-        wide_BTD -= wide_BTD.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide_BTD).mean(axis=-1, keepdims=True)
-    wide_BTD *= jax.lax.rsqrt(variance + config.norm_epsilon)
-    if norm is not None:
-        wide_BTD *= norm["scale"].astype(jnp.float32)
-        if config.norm == "layer":
-            wide_BTD += norm["bias"].astype(jnp.float32)
-    return wide_BTD.astype(x_BTD.dtype)
+    wide = x.astype(jnp.float32)
+    if norm.kind == "layer":
+        wide -= wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide).mean(axis=-1, keepdims=True)
+    wide *= jax.lax.rsqrt(variance + norm.epsilon)
+    if params is not None and norm.scale:
+        wide *= params["scale"].astype(jnp.float32)
+    if params is not None and norm.bias:
+        wide += params["bias"].astype(jnp.float32)
+    return wide.astype(x.dtype)
 
 
-def _attention(attention: Params, x_BTD: jax.Array, rotation: Rotation, mix: Mix) -> jax.Array:
+def _attention(
+    attention: Params, config: ModelConfig, x_BTD: jax.Array, rotation: Rotation, mix: Mix
+) -> jax.Array:
     """Causal self-attention with N query heads on K key/value heads (arXiv 2305.13245)."""
     query_BTNH = project(attention, "query", x_BTD)
     key_BTKH = project(attention, "key", x_BTD)
     value_BTKH = project(attention, "value", x_BTD)
+    if config.qk_norm is not None:
+        query_BTNH = _norm(attention.get("query_norm"), config.qk_norm, query_BTNH)
+        key_BTKH = _norm(attention.get("key_norm"), config.qk_norm, key_BTKH)
     if rotation is not None:
         query_BTNH = positions.rotate(query_BTNH, *rotation)
         key_BTKH = positions.rotate(key_BTKH, *rotation)
@@ -284,14 +315,65 @@ def _mlp(mlp: Params, config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
     return project(mlp, "down", inner_BTF)
 
 
-def _rotation(config: ModelConfig, positions_BT: jax.Array) -> Rotation:
-    rope = config.rope
-    return None if rope is None else positions.angles(rope, config.head_dim, positions_BT)
+def _ropes(config: ModelConfig) -> tuple[Rope, ...]:
+    """The different ropes of the layers, in order of appearance."""
+    return tuple(dict.fromkeys(kind.rope for kind in config.kinds if kind.rope is not None))
+
+
+def _rotations(config: ModelConfig, positions_BT: jax.Array) -> Rotation:
+    """cos and sin of every rope, made once for all layers; several are stacked."""
+    turned = [positions.angles(rope, config.head_dim, positions_BT) for rope in _ropes(config)]
+    if len(turned) <= 1:
+        return turned[0] if turned else None
+    cosines, sines = zip(*turned, strict=True)
+    return jnp.stack(cosines), jnp.stack(sines)
+
+
+def _rotation(config: ModelConfig, rotations: Rotation, kind: jax.Array) -> Rotation:
+    """Those of one layer."""
+    ropes = _ropes(config)
+    if rotations is None or len(ropes) == 1:
+        return rotations
+    which = jnp.asarray([ropes.index(each.rope) for each in config.kinds])[kind]
+    return rotations[0][which], rotations[1][which]
+
+
+def _training_mix(
+    config: ModelConfig, kind: jax.Array, segments_BT: jax.Array | None, implementation: str
+) -> Mix:
+    """Attention of one layer over whole rows.
+
+    A window is static in every kernel that skips work for it, so that layers of several windows
+    choose between as many programs.
+    """
+    windows = tuple(dict.fromkeys(each.window for each in config.kinds))
+    mixes = [
+        functools.partial(
+            attend,
+            segments_BT=segments_BT,
+            implementation=implementation,
+            scores=Scores(window=window),
+        )
+        for window in windows
+    ]
+    if len(mixes) == 1:
+        return mixes[0]
+    which = jnp.asarray([windows.index(each.window) for each in config.kinds])[kind]
+    return lambda query, key, value: jax.lax.switch(which, mixes, query, key, value)
+
+
+def _reach(config: ModelConfig, kind: jax.Array, positions_BT: jax.Array) -> Reach | None:
+    """How far back the tokens of one layer see where the mask is data, and so is the window."""
+    windows = [each.window for each in config.kinds]
+    if not any(windows):
+        return None
+    endless = np.iinfo(np.int32).max
+    return Reach(positions_BT, jnp.asarray([window or endless for window in windows])[kind])
 
 
 def _finish(params: Params, config: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
     if config.final_norm:
-        hidden_BTD = _norm(params.get("final_norm"), config, hidden_BTD)
+        hidden_BTD = _norm(params.get("final_norm"), config.norm, hidden_BTD)
     if config.embed_projection:
         return project(params["head"], "project_out", hidden_BTD)
     return hidden_BTD

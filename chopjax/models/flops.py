@@ -8,11 +8,12 @@ attention counted as what it needs, half of the T x T scores.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 
-FORMULA = "6·N_matmul + 6·L·heads·head_dim·T FLOPs a token (causal attention)"
+FORMULA = "6·N_matmul + 6·L·heads·head_dim·T FLOPs a token (causal attention, within windows)"
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -32,8 +33,24 @@ def matmul_parameters(config: ModelConfig) -> int:
 
 def forward_per_token(config: ModelConfig, length: int) -> int:
     """Of a forward pass over a sequence of `length` tokens, divided by its tokens."""
-    attention = 2 * config.num_layers * config.num_heads * config.head_dim * length
-    return 2 * matmul_parameters(config) + attention
+
+    def seen(window: int | None) -> float:
+        """Keys, on average over the sequence: half of it, or W - W²/2T within a window."""
+        within = min(window or length, length)
+        return within - within * within / (2 * length)
+
+    return 2 * matmul_parameters(config) + _attention(config, seen)
+
+
+def decode_per_token(config: ModelConfig, slots: int) -> int:
+    """Of one token behind a cache with so many slots: no causal half."""
+    return 2 * matmul_parameters(config) + _attention(config, lambda w: min(w or slots, slots))
+
+
+def _attention(config: ModelConfig, seen: Callable[[int | None], float]) -> int:
+    """Of a token whose query meets `seen` keys, by a layer's window."""
+    keys = sum(seen(layer.window) for layer in config.layers)
+    return round(4 * config.num_heads * config.head_dim * keys)
 
 
 def training_per_token(config: ModelConfig, length: int) -> int:

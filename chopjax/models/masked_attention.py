@@ -23,7 +23,22 @@ CPU_BLOCK = 64  # queries of a row at a time; more where a row would have more t
 MOST_BLOCKS = 16  # every one is compiled by itself
 HIDDEN = -1e30  # score of what is not visible; finite, so that a past without a token weighs 0
 
-Past = tuple[jax.Array, jax.Array, jax.Array]  # key_BSKH, value_BSKH, visible_BS
+
+class Past(NamedTuple):
+    """One layer of decoder.Past. B is 1 where all rows share it."""
+
+    key_BSKH: jax.Array
+    value_BSKH: jax.Array
+    visible_BS: jax.Array  # bool: the slots that hold a token
+    positions_BS: jax.Array
+
+
+class Reach(NamedTuple):
+    """How far back tokens see: keys at a distance below `window`. positions_BT: the queries'; its B
+    is 1 where all rows count alike."""
+
+    positions_BT: jax.Array
+    window: jax.Array  # int32, no axes
 
 
 class _Part(NamedTuple):
@@ -40,28 +55,40 @@ def attend_visible(
     value_BTKH: jax.Array,
     visible_BTT: jax.Array,
     past: Past | None = None,
+    reach: Reach | None = None,
 ) -> jax.Array:
     """softmax(q·k / √H)·v over the positions that a mask shows, and over a past; [B, T, N, H].
 
     visible_BTT: bool; token t sees token s of its row; always itself, never a later one. past: keys
-    and values of S earlier tokens and which of the slots hold one; its B is 1 where all rows share
-    it. Scores and softmax are float32.
+    and values of S earlier tokens. reach: a window; None for none. Scores and softmax are float32.
     """
-    T, N = query_BTNH.shape[1:3]
+    B, T, N = query_BTNH.shape[:3]
+    seen_BTS = None  # of the past; None: each of its slots that holds a token
+    if reach is not None:
+        positions_BT = jnp.broadcast_to(reach.positions_BT, (B, T))
+        visible_BTT &= _within(positions_BT, positions_BT, reach.window)
+        if past is not None:
+            near_BTS = _within(positions_BT, past.positions_BS, reach.window)
+            seen_BTS = past.visible_BS[:, None] & near_BTS
     if jax.default_backend() != "cpu" or T == 1:
-        return _attend(query_BTNH, key_BTKH, value_BTKH, visible_BTT, past, block=T)
+        return _attend(query_BTNH, key_BTKH, value_BTKH, visible_BTT, past, seen_BTS, block=T)
     block = max(CPU_BLOCK, -(-T // MOST_BLOCKS))
     tokens = CPU_GROUP
     if past is not None:
-        tokens = min(tokens, CPU_SCORES // (N * past[0].shape[1]))
-    shared = past is not None and past[0].shape[0] == 1
+        tokens = min(tokens, CPU_SCORES // (N * past.key_BSKH.shape[1]))
+    shared = past is not None and past.key_BSKH.shape[0] == 1
 
     def group(arrays: tuple[Any, ...]) -> jax.Array:
-        query, key, value, visible, before = arrays
-        return _attend(query, key, value, visible, past if shared else before, block)
+        query, key, value, visible, before, seen = arrays
+        return _attend(query, key, value, visible, past if shared else before, seen, block)
 
-    arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, None if shared else past)
+    arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, None if shared else past, seen_BTS)
     return in_groups(group, arrays, tokens // T)
+
+
+def _within(positions_BT: jax.Array, positions_BS: jax.Array, window: jax.Array) -> jax.Array:
+    """[B, T, S]: which keys are near enough."""
+    return positions_BT[:, :, None] - positions_BS[:, None, :] < window
 
 
 def _attend(
@@ -70,6 +97,7 @@ def _attend(
     value_BTKH: jax.Array,
     visible_BTT: jax.Array,
     past: Past | None,
+    seen_BTS: jax.Array | None,
     block: int,
 ) -> jax.Array:
     B, T, N, H = query_BTNH.shape
@@ -90,20 +118,24 @@ def _attend(
         blocks.append(_part(*parts, seen_BXS[:, None]))
     part = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x, axis=2), *blocks)
     if past is not None:
-        part = _join(part, _over_past(query_BKXH, past))
+        part = _join(part, _over_past(query_BKXH, past, seen_BTS))
     mixed_BKTGH = (part.mixed_BKXH / part.total_BKX1).reshape(B, K, T, G, H)
     return mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
 
 
-def _over_past(query_BKXH: jax.Array, past: Past) -> _Part:
-    key_BKSH, value_BKSH = past[0].swapaxes(1, 2), past[1].swapaxes(1, 2)
-    visible_B11S = past[2][:, None, None]
+def _over_past(query_BKXH: jax.Array, past: Past, seen_BTS: jax.Array | None) -> _Part:
+    key_BKSH, value_BKSH = past.key_BSKH.swapaxes(1, 2), past.value_BSKH.swapaxes(1, 2)
     B, K, X, H = query_BKXH.shape
+    visible_BKXS = past.visible_BS[:, None, None]
+    if seen_BTS is not None:
+        visible_BKXS = jnp.repeat(seen_BTS, X // seen_BTS.shape[1], axis=1)[:, None]
     if key_BKSH.shape[0] == B:
-        return _part(query_BKXH, key_BKSH, value_BKSH, visible_B11S)
+        return _part(query_BKXH, key_BKSH, value_BKSH, visible_BKXS)
     # One past for all rows: their queries stand beside each other, too.
     query_1KXH = query_BKXH.swapaxes(0, 1).reshape(1, K, B * X, H)
-    part = _part(query_1KXH, key_BKSH, value_BKSH, visible_B11S)
+    if seen_BTS is not None:
+        visible_BKXS = visible_BKXS.reshape(1, 1, B * X, -1)
+    part = _part(query_1KXH, key_BKSH, value_BKSH, visible_BKXS)
     return jax.tree.map(lambda x: x.reshape(K, B, X, -1).swapaxes(0, 1), part)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple
 
-from chopjax.models.config import ModelConfig
+from chopjax.models.config import ModelConfig, Norm
 
 Params = dict[str, Any]  # nested: str → Params or array
 
@@ -45,20 +45,23 @@ def table(config: ModelConfig) -> dict[str, Parameter]:
     """Path → row, for every parameter that a decoder of this configuration has, and no other."""
     width = "E" if config.embed_projection else "D"
     rows = {"embed/embedding": Parameter(f"V {width}")}
-    if config.rope is None:
+    if config.positions == "learned":
         rows["embed/positions"] = Parameter("P D")
     if config.embed_projection:
         rows["embed/project_in"] = Parameter("E D")
-    rows |= _norm("blocks/attention_norm", "L D", config)
+    rows |= _norm("blocks/attention_norm", "L D", config.norm)
     for name, dims in {"query": "L D N H", "key": "L D K H", "value": "L D K H"}.items():
-        rows |= _kernel(f"blocks/attention/{name}", dims, 2, config.attention_bias)
-    rows |= _kernel("blocks/attention/output", "L N H D", 1, config.attention_bias)
-    rows |= _norm("blocks/mlp_norm", "L D", config)
+        rows |= _kernel(f"blocks/attention/{name}", dims, 2, config.qkv_bias)
+    rows |= _kernel("blocks/attention/output", "L N H D", 1, config.output_bias)
+    if config.qk_norm is not None:
+        rows |= _norm("blocks/attention/query_norm", "L H", config.qk_norm)
+        rows |= _norm("blocks/attention/key_norm", "L H", config.qk_norm)
+    rows |= _norm("blocks/mlp_norm", "L D", config.norm)
     for name in ("gate", "up") if config.gated_mlp else ("up",):
         rows |= _kernel(f"blocks/mlp/{name}", "L D F", 1, config.mlp_bias)
     rows |= _kernel("blocks/mlp/down", "L F D", 1, config.mlp_bias)
     if config.final_norm:
-        rows |= _norm("final_norm", "D", config)
+        rows |= _norm("final_norm", "D", config.norm)
     if config.embed_projection:
         rows["head/project_out"] = Parameter("D E")
     if not config.tie_embeddings:
@@ -74,11 +77,10 @@ def _kernel(path: str, dims: str, outputs: int, bias: bool) -> dict[str, Paramet
     return rows
 
 
-def _norm(path: str, dims: str, config: ModelConfig) -> dict[str, Parameter]:
-    if not config.norm_affine:
-        return {}
-    rows = {f"{path}/scale": Parameter(dims, "ones")}
-    return rows if config.norm == "rms" else rows | {f"{path}/bias": Parameter(dims, "zeros")}
+def _norm(path: str, dims: str, norm: Norm) -> dict[str, Parameter]:
+    scale = {f"{path}/scale": Parameter(dims, "ones")} if norm.scale else {}
+    bias = {f"{path}/bias": Parameter(dims, "zeros")} if norm.bias else {}
+    return scale | bias
 
 
 def axes(config: ModelConfig) -> dict[str, str]:

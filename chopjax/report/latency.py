@@ -33,7 +33,7 @@ class Measured:
 def line(models: Sequence[Measured], phase: str) -> Line | None:
     """Through the models with layers; None where they differ in more than their number."""
     layered = [model for model in models if model.layers]
-    if len({model.config.with_layers(1) for model in layered}) > 1:
+    if len({model.config.keep(()) for model in layered}) > 1:
         return None
     seconds = [model.timings[phase].seconds for model in layered]
     return fit([model.layers for model in layered], seconds)

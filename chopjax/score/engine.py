@@ -299,4 +299,4 @@ def _read_trunk(
     slots_S = jnp.arange(tokens_1S.shape[1])
     visible_1SS = (slots_S <= slots_S[:, None])[None]
     _, (key, value) = extend(params, config, compute, tokens_1S, slots_S[None], visible_1SS)
-    return Past(key, value, (slots_S < length)[None])
+    return Past(key, value, (slots_S < length)[None], slots_S[None])

@@ -210,6 +210,7 @@ def decode(
         slot = prompt + number
         visible_BS = in_prompt_BS | ((slots_S >= prompt) & (slots_S < slot))
         positions_B1 = (lengths_B + number)[:, None]
+        positions_BS = jnp.where(slots_S < prompt, slots_S, lengths_B[:, None] + slots_S - prompt)
         hidden_B1E, fresh = extend(
             params,
             config,
@@ -217,7 +218,7 @@ def decode(
             token_B[:, None],
             positions_B1,
             itself_B11,
-            Past(*cache, visible_BS),
+            Past(*cache, visible_BS, positions_BS),
         )
         key, value = (
             jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)

@@ -19,7 +19,7 @@ import numpy as np
 from chopjax.compilation import compiled
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, head_kernel, hidden_states
-from chopjax.models.flops import forward_per_token
+from chopjax.models.flops import decode_per_token, forward_per_token
 from chopjax.models.parameters import Params
 from chopjax.score.generation import STRIDE, decode, prefill
 
@@ -205,8 +205,7 @@ def _work(
     if phase == "decode":
         slots = length + STRIDE
         cache = 2 * config.num_layers * batch * slots * config.num_kv_heads * config.head_dim
-        # A query meets the whole cache: no causal half.
-        return batch * forward_per_token(config, 2 * slots), weights + cache * itemsize
+        return batch * decode_per_token(config, slots), weights + cache * itemsize
     flops = batch * length * forward_per_token(config, length)
     if phase == "prefill":
         flops -= batch * (length - 1) * head

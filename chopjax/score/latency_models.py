@@ -60,12 +60,12 @@ def _config(name: str, revision: str | None, random: bool) -> ModelConfig:
 
 
 def first_layers(params: Params, config: ModelConfig, count: int) -> Model:
-    """A model of as many layers; which ones makes no difference to time.
+    """A model of as many layers; which ones makes no difference to time (of one kind).
 
     With 0, embedding, final norm and head are left: their time is what no chop takes away.
     """
     blocks = jax.tree.map(lambda array: array[:count], params["blocks"])
-    return {**params, "blocks": blocks}, config.with_layers(count)
+    return {**params, "blocks": blocks}, config.keep(range(count))
 
 
 def kept_layers(remove: str | None, num_layers: int) -> list[int]:

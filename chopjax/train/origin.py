@@ -41,7 +41,7 @@ class Origin:
         config = families.translate(self.raw_config)[1]
         if self.keep is None or step < self.chop_after:
             return config
-        return config.with_layers(len(self.keep))
+        return config.keep(self.keep)
 
     def record(self) -> dict[str, Any]:
         """For run.json; `from_record` reads it."""

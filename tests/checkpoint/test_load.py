@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import jax
 import numpy as np
 import pytest
@@ -38,12 +39,10 @@ def rewrite(folder: Path, **tensors: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {
-        family: write_checkpoint(folder / family, family) for family in ("llama", "gpt2", "opt")
-    }
+    return {family: write_checkpoint(folder / family, family) for family in families.NAMES}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", families.NAMES)
 def test_parameters_have_the_layout(models: dict[str, Path], family: str) -> None:
     loaded = load(str(models[family]))
     shapes = {path: leaf.shape for path, leaf in flatten_dict(loaded.params, sep="/").items()}
@@ -54,12 +53,12 @@ def test_parameters_have_the_layout(models: dict[str, Path], family: str) -> Non
     if family == "gpt2":
         matrix = checkpoint.array("transformer.h.2.attn.c_attn.weight")[:, :32]
     else:
-        prefix = {"llama": "model", "opt": "model.decoder"}[family]
+        prefix = "model.decoder" if family == "opt" else "model"
         matrix = checkpoint.array(f"{prefix}.layers.2.self_attn.q_proj.weight").T
     assert np.array_equal(query.reshape(32, 32), matrix)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", families.NAMES)
 def test_keep_is_slicing_and_reads_nothing_else(
     models: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +68,7 @@ def test_keep_is_slicing_and_reads_nothing_else(
     monkeypatch.setattr(TensorInfo, "open", lambda self: (opened.add(self.name), before(self))[1])
     kept = load(str(models[family]), keep=(0, 3))
     assert not any(f".{layer}." in name for name in opened for layer in (1, 2))
-    assert kept.config == whole.config.with_layers(2)
+    assert kept.config == whole.config.keep((0, 3))
     blocks = jax.tree.map(lambda w: w[np.array([0, 3])], whole.params["blocks"])
     assert same(kept.params, whole.params | {"blocks": blocks})
     assert kept.raw_config == whole.raw_config
@@ -259,7 +258,7 @@ for family, sizes in (("llama", (2, 2, 2)), ("gpt2", (1, 4, 2))):
             assert np.array_equal(np.asarray(leaf), np.asarray(expected)), path
             if asked:
                 assert leaf.sharding == flatten_dict(asked, sep="/")[path], path
-    config = whole.config.with_layers(2)
+    config = whole.config.keep((0, 2))
     kept = shardings(config, make_mesh(*sizes))
     for source in (model, str(out)):
         half = load(source, keep=(1, 3), shardings=kept)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import families
 import jax
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.arccos(np.clip(cosine, -1, 1)) / np.pi
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", families.NAMES)
 @pytest.mark.parametrize("every_token", [False, True])
 def test_measures_are_those_of_the_papers(tmp_path: Path, family: str, every_token: bool) -> None:
     checkpoints.write_checkpoint(tmp_path / "m", family)

@@ -49,7 +49,8 @@ def test_config_changes_only_the_number_of_layers(family):
     chopped = chop_config(raw, FAMILIES[family], choose("both", 12, 5)[:4])
     key = FAMILIES[family].num_layers_key
     assert list(chopped) == list(raw)
-    assert {k for k in raw if raw[k] != chopped[k]} == {key}
+    lists = set(FAMILIES[family].layer_lists(raw))
+    assert {k for k in raw if raw[k] != chopped[k]} == {key} | lists
     assert translate(chopped)[1].num_layers == 4
 
 
@@ -63,7 +64,6 @@ def test_per_layer_lists_follow():
         "model_type": "llama",
         "layer_types": ["full_attention", "sliding", "full_attention", "sliding", "chunked"],
         "num_hidden_layers": 5,
-        "no_rope_layers": [1, 1, 1, 0, 1],
         "eos_token_id": [1, 2, 3, 4, 5],  # five by chance
         "mlp_layer_names": ["a", "b"],  # not one a layer
     }
@@ -72,8 +72,20 @@ def test_per_layer_lists_follow():
     assert chopped == raw | {
         "layer_types": ["full_attention", "full_attention", "sliding"],
         "num_hidden_layers": 3,
-        "no_rope_layers": [1, 1, 0],
     }
+
+
+def test_kinds_left_to_a_pattern_are_written_out():
+    """max_window_layers is an index: without the list, the kept layers would all be full."""
+    raw = {"model_type": "qwen3", "num_hidden_layers": 5, "sliding_window": 64}
+    raw |= {"use_sliding_window": True, "max_window_layers": 2}
+    chopped = chop_config(raw, FAMILIES["qwen3"], (0, 2, 4))
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    assert chopped == raw | {"num_hidden_layers": 3, "layer_types": kinds}
+    parent, child = (FAMILIES["qwen3"].translate(config) for config in (raw, chopped))
+    assert child == parent.keep((0, 2, 4))
+    plain = raw | {"use_sliding_window": False}
+    assert chop_config(plain, FAMILIES["qwen3"], (0, 1)) == plain | {"num_hidden_layers": 2}
 
 
 def test_parameters_in_numpy_stay_in_numpy():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import checkpoints
+import families
 import numpy as np
 import pytest
 import torch
@@ -35,7 +36,7 @@ def by_torch(model: transformers.PreTrainedModel, rows: list[list[int]]) -> list
     ]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", families.NAMES)
 def test_scores_are_those_of_torch(tmp_path: Path, family: str) -> None:
     checkpoints.write_checkpoint(tmp_path / "m", family)
     ours = load(str(tmp_path / "m"))

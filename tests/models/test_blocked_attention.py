@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chopjax.models import blocked_attention
-from chopjax.models.attention import attend, choose
+from chopjax.models.attention import Scores, attend, choose
 from chopjax.models.blocked_attention import blocked_attention as blocked
 
 B, T, N, K, H = 2, 19, 4, 2, 8
@@ -16,7 +16,8 @@ B, T, N, K, H = 2, 19, 4, 2, 8
 
 @pytest.mark.parametrize("most", [100, 3])
 @pytest.mark.parametrize("documents", [False, True])
-def test_value_and_gradients(monkeypatch, most, documents):
+@pytest.mark.parametrize("window", [None, 1, 6, 19, 40])
+def test_value_and_gradients(monkeypatch, most, documents, window):
     """Blocks of 4 (the last one of 3) and of 7, grouped heads, with and without documents."""
     monkeypatch.setattr(blocked_attention, "BLOCK", 4)
     monkeypatch.setattr(blocked_attention, "MOST_BLOCKS", most)
@@ -28,8 +29,8 @@ def test_value_and_gradients(monkeypatch, most, documents):
     def of(run):
         return jax.jit(lambda *x: (*jax.vjp(run, *x)[1](ct), run(*x)))(query, key, value)
 
-    got = of(lambda q, k, v: blocked(q, k, v, segments))
-    want = of(lambda q, k, v: attend(q, k, v, segments, implementation="xla"))
+    got = of(lambda q, k, v: blocked(q, k, v, segments, window))
+    want = of(lambda q, k, v: attend(q, k, v, segments, "xla", Scores(window)))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6)
 
@@ -46,6 +47,17 @@ def test_half_the_scores_are_never_computed():
 
     # Of 8 blocks 36 of 64 squares; two forward products and five backward against two and four.
     assert flops("blocked") < 0.72 * flops("xla")
+
+
+def test_keys_out_of_the_window_are_never_met():
+    x = jax.ShapeDtypeStruct((1, 1024, 1, 64), jnp.float32)
+
+    def flops(window):
+        run = lambda q, k, v: attend(q, k, v, None, "blocked", Scores(window)).sum()  # noqa: E731
+        return jax.jit(run).lower(x, x, x).compile().cost_analysis()["flops"]
+
+    # 8 blocks of 128 queries with 128 + 127 keys, in the place of 36 of 128 x 128.
+    assert flops(128) < 0.5 * flops(None)
 
 
 def test_chosen_on_one_processor_alone():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,41 +57,7 @@ def check(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> None:
     assert abs(float(losses.mean()) - float(reply.loss)) <= 1e-5
 
 
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-THETA = {"rope_theta": 10_000.0}
-OPTIONS = [
-    ("llama", {}),
-    ("llama", {"head_dim": 24}),
-    ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
-    ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
-    ("llama", {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-3}),
-    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
-    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5} | THETA}),
-    ("llama", {"rope_parameters": LLAMA3 | THETA}),
-    ("llama", {"rope_parameters": YARN | THETA}),
-    ("llama", {"rope_parameters": YARN | THETA | {"truncate": False, "beta_fast": 16}}),
-    ("llama", {"rope_parameters": YARN | THETA | {"mscale": 0.8, "mscale_all_dim": 0.5}}),
-    ("llama", {"rope_parameters": YARN | THETA | {"attention_factor": 1.3}}),
-    ("gpt2", {}),
-    ("gpt2", {"n_inner": 48, "activation_function": "gelu", "tie_word_embeddings": False}),
-    ("gpt2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
-    ("opt", {}),
-    ("opt", {"word_embed_proj_dim": 16}),
-    ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
-    ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False}),
-    ("opt", {"tie_word_embeddings": False, "_remove_final_layer_norm": True}),
-    ("opt", {"activation_function": "gelu", "tie_word_embeddings": False}),
-]
-
-
-@pytest.mark.parametrize(("family", "options"), OPTIONS, ids=str)
+@pytest.mark.parametrize(("family", "options"), families.OPTIONS, ids=str)
 def test_logits_and_loss_are_those_of_transformers(family: str, options: dict[str, Any]) -> None:
     model = checkpoints.random_model(family, **options)
     check(model, json.loads(model.config.to_json_string(use_diff=False)))
@@ -108,7 +75,7 @@ def test_real_checkpoints(fixture: str, request: pytest.FixtureRequest) -> None:
 def tiny(family: str = "llama", **options: Any) -> tuple[Any, Any, jax.Array]:
     raw = json.loads(
         transformers.AutoConfig.for_model(
-            family, **(checkpoints.SIZES[family] | options)
+            family, **(families.SIZES[family] | options)
         ).to_json_string(use_diff=False)
     )
     _, config = translate(raw)
@@ -117,7 +84,7 @@ def tiny(family: str = "llama", **options: Any) -> tuple[Any, Any, jax.Array]:
     return config, params, tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", families.NAMES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_random_parameters_have_the_layout(family: str, tied: bool) -> None:
     config, params, _ = tiny(family, tie_word_embeddings=tied)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chopjax.models import decoder
-from chopjax.models.config import ModelConfig, Rope
+from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.decoder import Compute, Past
 
 extend = jax.jit(decoder.extend, static_argnums=(1, 2))
@@ -17,29 +17,30 @@ hidden_states = jax.jit(decoder.hidden_states, static_argnums=(1, 2))
 SMALL = {
     "vocab_size": 61,
     "embed_dim": 24,
-    "num_layers": 3,
     "num_heads": 4,
     "head_dim": 8,
     "mlp_dim": 40,
     "max_positions": 400,
-    "norm_epsilon": 1e-5,
 }
 LLAMA = ModelConfig(
     family="llama",
-    norm="rms",
+    layers=(Layer(rope=Rope()),) * 3,
+    norm=Norm("rms", 1e-5),
     activation="silu",
     tie_embeddings=False,
-    rope=Rope(),
     gated_mlp=True,
     num_kv_heads=2,
     **SMALL,
 )
 GPT2 = ModelConfig(
     family="gpt2",
-    norm="layer",
+    layers=(Layer(),) * 3,
+    norm=Norm("layer", 1e-5, bias=True),
+    positions="learned",
     activation="gelu_tanh",
     tie_embeddings=True,
-    attention_bias=True,
+    qkv_bias=True,
+    output_bias=True,
     mlp_bias=True,
     num_kv_heads=4,
     **SMALL,
@@ -98,6 +99,7 @@ def test_a_past_equals_the_whole(model: tuple[ModelConfig, decoder.Params], shar
         jnp.pad(key, pad, constant_values=9.0),
         jnp.pad(value, pad, constant_values=9.0),
         jnp.arange(47)[None].repeat(rows, 0) < 40,
+        jnp.arange(47)[None].repeat(rows, 0),
     )
     positions = jnp.arange(40, 90)[None].repeat(3, 0)
     rest, _ = extend(

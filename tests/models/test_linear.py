@@ -9,7 +9,7 @@ import pytest
 from flax import struct
 
 from chopjax.models import decoder
-from chopjax.models.config import ModelConfig, Rope
+from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.linear import linear
 
 
@@ -47,8 +47,9 @@ class HalfPlusPair:
 def test_a_weight_node_stands_where_the_kernel_would() -> None:
     """In a scanned stack: the same hidden states as its product written out, and gradients that
     reach its parts."""
+    layers, norm = (Layer(rope=Rope()),) * 3, Norm("rms", 1e-5)
     config = ModelConfig(
-        "llama", 31, 8, 3, 2, 2, 4, 16, 32, "rms", 1e-5, "silu", True, Rope(), gated_mlp=True
+        "llama", 31, 8, layers, 2, 2, 4, 16, 32, norm, "silu", True, gated_mlp=True
     )
     params = decoder.init(config, jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 2)

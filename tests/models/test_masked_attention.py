@@ -8,20 +8,26 @@ import numpy as np
 import pytest
 
 from chopjax.models import masked_attention
-from chopjax.models.masked_attention import attend_visible
+from chopjax.models.masked_attention import Past, Reach, attend_visible
 
 T, S, K, G, H = 13, 7, 2, 3, 8
 
 
-def plain(query, key, value, visible, past):
+def plain(query, key, value, visible, past, places=None, window=1 << 30):
     """One query at a time, over its visible keys alone."""
     mixed = np.zeros(query.shape)
     for b, t, n in np.ndindex(query.shape[:3]):
-        keys, values = key[b, visible[b, t], n // G], value[b, visible[b, t], n // G]
+        own = (
+            visible[b, t] if places is None else visible[b, t] & (places[b, t] - places[b] < window)
+        )
+        keys, values = key[b, own, n // G], value[b, own, n // G]
         if past is not None:
             row = b if len(past[0]) > 1 else 0
-            keys = np.concatenate([past[0][row, past[2][row], n // G], keys])
-            values = np.concatenate([past[1][row, past[2][row], n // G], values])
+            seen = past[2][row]
+            if places is not None:
+                seen = seen & (places[b, t] - past[3][row] < window)
+            keys = np.concatenate([past[0][row, seen, n // G], keys])
+            values = np.concatenate([past[1][row, seen, n // G], values])
         scores = keys.astype(np.float64) @ query[b, t, n] / np.sqrt(H)
         weights = np.exp(scores - scores.max())
         mixed[b, t, n] = weights / weights.sum() @ values
@@ -31,7 +37,8 @@ def plain(query, key, value, visible, past):
 @pytest.mark.parametrize("pasts", [0, 1, None], ids=["no past", "shared", "one a row"])
 @pytest.mark.parametrize("rows", [1, 5, 6])
 @pytest.mark.parametrize("most", [100, 2], ids=["blocks of 4", "blocks of 7"])
-def test_against_a_plain_softmax(monkeypatch, rows, pasts, most):
+@pytest.mark.parametrize("window", [None, 1, 9])
+def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window):
     """Groups of 1, 2 and 3 rows, blocks whose last is shorter, trees as masks, grouped heads."""
     monkeypatch.setattr(masked_attention, "CPU_GROUP", 3 * T)
     monkeypatch.setattr(masked_attention, "CPU_BLOCK", 4)
@@ -49,9 +56,13 @@ def test_against_a_plain_softmax(monkeypatch, rows, pasts, most):
         filled = random.random((past_rows, S)) < 0.6
         filled[-1] = False  # a past without a token is none
         filled[0, 0] = past_rows > 1 or rows > 1
-        past = (draw(past_rows, S, K, H), draw(past_rows, S, K, H), filled)
-    got = jax.jit(attend_visible)(query, key, value, visible, past)
-    np.testing.assert_allclose(got, plain(query, key, value, visible, past), atol=2e-6)
+        before = np.sort(random.integers(0, 20, (past_rows, S)), axis=1)
+        past = Past(draw(past_rows, S, K, H), draw(past_rows, S, K, H), filled, before)
+    places = np.sort(random.integers(12, 30, (rows, T)), axis=1)
+    reach = None if window is None else Reach(places, np.int32(window))
+    got = jax.jit(attend_visible)(query, key, value, visible, past, reach)
+    near = {} if window is None else {"places": places, "window": window}
+    np.testing.assert_allclose(got, plain(query, key, value, visible, past, **near), atol=2e-6)
 
 
 def test_half_precision_weighs_in_float32():

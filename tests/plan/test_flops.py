@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from chopjax.models import decoder, flops
-from chopjax.models.config import ModelConfig, Rope
+from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.decoder import Compute
 from chopjax.plan.flops import conventions
 
@@ -15,17 +15,15 @@ LLAMA_2_7B = ModelConfig(
     family="llama",
     vocab_size=32_000,
     embed_dim=4096,
-    num_layers=32,
+    layers=(Layer(rope=Rope()),) * 32,
     num_heads=32,
     num_kv_heads=32,
     head_dim=128,
     mlp_dim=11_008,
     max_positions=4096,
-    norm="rms",
-    norm_epsilon=1e-5,
+    norm=Norm("rms", 1e-5),
     activation="silu",
     tie_embeddings=False,
-    rope=Rope(),
     gated_mlp=True,
 )
 
@@ -47,17 +45,15 @@ def test_xla_counts_the_same_for_a_forward_pass() -> None:
         family="llama",
         vocab_size=512,
         embed_dim=256,
-        num_layers=1,  # the scan's body is counted once whatever the depth
+        layers=(Layer(rope=Rope()),) * 1,  # the scan's body is counted once whatever the depth
         num_heads=4,
         num_kv_heads=2,
         head_dim=64,
         mlp_dim=1024,
         max_positions=512,
-        norm="rms",
-        norm_epsilon=1e-5,
+        norm=Norm("rms", 1e-5),
         activation="silu",
         tie_embeddings=True,
-        rope=Rope(),
         gated_mlp=True,
     )
     length = 256

@@ -7,24 +7,25 @@ import optax
 import pytest
 
 from chopjax.models import decoder
-from chopjax.models.config import ModelConfig
+from chopjax.models.config import Layer, ModelConfig, Norm
 from chopjax.plan import memory
 
 CONFIG = ModelConfig(
     family="gpt2",
     vocab_size=64,
     embed_dim=16,
-    num_layers=2,
+    layers=(Layer(),) * 2,
     num_heads=2,
     num_kv_heads=2,
     head_dim=8,
     mlp_dim=64,
     max_positions=32,
-    norm="layer",
-    norm_epsilon=1e-5,
+    norm=Norm("layer", 1e-5, bias=True),
     activation="gelu_tanh",
     tie_embeddings=True,
-    attention_bias=True,
+    positions="learned",
+    qkv_bias=True,
+    output_bias=True,
     mlp_bias=True,
 )
 

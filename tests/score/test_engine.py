@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from chopjax.models import decoder
-from chopjax.models.config import ModelConfig, Rope
+from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 from chopjax.score.engine import Engine
@@ -26,27 +26,27 @@ LLAMA = ModelConfig(
     family="llama",
     vocab_size=61,
     embed_dim=24,
-    num_layers=2,
+    layers=(Layer(rope=Rope()),) * 2,
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
     mlp_dim=40,
     max_positions=160,
-    norm="rms",
-    norm_epsilon=1e-5,
+    norm=Norm("rms", 1e-5),
     activation="silu",
     tie_embeddings=True,
-    rope=Rope(),
     gated_mlp=True,
 )
 GPT2 = dataclasses.replace(
     LLAMA,
     family="gpt2",
-    norm="layer",
+    norm=Norm("layer", 1e-5, bias=True),
     activation="gelu_tanh",
-    rope=None,
+    layers=(Layer(),) * 2,
+    positions="learned",
     gated_mlp=False,
-    attention_bias=True,
+    qkv_bias=True,
+    output_bias=True,
     mlp_bias=True,
     num_kv_heads=4,
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import families
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -34,7 +35,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", families.NAMES)
 def test_tiny_models(family: str, tmp_path: Path) -> None:
     """Stops, many lengths in a batch, and contexts that are cut on the left."""
     name = {"gpt2": "n_positions"}.get(family, "max_position_embeddings")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import families
 import lm_eval.evaluator
 import local_tasks
 import numpy as np
@@ -25,7 +26,7 @@ def models(folder: Path, batch_size: int = 8) -> tuple[ChopjaxLM, HFLM]:
     return ChopjaxLM(str(folder), dtype="float32"), theirs
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "opt"])
+@pytest.fixture(scope="module", params=families.NAMES)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     positions = {"gpt2": "n_positions"}.get(request.param, "max_position_embeddings")

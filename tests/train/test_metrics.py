@@ -39,7 +39,7 @@ def test_rates_percentiles_and_goodput(monkeypatch):
     assert whole["step_seconds_p90"] == pytest.approx(2.8)
     assert whole["goodput"] == pytest.approx(6 / 20)
     # The chopped model's steps: rates are its own, goodput the run's.
-    half = CONFIG.with_layers(2)
+    half = CONFIG.keep((0, 1))
     clock.now_of(half)
     now += 1
     line = clock.tick()

@@ -7,10 +7,10 @@ from typing import Any
 
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
-from chopjax.models.families import gpt2, llama, opt
+from chopjax.models.families import gpt2, llama, opt, qwen3
 from chopjax.models.families.table import Family
 
-FAMILIES: dict[str, Family] = {f.FAMILY.model_type: f.FAMILY for f in (llama, gpt2, opt)}
+FAMILIES: dict[str, Family] = {f.FAMILY.model_type: f.FAMILY for f in (llama, gpt2, opt, qwen3)}
 
 
 def find(raw: Mapping[str, Any]) -> Family:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax.models.config import ModelConfig
+from chopjax.models.config import Layer, ModelConfig, Norm
 from chopjax.models.families.options import Options
 from chopjax.models.families.table import HEAD, Family, Row
 
@@ -39,17 +39,18 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         family="gpt2",
         vocab_size=options.size("vocab_size", 50_257),
         embed_dim=embed_dim,
-        num_layers=options.size("n_layer", 12),
+        layers=(Layer(),) * options.size("n_layer", 12),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=options.divide("n_embd / n_head", embed_dim, num_heads),
         mlp_dim=options.size("n_inner", 4 * embed_dim),
         max_positions=options.size("n_positions", 1024),
-        norm="layer",
-        norm_epsilon=options.number("layer_norm_epsilon", 1e-5, above=0),
+        norm=Norm("layer", options.number("layer_norm_epsilon", 1e-5, above=0), bias=True),
         activation=options.choice("activation_function", ACTIVATIONS, "gelu_new"),
         tie_embeddings=options.flag("tie_word_embeddings", True),
-        attention_bias=True,
+        positions="learned",
+        qkv_bias=True,
+        output_bias=True,
         mlp_bias=True,
         bos_token_id=options.token("bos_token_id"),
         eos_token_id=options.token("eos_token_id"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax.models.config import ModelConfig
+from chopjax.models.config import Layer, ModelConfig, Norm
 from chopjax.models.families.options import Options, rope
 from chopjax.models.families.table import HEAD, Family, Row
 
@@ -32,23 +32,24 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         head_dim = options.size("head_dim")
     options.divide("head_dim / 2 (RoPE turns pairs)", head_dim, 2)
     max_positions = options.size("max_position_embeddings", 2048)
+    layer = Layer(rope=rope(options, max_positions))
+    bias = options.flag("attention_bias", False)
     config = ModelConfig(
         family="llama",
         vocab_size=options.size("vocab_size", 32_000),
         embed_dim=embed_dim,
-        num_layers=options.size("num_hidden_layers", 32),
+        layers=(layer,) * options.size("num_hidden_layers", 32),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         mlp_dim=options.size("intermediate_size", 11_008),
         max_positions=max_positions,
-        norm="rms",
-        norm_epsilon=options.number("rms_norm_eps", 1e-6, above=0),
+        norm=Norm("rms", options.number("rms_norm_eps", 1e-6, above=0)),
         activation=options.choice("hidden_act", ACTIVATIONS, "silu"),
         tie_embeddings=options.flag("tie_word_embeddings", False),
-        rope=rope(options, max_positions),
         gated_mlp=True,
-        attention_bias=options.flag("attention_bias", False),
+        qkv_bias=bias,
+        output_bias=bias,
         mlp_bias=options.flag("mlp_bias", False),
         bos_token_id=options.token("bos_token_id"),
         eos_token_id=options.token("eos_token_id"),

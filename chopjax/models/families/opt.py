@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax.models.config import ModelConfig
+from chopjax.models.config import Layer, ModelConfig, Norm
 from chopjax.models.families.options import Options
 from chopjax.models.families.table import HEAD, Family, Row
 
@@ -28,25 +28,26 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
     bias = options.flag("enable_bias", True)
     pre_norm = options.flag("do_layer_norm_before", True)
     no_final_norm = options.flag("_remove_final_layer_norm", False)
+    affine = options.flag("layer_norm_elementwise_affine", True)
     config = ModelConfig(
         family="opt",
         vocab_size=options.size("vocab_size", 50_272),
         embed_dim=embed_dim,
-        num_layers=options.size("num_hidden_layers", 12),
+        layers=(Layer(),) * options.size("num_hidden_layers", 12),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=options.divide("hidden_size / num_attention_heads", embed_dim, num_heads),
         mlp_dim=options.size("ffn_dim", 3072),
         max_positions=options.size("max_position_embeddings", 2048),
-        norm="layer",
-        norm_epsilon=1e-5,  # torch's default; OPT has no key for it
+        norm=Norm("layer", 1e-5, affine, affine),  # torch's epsilon; OPT has no key for it
         activation=options.choice("activation_function", ACTIVATIONS, "relu"),
         tie_embeddings=options.flag("tie_word_embeddings", True),
+        positions="learned",
         position_offset=2,  # transformers' OPTLearnedPositionalEmbedding
-        attention_bias=bias,
+        qkv_bias=bias,
+        output_bias=bias,
         mlp_bias=bias,
-        norm_affine=options.flag("layer_norm_elementwise_affine", True),
-        pre_norm=pre_norm,
+        norm_place="before" if pre_norm else "residual",
         final_norm=pre_norm and not no_final_norm,
         embed_projection=table_dim if table_dim != embed_dim else None,
         bos_token_id=options.token("bos_token_id"),

@@ -64,6 +64,11 @@ class Options:
         value = self.raw.get(key)
         return default if value is None else value
 
+    def nullable(self, key: str, default: Any = None) -> Any:
+        """The value; a missing key gives the default, null stays None."""
+        self.seen.add(key)
+        return self.raw.get(key, default)
+
     def size(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 1."""
         value = self.get(key, default)

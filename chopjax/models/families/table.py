@@ -87,6 +87,12 @@ def _rearrange(array: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.
     return array.reshape(shape)
 
 
+def stated_layer_lists(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """layer_types where the file has it: newer transformers write it for every family."""
+    stated = raw.get("layer_types")
+    return {"layer_types": stated} if isinstance(stated, list) else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A model_type of transformers: how to read its config.json and its tensors."""
@@ -99,6 +105,9 @@ class Family:
     # Constants that older transformers versions saved beside the weights (masks, frequencies).
     # They carry no information: imports leave them out, chopping copies them along.
     buffers: tuple[str, ...] = ()
+    # The per-layer lists of a config.json, those included that the file leaves to a pattern over
+    # indices: key → one entry a layer. Chopping writes them out for the layers that stay.
+    layer_lists: Callable[[Mapping[str, Any]], Mapping[str, list[Any]]] = stated_layer_lists
 
     @property
     def embedding_row(self) -> Row:

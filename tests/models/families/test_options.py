@@ -19,13 +19,15 @@ def test_missing_keys_take_the_defaults_of_transformers(name: str) -> None:
     _, ours = translate({"model_type": name})
     _, theirs = translate(full)
     # transformers states the special tokens of its defaults; a bare config.json has none.
-    assert ours.with_layers(1).__dict__ | {"bos_token_id": 0, "eos_token_id": 0} == (
-        theirs.with_layers(1).__dict__ | {"bos_token_id": 0, "eos_token_id": 0}
+    assert ours.keep((0,)).__dict__ | {"bos_token_id": 0, "eos_token_id": 0} == (
+        theirs.keep((0,)).__dict__ | {"bos_token_id": 0, "eos_token_id": 0}
     )
 
 
 def rope_of(**raw: Any) -> Rope | None:
-    return translate({"model_type": "llama", "max_position_embeddings": 4096} | raw)[1].rope
+    return (
+        translate({"model_type": "llama", "max_position_embeddings": 4096} | raw)[1].layers[0].rope
+    )
 
 
 def test_both_spellings_of_rope() -> None:

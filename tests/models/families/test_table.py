@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import families
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -12,34 +13,17 @@ from chopjax.models import parameters
 from chopjax.models.families import FAMILIES, table
 from chopjax.models.families.table import bind, layer_index, match, usual_naming
 
-SMALL = {
-    "llama": {
-        "vocab_size": 11,
-        "hidden_size": 8,
-        "intermediate_size": 12,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "attention_bias": True,
-        "mlp_bias": True,
-    },
-    "gpt2": {"vocab_size": 11, "n_embd": 8, "n_layer": 3, "n_head": 4, "n_positions": 16},
-    "opt": {
-        "vocab_size": 11,
-        "hidden_size": 8,
-        "ffn_dim": 12,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "word_embed_proj_dim": 4,
-        "max_position_embeddings": 16,
-    },
-}
 FAMILY_NAMES = sorted(FAMILIES)
+
+
+def test_every_family_is_in_the_table_that_tests_read() -> None:
+    assert families.NAMES == FAMILY_NAMES
+    assert {name for name, _ in families.OPTIONS} == set(FAMILIES)
 
 
 def tensors_of(name: str, **options: object) -> tuple[table.Family, parameters.ModelConfig, dict]:
     family = FAMILIES[name]
-    config = family.translate({"model_type": name} | SMALL[name] | options)
+    config = family.translate({"model_type": name} | families.SIZES[name] | options)
     size = parameters.sizes(config)
     shapes = {
         b.source: b.row.source_shape(size) for b in bind(family, config, usual_naming(family))
