@@ -9,6 +9,16 @@ import families
 import torch
 import transformers
 
+# What tokenizers are trained on.
+TEXT = """\
+Tiny random checkpoints are written by the library itself, and every weight of them is random: the
+norms and the biases, too. A model of four layers has learned nothing, so that its numbers are of no
+interest but to those who compare two programs that compute them. The cat sat on the mat. The dog
+sat on the log. What was tokenized in pieces is put together again, and the longest piece wins:
+def folder(path): return path.parent / "checkpoint" for name, weight in model.named_parameters() in
+range(0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Is it there? It is; and if it is not, then it never was!
+"""
+
 
 def random_model(family: str, seed: int = 0, **options: Any) -> transformers.PreTrainedModel:
     """A model of transformers with every weight random, norms and biases too, in float32."""
@@ -53,8 +63,7 @@ def write_tokenizer(folder: Path, vocab_size: int = 97) -> Path:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    text = (Path(__file__).read_text() + " the cat sat on the mat. ") * 4
-    tokenizer.train_from_iterator(text.splitlines(), trainer)
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
     )
