@@ -1,0 +1,8 @@
+"""What can be damaged: every target of tests/faults.py under its name."""
+
+from __future__ import annotations
+
+import fault_checkpoints
+from faults import Target
+
+TARGETS: dict[str, Target] = {**fault_checkpoints.TARGETS}
