@@ -12,7 +12,7 @@ from types import ModuleType
 
 from chopjax import __version__
 from chopjax.checkpoint.atomic import USERS_ERRORS
-from chopjax.errors import UserError
+from chopjax.errors import UserError, readable
 from chopjax.hardware import skip_absent_tpu
 
 # Verb → what `chopjax --help` says of it. chopjax/commands/VERB.py has add_arguments and run;
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _command(arguments.verb).run(arguments) or 0
     except UserError as error:
-        print(f"chopjax {arguments.verb}: error: {error}", file=sys.stderr)
+        print(readable(f"chopjax {arguments.verb}: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"chopjax {arguments.verb}: interrupted", file=sys.stderr)
@@ -84,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in USERS_ERRORS:
             raise
         place = error.filename or "a file"
-        print(f"chopjax {arguments.verb}: error: {place}: {error.strerror}", file=sys.stderr)
+        print(
+            readable(f"chopjax {arguments.verb}: error: {place}: {error.strerror}"), file=sys.stderr
+        )
         return 2
 
 

@@ -23,12 +23,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from chopjax.errors import escaped, readable
+
 LINE_SECONDS = 10.0  # a plain line at most this often
 
 
 def say(message: str) -> None:
     """A line for people on standard error; standard output belongs to results."""
-    print(message, file=sys.stderr, flush=True)
+    print(readable(message), file=sys.stderr, flush=True)
 
 
 def _count(value: float) -> str:
@@ -49,7 +51,7 @@ class Bar:
     """Counts `done` of `total` and carries a few values to show beside it (loss, MFU, …)."""
 
     def __init__(self, label: str, total: float | None, unit: str, done: float):
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = escaped(label), total, unit
         self.done = self.begun_at = done
         self.values: dict[str, str] = {}
         self._start = self._last_line = time.monotonic()
@@ -63,7 +65,7 @@ class Bar:
             )
             self._rich = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 *amount,
                 TimeElapsedColumn(),
@@ -73,7 +75,7 @@ class Bar:
                 console=self._console,
             )
             self._task = self._rich.add_task(
-                label, total=total, completed=int(done), extra="", amount=self._amount()
+                self.label, total=total, completed=int(done), extra="", amount=self._amount()
             )
 
     def rate(self) -> float:

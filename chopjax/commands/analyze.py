@@ -56,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     from chopjax.analysis import MEASURES, AnalysisSettings, analyze, write_analysis
     from chopjax.checkpoint.atomic import check_free
     from chopjax.chop.importance import ANALYSIS, parse_protect
+    from chopjax.report.terminal import print_json
 
     settings = AnalysisSettings(
         sequences=args.sequences,
@@ -80,23 +80,25 @@ def run(args: argparse.Namespace) -> int:
     analysis = analyze(args.model, args.data, settings, args.revision, args.field)
     figures = write_analysis(out, analysis, args.overwrite)
     if args.json:
-        print(json.dumps(analysis))
+        print_json(analysis)
     else:
         _print(analysis, out, figures)
     return 0
 
 
 def _print(analysis: Mapping[str, Any], out: Any, figures: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True, highlight=False)
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import console
+
+    screen = console(soft_wrap=True)
     if "recommended" in analysis:
-        console.print(
-            f"{analysis['model']}: the choice with the lowest loss for every number of layers "
-            "removed, before healing"
+        screen.print(
+            f"{escaped(analysis['model'])}: the choice with the lowest loss for every number of "
+            "layers removed, before healing"
         )
-        console.print(
+        screen.print(
             f"nats per token on {analysis['predicted_tokens']:,} tokens; whole model "
             f"{analysis['parent_loss']:.4f}"
         )
@@ -108,5 +110,7 @@ def _print(analysis: Mapping[str, Any], out: Any, figures: list[str]) -> None:
             added = f"+{loss - analysis['parent_loss']:.4f}"
             by = ", ".join(choice["strategies"])
             table.add_row(count, choice["remove"], by, f"{loss:.4f}", added)
-        console.print(table)
-    console.print(f"{out}: analysis.json, analysis.npz, {', '.join(figures)} (.png and .svg)")
+        screen.print(table)
+    screen.print(
+        f"{escaped(str(out))}: analysis.json, analysis.npz, {', '.join(figures)} (.png and .svg)"
+    )

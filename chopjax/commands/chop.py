@@ -64,11 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
     from chopjax.checkpoint.atomic import check_free
     from chopjax.checkpoint.source import open_checkpoint
     from chopjax.chop.stream import chop_checkpoint, plan
+    from chopjax.report.terminal import print_json
 
     _check_flags(args)
     if not args.dry_run:
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             args.overwrite, max_shard_bytes, chosen.recipe,
         )  # fmt: skip
     if args.json:
-        print(json.dumps(_result(args, checkpoint.revision, chosen, done)))
+        print_json(_result(args, checkpoint.revision, chosen, done))
     else:
         _print(args, done)
     return 0
@@ -161,22 +160,23 @@ def _result(
 
 
 def _print(args: argparse.Namespace, done: Plan) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from chopjax.chop.configurations import ranges
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import console
 
     title = "would be written" if args.dry_run else "written"
     table = Table(
-        "", "before", "after", "ratio", title=f"{args.out} ({title})", title_justify="left"
+        "", "before", "after", "ratio", title=f"{escaped(args.out)} ({title})", title_justify="left"
     )
     for column in table.columns[1:]:
         column.justify = "right"
     for name in ("layers", "parameters", "tensors", "bytes"):
         before, after = getattr(done.before, name), getattr(done.after, name)
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
-    console = Console(soft_wrap=True)
-    console.print(f"kept layers     {ranges(done.kept_layers)}", highlight=False)
-    console.print(f"removed layers  {ranges(done.removed_layers)}", highlight=False)
-    console.print("(numbered from 0 as in MODEL, both ends of a range inclusive)", highlight=False)
-    console.print(table)
+    screen = console(soft_wrap=True)
+    screen.print(f"kept layers     {ranges(done.kept_layers)}")
+    screen.print(f"removed layers  {ranges(done.removed_layers)}")
+    screen.print("(numbered from 0 as in MODEL, both ends of a range inclusive)")
+    screen.print(table)

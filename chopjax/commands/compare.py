@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     from chopjax.errors import UserError
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.report.results_file import read_results
     from chopjax.report.task_rendering import figure, legend, markdown, rich_table
     from chopjax.report.task_table import as_json, compare
-    from chopjax.report.terminal import show
+    from chopjax.report.terminal import print_json, show
 
     if args.plot and not Path(args.plot).expanduser().parent.is_dir():
         raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         for written in plots.save(figure(table), path):
             say(f"wrote {written}")
     if args.json:
-        print(json.dumps(as_json(table, files)))
+        print_json(as_json(table, files))
     elif args.markdown:
         print(markdown(table))
     else:

@@ -27,11 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
     from chopjax.checkpoint.describe import describe
     from chopjax.checkpoint.summary import summary
     from chopjax.errors import UserError
+    from chopjax.report.terminal import print_json
 
     if args.sequence_length is not None and args.sequence_length < 1:
         raise UserError(f"--sequence-length {args.sequence_length}: at least 1 is needed")
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
         result["not_finite"] = check(found)
     if args.json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         _print(result)
     return 0
@@ -67,18 +66,18 @@ def _plan(config: Any, length: int) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
+    from chopjax.report.terminal import console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a file or a pipe has no width to keep to
-    tensors = _tensors(result, wide=console.width >= 110)
+    screen = console()
+    if not screen.is_terminal:
+        screen = console(width=160)  # a file or a pipe has no width to keep to
+    tensors = _tensors(result, wide=screen.width >= 110)
     for table in (_facts(result), tensors, _memory(result), _flops(result)):
-        console.print(table)
-        console.print()
+        screen.print(table)
+        screen.print()
     if "not_finite" in result:
         names = result["not_finite"]
-        console.print(f"NaN or infinity: {', '.join(names) or 'none'}", markup=False)
+        screen.print(f"NaN or infinity: {', '.join(names) or 'none'}")
 
 
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Any:
@@ -112,10 +111,12 @@ def _bytes(count: float) -> str:
 def _facts(result: dict[str, Any]) -> Any:
     from rich.text import Text
 
+    from chopjax.errors import escaped
+
     revision = f" at {result['revision'][:12]}" if result["revision"] else ""
-    table = _table(f"{result['model']}{revision} ({result['kind']})", "", "")
+    table = _table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
     for name, value in (_shape_facts(result["config"]) | _size_facts(result)).items():
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(escaped(value)))
     return table
 
 

@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     import jax
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.progress import progress, say
     from chopjax.report import latency as report
     from chopjax.report import plots
-    from chopjax.report.terminal import show
+    from chopjax.report.terminal import print_json, show
     from chopjax.score.latency import PHASES, measure
     from chopjax.score.latency_models import first_layers, open_models
 
@@ -109,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         for written in plots.save(report.figure(measured, setting), path):
             say(f"wrote {written}")
     if args.json:
-        print(json.dumps(report.as_json(measured, about)))
+        print_json(report.as_json(measured, about))
         return 0
     show(report.table(measured))
     print(f"\n{setting}; medians of {args.rounds} rounds in turns")

@@ -33,12 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
-    from rich.console import Console
     from rich.table import Table
 
     from chopjax.data.tokenizer import load_tokenizer
+    from chopjax.report.terminal import console, print_json
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.perplexity import perplexity, read_texts
 
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     found = perplexity(engine, tokenizer, read_texts(args.data, args.field), args.truncate)
     result = {"model": args.model, "data": args.data} | found
     if args.json:
-        print(json.dumps(result))
+        print_json(result)
         return 0
     table = Table(box=None, show_header=False)
     for name, text in (
@@ -73,5 +71,5 @@ def run(args: argparse.Namespace) -> int:
         ("convention", result["convention"]),
     ):
         table.add_row(name, text)
-    Console().print(table)
+    console().print(table)
     return 0

@@ -40,10 +40,9 @@ def run(args: argparse.Namespace) -> int:
     parse(args.topology)
     prepare_environment()
 
-    import json
-
     from chopjax.plan.plan import make_plan, settings_of
     from chopjax.plan.tables import show
+    from chopjax.report.terminal import print_json
     from chopjax.train.config_file import load_config
 
     if args.tokens is not None and args.tokens <= 0:
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     topology = parse(args.topology, settings.mesh.slices)
     plan = make_plan(settings, origin, topology, args.tokens, args.machine_code)
     if args.json:
-        print(json.dumps(plan))
+        print_json(plan)
     else:
         show(plan)
     return 0

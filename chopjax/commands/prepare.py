@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from chopjax.errors import UserError
@@ -84,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         stores = _prepared(args)
     if args.json:
-        print(json.dumps({name or "store": _summary(store) for name, store in stores.items()}))
+        from chopjax.report.terminal import print_json
+
+        print_json({name or "store": _summary(store) for name, store in stores.items()})
     else:
         _print_table(stores)
     return 0
@@ -148,8 +148,10 @@ def _summary(store: TokenStore) -> dict[str, object]:
 
 
 def _print_table(stores: dict[str, TokenStore]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import console
 
     table = Table(box=None)
     table.add_column("store")
@@ -157,7 +159,7 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
         table.add_column(column, justify="right")
     for store in stores.values():
         table.add_row(
-            os.path.basename(store.path),
+            escaped(os.path.basename(store.path)),
             f"{store.num_documents:,}",
             f"{store.num_tokens:,}",
             f"{store.text_bytes:,}",
@@ -165,5 +167,5 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
             f"{len(store.shards)} x {store.dtype}",
         )
     for store in stores.values():
-        print(store.path)
-    Console(file=sys.stdout).print(table)
+        print(escaped(store.path))
+    console().print(table)

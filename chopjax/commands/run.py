@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from chopjax import pipeline
+    from chopjax.report.terminal import print_json
     from chopjax.score.model import use_compilation_cache
     from chopjax.train.config_file import load_config
 
@@ -38,25 +38,25 @@ def run(args: argparse.Namespace) -> int:
     schedule = [f"chop.schedule={args.schedule}"] if args.schedule else []
     report = pipeline.run(load_config(args.config, [*args.set, *schedule]), workdir)
     if args.json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         _print(report, workdir)
     return 0
 
 
 def _print(report: dict[str, Any], workdir: Path) -> None:
-    from rich.console import Console
-
+    from chopjax.errors import escaped
     from chopjax.report.comparison import columns_of_report, gap_closed, rich_table
+    from chopjax.report.terminal import console
 
     columns = columns_of_report(report)
     parent, chopped, _ = columns
-    console = Console()
-    console.print(rich_table(columns))
-    added = chopped.loss - parent.loss
-    console.print(
+    screen = console()
+    screen.print(rich_table(columns))
+    added, place = chopped.loss - parent.loss, Path(escaped(str(workdir)))
+    screen.print(
         f"\nChopping added {added:.3f} nats per token; healing took away "
         f"{gap_closed(columns):.0%} of it."
     )
-    console.print(f"Healed checkpoint: {workdir / 'healed'}", soft_wrap=True)
-    console.print(f"Report: {workdir / 'report.json'}, {workdir / 'healing.png'}", soft_wrap=True)
+    screen.print(f"Healed checkpoint: {place / 'healed'}", soft_wrap=True)
+    screen.print(f"Report: {place / 'report.json'}, {place / 'healing.png'}", soft_wrap=True)

@@ -15,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     import os
     import shlex
     from pathlib import Path
@@ -23,9 +22,9 @@ def run(args: argparse.Namespace) -> int:
     # The harness's bars would stand between ours. Read when tqdm is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-    from rich.console import Console
-
+    from chopjax.errors import escaped
     from chopjax.report.sweep import rich_table
+    from chopjax.report.terminal import console, print_json
     from chopjax.score.model import use_compilation_cache
     from chopjax.sweep import sweep
     from chopjax.train.config_file import load_config
@@ -36,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     parts += [f"--config.{assignment}" for assignment in args.set]
     report = sweep(load_config(args.config, args.set), workdir, shlex.join(parts))
     if args.json:
-        print(json.dumps(report))
+        print_json(report)
         return 0
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(rich_table(report))
-    console.print(f"{workdir / 'report.html'}: figures, tables, settings")
+    screen = console(soft_wrap=True)
+    screen.print(rich_table(report))
+    screen.print(f"{escaped(str(workdir / 'report.html'))}: figures, tables, settings")
     return 0

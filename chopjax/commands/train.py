@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from chopjax.commands.flags import add_recipe
 
@@ -38,21 +37,25 @@ def run(args: argparse.Namespace) -> int:
     if processes is not None and processes.index != 0:
         return 0  # the first process speaks for all
     if args.json:
-        print(json.dumps(summary))
+        from chopjax.report.terminal import print_json
+
+        print_json(summary)
     else:
         _print(summary)
     return 0
 
 
 def _print(summary: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import console
 
     table = Table(title="Training", show_header=False)
     for name, value in summary.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), _text(name, value))
-    Console().print(table)
+            table.add_row(name.replace("_", " "), escaped(_text(name, value)))
+    console().print(table)
 
 
 def _text(name: str, value: object) -> str:

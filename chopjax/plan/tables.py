@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chopjax.plan.topology import GIB
+from chopjax.report.terminal import console
 
 _PARTS = {
     "parameters": "parameters",
@@ -21,31 +22,30 @@ _PARTS = {
 
 def show(plan: dict[str, Any]) -> None:
     """Print to standard output."""
-    console = Console()
+    screen = console()
     shape = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
-    console.print(
+    screen.print(
         f"{plan['topology']}, {plan['chips']} chips; mesh {shape or 'one device'}; "
         f"attention {plan['attention']}",
-        highlight=False,
     )
     if not plan["compiled"]:
-        console.print(f"Not compiled: {plan['not_compiled_because']}", markup=False)
+        screen.print(f"Not compiled: {plan['not_compiled_because']}")
     for phase in plan["phases"]:
-        _show_phase(console, phase, plan)
+        _show_phase(screen, phase, plan)
     table = Table(title="The run", show_header=False)
     table.add_row("tokens", _count(plan["token_budget"]))
     table.add_row("tokens a day", _count(plan["tokens_per_day"]))
     table.add_row("days", f"{plan['days']:,.2f}")
     table.add_row("chip-hours", f"{plan['chip_hours']:,.0f}")
-    console.print(table)
-    console.print(f"Model FLOPs: {plan['flops_formula']}. Assumed, so that this is the best case:")
+    screen.print(table)
+    screen.print(f"Model FLOPs: {plan['flops_formula']}. Assumed, so that this is the best case:")
     for assumption in plan["assumptions"]:
-        console.print(f"  - {assumption}", highlight=False)
+        screen.print(f"  - {assumption}")
 
 
-def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
+def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
     name = f"{phase['name']}: {phase['layers']} layers, {_count(phase['parameters'])} parameters"
-    console.rule(f"{name}, {phase['steps']:,} steps")
+    screen.rule(f"{name}, {phase['steps']:,} steps")
     memory, limit = phase["memory"], phase["memory"]["limit"]
     table = Table(title=f"Memory of one chip ({plan['chip']['name']})", show_header=False)
     table.add_column()
@@ -58,19 +58,19 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
     table.add_section()
     table.add_row("in all", _size(memory["total"]))
     table.add_row("usable", _size(limit))
-    console.print(table)
+    screen.print(table)
     spare = limit - memory["total"]
     verdict = f"It fits, with {_size(spare)} to spare."
     if not phase["fits"]:
         verdict = f"It does not fit, by {_size(-spare)}." if spare < 0 else "It does not fit."
-    console.print(f"[bold]{verdict}[/]", highlight=False)
+    screen.print(verdict, style="bold")
     if phase["refusal"]:
-        console.print(f"The compiler: {phase['refusal']}", highlight=False)
+        screen.print(f"The compiler: {phase['refusal']}")
     if not phase["fits"]:
-        console.print(_advice(phase["knobs"]), highlight=False)
+        screen.print(_advice(phase["knobs"]))
     if phase["collectives"]:
-        console.print(_collectives(phase))
-    console.print(_times(phase))
+        screen.print(_collectives(phase))
+    screen.print(_times(phase))
 
 
 def _advice(knobs: list[dict[str, Any]]) -> str:

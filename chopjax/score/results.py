@@ -27,6 +27,7 @@ from lm_eval.utils import (
 from rich.table import Table
 
 from chopjax.checkpoint.atomic import new_file
+from chopjax.report.terminal import to_json
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.perplexity import ratio_stderr
 from chopjax.score.suite_tasks import f1_parts
@@ -193,7 +194,9 @@ def _dump(value: Any, indent: int | None = None) -> str:
 def as_json(results: Mapping[str, Any]) -> str:
     """What `--json` prints: everything but the samples and the task files' content."""
     left_out = ("samples", "configs")
-    return _dump({key: value for key, value in results.items() if key not in left_out})
+    return to_json(
+        json.loads(_dump({key: value for key, value in results.items() if key not in left_out}))
+    )
 
 
 def table(results: Mapping[str, Any]) -> Table:
