@@ -15,6 +15,7 @@ is accounted for.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import shutil
@@ -29,6 +30,7 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax.checkpoint.atomic import flush, flush_tree
 from chopjax.checkpoint.manifest import verify_files, write_manifest
+from chopjax.checkpoint.orbax_disk import Shapes, check_saved, orbax_path, seal, shapes_by_name
 from chopjax.checkpoint.orbax_folder import PYTREE
 from chopjax.errors import UserError, listing
 from chopjax.progress import say
@@ -75,6 +77,7 @@ class Saver:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
         self._saving: int | None = None
+        self._name = contextlib.ExitStack()  # under which Orbax knows the folder
 
     def save(self, step: int, state: Any, record: Mapping[str, Any]) -> None:
         """Begin a save; returns as soon as the arrays may be changed. Every process calls this.
@@ -89,11 +92,16 @@ class Saver:
                 shutil.rmtree(partial, ignore_errors=True)
             context = ocp.Context()
             context.array.saving.use_compression = False  # weights are noise to a compressor
+            name = self._name.enter_context(orbax_path(partial))
             with context:
-                response = ocp.save_async(partial.absolute(), state, checkpointable_name=PYTREE)
+                response = ocp.save_async(name, state, checkpointable_name=PYTREE)
         except Exception as error:
+            self._name.close()
             raise self._failed(error) from error
-        self._pending = self._thread.submit(self._finish, response, step, dict(record))
+        expected = shapes_by_name(state)
+        self._pending = self._thread.submit(
+            self._finish, response, name, expected, step, dict(record)
+        )
 
     def wait(self) -> None:
         """Until no save is going on. Raises UserError if the last one failed."""
@@ -104,6 +112,8 @@ class Saver:
             pending.result()
         except Exception as error:
             raise self._failed(error) from error
+        finally:
+            self._name.close()
 
     def __enter__(self) -> Saver:
         return self
@@ -111,12 +121,18 @@ class Saver:
     def __exit__(self, *exception: object) -> None:
         """Let a save that is going on end. What went wrong in it was raised by `wait`."""
         self._thread.shutdown()
+        self._name.close()
 
-    def _finish(self, response: Any, step: int, record: dict[str, Any]) -> None:
+    def _finish(
+        self, response: Any, name: Path, expected: Shapes, step: int, record: dict[str, Any]
+    ) -> None:
+        """name: under which Orbax knows the folder."""
         response.result()  # on every process: Orbax is done on all of them
         if jax.process_index() != 0:
             return
+        check_saved(name, expected)
         partial = self.folder / f"{step}.partial"
+        seal(partial)
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         write_manifest(partial)
         flush_tree(partial)
@@ -180,7 +196,10 @@ def restore(folder: Path, step: int, abstract: Any) -> Any:
     """The state of a verified checkpoint, every array born with the sharding in `abstract`."""
     path = (folder / str(step)).absolute()
     try:
-        return ocp.load(path, abstract, checkpointable_name=PYTREE)
+        with orbax_path(path) as name:
+            return ocp.load(name, abstract, checkpointable_name=PYTREE)
+    except UserError:
+        raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:1000]
         raise UserError(f"{path}: does not fit this run: {reason}") from error
