@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.assets import copy_assets, write_config
-from chopjax.checkpoint.files import read_json_object
+from chopjax.checkpoint.files import folder_inside, inside, read_json_object
 from chopjax.checkpoint.provenance import read_provenance, write_provenance
-from chopjax.checkpoint.safetensors_file import DTYPES
+from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, open_checkpoint, read_config
 from chopjax.errors import UserError
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
-from chopjax.models.families.table import Family, Naming
+from chopjax.models.families.table import HEAD, Family, Naming
 
 HUGGINGFACE = "huggingface"
 PARAMS = "params"
@@ -81,17 +82,18 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
 
 
 def _describe_own(folder: Path, name: str, step: int | None) -> Description:
-    record = _read_record(folder / FOLDER_MARK)
-    assets = folder / HUGGINGFACE
+    assets = folder_inside(folder, HUGGINGFACE)
+    if assets is None:
+        raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its config.json")
     raw_config = read_config(assets)
     family, config = families.translate(raw_config)
-    if (folder / CHECKPOINTS).is_dir():
-        weights = _step_folder(folder / CHECKPOINTS, name, step)
+    record = _read_record(folder, family)
+    checkpoints, weights = folder_inside(folder, CHECKPOINTS), folder_inside(folder, PARAMS)
+    if checkpoints is not None:
+        weights = _step_folder(checkpoints, name, step)
     elif step is not None:
         raise UserError(f"--step is for training runs; {name} was written by `chopjax import`")
-    elif (folder / PARAMS).is_dir():
-        weights = folder / PARAMS
-    else:
+    elif weights is None:
         raise UserError(f"{name}: neither {PARAMS}/ nor {CHECKPOINTS}/ is there; no weights")
     return Description(
         name=name,
@@ -107,7 +109,8 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
 
 def _step_folder(checkpoints: Path, name: str, step: int | None) -> Path:
     """A step's folder bears its number only once it is complete."""
-    steps = sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir())
+    names = [p.name for p in checkpoints.iterdir() if re.fullmatch("[0-9]{1,18}", p.name)]
+    steps = sorted(int(name) for name in names if folder_inside(checkpoints, name))
     if not steps:
         raise UserError(f"{name}: the training run has not saved a checkpoint yet")
     if step is not None and step not in steps:
@@ -150,16 +153,26 @@ def write_own(
     (folder / FOLDER_MARK).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(folder: Path, family: Family) -> dict[str, Any]:
     """The fields of a Description that chopjax_folder.json holds."""
+    path = inside(folder, FOLDER_MARK)
+    assert path is not None  # the caller found it
     record = read_json_object(path)
     try:
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']!r}; this chopjax reads {_FORMAT}")
         prefix, embedding_names = record["naming"]["prefix"], record["naming"]["embedding_names"]
         dtypes, metadata = record["dtypes"], dict(record["metadata"])
-        if dtypes is not None and not set(dtypes.values()) <= set(DTYPES):
-            raise ValueError("dtypes that safetensors does not have")
+        if dtypes is not None and not set(dtypes.values()) <= set(FLOATS):
+            raise ValueError("dtypes that no parameter has")
+        tables = {family.embedding_row.source.replace("{p}", str(prefix)), HEAD}
+        names = set(embedding_names)
+        if prefix not in family.prefixes or not names or not names <= tables:
+            raise ValueError("names that no tensor has")
+        if not all(isinstance(text, str) for text in (*metadata.values(), record["source"])):
+            raise ValueError("metadata or source that is not text")
+        if not isinstance(record["revision"], str | None):
+            raise ValueError("a revision that is not text")
         return {
             "source": str(record["source"]),
             "revision": record["revision"],

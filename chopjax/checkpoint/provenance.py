@@ -29,20 +29,30 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     if path is None:
         return None
     record = read_json_object(path)
-    parent, kept = record.get("parent"), record.get("kept_layers")
-    num_layers = parent.get("num_layers") if isinstance(parent, dict) else None
-    sound = (
-        isinstance(num_layers, int)
-        and isinstance(kept, list)
-        and all(isinstance(layer, int) and 0 <= layer < num_layers for layer in kept)
-        and isinstance(record.get("history"), list)
-    )
-    if not sound:
+    history = record.get("history")
+    if not isinstance(history, list) or not all(map(_is_step, [record, *history])):
         raise UserError(
             f"{path}: parent, kept_layers and history are not those of a record that chopjax "
             "wrote; delete the file to treat this checkpoint as a parent of its own"
         )
     return record
+
+
+def _is_step(record: Any) -> bool:
+    """Whether it has what a chop records: parent, strategy and kept layers of that parent."""
+    if not isinstance(record, dict) or not isinstance(record.get("parent"), dict):
+        return False
+    parent, kept = record["parent"], record.get("kept_layers")
+    num_layers = parent.get("num_layers")
+    return (
+        isinstance(parent.get("name"), str)
+        and isinstance(parent.get("revision"), str | None)
+        and isinstance(record.get("strategy"), str)
+        and isinstance(record.get("settings"), dict)
+        and type(num_layers) is int
+        and isinstance(kept, list)
+        and all(type(layer) is int and 0 <= layer < num_layers for layer in kept)
+    )
 
 
 def compose(

@@ -17,8 +17,9 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from chopjax.checkpoint import hub_requests
-from chopjax.checkpoint.assets import ASSETS
+from chopjax.checkpoint.assets import ASSETS, check_assets
 from chopjax.checkpoint.describe import HUGGINGFACE
+from chopjax.checkpoint.files import folder_inside, read_json_object
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
 from chopjax.errors import UserError
 
@@ -64,7 +65,10 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
     elif revision is not None:
         raise UserError(f"--revision is for hub ids; {name} is a local folder")
     elif (folder / FOLDER_MARK).is_file():
-        folder = folder / HUGGINGFACE
+        own = folder_inside(folder, HUGGINGFACE)
+        if own is None:
+            raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its tokenizer")
+        folder = own
     built = build(folder, name)
     backend = built.backend_tokenizer
     backend.no_truncation()
@@ -139,6 +143,7 @@ def build(folder: Path, name: str, **options: Any) -> Any:
 
     if not any(path.is_file() for mark in _MARKS for path in folder.glob(mark)):
         raise UserError(f"{name}: no tokenizer there (none of {', '.join(_MARKS)})")
+    check_assets(folder)
     try:
         built = AutoTokenizer.from_pretrained(
             str(folder.absolute()), trust_remote_code=False, local_files_only=True, **options
@@ -158,7 +163,11 @@ def _ids_in_config(path: Path) -> tuple[int | None, int | None]:
     """bos_token_id and eos_token_id of config.json; of a list, the first."""
     if not path.is_file():
         return None, None
-    config = json.loads(path.read_text())
-    ids = (config.get("bos_token_id"), config.get("eos_token_id"))
-    bos_id, eos_id = (i[0] if isinstance(i, list) and i else i for i in ids)
-    return bos_id, eos_id
+    config = read_json_object(path)
+
+    def first(key: str) -> int | None:
+        value = config.get(key)
+        value = value[0] if isinstance(value, list) and value else value
+        return value if type(value) is int else None
+
+    return first("bos_token_id"), first("eos_token_id")

@@ -18,6 +18,7 @@ import concurrent.futures
 import contextlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ def steps(folder: Path) -> list[int]:
     """Steps with a checkpoint, ascending. A name that is a number means that it was completed."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+    named = [p for p in folder.iterdir() if re.fullmatch("[0-9]{1,18}", p.name) and p.is_dir()]
+    return sorted(int(path.name) for path in named)
 
 
 def newest(folder: Path) -> str:
