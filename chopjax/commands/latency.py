@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax.paths import expanded
+
 DEFAULT_LENGTH = 512
 
 
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag} {value}: at least 1 is needed")
-    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
+    if args.plot and not expanded(args.plot).parent.is_dir():
         raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
     dtype = args.dtype
     if dtype == "auto":
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     }
     setting = f"batch {args.batch}, {length} tokens, {dtype}, {about['device']}"
     if args.plot:
-        path = Path(args.plot).expanduser()
+        path = expanded(args.plot)
         path = path.with_suffix("") if path.suffix in (".png", ".svg") else path
         for written in plots.save(report.figure(measured, setting), path):
             say(f"wrote {written}")

@@ -34,6 +34,7 @@ from chopjax.data.store import (
 from chopjax.data.text_files import Unit, open_binary
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.errors import UserError, listing
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
 
 SETTINGS = "prepare.json"  # in OUT: what it was made from and how
@@ -75,7 +76,7 @@ def prepare(
     """
     if "://" in os.fspath(out):
         raise UserError(f"{out}: prepare writes to a local folder; copy it there afterwards")
-    final = Path(os.path.abspath(Path(out).expanduser()))
+    final = Path(os.path.abspath(expanded(out)))
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer)
     sources = find_sources([os.fspath(name) for name in inputs], field, unit)

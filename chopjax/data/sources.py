@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
@@ -20,6 +19,7 @@ from chopjax.data.text_files import (
     is_known,
 )
 from chopjax.errors import UserError, listing
+from chopjax.paths import expanded
 
 # A piece becomes a shard of the store. Few, so that a store is few files; many, so that workers
 # share the work evenly and a killed run loses little.
@@ -112,7 +112,7 @@ def _nominal_size(source: Source) -> int:
 def _files(name: str, field: str, unit: Unit) -> Iterator[TextFile]:
     local = "://" not in name
     try:
-        system, path = fsspec.core.url_to_fs(str(Path(name).expanduser()) if local else name)
+        system, path = fsspec.core.url_to_fs(str(expanded(name)) if local else name)
         if system.isfile(path):
             paths = [path]
         elif system.isdir(path):

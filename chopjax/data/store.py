@@ -27,6 +27,7 @@ import fsspec
 import numpy as np
 
 from chopjax.errors import UserError, listing
+from chopjax.paths import expanded
 
 STORE = "store.json"
 FORMAT = 1
@@ -160,7 +161,7 @@ def documents_file(shard: int) -> str:
 def open_store(path: str | os.PathLike[str]) -> TokenStore:
     """Open a store. Raises UserError where there is none, or one whose files are not as it says."""
     name = os.fspath(path)
-    name = name.rstrip("/") if "://" in name else str(Path(name).expanduser())
+    name = name.rstrip("/") if "://" in name else str(expanded(name))
     system, folder = _file_system(name)
     try:
         record = json.loads(system.cat_file(f"{folder}/{STORE}"))

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 
 
 def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -21,7 +22,7 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     The recipe is Python, and is executed. Raises UserError where the file or a field does not
     exist (with the names that come near) and where a value does not have the field's type.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise UserError(f"--config {file}: no such file")
     spec = importlib.util.spec_from_file_location(f"chopjax_recipe_{path.stem}", path)

@@ -42,6 +42,7 @@ from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints
 from chopjax.train import mesh as meshes
@@ -75,7 +76,7 @@ LAST_STEPS = 100  # that the summary's loss is the mean of
 
 def last_words(workdir: str | Path) -> str:
     """What is there of a run that ends without its will."""
-    return checkpoints.newest(Path(workdir).expanduser() / CHECKPOINTS)
+    return checkpoints.newest(expanded(workdir) / CHECKPOINTS)
 
 
 def train(
@@ -88,7 +89,7 @@ def train(
     Raises UserError; SystemExit(75) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the
     state saved.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     try:
         with contextlib.ExitStack() as stack:
             return _train(config, workdir, force, params, stack)
