@@ -77,6 +77,13 @@ def open_split(spec: str, field: str) -> HuggingFaceSplit:
     place, colon, split = spec.rpartition(":")
     if not colon:
         place, split = spec, "train"
+    elif expanded(spec).is_dir():
+        if expanded(place).is_dir():
+            raise UserError(
+                f"hf:{spec}: {spec} and {place} are folders both; write hf:{spec}:train for the "
+                f"first or hf:{place}/:{split} for the second"
+            )
+        place, split = spec, "train"
     folder = expanded(place)
     if folder.is_dir():
         dataset, config, revision = str(folder.resolve()), None, None
