@@ -33,7 +33,7 @@ class ChopSettings:
 class DataSettings:
     """Token stores, as `chopjax prepare` writes them."""
 
-    train: str = ""  # folder; several as "FOLDER=WEIGHT,FOLDER=WEIGHT"
+    train: str = ""  # folder; several as "FOLDER=WEIGHT,FOLDER=WEIGHT" (data/lists.py)
     evaluation: str = ""  # held-out text; none where empty
     batch_size: int = 8  # sequences a step, over all devices
     sequence_length: int = 512  # tokens
