@@ -95,11 +95,10 @@ def find_merges(
 ) -> tuple[Recipe, dict[str, Any]]:
     """LaCo's recipe that leaves `remove` layers fewer, and what it was found with."""
     with _ready(model, inputs, settings, revision, field) as ready:
-        most = settings.protect.most(ready.config.num_layers) - 1
+        L = ready.config.num_layers
+        most = L - len(settings.protect.layers(L)) - 1  # one is left that the others fold into
         if not 1 <= remove <= most:
-            raise UserError(
-                f"laco can fold 1 to {most} of {ready.config.num_layers} layers away, not {remove}"
-            )
+            raise UserError(f"laco can fold 1 to {most} of {L} layers away, not {remove}")
         compute = Compute(dtype=settings.dtype)
         recipe = laco(
             ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
@@ -171,6 +170,8 @@ def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSetting
             f"--sequence-length {settings.sequence_length}: between 2 and the model's "
             f"{config.max_positions} positions"
         )
+    if config.num_layers < 2:
+        raise UserError("the model has one layer; there is nothing to choose from")
     if settings.protect.most(config.num_layers) < 1:
         raise UserError(
             f"--protect {settings.protect.first},{settings.protect.last}: all "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from ml_collections import ConfigDict
 
@@ -70,7 +71,8 @@ def _contradictions(settings: SweepSettings) -> list[str]:
             "calibration.text: text for strategies that measure is missing",
         ),
         (
-            bool(names(settings.seeds)) and all(s.isdigit() for s in names(settings.seeds)),
+            bool(names(settings.seeds))
+            and all(re.fullmatch("[0-9]{1,9}", s) for s in names(settings.seeds)),
             f"seeds: {settings.seeds!r}: numbers separated by commas are needed",
         ),
     ]
