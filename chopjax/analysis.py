@@ -49,6 +49,7 @@ from chopjax.train.loss import cross_entropy
 MEASURES = ("similarity", "taylor", "perplexity", "sleb", "choices")
 # The one pass over the residual stream serves three strategies.
 _PASS = {"similarity": "similarity", "block-influence": "similarity", "magnitude": "similarity"}
+MOST_SEQUENCES = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _ready(
         say(f"loading {model}: {config.num_layers} layers")
         params = load(model, revision, shardings=meshes.shardings(config, mesh)).params
         shards = meshes.batch_shards(mesh)
-        size = -(-settings.batch_size // shards) * shards
+        size = -(-min(settings.batch_size, len(sequences)) // shards) * shards
         batches = [
             Batch(*jax.device_put(tuple(batch), meshes.batch_sharding(mesh)))
             for batch in make_batches(sequences, size)
@@ -163,8 +164,8 @@ def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSetting
         "--sequences": settings.sequences,
         "--batch-size": settings.batch_size,
     }.items():
-        if value < 1:
-            raise UserError(f"{flag} {value}: at least 1 is needed")
+        if not 1 <= value <= MOST_SEQUENCES:
+            raise UserError(f"{flag} {value}: from 1 to {MOST_SEQUENCES:,}")
     if not 0 <= settings.sequence_length <= config.max_positions or settings.sequence_length == 1:
         raise UserError(
             f"--sequence-length {settings.sequence_length}: between 2 and the model's "

@@ -12,7 +12,7 @@ from chopjax.chop.importance import MEASURED, parse_protect
 from chopjax.errors import UserError, listing
 from chopjax.pipeline_settings import CalibrationSettings, ScoreSettings, TextSettings, names
 from chopjax.train.settings import Settings as HealSettings
-from chopjax.train.settings import read_as
+from chopjax.train.settings import fields_of, read_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> SweepSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = read_as(SweepSettings, config.to_dict(), "", problems)
+    settings = read_as(SweepSettings, fields_of(config), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax.commands.flags import check_count
 from chopjax.paths import expanded
 
 DEFAULT_LENGTH = 512
@@ -65,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.latency_models import first_layers, open_models
 
     for flag in ("batch", "length", "rounds"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag} {value}: at least 1 is needed")
+        check_count(f"--{flag}", getattr(args, flag))
     if args.plot and not expanded(args.plot).parent.is_dir():
         raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
     dtype = args.dtype

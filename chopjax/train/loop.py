@@ -37,6 +37,7 @@ from chopjax.data.prefetch import prefetch
 from chopjax.data.store import check_fits
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
+from chopjax.hardware import memory_bytes
 from chopjax.models import flops
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
@@ -357,6 +358,12 @@ def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
             problems.append(
                 f"{name} {size}: not a multiple of {shards} shards x {parts} microbatches"
             )
+    room = memory_bytes() // 2
+    if (host := data.batch_size // shards * data.sequence_length * 4 * len(BATCH_DTYPES)) > room:
+        problems.append(
+            f"data.batch_size {data.batch_size}: a device's part alone is {host:,} bytes on the "
+            f"host, which has {2 * room:,}"
+        )
     reason = why_not(
         settings.compute.attention,
         data.sequence_length,

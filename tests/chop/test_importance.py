@@ -144,9 +144,7 @@ def test_choosing_by_an_analysis_needs_no_jax() -> None:
     assert "similarity" in MEASURED
 
 
-@pytest.mark.parametrize(
-    "text", ["", "1", "1,1,1", "-1,0", "1.0,1", "a,b", "²,1", "1," + "9" * 5000]
-)
+@pytest.mark.parametrize("text", ["", "1", "1,1,1", "-1,0", "1.0,1", "a,b", "²,1", f"1,{9:09999}"])
 def test_protect_that_is_no_pair_of_counts(text: str) -> None:
     with pytest.raises(UserError, match="two counts are needed"):
         parse_protect(text)
