@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from chopjax.paths import expanded
 HUGGINGFACE = "huggingface"
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
-STEP = re.compile(r"0|[1-9][0-9]{0,17}")  # the name of a finished checkpoint
 _FORMAT = 1
 
 
@@ -110,9 +108,7 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
 
 def _step_folder(checkpoints: Path, name: str, step: int | None) -> Path:
     """A step's folder bears its number only once it is complete."""
-    steps = sorted(
-        int(p.name) for p in checkpoints.iterdir() if STEP.fullmatch(p.name) and p.is_dir()
-    )
+    steps = sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir())
     if not steps:
         raise UserError(f"{name}: the training run has not saved a checkpoint yet")
     if step is not None and step not in steps:

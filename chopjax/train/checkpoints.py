@@ -28,7 +28,6 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from chopjax.checkpoint.atomic import flush, flush_tree
-from chopjax.checkpoint.describe import STEP
 from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.orbax_folder import PYTREE
 from chopjax.errors import UserError, listing
@@ -44,7 +43,7 @@ def steps(folder: Path) -> list[int]:
     """Steps with a checkpoint, ascending. A name that is a number means that it was completed."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if STEP.fullmatch(p.name) and p.is_dir())
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
 def newest(folder: Path) -> str:

@@ -51,7 +51,8 @@ from chopjax.train.devices import peak_flops
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, training_batches
-from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
+from chopjax.train.metrics import Clock, Guard, MetricsWriter
+from chopjax.train.metrics_file import read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
 from chopjax.train.peers import EXIT_PREEMPTED
@@ -122,6 +123,7 @@ def _train(
 
     # ------------------------------------------------------------------- Is there a run yet?
     found_step = checkpoints.latest_good(folder)
+    read_metrics(workdir)  # what cannot be gone on with is said before anything is loaded
     if first:
         checkpoints.remove_partial(folder)
     record: dict[str, Any] = {}
