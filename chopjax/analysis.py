@@ -49,6 +49,7 @@ from chopjax.train.loss import cross_entropy
 MEASURES = ("similarity", "taylor", "perplexity", "sleb", "choices")
 # The one pass over the residual stream serves three strategies.
 _PASS = {"similarity": "similarity", "block-influence": "similarity", "magnitude": "similarity"}
+MOST_SEQUENCES = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +96,10 @@ def find_merges(
 ) -> tuple[Recipe, dict[str, Any]]:
     """LaCo's recipe that leaves `remove` layers fewer, and what it was found with."""
     with _ready(model, inputs, settings, revision, field) as ready:
-        most = settings.protect.most(ready.config.num_layers) - 1
+        L = ready.config.num_layers
+        most = L - len(settings.protect.layers(L)) - 1  # one is left that the others fold into
         if not 1 <= remove <= most:
-            raise UserError(
-                f"laco can fold 1 to {most} of {ready.config.num_layers} layers away, not {remove}"
-            )
+            raise UserError(f"laco can fold 1 to {most} of {L} layers away, not {remove}")
         compute = Compute(dtype=settings.dtype)
         recipe = laco(
             ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
@@ -136,7 +136,7 @@ def _ready(
         say(f"loading {model}: {config.num_layers} layers")
         params = load(model, revision, shardings=meshes.shardings(config, mesh)).params
         shards = meshes.batch_shards(mesh)
-        size = -(-settings.batch_size // shards) * shards
+        size = -(-min(settings.batch_size, len(sequences)) // shards) * shards
         batches = [
             Batch(*jax.device_put(tuple(batch), meshes.batch_sharding(mesh)))
             for batch in make_batches(sequences, size)
@@ -164,13 +164,15 @@ def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSetting
         "--sequences": settings.sequences,
         "--batch-size": settings.batch_size,
     }.items():
-        if value < 1:
-            raise UserError(f"{flag} {value}: at least 1 is needed")
+        if not 1 <= value <= MOST_SEQUENCES:
+            raise UserError(f"{flag} {value}: from 1 to {MOST_SEQUENCES:,}")
     if not 0 <= settings.sequence_length <= config.max_positions or settings.sequence_length == 1:
         raise UserError(
             f"--sequence-length {settings.sequence_length}: between 2 and the model's "
             f"{config.max_positions} positions"
         )
+    if config.num_layers < 2:
+        raise UserError("the model has one layer; there is nothing to choose from")
     if settings.protect.most(config.num_layers) < 1:
         raise UserError(
             f"--protect {settings.protect.first},{settings.protect.last}: all "

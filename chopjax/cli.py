@@ -80,6 +80,16 @@ def main(argv: list[str] | None = None) -> int:
         # nothing so that the interpreter's last flush does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        reason = (str(error) or "of the host").splitlines()[0]
+        print(
+            f"chopjax {arguments.verb}: error: memory is too small: {reason}. Take smaller "
+            "batches, shorter sequences or more devices",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:
         if error.errno not in USERS_ERRORS:
             raise

@@ -7,8 +7,8 @@ from typing import Any
 
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.source import Checkpoint
+from chopjax.data.lists import text_names
 from chopjax.data.sources import find_sources
-from chopjax.pipeline_settings import names
 
 
 def identity(parent: Description) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def text_files(inputs: str, field: str) -> list[Any]:
 
     Raises UserError if there is none.
     """
-    files = [file for source in find_sources(names(inputs), field) for file in source.files]
+    files = [file for source in find_sources(text_names(inputs), field) for file in source.files]
     result = []
     for file in files:
         path = Path(file["name"])

@@ -10,8 +10,9 @@ from chopjax.choice import KNOWN
 from chopjax.chop.importance import parse_protect
 from chopjax.chop.merge import MERGES
 from chopjax.chop.schedule import ONCE, parse_schedule
+from chopjax.data.prepare import MOST_WORKERS
 from chopjax.errors import UserError, listing
-from chopjax.train.settings import Dtype, read_as
+from chopjax.train.settings import Dtype, fields_of, read_as
 from chopjax.train.settings import Settings as HealSettings
 
 
@@ -86,7 +87,7 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> PipelineSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = read_as(PipelineSettings, config.to_dict(), "", problems)
+    settings = read_as(PipelineSettings, fields_of(config), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:
@@ -124,7 +125,10 @@ def _contradictions(settings: PipelineSettings) -> list[str]:
             not (chop.after_steps and merges),
             f"chop.after_steps: not with {chop.strategy}, which changes the weights that stay",
         ),
-        (text.workers >= 1, f"text.workers is {text.workers}: at least 1 is needed"),
+        (
+            1 <= text.workers <= MOST_WORKERS,
+            f"text.workers is {text.workers}: from 1 to {MOST_WORKERS}",
+        ),
         (score.limit >= 0, f"score.limit is {score.limit}: not below 0"),
         (score.latency_batch >= 1, "score.latency_batch: at least 1 is needed"),
         (score.latency_length >= 0, "score.latency_length: not below 0"),

@@ -20,6 +20,7 @@ from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.importance import parse_protect, read_analysis
 from chopjax.chop.schedule import ONCE, parse_schedule
 from chopjax.chop.stream import chop_checkpoint
+from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import parameters
@@ -44,7 +45,7 @@ LATENCY_LENGTH = 512  # tokens at most, where the settings leave it open
 
 def prepare_text(settings: PipelineSettings, inputs: str, out: Path) -> dict[str, Any]:
     store = prepare(
-        names(inputs),
+        text_names(inputs),
         load_tokenizer(settings.model, settings.revision or None),
         out,
         field=settings.text.field,
@@ -111,7 +112,7 @@ def _analysis_settings(settings: PipelineSettings, measures: tuple[str, ...]) ->
 
 
 def _calibration_text(settings: PipelineSettings) -> list[str]:
-    return names(settings.calibration.text or settings.text.train)
+    return text_names(settings.calibration.text or settings.text.train)
 
 
 def kept(each: Round) -> Keep:
@@ -142,7 +143,7 @@ def score(settings: PipelineSettings, name: str, model: str, out: Path) -> dict[
     """Held-out perplexity and task accuracies of one model."""
     wanted = settings.score
     loaded, engine = open_engine(model, _revision(settings, name), wanted.dtype)
-    texts = read_texts(names(settings.text.held_out), settings.text.field)
+    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     measured = perplexity(engine, load_tokenizer(loaded.folder), texts)
     accuracies = {}
     if wanted.tasks:

@@ -28,6 +28,7 @@ from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.surgery import chop_params
+from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
@@ -160,7 +161,7 @@ def _score(
         else Engine(config, params, engine.compute, engine.max_length, engine.mesh)
     )
     engines.setdefault(len(point.keep), scorer)
-    texts = read_texts(names(settings.text.held_out), settings.text.field)
+    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     found = perplexity(scorer, load_tokenizer(loaded.folder), texts)
     row = {
         "loss": found["nats_per_token"],
@@ -202,7 +203,7 @@ def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[
 
 def _prepare(settings: SweepSettings, workdir: Path) -> None:
     prepare(
-        names(settings.text.train),
+        text_names(settings.text.train),
         load_tokenizer(settings.model, settings.revision or None),
         workdir / "tokens",
         field=settings.text.field,

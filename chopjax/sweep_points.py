@@ -13,6 +13,7 @@ from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.describe import describe
 from chopjax.chop.configurations import Keep, choose, resolve_remove
 from chopjax.chop.importance import MEASURED, choose_measured, parse_protect
+from chopjax.data.lists import text_names
 from chopjax.errors import UserError
 from chopjax.inputs import identity, text_files
 from chopjax.progress import say
@@ -95,11 +96,11 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
         protect=parse_protect(settings.protect),
         seed=seed,
     )
-    text = names(settings.calibration.text or settings.text.train)
+    text = settings.calibration.text or settings.text.train
     revision, field = settings.revision or None, settings.text.field
     asked = {
         "parent": identity(describe(settings.model, revision)),
-        "text": text_files(",".join(text), field),
+        "text": text_files(text, field),
         "settings": dataclasses.asdict(about) | {"measures": []},
     }
     asked = json.loads(json.dumps(asked))
@@ -109,7 +110,7 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
         if found.get("asked") == asked and set(measures) <= set(found["settings"]["measures"]):
             return found
     say(f"measuring layers, seed {seed}")
-    found = analyze(settings.model, text, about, revision, field)
+    found = analyze(settings.model, text_names(text), about, revision, field)
     path.parent.mkdir(exist_ok=True)
     with new_file(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(found | {"asked": asked}, indent=1) + "\n")

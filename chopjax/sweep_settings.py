@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from ml_collections import ConfigDict
 
@@ -11,7 +12,7 @@ from chopjax.chop.importance import MEASURED, parse_protect
 from chopjax.errors import UserError, listing
 from chopjax.pipeline_settings import CalibrationSettings, ScoreSettings, TextSettings, names
 from chopjax.train.settings import Settings as HealSettings
-from chopjax.train.settings import read_as
+from chopjax.train.settings import fields_of, read_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> SweepSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = read_as(SweepSettings, config.to_dict(), "", problems)
+    settings = read_as(SweepSettings, fields_of(config), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:
@@ -70,7 +71,8 @@ def _contradictions(settings: SweepSettings) -> list[str]:
             "calibration.text: text for strategies that measure is missing",
         ),
         (
-            bool(names(settings.seeds)) and all(s.isdigit() for s in names(settings.seeds)),
+            bool(names(settings.seeds))
+            and all(re.fullmatch("[0-9]{1,9}", s) for s in names(settings.seeds)),
             f"seeds: {settings.seeds!r}: numbers separated by commas are needed",
         ),
     ]

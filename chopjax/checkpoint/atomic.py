@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 from chopjax.progress import say
 
 # A full disk, a forbidden folder: the user's to mend.
@@ -108,7 +109,7 @@ def check_room(folder: Path, nbytes: int) -> None:
 def _absolute(final: Path) -> Path:
     if ":/" in str(final):  # Path("gs://bucket") is gs:/bucket
         raise UserError(f"{final} is a URL; give a folder on this machine and copy it there after")
-    return Path(os.path.abspath(final.expanduser()))
+    return Path(os.path.abspath(expanded(final)))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from chopjax.errors import UserError
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import HEAD, Family, Naming
+from chopjax.paths import expanded
 
 HUGGINGFACE = "huggingface"
 PARAMS = "params"
@@ -57,7 +58,7 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
 
     step: which checkpoint of a training run, the latest by default.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if (folder / FOLDER_MARK).is_file():
         if revision is not None:
             raise UserError(f"--revision is for hub ids; {model} is a local folder")

@@ -19,6 +19,7 @@ from chopjax.errors import UserError, cut, listing
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family, Match, match
+from chopjax.paths import expanded
 from chopjax.progress import say
 
 CONFIG = "config.json"
@@ -73,7 +74,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     Raises UserError with everything that is wrong: the folder, config.json, the index, headers,
     and tensors missing, unknown, duplicate or of another shape than config.json asks for.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"--revision is for hub ids; {model} is a local folder")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ class Protect:
         )
 
     def most(self, num_layers: int) -> int:
-        """How many layers may go."""
-        return num_layers - len(self.layers(num_layers))
+        """How many layers may go: those that are not protected, and one stays always."""
+        return min(num_layers - len(self.layers(num_layers)), num_layers - 1)
 
 
 DEFAULT_PROTECT = Protect()
@@ -135,7 +136,7 @@ def summary(analysis: Mapping[str, Any], protect: Protect) -> dict[str, Any]:
 def parse_protect(text: str) -> Protect:
     """ "1,1": layers next to the embeddings and next to the head."""
     parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 2 or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts):
         raise UserError(f"--protect {text!r}: two counts are needed, first and last, such as 1,1")
     return Protect(int(parts[0]), int(parts[1]))
 

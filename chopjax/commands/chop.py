@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
@@ -125,7 +126,7 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     protect = parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, config.num_layers)
     if args.analysis:
-        folder = Path(args.analysis)
+        folder = expanded(args.analysis)
         analysis = read_analysis(folder, config.num_layers, parameters.count(config))
         return choice.by_analysis(args.strategy, remove, analysis, protect)
 

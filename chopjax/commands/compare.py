@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax.paths import expanded
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -36,14 +38,14 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.report.task_table import as_json, compare
     from chopjax.report.terminal import print_json, show
 
-    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
+    if args.plot and not expanded(args.plot).parent.is_dir():
         raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
     files = [read_results(place) for place in args.results]
     if len({file.path.resolve() for file in files}) < len(files):
         raise UserError(f"the same results twice: {', '.join(str(file.path) for file in files)}")
     table = compare(files, args.metric)
     if args.plot:
-        path = Path(args.plot).expanduser()
+        path = expanded(args.plot)
         path = path.with_suffix("") if path.suffix in (".png", ".svg") else path
         for written in plots.save(figure(table), path):
             say(f"wrote {written}")

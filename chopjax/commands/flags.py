@@ -7,6 +7,7 @@ import re
 
 from chopjax.errors import UserError
 
+MOST_THINGS = 2**31 - 1  # documents, sequences, devices
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -51,9 +52,15 @@ def add_scoring_model(parser: argparse.ArgumentParser) -> None:
 def check_scoring_model(args: argparse.Namespace) -> None:
     """Raises UserError for flags of add_scoring_model that make no sense."""
     for flag in ("batch_size", "fsdp", "tensor"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value}: at least 1 is needed")
+        check_count(f"--{flag.replace('_', '-')}", getattr(args, flag))
+
+
+def check_count(flag: str, value: int | None) -> None:
+    """Raises UserError for what is no number of things; None is no value given."""
+    if value is not None and value < 1:
+        raise UserError(f"{flag} {value}: at least 1 is needed")
+    if value is not None and value > MOST_THINGS:
+        raise UserError(f"{flag} {value}: at most {MOST_THINGS:,}")
 
 
 def add_recipe(parser: argparse.ArgumentParser, workdir: str) -> None:
@@ -72,7 +79,8 @@ def add_recipe(parser: argparse.ArgumentParser, workdir: str) -> None:
 
 def parse_bytes(text: str, flag: str) -> int:
     """ "5GB" → 5,000,000,000."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in UNITS or float(found[1]) == 0:
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*", text)
+    size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
+    if size < 1:
         raise UserError(f"{flag} {text!r}: a size such as 500MB, 5GB or 2GiB is needed")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(size)

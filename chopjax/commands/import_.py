@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from chopjax.errors import UserError
@@ -88,7 +89,7 @@ def _mesh_sizes(text: str) -> dict[str, int]:
     sizes = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in sizes or not size.lstrip("-").isdigit():
+        if axis not in sizes or not re.fullmatch(r"-?[0-9]{1,9}", size):
             raise UserError(
                 f"--mesh {text!r}: AXIS=SIZE with commas between is needed, such as "
                 f"fsdp=4,tensor=2; the axes are {', '.join(MESH_AXES)}"

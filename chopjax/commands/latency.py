@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax.commands.flags import check_count
+from chopjax.paths import expanded
+
 DEFAULT_LENGTH = 512
 
 
@@ -62,10 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.latency_models import first_layers, open_models
 
     for flag in ("batch", "length", "rounds"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag} {value}: at least 1 is needed")
-    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
+        check_count(f"--{flag}", getattr(args, flag))
+    if args.plot and not expanded(args.plot).parent.is_dir():
         raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
     dtype = args.dtype
     if dtype == "auto":
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     }
     setting = f"batch {args.batch}, {length} tokens, {dtype}, {about['device']}"
     if args.plot:
-        path = Path(args.plot).expanduser()
+        path = expanded(args.plot)
         path = path.with_suffix("") if path.suffix in (".png", ".svg") else path
         for written in plots.save(report.figure(measured, setting), path):
             say(f"wrote {written}")

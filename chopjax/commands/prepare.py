@@ -113,8 +113,6 @@ def _prepared(args: argparse.Namespace) -> dict[str, TokenStore]:
     ]
     if missing:
         raise UserError(f"missing: {', '.join(missing)} (or --verify STORE)")
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers {args.workers}: at least 1 is needed")
     from chopjax.data.prepare import prepare
     from chopjax.data.tokenizer import load_tokenizer
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.commands.flags import add_recipe
+from chopjax.paths import expanded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     use_compilation_cache()
 
-    workdir = Path(args.workdir).expanduser()
+    workdir = expanded(args.workdir)
     schedule = [f"chop.schedule={args.schedule}"] if args.schedule else []
     report = pipeline.run(load_config(args.config, [*args.set, *schedule]), workdir)
     if args.json:

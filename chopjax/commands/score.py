@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chopjax.commands.flags import add_scoring_model, check_scoring_model
+from chopjax.paths import expanded
 
 if TYPE_CHECKING:
     from chopjax.score.tasks import Tasks
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     check_scoring_model(args)
     if args.num_fewshot is not None and args.num_fewshot < 0:
         raise UserError(f"--num-fewshot {args.num_fewshot}: not below 0")
-    output = Path(args.output).expanduser()
+    output = expanded(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; a folder is needed")
     names = [args.suite] if args.suite else _names(args.tasks)

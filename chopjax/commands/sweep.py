@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from chopjax.commands.flags import add_recipe
+from chopjax.paths import expanded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import os
     import shlex
-    from pathlib import Path
 
     # The harness's bars would stand between ours. Read when tqdm is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.train.config_file import load_config
 
     use_compilation_cache()
-    workdir = Path(args.workdir).expanduser()
+    workdir = expanded(args.workdir)
     parts = ["chopjax", "sweep", "--config", args.config, "--workdir", args.workdir]
     parts += [f"--config.{assignment}" for assignment in args.set]
     report = sweep(load_config(args.config, args.set), workdir, shlex.join(parts))

@@ -34,8 +34,10 @@ from chopjax.data.store import (
 from chopjax.data.text_files import Unit, open_binary
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.errors import UserError, listing
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
 
+MOST_WORKERS = 1024
 SETTINGS = "prepare.json"  # in OUT: what it was made from and how
 RECORDS = "records"  # in OUT.partial: what is in the finished shards
 
@@ -75,9 +77,11 @@ def prepare(
     """
     if "://" in os.fspath(out):
         raise UserError(f"{out}: prepare writes to a local folder; copy it there afterwards")
-    final = Path(os.path.abspath(Path(out).expanduser()))
+    final = Path(os.path.abspath(expanded(out)))
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer)
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise UserError(f"--workers {workers}: from 1 to {MOST_WORKERS}")
     sources = find_sources([os.fspath(name) for name in inputs], field, unit)
     share = _share(held_out)
     separators = (_separator(tokenizer, before), _separator(tokenizer, after))
@@ -98,7 +102,7 @@ def prepare(
                 (work / SETTINGS).unlink(missing_ok=True)
             return open_stores(final)
         _begin(work, settings, overwrite)
-        workers = workers or os.cpu_count() or 1
+        workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
         job = Job(
             tokenizer=tokenizer,
             before=separators[0],

@@ -22,6 +22,7 @@ from chopjax.checkpoint.describe import HUGGINGFACE
 from chopjax.checkpoint.files import folder_inside, read_json_object
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 
 # One of these is in every folder that holds a tokenizer.
 _MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")
@@ -57,7 +58,7 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
     Raises UserError where there is none, or only one that needs code from its author.
     """
     name = os.fspath(model)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         if name.count("/") > 1 or name.startswith((".", "~", "/")):
             raise UserError(f"{name}: no such folder")

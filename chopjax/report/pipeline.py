@@ -14,7 +14,7 @@ from chopjax.checkpoint.provenance import read_provenance
 from chopjax.report import plots
 from chopjax.report.card import card
 from chopjax.report.comparison import Column, as_json, gap_closed
-from chopjax.train.metrics import read_metrics
+from chopjax.train.metrics_file import read_metrics
 
 MODELS = ("parent", "chopped", "healed")
 

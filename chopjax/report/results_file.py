@@ -13,6 +13,7 @@ import numpy as np
 
 from chopjax.checkpoint.files import read_json_object
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 from chopjax.score.suite_tasks import f1_parts
 
 # Of the metrics of a task, the one to show, unless the user names another.
@@ -70,7 +71,7 @@ class Items:
 
 def read_results(place: str) -> Results:
     """A results file, or the newest one under a folder. Raises UserError where there is none."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.is_dir():
         found = sorted(path.rglob("results_*.json"), key=lambda p: (p.name, str(p)))
         if not found:

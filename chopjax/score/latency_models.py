@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
@@ -15,6 +14,7 @@ from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import init
 from chopjax.models.parameters import Params
+from chopjax.paths import expanded
 
 Model = tuple[Params, ModelConfig]
 
@@ -52,7 +52,7 @@ def open_model(name: str, revision: str | None, dtype: str, random: bool) -> Mod
 
 def _config(name: str, revision: str | None, random: bool) -> ModelConfig:
     """What a model computes; for random weights its config.json is enough."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     path = path if path.suffix == ".json" else path / "config.json"
     if random and path.is_file():
         return families.translate(read_json_object(path))[1]

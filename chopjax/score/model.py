@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import jax
 
 from chopjax.checkpoint.load import Loaded, describe, load
 from chopjax.errors import UserError
 from chopjax.models.decoder import Compute
+from chopjax.paths import expanded
 from chopjax.score.engine import Engine, fitted_budget
 from chopjax.train.mesh import make_mesh, shardings
 
@@ -61,6 +61,6 @@ def use_compilation_cache() -> None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(home).expanduser() / "chopjax" / "compiled"
+    folder = expanded(home) / "chopjax" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

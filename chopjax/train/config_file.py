@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from chopjax.errors import UserError
+from chopjax.paths import expanded
+from chopjax.train.settings import MOST
 
 
 def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -21,7 +25,7 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     The recipe is Python, and is executed. Raises UserError where the file or a field does not
     exist (with the names that come near) and where a value does not have the field's type.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise UserError(f"--config {file}: no such file")
     spec = importlib.util.spec_from_file_location(f"chopjax_recipe_{path.stem}", path)
@@ -29,23 +33,31 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
         raise UserError(f"--config {file}: not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        # What a recipe prints must not stand in the JSON that a verb prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f"--config {file}: line {error.lineno}: {error.msg}") from error
+        line = f"line {error.lineno}: " if error.lineno else ""
+        raise UserError(f"--config {file}: {line}{error.msg}") from error
     except PermissionError:
         raise
-    except Exception as error:  # whatever the recipe does is its author's to mend
+    except (Exception, SystemExit) as error:  # whatever the recipe does is its author's to mend
         raise UserError(f"--config {file}: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config {file}: there is no function get_config() in it")
     try:
-        config = module.get_config()
+        with contextlib.redirect_stdout(sys.stderr):
+            config = module.get_config()
     except AttributeError as error:  # a locked ConfigDict refuses fields that it does not have
         raise UserError(f"--config {file}: {_first_line(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--config {file}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config {file}: get_config() must return a ConfigDict")
+        found = type(config).__name__
+        raise UserError(
+            f"--config {file}: get_config() must return a ConfigDict, not {found}; begin with "
+            "default_config() and return what comes of it"
+        )
     for assignment in overrides:
         override(config, assignment)
     return config
@@ -92,14 +104,17 @@ def _parse(where: str, current: Any, text: str) -> Any:
         return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e6
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < MOST:
         value = float(value)
     if kind is ConfigDict and isinstance(value, dict):
-        return ConfigDict(value)
+        try:
+            return ConfigDict(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{where}={text}: {error}") from error
     if current is not None and type(value) is not kind:
         raise UserError(f"{where}={text}: a value of type {kind.__name__} is needed")
     return value

@@ -37,11 +37,13 @@ from chopjax.data.prefetch import prefetch
 from chopjax.data.store import check_fits
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
+from chopjax.hardware import memory_bytes
 from chopjax.models import flops
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints
 from chopjax.train import mesh as meshes
@@ -49,7 +51,8 @@ from chopjax.train.devices import peak_flops
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, training_batches
-from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
+from chopjax.train.metrics import Clock, Guard, MetricsWriter
+from chopjax.train.metrics_file import read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
 from chopjax.train.peers import EXIT_PREEMPTED
@@ -75,7 +78,7 @@ LAST_STEPS = 100  # that the summary's loss is the mean of
 
 def last_words(workdir: str | Path) -> str:
     """What is there of a run that ends without its will."""
-    return checkpoints.newest(Path(workdir).expanduser() / CHECKPOINTS)
+    return checkpoints.newest(expanded(workdir) / CHECKPOINTS)
 
 
 def train(
@@ -88,7 +91,7 @@ def train(
     Raises UserError; SystemExit(75) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the
     state saved.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     try:
         with contextlib.ExitStack() as stack:
             return _train(config, workdir, force, params, stack)
@@ -120,6 +123,7 @@ def _train(
 
     # ------------------------------------------------------------------- Is there a run yet?
     found_step = checkpoints.latest_good(folder)
+    read_metrics(workdir)  # what cannot be gone on with is said before anything is loaded
     if first:
         checkpoints.remove_partial(folder)
     record: dict[str, Any] = {}
@@ -356,6 +360,12 @@ def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
             problems.append(
                 f"{name} {size}: not a multiple of {shards} shards x {parts} microbatches"
             )
+    room = memory_bytes() // 2
+    if (host := data.batch_size // shards * data.sequence_length * 4 * len(BATCH_DTYPES)) > room:
+        problems.append(
+            f"data.batch_size {data.batch_size}: a device's part alone is {host:,} bytes on the "
+            f"host, which has {2 * room:,}"
+        )
     reason = why_not(
         settings.compute.attention,
         data.sequence_length,

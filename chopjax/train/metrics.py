@@ -25,9 +25,9 @@ from chopjax.errors import UserError
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
 from chopjax.train.checkpoints import newest, steps
+from chopjax.train.metrics_file import METRICS, cut_after, read_metrics
 from chopjax.train.workdir import wait_for_all
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 RECENT_STEPS = 20  # that the progress bar's rates are over
 MOST_SKIPS = 50  # updates left out in a row, by the spike guard, before the run is given up
@@ -43,7 +43,7 @@ class MetricsWriter:
         path = workdir / METRICS
         first = jax.process_index() == 0
         if first:
-            _cut_after(path, start_step)
+            cut_after(path, start_step)
         wait_for_all("metrics")
         self._evaluated = {row["step"] for row in read_metrics(workdir) if "eval_loss" in row}
         # All have read before the first one writes; it opens the file that the others have seen.
@@ -97,29 +97,6 @@ class MetricsWriter:
 def _plain(value: float) -> float | int | str:
     """NaN and infinity are not JSON; they are written as strings."""
     return value if isinstance(value, int) or math.isfinite(value) else str(value)
-
-
-def _cut_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; a line that a kill cut off in the middle goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, in order."""
-    path = workdir / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Guard:

@@ -17,6 +17,7 @@ from chopjax.errors import UserError
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import usual_naming
+from chopjax.paths import expanded
 from chopjax.train.settings import ChopSettings, Settings
 
 SCRATCH = "random weights"
@@ -93,7 +94,7 @@ def write_assets(
             origin.keep,
         )
     if found is None:
-        assets = Path(settings.tokenizer).expanduser()
+        assets = expanded(settings.tokenizer)
         if not assets.is_dir():
             raise UserError(f"tokenizer: {assets} is not a folder")
         naming, metadata = usual_naming(family), {"format": "pt"}

@@ -8,6 +8,7 @@ of the room sees, or lists everything that is wrong with it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -17,6 +18,10 @@ from ml_collections import ConfigDict
 from chopjax.errors import UserError, listing
 
 Dtype = Literal["float32", "bfloat16"]
+
+MOST = 2**53  # of any number: JSON's are exact up to there
+MOST_STEPS = 10_000_000  # the learning rates of all steps are held at once
+MOST_TOKENS = 2**30  # of a step: what one more step would do as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +38,7 @@ class ChopSettings:
 class DataSettings:
     """Token stores, as `chopjax prepare` writes them."""
 
-    train: str = ""  # folder; several as "FOLDER=WEIGHT,FOLDER=WEIGHT"
+    train: str = ""  # folder; several as "FOLDER=WEIGHT,FOLDER=WEIGHT" (data/lists.py)
     evaluation: str = ""  # held-out text; none where empty
     batch_size: int = 8  # sequences a step, over all devices
     sequence_length: int = 512  # tokens
@@ -145,12 +150,20 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> Settings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = read_as(Settings, config.to_dict(), "", problems)
+    settings = read_as(Settings, fields_of(config), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:
         raise UserError(f"the config does not hold together:\n{listing(problems)}")
     return settings
+
+
+def fields_of(config: ConfigDict) -> dict[str, Any]:
+    """A config as nested dicts. Raises UserError where a field is still to be set."""
+    try:
+        return config.to_dict()
+    except Exception as error:  # placeholders, references and whatever a recipe put there
+        raise UserError(f"the config cannot be read: {error}") from error
 
 
 def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
@@ -175,12 +188,35 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[st
                 problems.append(f"{where}: {value!r} is not one of {choices}")
         else:
             kind_wanted = typing.get_origin(wanted) or wanted
-            if kind_wanted is float and isinstance(value, int):
+            if kind_wanted is float and type(value) is int and abs(value) < MOST:
                 value = float(value)
             fields[name] = value
             if type(value) is not kind_wanted:
                 problems.append(f"{where}: {value!r} is not of type {kind_wanted.__name__}")
+            elif isinstance(value, int | float) and not abs(value) < MOST:
+                problems.append(f"{where}: {value!r} is no number that can be meant")
+            elif isinstance(value, dict):
+                fields[name] = _as_json(value, where, problems)
     return kind(**fields)
+
+
+def _as_json(value: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """As run.json will hold it; what JSON cannot hold is a problem."""
+    try:
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        if not _has_names(value):
+            raise TypeError("keys must be text")
+        return plain
+    except (TypeError, ValueError, RecursionError) as error:
+        problems.append(f"{where}: is not what a config.json can hold ({error})")
+        return {}
+
+
+def _has_names(value: Any) -> bool:
+    """Whether all keys are text. JSON would turn the number 1 into "1"."""
+    if isinstance(value, Mapping):
+        return all(type(key) is str and _has_names(inner) for key, inner in value.items())
+    return not isinstance(value, list | tuple) or all(map(_has_names, value))
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -195,7 +231,9 @@ def _contradictions(settings: Settings) -> list[str]:
         "checkpoints.every": checkpoints.every,
         "checkpoints.keep_last": checkpoints.keep_last,
     }
+    tokens = max(data.batch_size, settings.evaluation.batch_size) * data.sequence_length
     not_negative = {
+        "seed": settings.seed,
         "chop.after_steps": chop.after_steps,
         "optimizer.peak_learning_rate": optimizer.peak_learning_rate,
         "optimizer.warmup_steps": optimizer.warmup_steps,
@@ -232,6 +270,14 @@ def _contradictions(settings: Settings) -> list[str]:
         (
             optimizer.warmup_steps <= settings.total_steps,
             f"optimizer.warmup_steps {optimizer.warmup_steps}: more than total_steps",
+        ),
+        (
+            settings.total_steps <= MOST_STEPS,
+            f"total_steps is {settings.total_steps}: at most {MOST_STEPS:,}",
+        ),
+        (
+            tokens <= MOST_TOKENS,
+            f"data.batch_size x data.sequence_length: {tokens:,} tokens, above {MOST_TOKENS:,}",
         ),
         (0 <= optimizer.b1 < 1 and 0 <= optimizer.b2 < 1, "optimizer.b1 and b2 lie in [0, 1)"),
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),

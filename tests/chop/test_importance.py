@@ -142,3 +142,21 @@ def test_choosing_by_an_analysis_needs_no_jax() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "similarity" in MEASURED
+
+
+@pytest.mark.parametrize("text", ["", "1", "1,1,1", "-1,0", "1.0,1", "a,b", "²,1", f"1,{9:09999}"])
+def test_protect_that_is_no_pair_of_counts(text: str) -> None:
+    with pytest.raises(UserError, match="two counts are needed"):
+        parse_protect(text)
+
+
+@given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 12))
+def test_one_layer_stays_whatever_is_protected(layers: int, first: int, last: int) -> None:
+    protect = Protect(first, last)
+    most = protect.most(layers)
+    assert most <= layers - 1
+    about = analysis(layers, influence=[0.5] * layers)
+    for count in range(1, most + 1):
+        assert choose_measured("block-influence", about, count, protect)
+    with pytest.raises(UserError, match=rf"can remove 1 to {most} of"):
+        choose_measured("block-influence", about, most + 1, protect)
