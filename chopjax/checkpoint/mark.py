@@ -1,16 +1,19 @@
 """Whose a folder is: chopjax deletes and replaces only what carries its own mark. No jax.
 
-    FOLDER/.chopjax.json    {"format": 1, "verb": …, "files": {name: [bytes, mtime_ns]},
+    FOLDER/.chopjax.json    {"format": 1, "verb": …, "files": {name: [bytes, sha256]},
                              "folders": […]}
 
 The mark says which verb made a folder and what it put there. A file that the mark does not list, or
-that was written to since, is somebody else's, and a folder that holds one is not replaced. A folder
+that was changed since, is somebody else's, and a folder that holds one is not replaced. Small files
+are known by their sha256, large ones by that of blocks spread over them, and by not having been
+written to after the mark: reading all weights again would double the time of a chop. A folder
 that is still being written says `"files": null`: its name is hidden and random, and whatever is in
 it is ours. The mark never rides along when a folder's files are copied (assets.py names those).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -22,6 +25,8 @@ from chopjax.errors import UserError
 
 MARK = ".chopjax.json"
 _FORMAT = 1
+_BLOCKS, _BLOCK = 64, 1 << 14
+_WHOLE = _BLOCKS * _BLOCK  # bytes of a small file
 
 
 def begin_mark(folder: Path, verb: str) -> None:
@@ -29,21 +34,18 @@ def begin_mark(folder: Path, verb: str) -> None:
     _write(folder / MARK, {"format": _FORMAT, "verb": verb, "files": None, "folders": None})
 
 
-def write_mark(folder: Path, verb: str, names: Iterable[str] = (".",)) -> None:
-    """Mark a folder with what is in it; names: of the files and folders in it that are ours."""
-    files: dict[str, list[int]] = {}
+def write_mark(folder: Path, verb: str, into: Path | None = None) -> None:
+    """Mark a folder with what is in it. into: the folder that it will all be moved to."""
+    files: dict[str, list[Any]] = {}
     folders: list[str] = []
-    for name in names:
-        for path in (folder / name, *_below(folder / name)):
-            relative = path.relative_to(folder).as_posix()
-            if relative in (".", MARK):
-                continue
-            if path.is_dir():
-                folders.append(relative)
-            else:
-                files[relative] = _stamp(path)
+    for path in _below(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            folders.append(name)
+        elif name != MARK:
+            files[name] = _stamp(path)
     record = {"format": _FORMAT, "verb": verb, "files": files, "folders": sorted(folders)}
-    _write(folder / MARK, record)
+    _write((into or folder) / MARK, record)
 
 
 def add_to_mark(folder: Path, name: str, written: Path) -> None:
@@ -73,7 +75,7 @@ def foreign(folder: Path, also: Iterable[str] = ()) -> list[str]:
     """
     record = _read(folder) or {}
     files, folders = record.get("files") or {}, record.get("folders") or []
-    skipped = {MARK, *also}
+    skipped, marked_ns = {MARK, *also}, _marked_ns(folder)
     found = []
     for path in _below(folder):
         name = path.relative_to(folder)
@@ -82,7 +84,8 @@ def foreign(folder: Path, also: Iterable[str] = ()) -> list[str]:
         if path.is_dir() and not path.is_symlink():
             ours = name.as_posix() in folders
         else:
-            ours = path.is_file() and not path.is_symlink() and _is_as_left(path, files, name)
+            is_file = path.is_file() and not path.is_symlink()
+            ours = is_file and _is_as_left(path, files, name, marked_ns)
         if not ours:
             found.append(name.as_posix())
     return sorted(found)
@@ -91,20 +94,22 @@ def foreign(folder: Path, also: Iterable[str] = ()) -> list[str]:
 def listed(folder: Path, name: str) -> bool:
     """Whether a file is there as the folder's mark has it."""
     record = _read(folder) or {}
-    path = folder / name
-    files = record.get("files") or {}
-    return path.is_file() and not path.is_symlink() and _is_as_left(path, files, Path(name))
+    path, files = folder / name, record.get("files") or {}
+    if not path.is_file() or path.is_symlink():
+        return False
+    return _is_as_left(path, files, Path(name), _marked_ns(folder))
 
 
 def remove_marked(folder: Path) -> None:
     """Delete exactly what a folder's mark lists, and the folder if that leaves nothing in it."""
     record = _read(folder) or {}
     files, folders = record.get("files") or {}, record.get("folders") or []
+    marked_ns = _marked_ns(folder)
     for path in sorted(_below(folder), reverse=True):  # what is in a folder before the folder
         name = path.relative_to(folder)
         if path.is_symlink():
             continue
-        if path.is_file() and _is_as_left(path, files, name):
+        if path.is_file() and _is_as_left(path, files, name, marked_ns):
             path.unlink()
         elif path.is_dir() and name.as_posix() in folders and not os.listdir(path):
             path.rmdir()
@@ -139,13 +144,31 @@ def check_own(folder: Path, verb: str) -> None:
         )
 
 
-def _is_as_left(path: Path, files: Any, name: Path) -> bool:
-    return files.get(name.as_posix()) == _stamp(path)
+def _is_as_left(path: Path, files: Any, name: Path, marked_ns: int) -> bool:
+    recorded = files.get(name.as_posix())
+    if recorded is None or recorded[:1] != [path.stat().st_size] or recorded != _stamp(path):
+        return False
+    return recorded[0] <= _WHOLE or path.stat().st_mtime_ns <= marked_ns
 
 
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+def _stamp(path: Path) -> list[Any]:
+    """Size, and sha256 of a small file or of 64 blocks of a large one."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            digest.update(file.read())
+        else:
+            for number in range(_BLOCKS):
+                file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return [size, digest.hexdigest()]
+
+
+def _marked_ns(folder: Path) -> int:
+    """When a folder was marked; ours were written before."""
+    path = folder / MARK
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from chopjax.checkpoint.atomic import new_file
 from chopjax.errors import UserError
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
@@ -104,16 +105,22 @@ def _cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    *lines, cut = path.read_text().split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
+            if not line.strip("\0"):
+                continue  # what a power failure may leave
+            raise UserError(
+                f"{path}: line {number} is not one that a training run writes; mend it, or move "
+                "the file away"
+            ) from None
+    if cut or len(kept) < len(lines):
+        with new_file(path, overwrite=True) as temporary:
+            temporary.write_text("".join(kept))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

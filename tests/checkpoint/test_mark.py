@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,9 +110,9 @@ def test_only_what_is_listed_is_removed(made: Path) -> None:
 def test_a_mark_cannot_name_what_lies_elsewhere(made: Path) -> None:
     precious = made.parent / "precious"
     precious.write_text("years of work")
-    stat = precious.stat()
+    digest = hashlib.sha256(precious.read_bytes()).hexdigest()
     record = json.loads((made / MARK).read_text())
-    record["files"]["../precious"] = [stat.st_size, stat.st_mtime_ns]
+    record["files"]["../precious"] = [precious.stat().st_size, digest]
     (made / MARK).write_text(json.dumps(record))
     replace(made)
     assert precious.read_text() == "years of work"
@@ -121,7 +123,40 @@ def test_renaming_and_reading_change_nothing(made: Path) -> None:
     assert (moved / "config.json").read_text() == "{}"
     check_own(moved, "chop")
     os.utime(moved / "config.json")
-    assert foreign(moved) == ["config.json"], "written to again, for all that is known"
+    assert foreign(moved) == []
+
+
+def large(folder: Path, change: Callable[[Path], object] | None = None) -> list[str]:
+    with new_folder(folder, "chop") as new:
+        (new / "weights").write_bytes(bytes(range(256)) * 20_000)
+    if change:
+        change(folder / "weights")
+    return foreign(folder)
+
+
+def edit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(70_001)
+        file.write(b"!")
+    os.utime(path, ns=(time.time_ns() + 10**9,) * 2)  # whatever the clock's grain
+
+
+def exchange(path: Path) -> None:
+    """Another model's weights of the same size, older than the folder."""
+    path.write_bytes(bytes(5_120_000))
+    os.utime(path, ns=(0, 0))
+
+
+def test_large_files_are_known_without_reading_all_of_them(tmp_path: Path) -> None:
+    assert large(tmp_path / "a") == []
+    assert large(tmp_path / "b", edit) == ["weights"]
+    assert large(tmp_path / "c", exchange) == ["weights"]
+
+
+def test_equal_folders_have_equal_marks(tmp_path: Path) -> None:
+    large(tmp_path / "a")
+    large(tmp_path / "b")
+    assert (tmp_path / "a" / MARK).read_bytes() == (tmp_path / "b" / MARK).read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["folder", "marked folder", "file", "link"])
