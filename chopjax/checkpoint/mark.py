@@ -118,6 +118,13 @@ def remove_marked(folder: Path) -> None:
         folder.rmdir()
 
 
+def is_taken(path: Path) -> bool:
+    """Whether something stands there, an empty folder apart."""
+    if path.is_symlink() or not path.is_dir():
+        return path.is_symlink() or path.exists()
+    return any(path.iterdir())
+
+
 def some(names: Iterable[str]) -> str:
     """For a message: the first few."""
     names = list(names)

@@ -44,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
     add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
+    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
     add("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     import json
-    from pathlib import Path
 
     import jax
 
@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag} {value}: at least 1 is needed")
-    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
-        raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
+    plot = plots.check_plot(args.plot, args.overwrite) if args.plot else None
     dtype = args.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -103,10 +102,8 @@ def run(args: argparse.Namespace) -> int:
         "rounds": args.rounds,
     }
     setting = f"batch {args.batch}, {length} tokens, {dtype}, {about['device']}"
-    if args.plot:
-        path = Path(args.plot).expanduser()
-        path = path.with_suffix("") if path.suffix in (".png", ".svg") else path
-        for written in plots.save(report.figure(measured, setting), path):
+    if plot is not None:
+        for written in plots.save(report.figure(measured, setting), plot):
             say(f"wrote {written}")
     if args.json:
         print(json.dumps(report.as_json(measured, about)))

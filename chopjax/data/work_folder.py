@@ -6,9 +6,17 @@ import json
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 
-from chopjax.checkpoint.mark import begin_mark, is_unfinished, some
+from chopjax.checkpoint.mark import (
+    begin_mark,
+    check_own,
+    is_taken,
+    is_unfinished,
+    remove_marked,
+    some,
+)
 from chopjax.errors import UserError
 
 VERB = "prepare"
@@ -55,6 +63,23 @@ def check_work(work: Path) -> None:
             f"{work} holds what `chopjax prepare` did not write: {some(others)}. Move that away, "
             "since the folder goes when the work is done"
         )
+
+
+def check_store(out: Path) -> None:
+    """Raise UserError where a store, or the work on one, is not ours to remove."""
+    if is_taken(out):
+        check_own(out, VERB)
+    if os.path.lexists(work_folder(out)):
+        check_work(work_folder(out))
+
+
+def remove_store(out: Path) -> None:
+    """Remove a store and unfinished work on one. Raises UserError as check_store."""
+    check_store(out)
+    if out.exists():
+        remove_marked(out)
+    if work_folder(out).exists():
+        shutil.rmtree(work_folder(out))
 
 
 def _is_work(work: Path) -> bool:

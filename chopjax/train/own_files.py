@@ -23,6 +23,7 @@ from chopjax.checkpoint.mark import (
     MARK,
     begin_mark,
     foreign,
+    is_taken,
     is_unfinished,
     marked_by,
     remove_marked,
@@ -57,13 +58,6 @@ def check_workdir(workdir: Path) -> None:
             f"{workdir} holds {some(taken)}, and no training run of chopjax's is known to have "
             "put it there; move it away or give another --workdir"
         )
-
-
-def is_taken(path: Path) -> bool:
-    """Whether something stands there, an empty folder apart."""
-    if path.is_symlink() or not path.is_dir():
-        return path.is_symlink() or path.exists()
-    return any(path.iterdir())
 
 
 @contextlib.contextmanager
@@ -117,6 +111,15 @@ def foreign_files(workdir: Path) -> list[str]:
         else:
             found.append(name)
     return sorted(found)
+
+
+def check_run(workdir: Path) -> None:
+    """Raise UserError where a training run's folder holds what is not the run's."""
+    if is_taken(workdir) and (others := foreign_files(workdir)):
+        raise UserError(
+            f"{workdir} is in the way, and not all in it is known to be a training run's: "
+            f"{some(others)}; move that away"
+        )
 
 
 def _in(folder: Path) -> list[Path]:
