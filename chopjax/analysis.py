@@ -281,7 +281,7 @@ def _plain(array: Any) -> Any:
 
 def write_analysis(out: Path, analysis: Mapping[str, Any], overwrite: bool = False) -> list[str]:
     """A folder with analysis.json, analysis.npz and the figures, whose names are returned."""
-    with new_folder(out, overwrite, mark=ANALYSIS) as folder:
+    with new_folder(out, "analyze", overwrite) as folder:
         (folder / ANALYSIS).write_text(json.dumps(analysis, indent=1) + "\n")
         _write_arrays(folder / "analysis.npz", analysis)
         return layers.save_all(analysis, folder)

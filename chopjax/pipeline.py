@@ -9,13 +9,13 @@ WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before t
 WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files
 WORKDIR/stages/                                  what is done, with which settings
 WORKDIR/report.json, WORKDIR/healing.png         what came of it
+WORKDIR/heal.DATE, WORKDIR/healed.DATE           set aside before they were done anew
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,21 +23,27 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from chopjax import pipeline_work as work
+from chopjax.checkpoint.atomic import check_free, set_aside
 from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.choice import LOOKS, by_list, by_name, measure_of
 from chopjax.chop.configurations import Keep, resolve_remove
 from chopjax.chop.importance import check_count, parse_protect
 from chopjax.chop.schedule import parse_schedule, shares, split_keep
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.errors import UserError
-from chopjax.inputs import identity, text_files
+from chopjax.inputs import HASHES, Contents, Inputs, Stamps
 from chopjax.pipeline_settings import PipelineSettings, read
-from chopjax.report.pipeline import write_report
+from chopjax.report.pipeline import check_report, write_report
 from chopjax.stages import Stage, run_stages
 from chopjax.train import settings as training
 from chopjax.train.loop import train
+from chopjax.train.own_files import check_run
 from chopjax.train.workdir import owned
+
+VERB = "run"
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -54,10 +60,26 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "makes of it"
         )
     rounds = _rounds(settings, workdir, parent.config.num_layers)
-    with owned(workdir):
-        stages = _stages(settings, workdir, parent, rounds)
-        results = run_stages(workdir, stages)
+    with owned(workdir, check_workdir):
+        if marked_by(workdir) is None:
+            begin_mark(workdir, VERB)
+        fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
+        stages, older = (
+            _stages(settings, workdir, parent, rounds, inputs, fingerprint)
+            for inputs in (Contents(workdir / HASHES), Stamps())
+        )
+        results = run_stages(workdir, stages, older)
         return write_report(workdir, dataclasses.asdict(settings), results)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raise UserError where the folder is another verb's, or a report of somebody else's is there.
+    Folders in the places of stages are looked at by run_stages."""
+    if marked_by(workdir) not in (None, VERB):
+        raise UserError(
+            f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
+        )
+    check_report(workdir)
 
 
 # ------------------------------------------------------------------------------------ Rounds
@@ -136,8 +158,14 @@ def _rounds(settings: PipelineSettings, workdir: Path, num_layers: int) -> list[
 
 
 def _stages(
-    settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
+    settings: PipelineSettings,
+    workdir: Path,
+    parent: Description,
+    rounds: Sequence[Round],
+    inputs: Inputs,
+    fingerprint: str,
 ) -> list[Stage]:
+    """fingerprint: of the tokenizer."""
     last = rounds[-1]
     folders = dict(
         zip(work.MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True)
@@ -145,12 +173,11 @@ def _stages(
     healing = _heal_config(settings, workdir, last)
     for each in rounds:
         training.read(_heal_config(settings, workdir, each))
-    origin = identity(parent)
+    origin = inputs.model(parent)
     texts = {
-        part: text_files(getattr(settings.text, part), settings.text.field)
+        part: inputs.texts(getattr(settings.text, part), settings.text.field)
         for part in ("train", "held_out")
     }
-    fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
 
     def tokens(part: str) -> Stage:
         out = workdir / "tokens" / part
@@ -158,9 +185,11 @@ def _stages(
             name=f"tokens-{part}",
             settings={"text": texts[part], "tokenizer": fingerprint},
             outputs=(out,),
+            places=(work_folder(out),),
             needs=(),
             run=lambda: work.prepare_text(settings, getattr(settings.text, part), out),
-            clean=lambda: _remove(out),
+            check=lambda: check_store(out),
+            clean=lambda: remove_store(out),
         )
 
     def score(name: str, needs: tuple[str, ...]) -> Stage:
@@ -172,11 +201,11 @@ def _stages(
             settings=about | {"held_out": texts["held_out"]} | ({} if needs else origin),
             needs=needs,
             run=lambda: work.score(settings, name, folders[name], out),
-            clean=lambda: _remove(out),
+            places=(out,),
         )
 
-    remove = functools.partial(_removal, settings, origin)
-    heal = functools.partial(_healing, settings, workdir)
+    remove = functools.partial(_removal, settings, inputs, origin)
+    heal = functools.partial(_healing, settings, workdir, inputs)
     return [
         score("parent", ()),
         tokens("train"),
@@ -186,10 +215,9 @@ def _stages(
         score("chopped", ("chop",)),
         Stage(
             name="held-out-loss",
-            settings={"heal": training.flat(_evaluation_settings(healing))},
+            settings={"heal": inputs.training(training.flat(_evaluation_settings(healing)))},
             needs=("tokens-held_out", "chop", "score-parent"),
             run=lambda: work.held_out_losses(settings, healing, folders),
-            clean=lambda: None,
         ),
         *heal(last),
         score("healed", ("export",)),
@@ -203,19 +231,20 @@ def _stages(
             },
             needs=("chop", "export", "score-parent"),
             run=lambda: work.latency(settings, folders),
-            clean=lambda: None,
         ),
     ]
 
 
-def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) -> list[Stage]:
+def _removal(
+    settings: PipelineSettings, inputs: Inputs, origin: dict[str, Any], each: Round
+) -> list[Stage]:
     """Measure where the strategy wants it, then chop."""
     chop, calibration = settings.chop, dataclasses.asdict(settings.calibration)
     source = {} if each.after else origin
     needs = (each.after,) if each.after else ()
     text = settings.calibration.text or settings.text.train
     looked_at = calibration | {
-        "text": text_files(text, settings.text.field) if each.keep is None else [],
+        "text": inputs.texts(text, settings.text.field) if each.keep is None else [],
         "protect": chop.protect,
     }
     measures = each.keep is None and chop.strategy != "laco"
@@ -228,7 +257,7 @@ def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) ->
             settings=source | about | {"strategy": "keep" if chop.keep else chop.strategy},
             needs=(f"measure{each.suffix}",) if measures else needs,
             run=lambda: work.chop(settings, each),
-            clean=lambda: _remove(each.chopped),
+            check=lambda: check_free(each.chopped, "chop", overwrite=True),
             outputs=(each.chopped,),
         )
     ]
@@ -238,21 +267,23 @@ def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) ->
             settings=source | looked_at | {"measure": measure_of(chop.strategy)},
             needs=needs,
             run=lambda: work.measure(settings, each),
-            clean=lambda: _remove(each.analysis),
+            check=lambda: check_free(each.analysis, "analyze", overwrite=True),
             outputs=(each.analysis,),
         )
         stages.insert(0, measure)
     return stages
 
 
-def _healing(settings: PipelineSettings, workdir: Path, each: Round) -> list[Stage]:
+def _healing(settings: PipelineSettings, workdir: Path, inputs: Inputs, each: Round) -> list[Stage]:
+    """What was trained is never deleted; it is set aside."""
     return [
         Stage(
             name=f"heal{each.suffix}",
-            settings=_meaning(_heal_config(settings, workdir, each)),
+            settings=inputs.training(_meaning(_heal_config(settings, workdir, each))),
             needs=(f"chop{each.suffix}", "tokens-train"),
             run=lambda: train(_heal_config(settings, workdir, each, work.kept(each)), each.heal),
-            clean=lambda: _remove(each.heal),
+            check=lambda: check_run(each.heal),
+            clean=lambda: _set_aside(each.heal),
             outputs=(each.heal,),
         ),
         Stage(
@@ -260,7 +291,8 @@ def _healing(settings: PipelineSettings, workdir: Path, each: Round) -> list[Sta
             settings={},
             needs=(f"heal{each.suffix}",),
             run=lambda: work.export(each.heal, each.healed),
-            clean=lambda: _remove(each.healed),
+            check=lambda: check_free(each.healed, "export", overwrite=True),
+            clean=lambda: _set_aside(each.healed),
             outputs=(each.healed,),
         ),
     ]
@@ -313,5 +345,6 @@ def _evaluation_settings(healing: ConfigDict) -> dict[str, Any]:
     return {name: healing.to_dict()[name] for name in ("evaluation", "data", "compute")}
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _set_aside(folder: Path) -> None:
+    if is_taken(folder):
+        set_aside(folder)

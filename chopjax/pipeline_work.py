@@ -59,7 +59,7 @@ def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
     text, field = _calibration_text(settings), settings.text.field
     analysis = analyze(each.model, text, about, _round_revision(settings, each), field)
-    write_analysis(each.analysis, analysis)
+    write_analysis(each.analysis, analysis, overwrite=True)
     return {"tokens": analysis["tokens"]}
 
 

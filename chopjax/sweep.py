@@ -26,15 +26,16 @@ from ml_collections import ConfigDict
 
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
+from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
 from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.surgery import chop_params
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
-from chopjax.inputs import identity, text_files
+from chopjax.inputs import HASHES, Contents, Inputs, Stamps
 from chopjax.progress import progress, say
-from chopjax.report.sweep import write_report
+from chopjax.report.sweep import check_report, write_report
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
@@ -44,9 +45,11 @@ from chopjax.sweep_points import Point, plan
 from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
+from chopjax.train.own_files import foreign_files
 from chopjax.train.workdir import owned
 
 POINTS = "points.jsonl"
+VERB = "sweep"
 
 
 def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
@@ -57,20 +60,46 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     settings = read(config)
     if settings.healed:
         training.read(_heal_config(settings, workdir, (0,), 0))
-    with owned(workdir):
+    with owned(workdir, check_workdir):
+        if marked_by(workdir) is None:
+            begin_mark(workdir, VERB)
+        contents = Contents(workdir / HASHES)
         loaded, engine = open_engine(
             settings.model, settings.revision or None, settings.score.dtype
         )
-        points = list(plan(settings, workdir, loaded.config.num_layers))
+        points = list(plan(settings, workdir, loaded.config.num_layers, contents))
         if settings.healed:
             _prepare(settings, workdir)
-        about = {
-            "parent": identity(loaded),
-            "held_out": text_files(settings.text.held_out, settings.text.field),
-            "train": text_files(settings.text.train, settings.text.field),
-        }
+        about = [_about_inputs(settings, loaded, inputs) for inputs in (contents, Stamps())]
         rows = _do(settings, workdir, loaded, engine, points, about)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raise UserError where others' files stand in the way."""
+    if marked_by(workdir) not in (None, VERB):
+        raise UserError(
+            f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
+        )
+    check_report(workdir)
+    if marked_by(workdir) == VERB or read_rows(workdir / POINTS):
+        return
+    places = [workdir / name for name in ("tokens", "tokens.partial", "heal", POINTS)]
+    taken = [path.name for path in (*places, *workdir.glob("analysis-*")) if is_taken(path)]
+    if taken:
+        raise UserError(
+            f"{workdir} holds {some(taken)}, and no sweep is known to have put it there; move it "
+            "away or give another --workdir"
+        )
+
+
+def _about_inputs(settings: SweepSettings, loaded: Loaded, inputs: Inputs) -> dict[str, Any]:
+    field = settings.text.field
+    return {
+        "parent": inputs.model(loaded),
+        "held_out": inputs.texts(settings.text.held_out, field),
+        "train": inputs.texts(settings.text.train, field) if settings.text.train else [],
+    }
 
 
 # ------------------------------------------------------------------------------ Doing them
@@ -82,10 +111,14 @@ def _do(
     loaded: Loaded,
     engine: Engine,
     points: Sequence[Point],
-    about: Mapping[str, Any],
+    about: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The rows of all points, in order; those that are missing are measured and appended."""
+    """The rows of all points, in order; those that are missing are measured and appended.
+
+    about: parent and texts, as they are now; and as an earlier chopjax would have recorded them.
+    """
     path = workdir / POINTS
+    _cut_torn_line(path)
     rows = read_rows(path)
     done = {(row["strategy"], row["seed"], row["key"]): row for row in rows}
     measured = {row["key"]: row for row in rows}
@@ -93,14 +126,17 @@ def _do(
     found = []
     with progress("points", len(points), "points") as bar:
         for point in points:
-            key = _key(settings, about, point)
-            row = done.get((point.strategy, point.seed, key))
+            keys = [_key(settings, each, point) for each in about]
+            key = keys[0]
+            known = [done.get((point.strategy, point.seed, each)) for each in keys]
+            row = next((each for each in known if each is not None), None)
             if row is None:
                 # Two strategies may keep the same layers: the model is scored once.
-                folder = workdir / "heal" / key
-                values = measured.get(key) or _score(
-                    settings, workdir, folder, loaded, engine, engines, point
-                )
+                values = next((measured[each] for each in keys if each in measured), None)
+                if values is None:
+                    folders = [workdir / "heal" / each for each in keys]
+                    folder = next((each for each in folders if each.exists()), folders[0])
+                    values = _score(settings, workdir, folder, loaded, engine, engines, point)
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
                 measured[key] = row
@@ -174,7 +210,10 @@ def _score(
         "seconds": time.monotonic() - begun,
     }
     if point.healed and not settings.keep_healed:
-        shutil.rmtree(folder)
+        if others := foreign_files(folder):
+            say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
+        else:
+            shutil.rmtree(folder)
     return row
 
 
@@ -228,20 +267,35 @@ def _heal_config(settings: SweepSettings, workdir: Path, keep: Keep, seed: int) 
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The points done so far. What a killed run left of a line is dropped."""
+    """The points done so far, without what a killed run left of a line. Raises UserError for what
+    no sweep writes."""
+    return [json.loads(line) for line in _whole_lines(path).splitlines()]
+
+
+def _whole_lines(path: Path) -> str:
     if not path.exists():
-        return []
-    text = path.read_text()
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        with new_file(path, overwrite=True) as temporary:
-            temporary.write_text(whole + "\n" if whole else "")
+        return ""
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
+        text = path.read_text()
+        end = text.rfind("\n") + 1
+        rows = [json.loads(line) for line in text[:end].splitlines()]
+        if not all({"strategy", "seed", "key"} <= row.keys() for row in rows):
+            raise ValueError("a line is not a point of a sweep")
+        if not text[end:].startswith('{"loss": '[: len(text) - end]):
+            raise ValueError("the last line is not a point of a sweep")
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: damaged ({error}). Delete the line, or the file to measure all points again."
+            f"{path}: damaged ({error}). Delete the line, or move the file away to measure all "
+            "points again."
         ) from error
+    return text[:end]
+
+
+def _cut_torn_line(path: Path) -> None:
+    whole = _whole_lines(path)
+    if path.exists() and path.stat().st_size > len(whole.encode()):
+        with new_file(path, overwrite=True) as temporary:
+            temporary.write_text(whole)
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

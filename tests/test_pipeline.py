@@ -17,8 +17,7 @@ import pytest
 import torch
 import transformers
 
-from chopjax import cli, inputs
-from chopjax.checkpoint.describe import describe
+from chopjax import cli
 
 RECIPE = """
 from chopjax.pipeline_settings import default_config
@@ -165,17 +164,6 @@ def test_a_changed_setting_redoes_what_depends_on_it(
     for stage in ("heal", "export", "score-healed", "latency"):
         assert f"{stage}: again" in err
     assert "total_steps was 6, is 4" in err
-
-
-def test_what_the_parent_and_the_text_are_counts(finished: Path, material: Path) -> None:
-    """The stages' settings follow the text's field and the parent's config.json."""
-    parent = describe(str(material / "parent"))
-    before = inputs.identity(parent), inputs.text_files(str(material / "train.jsonl"), "text")
-    config = material / "parent" / "config.json"
-    os.utime(config, ns=(1, 1))
-    after = inputs.identity(parent), inputs.text_files(str(material / "train.jsonl"), "body")
-    assert before[0] != after[0]
-    assert before[1] != after[1]
 
 
 def test_training_before_the_chop_accumulates_optimizer_state(

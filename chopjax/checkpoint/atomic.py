@@ -10,8 +10,16 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
+from chopjax.checkpoint.mark import (
+    begin_mark,
+    check_own,
+    is_unfinished,
+    remove_marked,
+    write_mark,
+)
 from chopjax.errors import UserError
 from chopjax.paths import expanded
 from chopjax.progress import say
@@ -31,23 +39,25 @@ USERS_ERRORS = {
 
 @contextlib.contextmanager
 def new_folder(
-    final: Path, overwrite: bool = False, mark: str = "config.json", protect: Iterable[Path] = ()
+    final: Path, verb: str, overwrite: bool = False, protect: Iterable[Path] = ()
 ) -> Iterator[Path]:
     """Yield a new folder beside `final`; flush it to disk and rename it when the block ends.
 
     Any exception, KeyboardInterrupt included, removes it. What a killed run left is removed by
-    the next one. `overwrite` replaces an existing folder, but only one of the same kind, which
-    holds a file named `mark`, and never one in which the home folder or a path of `protect` (the
-    input) lies.
+    the next one. The folder gets the mark of `verb` (mark.py). `overwrite` replaces an existing
+    folder, but only one that the same verb made and that holds nothing else, and never one in
+    which the home folder or a path of `protect` (the input) lies.
     """
     final = _absolute(final)
-    check_free(final, overwrite, mark, protect)
+    check_free(final, verb, overwrite, protect)
     with _users_errors(final), _parents(final.parent):
-        _remove_leftovers(final)
-        with _locked_folder(final) as temporary:
+        _remove_leftovers(final, verb)
+        with _locked_folder(final, verb) as temporary:
             yield temporary
             flush_tree(temporary)
-            check_free(final, overwrite, mark, protect)
+            write_mark(temporary, verb)
+            flush(temporary)
+            check_free(final, verb, overwrite, protect)
             _swap(temporary, final)
 
 
@@ -71,7 +81,7 @@ def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(
-    final: Path, overwrite: bool = False, mark: str = "config.json", protect: Iterable[Path] = ()
+    final: Path, verb: str, overwrite: bool = False, protect: Iterable[Path] = ()
 ) -> None:
     """Raise UserError unless new_folder could take this name. For asking before long work."""
     final = _absolute(final)
@@ -89,11 +99,20 @@ def check_free(
     for path in (*protect, Path.home()):
         if path.resolve().is_relative_to(resolved):
             raise UserError(f"--overwrite would delete {path}, which lies in {final}")
-    if not (final / mark).is_file():
-        raise UserError(
-            f"{final} holds no {mark}, so it is not a folder of the kind that is to be written; "
-            "--overwrite does not delete it"
-        )
+    check_own(final, verb)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to a name that says when; returns that name."""
+    when = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    aside, number = folder.with_name(f"{folder.name}.{when}"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = folder.with_name(f"{folder.name}.{when}-{number}")
+    folder.rename(aside)
+    flush(folder.parent)
+    say(f"{folder} is now {aside.name}; delete it if you do not want it")
+    return aside
 
 
 def check_room(folder: Path, nbytes: int) -> None:
@@ -142,8 +161,8 @@ def _parents(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_folder(final: Path) -> Iterator[Path]:
-    """A hidden sibling of `final`, locked as long as this process lives."""
+def _locked_folder(final: Path, verb: str) -> Iterator[Path]:
+    """A hidden sibling of `final`, marked, and locked as long as this process lives."""
     temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
     try:
         temporary.mkdir()
@@ -153,16 +172,18 @@ def _locked_folder(final: Path) -> Iterator[Path]:
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        begin_mark(temporary, verb)
         yield temporary
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_leftovers(final: Path) -> None:
-    """Remove what a killed run left. The lock tells it from one that another process writes."""
+def _remove_leftovers(final: Path, verb: str) -> None:
+    """Remove what a killed run left: its mark tells it from a folder of somebody else's, and the
+    lock from one that another process writes."""
     for leftover in final.parent.glob(f".{glob.escape(final.name)}.partial-????????"):
-        if not leftover.is_dir() or leftover.is_symlink():
+        if not is_unfinished(leftover, verb):
             continue
         handle = os.open(leftover, os.O_RDONLY)
         try:
@@ -177,7 +198,8 @@ def _remove_leftovers(final: Path) -> None:
 
 
 def _swap(temporary: Path, final: Path) -> None:
-    """Rename to the final name; what stood there is deleted after, or put back on failure."""
+    """Rename to the final name; what stood there is deleted after, or put back on failure. Of that
+    only what its mark lists: a file that somebody put there meanwhile stays."""
     old = None
     if final.exists() and any(final.iterdir()):
         old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
@@ -192,7 +214,9 @@ def _swap(temporary: Path, final: Path) -> None:
         raise
     flush(final.parent)
     if old:
-        shutil.rmtree(old)
+        remove_marked(old)
+        if old.exists():
+            say(f"{old} keeps what was written to {final} meanwhile")
 
 
 def flush_tree(folder: Path) -> None:

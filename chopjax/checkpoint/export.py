@@ -106,7 +106,7 @@ def export(
     ]
     total = sum(tensor.nbytes for tensor in tensors)
     with (
-        new_folder(out, overwrite, protect=(assets, *protect)) as folder,
+        new_folder(out, "export", overwrite, protect=(assets, *protect)) as folder,
         progress(f"write {out}", total, "B") as bar,
     ):
         copy_assets(assets, folder)

@@ -22,7 +22,6 @@ from chopjax.checkpoint.atomic import check_room, new_folder
 from chopjax.checkpoint.describe import PARAMS, Description, write_own
 from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.orbax_disk import check_saved, orbax_path, seal, shapes_by_name
-from chopjax.checkpoint.source import FOLDER_MARK
 from chopjax.errors import UserError, listing
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
@@ -166,13 +165,13 @@ def _first_line(error: Exception) -> str:
 def agreed_folder(final: Path, overwrite: bool, protect: tuple[Path, ...]) -> Iterator[Path]:
     """new_folder for all processes of a run: the first makes and renames it, all get its name."""
     if jax.process_count() == 1:
-        with new_folder(final, overwrite, FOLDER_MARK, protect) as folder:
+        with new_folder(final, "import", overwrite, protect) as folder:
             yield folder
         return
     with contextlib.ExitStack() as stack:
         name = np.zeros(4096, np.uint8)
         if jax.process_index() == 0:
-            folder = stack.enter_context(new_folder(final, overwrite, FOLDER_MARK, protect))
+            folder = stack.enter_context(new_folder(final, "import", overwrite, protect))
             encoded = str(folder).encode()
             name[: len(encoded)] = list(encoded)
         name = multihost_utils.broadcast_one_to_all(name)

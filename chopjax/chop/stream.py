@@ -125,7 +125,7 @@ def chop_checkpoint(
         settings,
         keep,
     )
-    with new_folder(out, overwrite, protect=[checkpoint.folder]) as folder:
+    with new_folder(out, "chop", overwrite, protect=[checkpoint.folder]) as folder:
         blends = {new: _blend(checkpoint, old, recipe) for new, old in chosen.tensors.items()}
         sources = [name for _, names in blends.values() for name in names]
         checkpoint.fetch([*chosen.tensors.values(), *sources])

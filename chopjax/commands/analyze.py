@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="which documents are drawn (default: 0)")
     add("--fsdp", type=int, default=1, metavar="N", help="devices that share the parameters")
     add("--tensor", type=int, default=1, metavar="N", help="devices that share each layer's work")
-    add("--overwrite", action="store_true", help="replace DIR if it is an analysis already")
+    add("--overwrite", action="store_true", help="replace DIR if `chopjax analyze` wrote it")
     add("--json", action="store_true", help="print analysis.json's object instead of the table")
 
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.analysis import MEASURES, AnalysisSettings, analyze, write_analysis
     from chopjax.checkpoint.atomic import check_free
-    from chopjax.chop.importance import ANALYSIS, parse_protect
+    from chopjax.chop.importance import parse_protect
     from chopjax.report.terminal import print_json
 
     settings = AnalysisSettings(
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         tensor=args.tensor,
     )
     out = Path(args.output)
-    check_free(out, args.overwrite, mark=ANALYSIS)  # before measuring, which takes its time
+    check_free(out, "analyze", args.overwrite)  # before measuring, which takes its time
     analysis = analyze(args.model, args.data, settings, args.revision, args.field)
     figures = write_analysis(out, analysis, args.overwrite)
     if args.json:

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
     )
     add("--revision", help="branch, tag or commit of a hub id (default: main)")
-    add("--overwrite", action="store_true", help="replace OUT if it is a checkpoint already")
+    add("--overwrite", action="store_true", help="replace OUT if `chopjax chop` wrote it")
     add_max_shard_size(parser)
     add("--dry-run", action="store_true", help="print what would stay and go, and write nothing")
     add("--json", action="store_true", help="print one JSON object instead of the table")
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     _check_flags(args)
     if not args.dry_run:
-        check_free(Path(args.out), args.overwrite)  # before measuring, which takes its time
+        check_free(Path(args.out), "chop", args.overwrite)  # before measuring, which takes its time
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
     checkpoint = open_checkpoint(args.model, args.revision)
     chosen = _choice(args, checkpoint)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="type of every tensor (default: as imported, or as config.json says after training)",
     )
-    add("--overwrite", action="store_true", help="replace OUT if it is a checkpoint already")
+    add("--overwrite", action="store_true", help="replace OUT if `chopjax export` wrote it")
     add_max_shard_size(parser)
 
 

@@ -60,14 +60,13 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     from chopjax.checkpoint.describe import describe
     from chopjax.checkpoint.load import load
     from chopjax.checkpoint.orbax_folder import save_import
-    from chopjax.checkpoint.source import FOLDER_MARK
     from chopjax.chop.configurations import parse_keep
     from chopjax.models import parameters
     from chopjax.progress import say
     from chopjax.train.mesh import make_mesh, shardings
 
     out = Path(args.dir)
-    check_free(out, args.overwrite, FOLDER_MARK)  # before anything is downloaded
+    check_free(out, "import", args.overwrite)  # before anything is downloaded
     found = describe(args.model, args.revision)
     keep = None if args.keep is None else parse_keep(args.keep, found.config.num_layers)
     config = found.config if keep is None else found.config.with_layers(len(keep))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from chopjax.commands.flags import check_count
-from chopjax.paths import expanded
 
 DEFAULT_LENGTH = 512
 
@@ -47,11 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
     add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
+    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
     add("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    from pathlib import Path
 
     import jax
 
@@ -66,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     for flag in ("batch", "length", "rounds"):
         check_count(f"--{flag}", getattr(args, flag))
-    if args.plot and not expanded(args.plot).parent.is_dir():
-        raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
+    plot = plots.check_plot(args.plot, args.overwrite) if args.plot else None
     dtype = args.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -103,10 +101,8 @@ def run(args: argparse.Namespace) -> int:
         "rounds": args.rounds,
     }
     setting = f"batch {args.batch}, {length} tokens, {dtype}, {about['device']}"
-    if args.plot:
-        path = expanded(args.plot)
-        path = path.with_suffix("") if path.suffix in (".png", ".svg") else path
-        for written in plots.save(report.figure(measured, setting), path):
+    if plot is not None:
+        for written in plots.save(report.figure(measured, setting), plot):
             say(f"wrote {written}")
     if args.json:
         print_json(report.as_json(measured, about))

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_file
+from chopjax.checkpoint.mark import add_to_mark, listed, marked_by
 from chopjax.checkpoint.provenance import read_provenance
+from chopjax.progress import say
 from chopjax.report import plots
 from chopjax.report.card import card
 from chopjax.report.comparison import Column, as_json, gap_closed
+from chopjax.report.own_files import check_files
 from chopjax.train.metrics_file import read_metrics
 
 MODELS = ("parent", "chopped", "healed")
+FIGURE_FILES = ("healing.png", "healing.svg")
+CARD = "README.md"
+
+
+def check_report(workdir: Path) -> None:
+    """Raise UserError where write_report would write over somebody else's files."""
+    check_files(workdir, FIGURE_FILES, "models")
 
 
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
@@ -55,10 +66,11 @@ def write_report(
         chopped_loss=lines["chopped"],
         removals=removals if len(rounds) > 1 else (),
     )
-    plots.save(figure, workdir / "healing.png")
+    plots.save(figure, workdir / "healing")
     report = {
         "chopjax_version": __version__,
         "settings": settings,
+        "figures": list(FIGURE_FILES),
         "kept_layers": results["chop"]["kept_layers"],
         "models": as_json(columns),
         "gap_closed": gap_closed(columns),
@@ -140,5 +152,19 @@ def _write_card(
             "device": results["latency"]["device"],
         },
     )
-    with new_file(healed / "README.md", overwrite=True) as path:
-        path.write_text(text)
+    _place_card(healed, text)
+
+
+def _place_card(healed: Path, text: str) -> None:
+    """README.md, unless it is somebody else's or changed since we wrote it."""
+    path = healed / CARD
+    if os.path.lexists(path) and not listed(healed, CARD):
+        if not path.is_file() or path.read_bytes() != text.encode():
+            say(f"{path} is not as this run left it and stays; delete it to have it written again")
+        return
+    if path.exists() and path.read_bytes() == text.encode():
+        return
+    with new_file(path, overwrite=True) as temporary:
+        temporary.write_text(text)
+        if marked_by(healed):
+            add_to_mark(healed, CARD, temporary)

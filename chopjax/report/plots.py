@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from chopjax.checkpoint.atomic import new_file
+from chopjax.errors import UserError
+from chopjax.paths import expanded
+from chopjax.report.own_files import FIGURE_METADATA, FIGURES, is_ours
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SKY, PURPLE = "#56B4E9", "#CC79A7"
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write PATH.png and PATH.svg; returns their names."""
-    names = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for name in names:
-        figure.savefig(name, dpi=160, bbox_inches="tight")
+    """Write PATH.png and PATH.svg over what stands there; returns their names."""
+    names = _names(path)
+    for name, suffix in zip(names, FIGURES, strict=True):
+        with new_file(name, overwrite=True) as temporary:
+            figure.savefig(
+                temporary,
+                format=suffix.removeprefix("."),
+                dpi=160,
+                bbox_inches="tight",
+                metadata=FIGURE_METADATA[suffix],
+            )
     return names
+
+
+def check_plot(path: str, overwrite: bool) -> Path:
+    """--plot PATH, without .png or .svg. Raises UserError where a file there is not a figure that
+    chopjax drew, or the folder is missing."""
+    found = expanded(path)
+    if not found.parent.is_dir():
+        raise UserError(f"--plot {path}: no folder {found.parent}")
+    found = found.with_suffix("") if found.suffix in FIGURES else found
+    for name in _names(found):
+        if name.is_dir():
+            raise UserError(f"--plot {path}: {name} is a folder")
+        if os.path.lexists(name) and not is_ours(name) and not overwrite:
+            raise UserError(
+                f"--plot {path}: {name} is not a figure that chopjax drew; give another name or "
+                "--overwrite"
+            )
+    return found
+
+
+def _names(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in FIGURES]
 
 
 def healing_curve(

@@ -13,12 +13,25 @@ from rich.table import Table
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_file
 from chopjax.report import html, layers
+from chopjax.report.own_files import check_files, figure_files
 from chopjax.report.plots import save
 from chopjax.report.sweep_figures import accuracies, losses, ranking
 from chopjax.report.sweep_rows import Cell, Row, strategies_of, summary
 from chopjax.train.settings import flat
 
 PARENT = "parent"
+
+
+FIGURE_NAMES = ("loss", "ranking", "accuracy")
+PAGE = "report.html"
+
+
+def check_report(workdir: Path) -> None:
+    """Raise UserError where write_report would write over somebody else's files."""
+    names = [*figure_files(FIGURE_NAMES), PAGE]
+    for folder in workdir.glob("analysis-*"):
+        names += [f"{folder.name}/{name}" for name in figure_files(layers.FIGURES)]
+    check_files(workdir, names, "points")
 
 
 def write_report(
@@ -29,6 +42,7 @@ def write_report(
         "chopjax_version": __version__,
         "command": command,
         "settings": dict(settings),
+        "figures": figure_files(FIGURE_NAMES),
         "num_layers": _parent(rows)["remove"] + _count(_parent(rows)["keep"]),
         "parent": _parent(rows),
         "points": [row for row in rows if row["strategy"] != PARENT],
@@ -62,7 +76,7 @@ def write_report(
     title = f"Layers removed from {Path(str(settings['model'])).name}"
     for name, text in {
         "report.json": json.dumps(report, indent=1) + "\n",
-        "report.html": html.page(title, parts),
+        PAGE: html.page(title, parts),
     }.items():
         with new_file(workdir / name, overwrite=True) as path:
             path.write_text(text)

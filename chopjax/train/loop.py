@@ -55,6 +55,7 @@ from chopjax.train.metrics import Clock, Guard, MetricsWriter
 from chopjax.train.metrics_file import read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
+from chopjax.train.own_files import check_workdir
 from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
 from chopjax.train.step import (
@@ -116,7 +117,7 @@ def _train(
     # ------------------------------------------------------------------------------ Settings
     settings = read(config)
     stop = stack.enter_context(stop_requests())
-    stack.enter_context(owned(workdir))
+    stack.enter_context(owned(workdir, check_workdir))
     folder = workdir / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     first = jax.process_index() == 0

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
-from chopjax.checkpoint.describe import HUGGINGFACE, Description, describe, write_own
+from chopjax.checkpoint.describe import Description, describe, write_own
 from chopjax.checkpoint.provenance import compose
-from chopjax.checkpoint.source import FOLDER_MARK
 from chopjax.chop.configurations import Keep, choose, parse_keep
 from chopjax.chop.surgery import chop_config
 from chopjax.errors import UserError
@@ -18,6 +16,7 @@ from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import usual_naming
 from chopjax.paths import expanded
+from chopjax.train.own_files import new_assets
 from chopjax.train.settings import ChopSettings, Settings
 
 SCRATCH = "random weights"
@@ -100,24 +99,18 @@ def write_assets(
         naming, metadata = usual_naming(family), {"format": "pt"}
     else:
         assets, naming, metadata = found.folder, found.naming, found.metadata
-    temporary = workdir / ".assets.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write_own(
-        temporary,
-        assets,
-        raw_config,
-        naming,
-        None,
-        metadata,
-        provenance,
-        origin.name,
-        origin.revision,
-    )
-    shutil.rmtree(workdir / HUGGINGFACE, ignore_errors=True)
-    for name in (HUGGINGFACE, FOLDER_MARK):
-        (temporary / name).rename(workdir / name)
-    temporary.rmdir()
+    with new_assets(workdir) as folder:
+        write_own(
+            folder,
+            assets,
+            raw_config,
+            naming,
+            None,
+            metadata,
+            provenance,
+            origin.name,
+            origin.revision,
+        )
 
 
 def run_record(
