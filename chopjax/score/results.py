@@ -22,7 +22,6 @@ from lm_eval.utils import (
     handle_non_serializable,
     hash_string,
     sanitize_list,
-    sanitize_model_name,
 )
 from rich.table import Table
 
@@ -30,11 +29,6 @@ from chopjax.checkpoint.atomic import new_file
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.perplexity import ratio_stderr
 from chopjax.score.suite_tasks import f1_parts
-
-
-def model_folder(output: Path, model: str) -> Path:
-    """Where the harness puts the results of a model: DIR/its name."""
-    return output / sanitize_model_name(model)
 
 
 def complete(

@@ -22,6 +22,7 @@ from chopjax.errors import UserError
 from chopjax.progress import say
 from chopjax.score import results as reports
 from chopjax.score.engine import Engine
+from chopjax.score.folders import model_folder
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.identity import identity
 from chopjax.score.journal import Journal
@@ -53,7 +54,7 @@ def evaluate(
     # A task may draw its examples at random: as in the harness, from fixed seeds.
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)
-    folder = reports.model_folder(output, loaded.name) if output else None
+    folder = model_folder(output, loaded.name) if output else None
     lm = ChopjaxLM.over(loaded, engine, add_bos_token)
     if folder:
         lm.journal = Journal(folder, identity(loaded, engine))

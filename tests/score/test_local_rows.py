@@ -26,7 +26,7 @@ def test_every_column_of_every_row(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"q": "a", "label": 0},
         {"hint": "b", "label": 1, "choices": {"text": ["x", "y"]}, "q": "c"},
-        {"q": None, "choices": {"text": [], "more": 1.5}, "empty": None},
+        {"q": None, "choices": {"text": []}, "empty": None},
         {"label": 2.5, "q": "d"},
     ]
     path = write(tmp_path, rows)
