@@ -33,7 +33,7 @@ from chopjax.chop.residual import measure_residual
 from chopjax.chop.search import one_out, sleb
 from chopjax.chop.taylor import taylor
 from chopjax.data.excerpts import excerpts
-from chopjax.data.tokenizer import load_tokenizer
+from chopjax.data.tokenizer import check_ids, load_tokenizer
 from chopjax.errors import UserError
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
@@ -126,11 +126,7 @@ def _ready(
     sequences = excerpts(
         inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
     )
-    if max(map(max, sequences)) >= config.vocab_size:
-        raise UserError(
-            f"{model}: its tokenizer gives ids of {config.vocab_size} and more, which the model "
-            "does not have"
-        )
+    check_ids(sequences, config.vocab_size, lambda: tokenizer)
     mesh = meshes.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
         say(f"loading {model}: {config.num_layers} layers")

@@ -194,7 +194,14 @@ def _score(
     scorer = (
         base.with_params(params)
         if base
-        else Engine(config, params, engine.compute, engine.max_length, engine.mesh)
+        else Engine(
+            config,
+            params,
+            engine.compute,
+            engine.max_length,
+            engine.mesh,
+            tokenizer=engine.tokenizer,
+        )
     )
     engines.setdefault(len(point.keep), scorer)
     texts = read_texts(text_names(settings.text.held_out), settings.text.field)

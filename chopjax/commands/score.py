@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.errors import UserError
     from chopjax.score.tasks import load_tasks
-    from chopjax.score.texts import own_text, suite_texts
+    from chopjax.score.texts import find_texts
     from chopjax.train import distributed
 
     check_scoring_model(args)
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         tasks = load_tasks(
             names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
         )
-        texts = suite_texts(tasks["groups"], args.data_dir) + [own_text(text) for text in args.text]
+        texts = find_texts(tasks, args.text, args.data_dir)
     with distributed.joined(launch):
         return _score(args, tasks, texts, output)
 

@@ -11,9 +11,11 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from chopjax.checkpoint import hub_requests
@@ -50,6 +52,29 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """The text of some ids, special tokens included."""
         return self.backend.decode(ids, skip_special_tokens=False)
+
+
+def check_ids(
+    sequences: Iterable[Any], vocab_size: int, tokenizer: Callable[[], Tokenizer] | None
+) -> None:
+    """Raises UserError where a sequence of ids holds one for which the embedding table of
+    vocab_size rows has none; a lookup would be clamped to another token's row.
+
+    A tokenizer with more tokens than the table is no error as long as none of them occurs.
+    tokenizer: gives the one that the ids are from, where it is known; called for the message alone.
+    """
+    largest = max((int(np.max(ids)) for ids in sequences if len(ids)), default=-1)
+    if largest < vocab_size:
+        return
+    name, token = "", f"token {largest}"
+    if tokenizer is not None:
+        found = tokenizer()
+        name, token = f"{found.name}: ", f"{token} ({found.backend.id_to_token(largest)!r})"
+    raise UserError(
+        f"{name}the text has {token}, and the model's embedding table has {vocab_size} rows, for "
+        f"0 to {vocab_size - 1}: the tokenizer has tokens that the model does not know. Use the "
+        "tokenizer that belongs to the model, or a checkpoint whose table was enlarged for this one"
+    )
 
 
 def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -> Tokenizer:

@@ -24,8 +24,8 @@ class Journal:
     """Opened by a run, removed by it when its results are written."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
-        """identity: what answers depend on (weights, dtype, context length); each has a journal of
-        its own. Raises UserError where it cannot be written."""
+        """identity: what answers depend on (see identity.py); each has a journal of its own. Raises
+        UserError where it cannot be written."""
         head = json.dumps(identity, sort_keys=True)
         name = hashlib.blake2b(head.encode(), digest_size=6).hexdigest()
         self.path = path = folder / f"journal-{name}.txt"
@@ -33,6 +33,8 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._read(head)
+            if not kept:
+                _say_others(folder, identity)
             # Unbuffered: what has been answered is out of this process at once.
             self._file = path.open("r+b" if kept else "wb", buffering=0)
             if kept:
@@ -81,6 +83,35 @@ class Journal:
         """The results are written: nothing is left to remember."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _say_others(folder: Path, identity: Mapping[str, Any]) -> None:
+    """That a run began here with another model or setting, whose answers are of no use now."""
+    for path in sorted(folder.glob("journal-*.txt")):
+        try:
+            with path.open("rb") as file:
+                other = json.loads(file.readline(1 << 20))
+            changed = _changed(other, identity)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if changed:
+            say(
+                f"note: {path} has the answers of a run with another {', '.join(changed[:4])}; "
+                "they are not used"
+            )
+
+
+def _changed(old: Any, new: Mapping[str, Any]) -> list[str]:
+    """Names of what is not equal in two identities; of files, the files'."""
+    if not isinstance(old, dict):
+        return []
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        both = isinstance(old.get(key), dict) and isinstance(new.get(key), Mapping)
+        found += _changed(old[key], new[key]) if both else [key]
+    return found
 
 
 def pair_key(pair: Pair) -> str:

@@ -159,12 +159,12 @@ def _decode_pass(
     token_B = jnp.zeros(batch, jnp.int32)
     lengths_B = jnp.full(batch, length, jnp.int32)
     static: dict[str, Any] = {"config": config, "compute": compute, "generated": STRIDE}
-    arguments = (params, token_B, lengths_B, held[0], np.int32(0))
+    arguments = (params, token_B, lengths_B, held[0], np.int32(0), None)
     program = _compiled(decode, arguments, donate="cache", **static)
 
     def run() -> None:
-        _, _, held[0] = jax.block_until_ready(
-            program(params, token_B, lengths_B, held[0], np.int32(0))
+        _, _, held[0], _ = jax.block_until_ready(
+            program(params, token_B, lengths_B, held[0], np.int32(0), None)
         )
 
     return run, _memory(program)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 
 import jax
 
 from chopjax.checkpoint.load import Loaded, describe, load
+from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.errors import UserError
 from chopjax.models.decoder import Compute
 from chopjax.paths import expanded
@@ -46,11 +48,17 @@ def open_engine(
     else:
         mesh = make_mesh(fsdp=fsdp, tensor=tensor)
         loaded = load(model, revision, shardings=shardings(config, mesh), dtype=dtype)
-    engine = Engine(loaded.config, loaded.params, Compute(dtype=dtype), max_length, mesh)
+    compute = Compute(dtype=dtype)
+    tokenizer = functools.partial(_tokenizer, loaded)
+    engine = Engine(loaded.config, loaded.params, compute, max_length, mesh, tokenizer=tokenizer)
     if rows is not None:
         tokens = rows * engine.max_length
         engine.budget = dataclasses.replace(fitted_budget(config, mesh), tokens=tokens)
     return loaded, engine
+
+
+def _tokenizer(loaded: Loaded) -> Tokenizer:
+    return dataclasses.replace(load_tokenizer(loaded.folder), name=loaded.name)
 
 
 def use_compilation_cache() -> None:

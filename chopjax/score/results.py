@@ -22,7 +22,6 @@ from lm_eval.utils import (
     handle_non_serializable,
     hash_string,
     sanitize_list,
-    sanitize_model_name,
 )
 from rich.table import Table
 
@@ -31,11 +30,6 @@ from chopjax.report.terminal import to_json
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.perplexity import ratio_stderr
 from chopjax.score.suite_tasks import f1_parts
-
-
-def model_folder(output: Path, model: str) -> Path:
-    """Where the harness puts the results of a model: DIR/its name."""
-    return output / sanitize_model_name(model)
 
 
 def complete(

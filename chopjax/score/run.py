@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import lm_eval.evaluator
 import numpy as np
 
 from chopjax.checkpoint.load import Loaded
-from chopjax.checkpoint.source import Checkpoint
 from chopjax.errors import UserError
 from chopjax.progress import say
 from chopjax.score import results as reports
 from chopjax.score.engine import Engine
+from chopjax.score.folders import model_folder
 from chopjax.score.harness import ChopjaxLM
+from chopjax.score.identity import identity
 from chopjax.score.journal import Journal
 from chopjax.score.tasks import FEWSHOT_SEED, Tasks
 from chopjax.score.texts import Text, add, measure
@@ -53,10 +54,10 @@ def evaluate(
     # A task may draw its examples at random: as in the harness, from fixed seeds.
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)
-    folder = reports.model_folder(output, loaded.name) if output else None
+    folder = model_folder(output, loaded.name) if output else None
     lm = ChopjaxLM.over(loaded, engine, add_bos_token)
     if folder:
-        lm.journal = Journal(folder, _identity(loaded, lm))
+        lm.journal = Journal(folder, identity(loaded, engine))
     # The harness prints while it bootstraps; standard output is for results.
     with contextlib.redirect_stdout(sys.stderr):
         found = lm_eval.evaluator.evaluate(lm, dict(tasks), limit=limit, log_samples=True)
@@ -82,22 +83,3 @@ def evaluate(
             say(f"wrote {path}")
         lm.journal.remove()
     return found
-
-
-def _identity(loaded: Loaded, lm: ChopjaxLM) -> Mapping[str, Any]:
-    """What answers depend on besides the tokens of a request."""
-    weights = loaded.weights
-    if isinstance(weights, Checkpoint):
-        files = sorted({tensor.file for tensor in weights.tensors.values()})
-    else:
-        files = sorted(path for path in weights.rglob("*") if path.is_file())
-    stamps = [
-        [path.name, stat.st_size, stat.st_mtime_ns] for path in files for stat in [path.stat()]
-    ]
-    return {
-        "model": loaded.name,
-        "revision": loaded.revision,
-        "weights": stamps,
-        "dtype": lm.engine.compute.dtype,
-        "max_length": lm.max_length,
-    }

@@ -222,14 +222,15 @@ def _load(manager: TaskManager, name: str) -> Tasks:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, (TypeError, AttributeError, NameError, AssertionError)):
-            raise
         logging.getLogger(__name__).debug("loading task %s", name, exc_info=True)
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         if manager.metadata:
             raise UserError(
-                f"{name}: a file of --data-dir does not have the columns of its dataset: {reason}"
+                f"{name}: its documents in --data-dir are not like those of its dataset"
+                f"{_dataset(manager, name)}: {reason[:500]}"
             ) from error
+        if isinstance(error, (TypeError, AttributeError, NameError, AssertionError)):
+            raise
         raise UserError(
             f"{name}: its dataset{_dataset(manager, name)} cannot be loaded: {reason}\n"
             "Fetch it once with a network (it is then in the datasets cache), or score from local "

@@ -73,7 +73,7 @@ def test_files_are_those_of_the_harness(
     for task in samples:
         tracker.save_results_samples(task, samples[task])
     (their_folder,) = (tmp_path / "theirs").iterdir()
-    assert their_folder.name == folder.name
+    assert folder.name == tiny.name
     (their_results,) = their_folder.glob("results_*.json")
     expected = json.loads(their_results.read_text())
     assert set(expected) <= set(found)
@@ -166,7 +166,7 @@ def start(model: Path, tasks: Path, output: Path) -> Run:
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    return Run(process, output / str(model).replace("/", "__"))
+    return Run(process, output / model.name)
 
 
 def test_a_killed_run_scores_nothing_twice(tiny: Path, tmp_path: Path) -> None:
