@@ -17,6 +17,7 @@ from chopjax.checkpoint.config_alone import local_config
 from chopjax.errors import UserError
 from chopjax.models import flops, parameters
 from chopjax.models.attention import choose as choose_attention
+from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.plan.chip_memory import Parts, activations, knobs
 from chopjax.plan.collectives import collect
@@ -90,8 +91,8 @@ def make_plan(
     goes on to the end.
     """
     mesh, why_not = _mesh(settings, topology)
-    _check_sizes(settings, origin, mesh)
     settings = _with_tpu_attention(settings)
+    _check_sizes(settings, origin, mesh)
     budget = tokens or settings.total_steps * _tokens_a_step(settings)
     steps = round(budget / _tokens_a_step(settings))
     first = origin.chop_after if origin.keep is not None else 0
@@ -293,3 +294,7 @@ def _check_sizes(settings: Settings, origin: Origin, mesh: Any) -> None:
             f"data.sequence_length {settings.data.sequence_length}: the model has only {positions} "
             "positions"
         )
+    dtype = jax.numpy.dtype(settings.compute.dtype)
+    reason = why_not(settings.compute.attention, settings.data.sequence_length, dtype, "tpu")
+    if reason:
+        raise UserError(f"compute.attention: {reason}; auto chooses what can run")

@@ -74,6 +74,12 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
         console.print(f"The compiler: {phase['refusal']}", highlight=False)
     if not phase["fits"]:
         console.print(_advice(phase["knobs"]), soft_wrap=True, markup=False, highlight=False)
+    if phase["unknown_loops"]:
+        console.print(
+            f"{phase['unknown_loops']} loops of the program are of unknown length and count once: "
+            "what follows is too low. Please report it, with the versions of jax and libtpu.",
+            highlight=False,
+        )
     if phase["collectives"]:
         console.print(_collectives(phase))
     if plan["fits"]:
