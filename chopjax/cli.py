@@ -55,7 +55,8 @@ def _command(verb: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C."""
+    """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C; 1 is
+    `plan`'s for what does not fit."""
     skip_absent_tpu()  # some verbs' flags import jax
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None

@@ -1,9 +1,12 @@
-"""`chopjax inspect`: what a checkpoint holds, from its headers alone."""
+"""`chopjax inspect`: what a checkpoint holds, from its headers alone, or config.json's alone."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chopjax.models.config import ModelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="folder of a Hugging Face checkpoint, hub id owner/name, folder of `chopjax import`, "
-        "or workdir of a training run",
+        "or workdir of a training run; or a config.json, alone in its folder or by its own path",
     )
     add("--revision", help="branch, tag or commit of a hub id (default: main)")
     add("--step", type=int, help="checkpoint of a training run (default: the latest)")
@@ -27,20 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.checkpoint.describe import describe
-    from chopjax.checkpoint.summary import summary
     from chopjax.errors import UserError
     from chopjax.report.terminal import print_json
 
     if args.sequence_length is not None and args.sequence_length < 1:
         raise UserError(f"--sequence-length {args.sequence_length}: at least 1 is needed")
-    found = describe(args.model, args.revision, args.step)
-    length = args.sequence_length or min(found.config.max_positions, 2048)
-    result = summary(found) | _plan(found.config, length)
-    if args.check:
-        from chopjax.checkpoint.verify import check
-
-        result["not_finite"] = check(found)
+    config, result = _config_alone(args) or _model(args)
+    result |= _plan(config, args.sequence_length or min(config.max_positions, 2048))
     if args.json:
         print_json(result)
     else:
@@ -48,7 +44,46 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(config: Any, length: int) -> dict[str, Any]:
+def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]]:
+    from chopjax.checkpoint.describe import describe
+    from chopjax.checkpoint.summary import summary
+
+    found = describe(args.model, args.revision, args.step)
+    result = summary(found)
+    if args.check:
+        from chopjax.checkpoint.verify import check
+
+        result["not_finite"] = check(found)
+    return found.config, result
+
+
+def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | None:
+    """None where MODEL is something else."""
+
+    from chopjax.checkpoint.config_alone import has_weights, is_config, local_config
+    from chopjax.checkpoint.provenance import read_provenance
+    from chopjax.checkpoint.summary import summary_of_config
+    from chopjax.errors import UserError
+    from chopjax.models import families
+    from chopjax.paths import expanded
+
+    path = expanded(args.model)
+    folder = path.parent if is_config(path) else path
+    alone = path.is_dir() and (path / "config.json").is_file() and not has_weights(path)
+    if not (alone or is_config(path)):
+        return None
+    for flag in ("check", "step", "revision"):
+        if getattr(args, flag) not in (None, False):
+            raise UserError(f"--{flag}: {args.model} is a config.json without weights")
+    raw_config = local_config(args.model)
+    assert raw_config is not None
+    config = families.translate(raw_config)[1]
+    reason = "none are there" if not has_weights(folder) else f"not looked at; give {folder}"
+    result = summary_of_config(args.model, raw_config, read_provenance(folder))
+    return config, result | {"no_weights": f"{reason}. All of this follows from config.json"}
+
+
+def _plan(config: ModelConfig, length: int) -> dict[str, Any]:
     import dataclasses
 
     from chopjax.plan import flops, memory
@@ -143,12 +178,17 @@ def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
 def _size_facts(result: dict[str, Any]) -> dict[str, str]:
     counts = result["parameters"]
     share = counts["blocks"] / counts["total"]
+    sizes = [f"{_bytes(size)} in {dtype}" for dtype, size in result["bytes_by_dtype"].items()]
     facts = {
         "parameters": f"{counts['total']:,}",
         "  a layer": f"{counts['per_layer']:,} (all layers: {share:.1%})",
         "  embeddings": f"{counts['embeddings']:,} (tables and head)",
-        "size": f"{_bytes(result['bytes'])}, config.json says {result['dtype'] or 'no type'}",
+        "  take": ", ".join(sizes),
     }
+    facts["size"] = f"{_bytes(result['bytes'])}, config.json says {result['dtype'] or 'no type'}"
+    if not result["weights"]:
+        facts["size"] = f"would be {facts['size']}"
+        facts["weights"] = result["no_weights"]
     if origin := result["provenance"]:
         kept = ", ".join(map(str, origin["kept_layers"]))
         facts["chopped"] = f"from {origin['parent']['name']}, {origin['strategy']}: layers {kept}"

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--topology",
         required=True,
-        metavar="CHIP:SHAPE",
-        help="the TPU slice, such as v5p:4x4x4 or v5e:16x16; mesh.slices of the config says how "
-        "many of them",
+        metavar="SLICE",
+        help="the TPU slice, by its shape (v5p:4x4x4, v5e:16x16) or Cloud's accelerator type "
+        "(v5p-128, v5litepod-256); mesh.slices of the config says how many of them",
     )
     add("--tokens", type=float, metavar="N", help="token budget (default: the config's steps)")
     add(
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 1 for what does not fit."""
     from chopjax.plan.topology import parse, prepare_environment
 
     parse(args.topology)
@@ -54,4 +55,4 @@ def run(args: argparse.Namespace) -> int:
         print_json(plan)
     else:
         show(plan)
-    return 0
+    return 0 if plan["fits"] else 1

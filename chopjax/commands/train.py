@@ -19,6 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="resume although settings changed that change what the run means",
     )
+    add(
+        "--check",
+        nargs="?",
+        const="here",
+        choices=("here", "elsewhere"),
+        help="look at recipe, model and token stores, say what is wrong or missing, and end; "
+        "`elsewhere`: the run is for other machines, and stores may lie there alone",
+    )
     add("--json", action="store_true", help="print one JSON object instead of the table")
     distributed.add_arguments(parser)
 
@@ -31,6 +39,11 @@ def run(args: argparse.Namespace) -> int:
 
     end_on_sigterm()
     config = load_config(args.config, args.set)  # a typo is found before the others are waited for
+    if args.check:
+        from chopjax.train.check import check
+
+        check(config, args.workdir, args.check)
+        return 0
     launch = distributed.launch_of(args)
     with distributed.joined(launch, lambda: last_words(args.workdir)) as processes:
         summary = train(config, args.workdir, args.force)

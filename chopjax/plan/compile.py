@@ -12,9 +12,12 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
+import os
 import re
+import shutil
 import signal
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -168,6 +171,7 @@ def _compile(
 ) -> None:
     """The other process: sends the memory of the compiled step, or what the compiler said."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that waits
+    threading.Thread(target=die_with_parent, args=(folder,), daemon=True).start()
     prepare_environment()
     sizes = settings.mesh
     where = devices(topology)
@@ -193,6 +197,15 @@ def _compile(
             stats.generated_code_size_in_bytes,
         )
     )
+
+
+def die_with_parent(folder: str) -> None:
+    """A thread of the other process: who waits for it may be killed, and nobody would close it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def _layout(text: str) -> tuple[int, int, int]:

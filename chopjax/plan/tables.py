@@ -21,17 +21,23 @@ _PARTS = {
 
 
 def show(plan: dict[str, Any]) -> None:
-    """Print to standard output."""
+    """Print to standard output. Where it does not fit, the last line says so."""
     screen = console()
     shape = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    chips = f"{plan['chips']:,} chip{'s' if plan['chips'] > 1 else ''}"
     screen.print(
-        f"{plan['topology']}, {plan['chips']} chips; mesh {shape or 'one device'}; "
-        f"attention {plan['attention']}",
+        f"{plan['topology']} ({plan['accelerator_type']}), {chips}; "
+        f"mesh {shape or 'one device'}; attention {plan['attention']}",
     )
     if not plan["compiled"]:
         screen.print(f"Not compiled: {plan['not_compiled_because']}")
     for phase in plan["phases"]:
         _show_phase(screen, phase, plan)
+    if not plan["fits"]:
+        screen.rule()
+        # One line, whatever the width of the terminal: people look at the end, scripts too.
+        screen.print(_not_fitting(plan), soft_wrap=True)
+        return
     table = Table(title="The run", show_header=False)
     table.add_row("tokens", _count(plan["token_budget"]))
     table.add_row("tokens a day", _count(plan["tokens_per_day"]))
@@ -67,19 +73,38 @@ def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) ->
     if phase["refusal"]:
         screen.print(f"The compiler: {phase['refusal']}")
     if not phase["fits"]:
-        screen.print(_advice(phase["knobs"]))
+        screen.print(_advice(phase["knobs"]), soft_wrap=True)
+    if phase["unknown_loops"]:
+        screen.print(
+            f"{phase['unknown_loops']} loops of the program are of unknown length and count once: "
+            "what follows is too low. Please report it, with the versions of jax and libtpu."
+        )
     if phase["collectives"]:
         screen.print(_collectives(phase))
-    screen.print(_times(phase))
+    if plan["fits"]:
+        screen.print(_times(phase))
+
+
+def _not_fitting(plan: dict[str, Any]) -> str:
+    """The largest of the phases that do not fit."""
+    phases = [phase for phase in plan["phases"] if not phase["fits"]]
+    phase = max(phases, key=lambda phase: phase["memory"]["total"])
+    memory, chip = phase["memory"], plan["chip"]["name"]
+    if memory["total"] <= memory["limit"]:
+        return f"It does not fit on a {chip} chip ({phase['name']}): the compiler refuses it."
+    return (
+        f"It does not fit: {_size(memory['total'])} of {_size(memory['limit'])} on a {chip} chip "
+        f"({phase['name']})."
+    )
 
 
 def _advice(knobs: list[dict[str, Any]]) -> str:
     if not knobs:
         return "No other setting makes it fit: take more chips, or shorter sequences."
-    words = "; ".join(f"{' '.join(knob['flags'])} ({_size(knob['total'])})" for knob in knobs)
+    lines = [f"  {' '.join(knob['flags'])}   ({_size(knob['total'])})" for knob in knobs]
     if knobs[0]["compiled"]:
-        return f"It fits, and compiles, with {words}."
-    return f"Expected to make it fit, not compiled: {words}."
+        return "\n".join(["It would fit, as the compiler agrees, with", *lines])
+    return "\n".join(["Expected to make it fit, not compiled:", *lines])
 
 
 def _count(number: float) -> str:

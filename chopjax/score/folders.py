@@ -14,6 +14,7 @@ from pathlib import Path
 from lm_eval.utils import sanitize_model_name
 
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 
 OWNER = "model.txt"
 
@@ -34,13 +35,13 @@ def model_folder(output: Path, model: str) -> Path:
 
 
 def _whose(model: str) -> str:
-    path = Path(model).expanduser()
+    path = expanded(model)
     return str(path.resolve()) if path.exists() else model
 
 
 def _names(model: str) -> Iterator[str]:
     """Names for the folder, shortest first; the harness's own is the last."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.exists():
         parts = Path(os.path.abspath(path)).parts[1:]
         for count in range(1, len(parts) + 1):

@@ -21,6 +21,7 @@ from chopjax.checkpoint.load import Loaded
 from chopjax.data.sources import Source, find_sources, pieces
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
 from chopjax.score.engine import Engine
 from chopjax.score.journal import Journal
@@ -96,7 +97,7 @@ def own_names(places: Sequence[str], taken: Iterable[str]) -> list[str]:
 
 def _parts(place: str) -> tuple[str, ...]:
     """What a place's name can be made of, the last part last."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     whole = os.path.abspath(path) if path.exists() else place
     parts = [re.sub(r"[^\w.+,@ -]+", "_", part) for part in whole.split("/")]
     return tuple(part for part in parts if part.strip(".")) or ("text",)
