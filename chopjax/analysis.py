@@ -34,7 +34,7 @@ from chopjax.chop.search import one_out, sleb
 from chopjax.chop.taylor import taylor
 from chopjax.data.excerpts import excerpts
 from chopjax.data.tokenizer import load_tokenizer
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
@@ -159,7 +159,10 @@ def _ready(
 def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
-        raise UserError(f"--measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}")
+        raise UserError(
+            f"--measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}"
+            + did_you_mean(unknown[0], MEASURES)
+        )
     for flag, value in {
         "--sequences": settings.sequences,
         "--batch-size": settings.batch_size,

@@ -1,4 +1,8 @@
-"""The one exception that is the user's to mend."""
+"""The one exception that is the user's to mend, and what its messages are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -15,3 +19,13 @@ def listing(problems: list[str], limit: int = 40) -> str:
     if len(problems) > limit:
         lines.append(f"  … and {len(problems) - limit} more")
     return "\n".join(lines)
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
+    """ "; did you mean …?" with the names that come near; empty where none does."""
+    import difflib
+
+    known = list(known)
+    longer = [name for name in known if len(word) > 2 and name.startswith(word)]
+    near = (longer or difflib.get_close_matches(word, known, most, cutoff=0.7))[:most]
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from chopjax.commands.flags import add_processes
 from chopjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,13 +14,16 @@ if TYPE_CHECKING:
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from chopjax.train import distributed
+EXAMPLE = """\
+chopjax import halved imported --mesh fsdp=4,tensor=2
+"""
 
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("dir", metavar="DIR", help="folder to write; it appears when it is complete")
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add(
         "--keep",
         metavar="LIST",
@@ -39,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--strict", action="store_true", help="NaN or infinity is an error and not a warning")
     add("--overwrite", action="store_true", help="replace DIR if `chopjax import` wrote it")
-    distributed.add_arguments(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+EXAMPLE = """\
+chopjax inspect HuggingFaceTB/SmolLM-135M
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -14,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a Hugging Face checkpoint, hub id owner/name, folder of `chopjax import`, "
         "or workdir of a training run",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
-    add("--step", type=int, help="checkpoint of a training run (default: the latest)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--step", type=int, metavar="N", help="checkpoint of a training run (default: the latest)")
     add(
         "--sequence-length",
         type=int,

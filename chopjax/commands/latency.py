@@ -7,6 +7,11 @@ import argparse
 DEFAULT_LENGTH = 512
 
 
+EXAMPLE = """\
+chopjax latency PARENT --remove 25%,50% --plot latency
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -27,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="random weights of the model's shapes: its config.json is all that is needed",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add = parser.add_argument_group("measurement").add_argument
     add("--batch", type=int, default=1, metavar="B", help="sequences (default: 1)")
     add(
         "--length",
@@ -43,8 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
-    add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
-    add("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:

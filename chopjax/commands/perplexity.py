@@ -6,6 +6,10 @@ import argparse
 
 from chopjax.commands.flags import add_scoring_model, check_scoring_model
 
+EXAMPLE = """\
+chopjax perplexity healed --data held_out.jsonl
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scoring_model(parser)

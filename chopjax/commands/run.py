@@ -10,11 +10,20 @@ from typing import Any
 
 from chopjax.commands.flags import add_recipe
 
+EXAMPLE = """\
+chopjax run --config configs/chop_and_heal.py --workdir runs/half \\
+    --config.model=HuggingFaceTB/SmolLM-135M \\
+    --config.text.train=corpus.jsonl --config.text.held_out=held_out.jsonl
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, workdir="folder of the run; what is done there already is not done again")
     parser.add_argument(
         "--schedule",
+        dest="set",
+        action="append",
+        type="chop.schedule={}".format,
         metavar="ROUNDSxSTEPS",
         help="remove the layers in rounds, with so many steps of healing between them, such as "
         "3x200, or once (default: what the recipe says, once); the same as --config.chop.schedule",
@@ -35,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
 
     workdir = Path(args.workdir).expanduser()
-    schedule = [f"chop.schedule={args.schedule}"] if args.schedule else []
-    report = pipeline.run(load_config(args.config, [*args.set, *schedule]), workdir)
+    report = pipeline.run(load_config(args.config, args.set), workdir)
     if args.json:
         print(json.dumps(report))
     else:

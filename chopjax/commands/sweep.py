@@ -6,6 +6,12 @@ import argparse
 
 from chopjax.commands.flags import add_recipe
 
+EXAMPLE = """\
+chopjax sweep --config configs/sweep.py --workdir runs/sweep \\
+    --config.model=PARENT --config.text.train=corpus.jsonl \\
+    --config.text.held_out=held_out.jsonl
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, workdir="folder of the sweep; points that are done there are not done again")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 
-from chopjax.commands.flags import add_recipe
+from chopjax.commands.flags import add_processes, add_recipe
+
+EXAMPLE = """\
+chopjax train --config configs/heal.py --workdir runs/heal \\
+    --config.model=halved --config.data.train=tokens
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from chopjax.train import distributed
-
     add_recipe(
         parser, workdir="where checkpoints and metrics go; a run that is there already is resumed"
     )
@@ -21,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume although settings changed that change what the run means",
     )
     add("--json", action="store_true", help="print one JSON object instead of the table")
-    distributed.add_arguments(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
