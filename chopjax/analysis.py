@@ -39,7 +39,7 @@ from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
-from chopjax.progress import progress, say
+from chopjax.progress import over, progress, say
 from chopjax.report import layers
 from chopjax.train import mesh as meshes
 from chopjax.train.loss import cross_entropy
@@ -101,9 +101,10 @@ def find_merges(
                 f"laco can fold 1 to {most} of {ready.config.num_layers} layers away, not {remove}"
             )
         compute = Compute(dtype=settings.dtype)
-        recipe = laco(
-            ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
-        )
+        with progress("LaCo"):
+            recipe = laco(
+                ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
+            )
         return recipe, ready.about
 
 
@@ -123,9 +124,10 @@ def _ready(
     config = describe(model, revision).config
     settings = _checked(settings, config)
     tokenizer = load_tokenizer(model, revision)
-    sequences = excerpts(
-        inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
-    )
+    with progress("read the text"):
+        sequences = excerpts(
+            inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
+        )
     if max(map(max, sequences)) >= config.vocab_size:
         raise UserError(
             f"{model}: its tokenizer gives ids of {config.vocab_size} and more, which the model "
@@ -194,7 +196,8 @@ def measure(
     measures: dict[str, Any] = {}
     if "similarity" in wanted:
         say("angular distance, block influence, relative magnitude: one pass")
-        residual = measure_residual(params, config, compute, batches, settings.every_token)
+        seen = over(batches, "angular distance", "batches")
+        residual = measure_residual(params, config, compute, seen, settings.every_token)
         measures |= {
             "distance": _plain(residual.distance_LL),
             "distance_deviation": _plain(residual.deviation_LL),
@@ -205,12 +208,14 @@ def measure(
         }
     if "taylor" in wanted:
         say("Taylor importance: one backward pass")
-        measures["taylor"] = _plain(taylor(params, config, compute, batches, cross_entropy))
+        seen = over(batches, "Taylor importance", "batches")
+        measures["taylor"] = _plain(taylor(params, config, compute, seen, cross_entropy))
     if not {"perplexity", "sleb", "choices"} & set(wanted):
         return {"measures": measures}
     prefixes = Prefixes(params, config, compute, batches, cross_entropy)
     whole = tuple(range(L))
-    parent_loss = prefixes.losses([whole])[whole]
+    with progress("whole model", prefixes.num_batches, "runs") as bar:
+        parent_loss = prefixes.losses([whole], done=bar.advance)[whole]
     if "perplexity" in wanted:
         with progress("one layer out", L * prefixes.num_batches, "runs") as bar:
             measures["one_out_loss"] = _plain(one_out(prefixes, bar.advance))

@@ -90,9 +90,10 @@ def _do(
     measured = {row["key"]: row for row in rows}
     engines: dict[int, Engine] = {}
     found = []
-    with progress("points", len(points), "points") as bar:
-        for point in points:
-            key = _key(settings, about, point)
+    keys = [_key(settings, about, point) for point in points]
+    known = sum((p.strategy, p.seed, key) in done for p, key in zip(points, keys, strict=True))
+    with progress("points", len(points), "points", known) as bar:
+        for point, key in zip(points, keys, strict=True):
             row = done.get((point.strategy, point.seed, key))
             if row is None:
                 # Two strategies may keep the same layers: the model is scored once.
@@ -103,8 +104,8 @@ def _do(
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
                 measured[key] = row
+                bar.advance(1, loss=row["loss"])
             found.append(row)
-            bar.advance(1, loss=row["loss"])
     return found
 
 

@@ -66,7 +66,7 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     from chopjax.checkpoint.source import FOLDER_MARK
     from chopjax.chop.configurations import parse_keep
     from chopjax.models import parameters
-    from chopjax.progress import say
+    from chopjax.progress import progress, say
     from chopjax.train.mesh import make_mesh, shardings
 
     out = Path(args.dir)
@@ -80,7 +80,8 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
         loaded = _chopped(loaded, keep)
     if args.dtype:
         loaded = dataclasses.replace(loaded, dtypes=None)
-    save_import(out, loaded, loaded.params, args.overwrite)
+    with progress(f"write {args.dir}"):
+        save_import(out, loaded, loaded.params, args.overwrite)
     say(
         f"{args.dir}: {loaded.family.model_type}, {config.num_layers} layers, "
         f"{parameters.count(config):,} parameters"

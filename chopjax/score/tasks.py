@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.progress import progress
 from chopjax.score import local_data
 from chopjax.score.local_data import LocalTask
 
@@ -26,6 +27,7 @@ FOLDERS = "arc glue hellaswag mmlu/default openbookqa piqa sciq super_glue winog
 Tasks = dict[str, Any]  # {"tasks": {name: Task}, "groups": {name: Group}}
 
 
+@progress("look up the tasks")
 def load_tasks(
     names: Sequence[str],
     include_path: str | Path | None = None,
