@@ -8,7 +8,7 @@ WORKDIR/healed                                   Hugging Face checkpoint with a 
 WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before the last
 WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files
 WORKDIR/stages/                                  what is done, with which settings
-WORKDIR/report.json, WORKDIR/healing.png         what came of it
+WORKDIR/report.{html,json}, WORKDIR/healing.png  what came of it
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from chopjax.train.loop import train
 from chopjax.train.workdir import owned
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     """Run what is not done yet; returns what report.json holds.
 
+    command: how to do this again, for the report.
     Raises UserError before any work is done where the config, the parent or the texts are not
     right.
     """
@@ -57,7 +58,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     with owned(workdir):
         stages = _stages(settings, workdir, parent, rounds)
         results = run_stages(workdir, stages)
-        return write_report(workdir, dataclasses.asdict(settings), results)
+        return write_report(workdir, dataclasses.asdict(settings), results, command)
 
 
 # ------------------------------------------------------------------------------------ Rounds

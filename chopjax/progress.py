@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 FIRST_LINE, LINES_APART = 2.0, 10.0  # seconds to the first plain line, and between them
 WINDOW, TICKS = 30.0, 8  # the time left is judged by the last seconds, or so many ticks
 BURST = 0.2  # seconds in which what comes is one tick: the answers of a batch come all at once
-WORTH_A_LINE = 2.0  # seconds that work must have taken to leave a line
+WORTH_A_LINE = 10.0  # seconds that work must have taken to leave a line
 SPINNER = {False: "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", True: "|/-\\"}
 BAR = 16  # characters
 ALWAYS = "loss"  # the value that a narrow terminal still has
@@ -180,12 +180,12 @@ class Bar:
         yield self.line(options.max_width, options.ascii_only)
 
     def _last_word(self) -> None:
-        """What was done, where it took its time."""
+        """What was done, where it was counted and took its time."""
         seconds = time.monotonic() - self._start
-        if self._has_line or (_on_terminal() and seconds >= WORTH_A_LINE):
-            counted = [self._amount()] if self.done != self.begun_at else []
+        counted = self.done != self.begun_at
+        if self._has_line or (_on_terminal() and counted and seconds >= WORTH_A_LINE):
             loss = [f"{ALWAYS} {self.values[ALWAYS]}"] if ALWAYS in self.values else []
-            say("  ".join([f"{self.label}:", *counted, f"in {_duration(seconds)}", *loss]))
+            say("  ".join([f"{self.label}:", self._amount(), f"in {_duration(seconds)}", *loss]))
 
 
 # -------------------------------------------------------------------------------- The display

@@ -103,6 +103,8 @@ def _print(analysis: Mapping[str, Any], out: Any, figures: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from chopjax.report.terminal import show
+
     console = Console(soft_wrap=True, highlight=False)
     if "recommended" in analysis:
         console.print(
@@ -118,8 +120,8 @@ def _print(analysis: Mapping[str, Any], out: Any, figures: list[str]) -> None:
             table.columns[column].justify = "right"
         for count, choice in analysis["recommended"].items():
             loss = choice["loss"]
-            added = f"+{loss - analysis['parent_loss']:.4f}"
+            added = f"{loss - analysis['parent_loss']:+.4f}"
             by = ", ".join(choice["strategies"])
             table.add_row(count, choice["remove"], by, f"{loss:.4f}", added)
-        console.print(table)
+        show(table)
     console.print(f"{out}: analysis.json, analysis.npz, {', '.join(figures)} (.png and .svg)")

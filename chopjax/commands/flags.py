@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,13 @@ def print_config(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set)
     print(json.dumps(config.to_dict()) if args.json else as_recipe(config))
     return 0
+
+
+def again(verb: str, args: argparse.Namespace) -> str:
+    """The command that does the same, for a shell, a flag a line."""
+    flags = [["--config", args.config], ["--workdir", args.workdir]]
+    flags += [[f"--config.{assignment}"] for assignment in args.set]
+    return " \\\n    ".join([f"chopjax {verb}", *map(shlex.join, flags)])
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

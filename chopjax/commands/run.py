@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from chopjax.commands.flags import add_recipe
+from chopjax.commands.flags import add_recipe, again
 
 EXAMPLE = """\
 chopjax run --config configs/chop_and_heal.py --workdir runs/half \\
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
 
     workdir = Path(args.workdir).expanduser()
-    report = pipeline.run(load_config(args.config, args.set), workdir)
+    report = pipeline.run(load_config(args.config, args.set), workdir, again("run", args))
     if args.json:
         print(json.dumps(report))
     else:
@@ -55,16 +55,12 @@ def run(args: argparse.Namespace) -> int:
 def _print(report: dict[str, Any], workdir: Path) -> None:
     from rich.console import Console
 
-    from chopjax.report.comparison import columns_of_report, gap_closed, rich_table
+    from chopjax.report.comparison import columns_of_report, rich_table, verdict
+    from chopjax.report.terminal import show
 
     columns = columns_of_report(report)
-    parent, chopped, _ = columns
-    console = Console()
-    console.print(rich_table(columns))
-    added = chopped.loss - parent.loss
-    console.print(
-        f"\nChopping added {added:.3f} nats per token; healing took away "
-        f"{gap_closed(columns):.0%} of it."
-    )
-    console.print(f"Healed checkpoint: {workdir / 'healed'}", soft_wrap=True)
-    console.print(f"Report: {workdir / 'report.json'}, {workdir / 'healing.png'}", soft_wrap=True)
+    show(rich_table(columns))
+    console = Console(soft_wrap=True)
+    console.print(f"\n{verdict(columns)}")
+    console.print(f"Healed checkpoint: {workdir / 'healed'}")
+    console.print(f"Report: {workdir / 'report.html'}, {workdir / 'report.json'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from chopjax.commands.flags import add_recipe
+from chopjax.commands.flags import add_recipe, again
 
 EXAMPLE = """\
 chopjax sweep --config configs/sweep.py --workdir runs/sweep \\
@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
     import os
-    import shlex
     from pathlib import Path
 
     # The harness's bars would stand between ours. Read when tqdm is imported.
@@ -32,19 +31,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from chopjax.report.sweep import rich_table
+    from chopjax.report.terminal import show
     from chopjax.score.model import use_compilation_cache
     from chopjax.sweep import sweep
     from chopjax.train.config_file import load_config
 
     use_compilation_cache()
     workdir = Path(args.workdir).expanduser()
-    parts = ["chopjax", "sweep", "--config", args.config, "--workdir", args.workdir]
-    parts += [f"--config.{assignment}" for assignment in args.set]
-    report = sweep(load_config(args.config, args.set), workdir, shlex.join(parts))
+    report = sweep(load_config(args.config, args.set), workdir, again("sweep", args))
     if args.json:
         print(json.dumps(report))
         return 0
+    show(rich_table(report))
     console = Console(soft_wrap=True, highlight=False)
-    console.print(rich_table(report))
     console.print(f"{workdir / 'report.html'}: figures, tables, settings")
     return 0
