@@ -34,12 +34,12 @@ from chopjax.chop.search import one_out, sleb
 from chopjax.chop.taylor import taylor
 from chopjax.data.excerpts import excerpts
 from chopjax.data.tokenizer import check_ids, load_tokenizer
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
-from chopjax.progress import progress, say
+from chopjax.progress import over, progress, say
 from chopjax.report import layers
 from chopjax.train import mesh as meshes
 from chopjax.train.loss import cross_entropy
@@ -101,9 +101,10 @@ def find_merges(
         if not 1 <= remove <= most:
             raise UserError(f"laco can fold 1 to {most} of {L} layers away, not {remove}")
         compute = Compute(dtype=settings.dtype)
-        recipe = laco(
-            ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
-        )
+        with progress("LaCo"):
+            recipe = laco(
+                ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
+            )
         return recipe, ready.about
 
 
@@ -123,9 +124,10 @@ def _ready(
     config = describe(model, revision).config
     settings = _checked(settings, config)
     tokenizer = load_tokenizer(model, revision)
-    sequences = excerpts(
-        inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
-    )
+    with progress("read the text"):
+        sequences = excerpts(
+            inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
+        )
     check_ids(sequences, config.vocab_size, lambda: tokenizer)
     mesh = meshes.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
@@ -155,7 +157,10 @@ def _ready(
 def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
-        raise UserError(f"--measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}")
+        raise UserError(
+            f"--measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}"
+            + did_you_mean(unknown[0], MEASURES)
+        )
     for flag, value in {
         "--sequences": settings.sequences,
         "--batch-size": settings.batch_size,
@@ -189,7 +194,8 @@ def measure(
     measures: dict[str, Any] = {}
     if "similarity" in wanted:
         say("angular distance, block influence, relative magnitude: one pass")
-        residual = measure_residual(params, config, compute, batches, settings.every_token)
+        seen = over(batches, "angular distance", "batches")
+        residual = measure_residual(params, config, compute, seen, settings.every_token)
         measures |= {
             "distance": _plain(residual.distance_LL),
             "distance_deviation": _plain(residual.deviation_LL),
@@ -200,12 +206,14 @@ def measure(
         }
     if "taylor" in wanted:
         say("Taylor importance: one backward pass")
-        measures["taylor"] = _plain(taylor(params, config, compute, batches, cross_entropy))
+        seen = over(batches, "Taylor importance", "batches")
+        measures["taylor"] = _plain(taylor(params, config, compute, seen, cross_entropy))
     if not {"perplexity", "sleb", "choices"} & set(wanted):
         return {"measures": measures}
     prefixes = Prefixes(params, config, compute, batches, cross_entropy)
     whole = tuple(range(L))
-    parent_loss = prefixes.losses([whole])[whole]
+    with progress("whole model", prefixes.num_batches, "runs") as bar:
+        parent_loss = prefixes.losses([whole], done=bar.advance)[whole]
     if "perplexity" in wanted:
         with progress("one layer out", L * prefixes.num_batches, "runs") as bar:
             measures["one_out_loss"] = _plain(one_out(prefixes, bar.advance))

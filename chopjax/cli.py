@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import io
 import os
-import re
 import sys
-from types import ModuleType
 
-from chopjax import __version__
 from chopjax.checkpoint.atomic import USERS_ERRORS
+from chopjax.commands import parser
+from chopjax.commands.flags import print_config
 from chopjax.errors import UserError, readable
 from chopjax.hardware import skip_absent_tpu
-
-# Verb → what `chopjax --help` says of it. chopjax/commands/VERB.py has add_arguments and run;
-# a verb that is a Python keyword lives in VERB_.py.
-VERBS = {
-    "inspect": "what a checkpoint holds: shapes, parameters, bytes, memory and FLOPs",
-    "import": "Hugging Face checkpoint to Orbax, parameters born sharded on the mesh",
-    "export": "Orbax to Hugging Face checkpoint, byte for byte",
-    "analyze": "measure which layers matter, draw it, and recommend which to remove",
-    "chop": "remove layers from a Hugging Face checkpoint without reading them",
-    "prepare": "text or JSONL to token store for training",
-    "train": "continue pretraining (healing)",
-    "perplexity": "token- and byte-level perplexity on a text file",
-    "score": "zero-shot tasks, with lm-evaluation-harness's definitions and numbers",
-    "compare": "results of several models side by side, with differences and their significance",
-    "latency": "forward, prefill and decode time of a model and of its chops",
-    "plan": "memory, collectives and time of a training run on a TPU pod that is not there",
-    "sweep": "many strategies and numbers of layers, scored and drawn",
-    "run": "the whole pipeline: score, chop, score, heal, score, export",
-}
-
-
-def _parser(verb: str | None) -> argparse.ArgumentParser:
-    # Abbreviated flags are errors: a typo must never select another flag.
-    parser = argparse.ArgumentParser(
-        prog="chopjax", description="Chop, heal, score and export.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"chopjax {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, sentence in VERBS.items():
-        command = verbs.add_parser(name, help=sentence, description=sentence, allow_abbrev=False)
-        if name == verb:
-            _command(name).add_arguments(command)
-    return parser
-
-
-def _command(verb: str) -> ModuleType:
-    module = verb + "_" if verb == "import" else verb
-    return importlib.import_module(f"chopjax.commands.{module}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C; 1 is
     `plan`'s for what does not fit."""
-    skip_absent_tpu()  # some verbs' flags import jax
-    argv = sys.argv[1:] if argv is None else argv
-    verb = argv[0] if argv and argv[0] in VERBS else None
-    # argparse wants every flag declared; a config's fields are the recipe's.
-    argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
-    arguments = _parser(verb).parse_args(argv)
-    # transformers advises to install torch; its tokenizers do without.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    skip_absent_tpu()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our arrows and lines
+    arguments = parser.parse(sys.argv[1:] if argv is None else argv)
+    # transformers advises to install torch; its tokenizers do without.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        return _command(arguments.verb).run(arguments) or 0
+        if getattr(arguments, "print_config", False):
+            return print_config(arguments)
+        return parser.command(arguments.verb).run(arguments) or 0
     except UserError as error:
         print(readable(f"chopjax {arguments.verb}: error: {error}"), file=sys.stderr)
         return 2

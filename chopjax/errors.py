@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 MESSAGE_BYTES = 1_900  # of a whole message
 LINE_BYTES = 600
@@ -79,3 +80,13 @@ def cut(text: str, nbytes: int) -> str:
 
 def _bytes(lines: list[str]) -> int:
     return sum(len(line.encode()) + 1 for line in lines)
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
+    """ "; did you mean …?" with the names that come near; empty where none does."""
+    import difflib
+
+    known = list(known)
+    longer = [name for name in known if len(word) > 2 and name.startswith(word)]
+    near = (longer or difflib.get_close_matches(word, known, most, cutoff=0.7))[:most]
+    return f"; did you mean {' or '.join(near)}?" if near else ""

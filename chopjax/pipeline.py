@@ -8,7 +8,7 @@ WORKDIR/healed                                   Hugging Face checkpoint with a 
 WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before the last
 WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files
 WORKDIR/stages/                                  what is done, with which settings
-WORKDIR/report.json, WORKDIR/healing.png         what came of it
+WORKDIR/report.{html,json}, WORKDIR/healing.png  what came of it
 WORKDIR/heal.DATE, WORKDIR/healed.DATE           set aside before they were done anew
 """
 
@@ -46,9 +46,10 @@ from chopjax.train.workdir import owned
 VERB = "run"
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     """Run what is not done yet; returns what report.json holds.
 
+    command: how to do this again, for the report.
     Raises UserError before any work is done where the config, the parent or the texts are not
     right.
     """
@@ -69,7 +70,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             for inputs in (Contents(workdir / HASHES), Stamps())
         )
         results = run_stages(workdir, stages, older)
-        return write_report(workdir, dataclasses.asdict(settings), results)
+        return write_report(workdir, dataclasses.asdict(settings), results, command)
 
 
 def check_workdir(workdir: Path) -> None:

@@ -11,7 +11,7 @@ from chopjax.chop.importance import parse_protect
 from chopjax.chop.merge import MERGES
 from chopjax.chop.schedule import ONCE, parse_schedule
 from chopjax.data.prepare import MOST_WORKERS
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.train.settings import Dtype, fields_of, read_as
 from chopjax.train.settings import Settings as HealSettings
 
@@ -20,9 +20,9 @@ from chopjax.train.settings import Settings as HealSettings
 class TextSettings:
     """Text to heal on and to measure on: .txt or .jsonl files; several separated by commas."""
 
-    train: str = ""
-    held_out: str = ""
-    field: str = "text"  # of a JSON line
+    train: str = ""  # file to heal on (.txt, .jsonl); several separated by commas
+    held_out: str = ""  # likewise, to measure on
+    field: str = "text"  # of a JSON line, where the text is
     workers: int = 2  # processes that tokenise
 
 
@@ -31,9 +31,9 @@ class CalibrationSettings:
     """What strategies that measure look at."""
 
     text: str = ""  # files, separated by commas; empty: text.train
-    sequences: int = 128
-    sequence_length: int = 0  # tokens; 0: the context length, at most 2048
-    batch_size: int = 8
+    sequences: int = 128  # documents that are drawn
+    sequence_length: int = 0  # tokens of each at most; 0: the context length, at most 2048
+    batch_size: int = 8  # sequences at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,11 @@ class ScoreSettings:
 
     tasks: str = ""  # of lm-evaluation-harness, separated by commas; none: perplexity alone
     include_path: str = ""  # folder of further task files (YAML)
-    limit: int = 0  # documents a task; 0: all
-    num_fewshot: int = -1  # -1: what the task says
-    dtype: Dtype = "float32"
-    latency_batch: int = 1  # sequences in the forward pass that is timed …
-    latency_length: int = 0  # … and tokens in each; 0: the context length, at most 512
+    limit: int = 0  # documents of each task at most; 0: all
+    num_fewshot: int = -1  # examples before each question; -1: what the task says
+    dtype: Dtype = "float32"  # of parameters and activations
+    latency_batch: int = 1  # sequences in the forward pass that is timed
+    latency_length: int = 0  # tokens in each of them; 0: the context length, at most 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PipelineSettings:
     """Parent → score → chop → score → heal → score → export."""
 
     model: str = ""  # the parent: a Hugging Face folder or hub id
-    revision: str = ""  # of a hub id
+    revision: str = ""  # of a hub id: branch, tag or commit
     text: TextSettings = TextSettings()
     chop: ChopSettings = ChopSettings()
     calibration: CalibrationSettings = CalibrationSettings()
@@ -115,7 +115,8 @@ def _contradictions(settings: PipelineSettings) -> list[str]:
         ),
         (
             bool(chop.keep) or not chop.strategy or chop.strategy in KNOWN,
-            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(KNOWN)}",
+            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(KNOWN)}"
+            + did_you_mean(chop.strategy, KNOWN),
         ),
         (
             not (chop.after_steps and rounds),

@@ -26,7 +26,7 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import parameters
 from chopjax.models.decoder import Compute
 from chopjax.pipeline_settings import PipelineSettings, names
-from chopjax.progress import say
+from chopjax.progress import progress, say
 from chopjax.score import latency as timing
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
@@ -215,7 +215,10 @@ def latency(settings: PipelineSettings, folders: dict[str, str]) -> dict[str, An
     longest = min(config.max_positions for _, config in models.values())
     length = min(wanted.latency_length or LATENCY_LENGTH, longest)
     compute = Compute(dtype=wanted.dtype)
-    found = timing.measure(models, wanted.latency_batch, length, compute, phases=("forward",))
+    with progress("latency", timing.ROUNDS + 1, "rounds") as bar:
+        found = timing.measure(
+            models, wanted.latency_batch, length, compute, phases=("forward",), advance=bar.advance
+        )
     return {
         "seconds": {name: timings["forward"].seconds for name, timings in found.items()},
         "batch": wanted.latency_batch,

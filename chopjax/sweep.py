@@ -124,12 +124,16 @@ def _do(
     measured = {row["key"]: row for row in rows}
     engines: dict[int, Engine] = {}
     found = []
-    with progress("points", len(points), "points") as bar:
-        for point in points:
-            keys = [_key(settings, each, point) for each in about]
+    keys_of = [[_key(settings, each, point) for each in about] for point in points]
+    known = sum(
+        any((point.strategy, point.seed, key) in done for key in keys)
+        for point, keys in zip(points, keys_of, strict=True)
+    )
+    with progress("points", len(points), "points", known) as bar:
+        for point, keys in zip(points, keys_of, strict=True):
             key = keys[0]
-            known = [done.get((point.strategy, point.seed, each)) for each in keys]
-            row = next((each for each in known if each is not None), None)
+            rows_before = [done.get((point.strategy, point.seed, each)) for each in keys]
+            row = next((each for each in rows_before if each is not None), None)
             if row is None:
                 # Two strategies may keep the same layers: the model is scored once.
                 values = next((measured[each] for each in keys if each in measured), None)
@@ -140,8 +144,8 @@ def _do(
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
                 measured[key] = row
+                bar.advance(1, loss=row["loss"])
             found.append(row)
-            bar.advance(1, loss=row["loss"])
     return found
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED, parse_protect
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.pipeline_settings import CalibrationSettings, ScoreSettings, TextSettings, names
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import fields_of, read_as
@@ -20,9 +20,10 @@ class SweepSettings:
     """Strategies times numbers of layers: chop, perhaps heal, score."""
 
     model: str = ""  # the parent: a Hugging Face folder or hub id
-    revision: str = ""  # of a hub id
+    revision: str = ""  # of a hub id: branch, tag or commit
+    # which layers go; several separated by commas
     strategies: str = ",".join([*STRATEGIES, *MEASURED])
-    remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions or percentages
+    remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions, percentages
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last
     seeds: str = "0"  # of calibration text and healing; each measured point once for each
     healed: bool = False  # heal every point, too, with the same budget (`heal`)
@@ -78,5 +79,6 @@ def _contradictions(settings: SweepSettings) -> list[str]:
     ]
     unknown = [name for name in names(settings.strategies) if name not in known]
     return [message for holds, message in checks if not holds] + [
-        f"strategies: {name!r} is not one of {', '.join(known)}" for name in unknown
+        f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
+        for name in unknown
     ]

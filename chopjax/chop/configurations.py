@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
 
 Keep = tuple[int, ...]
 
@@ -98,7 +98,10 @@ STRATEGIES: dict[str, Callable[[int, int], Keep]] = {
 def choose(strategy: str, num_layers: int, remove: str | int | float) -> Keep:
     """The keep list of a strategy by name; `remove` as `resolve_remove` reads it."""
     if strategy not in STRATEGIES:
-        raise UserError(f"--strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}")
+        raise UserError(
+            f"--strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}"
+            + did_you_mean(strategy, STRATEGIES)
+        )
     return STRATEGIES[strategy](num_layers, resolve_remove(remove, num_layers))
 
 

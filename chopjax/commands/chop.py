@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
 from chopjax.paths import expanded
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
     from chopjax.choice import Choice
     from chopjax.chop.stream import Plan
+
+
+EXAMPLE = """\
+chopjax chop HuggingFaceTB/SmolLM-135M halved --strategy input --remove 0.5
+chopjax chop PARENT chosen --strategy sleb --remove 8 --analysis analysis
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("out", metavar="OUT", help="folder to write; it appears when it is complete")
+    add = parser.add_argument_group("which layers").add_argument
     add(
         "--strategy",
         metavar="NAME",
@@ -57,9 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F,L",
         help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add = parser.add_argument_group("input and output").add_argument
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add("--overwrite", action="store_true", help="replace OUT if `chopjax chop` wrote it")
-    add_max_shard_size(parser)
+    add_max_shard_size(add)
     add("--dry-run", action="store_true", help="print what would stay and go, and write nothing")
     add("--json", action="store_true", help="print one JSON object instead of the table")
 
@@ -91,6 +99,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
+    from chopjax.choice import KNOWN
+
+    if args.strategy not in (None, *KNOWN):
+        raise UserError(
+            f"--strategy: {args.strategy!r} is not one of {', '.join(KNOWN)}"
+            + did_you_mean(args.strategy, KNOWN)
+        )
     if args.keep is None:
         if args.strategy is None or args.remove is None:
             raise UserError("give --strategy NAME and --remove N, or --keep LIST")
@@ -105,8 +120,6 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     from chopjax.models import parameters
 
     config = checkpoint.config
-    if args.strategy not in (None, *choice.KNOWN):
-        raise UserError(f"--strategy: {args.strategy!r} is not one of {', '.join(choice.KNOWN)}")
     if args.strategy not in choice.LOOKS:
         if args.analysis or args.data or args.protect:
             raise UserError(

@@ -6,19 +6,23 @@ import argparse
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
 
+EXAMPLE = """\
+chopjax export runs/heal healed
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dir", metavar="DIR", help="folder of `chopjax import`, or a training run's workdir")
     add("out", metavar="OUT", help="folder to write; it appears when it is complete")
-    add("--step", type=int, help="checkpoint of a training run (default: the latest)")
+    add("--step", type=int, metavar="N", help="checkpoint of a training run (default: the latest)")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="type of every tensor (default: as imported, or as config.json says after training)",
     )
     add("--overwrite", action="store_true", help="replace OUT if `chopjax export` wrote it")
-    add_max_shard_size(parser)
+    add_max_shard_size(add)
 
 
 def run(args: argparse.Namespace) -> int:

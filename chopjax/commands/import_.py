@@ -6,6 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
+from chopjax.commands.flags import add_processes
 from chopjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,13 +15,16 @@ if TYPE_CHECKING:
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from chopjax.train import distributed
+EXAMPLE = """\
+chopjax import halved imported --mesh fsdp=4,tensor=2
+"""
 
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("dir", metavar="DIR", help="folder to write; it appears when it is complete")
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add(
         "--keep",
         metavar="LIST",
@@ -40,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--strict", action="store_true", help="NaN or infinity is an error and not a warning")
     add("--overwrite", action="store_true", help="replace DIR if `chopjax import` wrote it")
-    distributed.add_arguments(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +66,7 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     from chopjax.checkpoint.orbax_folder import save_import
     from chopjax.chop.configurations import parse_keep
     from chopjax.models import parameters
-    from chopjax.progress import say
+    from chopjax.progress import progress, say
     from chopjax.train.mesh import make_mesh, shardings
 
     out = Path(args.dir)
@@ -76,7 +80,8 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
         loaded = _chopped(loaded, keep)
     if args.dtype:
         loaded = dataclasses.replace(loaded, dtypes=None)
-    save_import(out, loaded, loaded.params, args.overwrite)
+    with progress(f"write {args.dir}"):
+        save_import(out, loaded, loaded.params, args.overwrite)
     say(
         f"{args.dir}: {loaded.family.model_type}, {config.num_layers} layers, "
         f"{parameters.count(config):,} parameters"

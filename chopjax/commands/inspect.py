@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chopjax.models.config import ModelConfig
 
+EXAMPLE = """\
+chopjax inspect HuggingFaceTB/SmolLM-135M
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -17,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a Hugging Face checkpoint, hub id owner/name, folder of `chopjax import`, "
         "or workdir of a training run; or a config.json, alone in its folder or by its own path",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
-    add("--step", type=int, help="checkpoint of a training run (default: the latest)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--step", type=int, metavar="N", help="checkpoint of a training run (default: the latest)")
     add(
         "--sequence-length",
         type=int,

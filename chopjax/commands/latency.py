@@ -9,6 +9,11 @@ from chopjax.commands.flags import check_count
 DEFAULT_LENGTH = 512
 
 
+EXAMPLE = """\
+chopjax latency PARENT --remove 25%,50% --plot latency
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -29,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="random weights of the model's shapes: its config.json is all that is needed",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
+    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add = parser.add_argument_group("measurement").add_argument
     add("--batch", type=int, default=1, metavar="B", help="sequences (default: 1)")
     add(
         "--length",
@@ -45,9 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
-    add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
-    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
-    add("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,10 @@ import argparse
 
 from chopjax.commands.flags import add_scoring_model, check_scoring_model
 
+EXAMPLE = """\
+chopjax perplexity healed --data held_out.jsonl
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scoring_model(parser)
@@ -41,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.perplexity import perplexity, read_texts
 
     check_scoring_model(args)
+    texts = read_texts(args.data, args.field)  # a typo is found before the model is loaded
     use_compilation_cache()
     loaded, engine = open_engine(
         args.model,
@@ -52,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         args.tensor,
     )
     tokenizer = load_tokenizer(loaded.folder)
-    found = perplexity(engine, tokenizer, read_texts(args.data, args.field), args.truncate)
+    found = perplexity(engine, tokenizer, texts, args.truncate)
     result = {"model": args.model, "data": args.data} | found
     if args.json:
         print_json(result)

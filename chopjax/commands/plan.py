@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax.commands.flags import add_recipe
 from chopjax.errors import UserError
+
+EXAMPLE = """\
+chopjax plan --config configs/just_chop_llama2_7b.py --topology v5p:4x4x4
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the recipe, a Python file of configs/")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="set a field of the config; --config.FIELD=VALUE says the same",
-    )
     add(
         "--topology",
         required=True,

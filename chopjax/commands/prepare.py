@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from chopjax.data.store import TokenStore
 
 
+EXAMPLE = """\
+chopjax prepare corpus.jsonl --tokenizer PARENT --output tokens
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
@@ -26,36 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="folder or hub id of the model that will be trained on the store",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id in --tokenizer")
+    parser.add_argument(
+        "--revision",
+        metavar="REV",
+        help="branch, tag or commit of a hub id in --tokenizer (default: main)",
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write; appears when everything is in it"
-    )
-    parser.add_argument(
-        "--field", default="text", help="field of a JSON line that holds the text (default: text)"
-    )
-    parser.add_argument(
-        "--unit",
-        choices=("file", "paragraph", "line"),
-        default="file",
-        help="what is one document in plain text files (default: file)",
-    )
-    parser.add_argument(
-        "--before",
-        choices=("auto", "bos", "eos", "none"),
-        default="auto",
-        help="token before each document; auto (the default) is bos, or eos where there is no bos",
-    )
-    parser.add_argument(
-        "--after",
-        choices=("none", "eos", "bos"),
-        default="none",
-        help="token after each document (default: none)",
-    )
-    parser.add_argument(
-        "--held-out",
-        metavar="N|FRACTION",
-        help="hold out so many documents (500) or such a part of them (0.01), chosen by a hash of "
-        "their text; the stores are then DIR/train and DIR/held_out",
     )
     parser.add_argument(
         "--workers",
@@ -72,6 +54,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify", metavar="STORE", help="only read a finished store and compare its checksums"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+    documents = parser.add_argument_group("documents")
+    documents.add_argument(
+        "--field", default="text", help="field of a JSON line that holds the text (default: text)"
+    )
+    documents.add_argument(
+        "--unit",
+        choices=("file", "paragraph", "line"),
+        default="file",
+        help="what is one document in plain text files (default: file)",
+    )
+    documents.add_argument(
+        "--before",
+        choices=("auto", "bos", "eos", "none"),
+        default="auto",
+        help="token before each document; auto (the default) is bos, or eos where there is no bos",
+    )
+    documents.add_argument(
+        "--after",
+        choices=("none", "eos", "bos"),
+        default="none",
+        help="token after each document (default: none)",
+    )
+    documents.add_argument(
+        "--held-out",
+        metavar="N|FRACTION",
+        help="hold out so many documents (500) or such a part of them (0.01), chosen by a hash of "
+        "their text; the stores are then DIR/train and DIR/held_out",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,14 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from chopjax.commands.flags import add_recipe
+from chopjax.commands.flags import add_recipe, again
 from chopjax.paths import expanded
+
+EXAMPLE = """\
+chopjax run --config configs/chop_and_heal.py --workdir runs/half \\
+    --config.model=HuggingFaceTB/SmolLM-135M \\
+    --config.text.train=corpus.jsonl --config.text.held_out=held_out.jsonl
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, workdir="folder of the run; what is done there already is not done again")
     parser.add_argument(
         "--schedule",
+        dest="set",
+        action="append",
+        type="chop.schedule={}".format,
         metavar="ROUNDSxSTEPS",
         help="remove the layers in rounds, with so many steps of healing between them, such as "
         "3x200, or once (default: what the recipe says, once); the same as --config.chop.schedule",
@@ -36,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
 
     workdir = expanded(args.workdir)
-    schedule = [f"chop.schedule={args.schedule}"] if args.schedule else []
-    report = pipeline.run(load_config(args.config, [*args.set, *schedule]), workdir)
+    report = pipeline.run(load_config(args.config, args.set), workdir, again("run", args))
     if args.json:
         print_json(report)
     else:
@@ -47,17 +55,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(report: dict[str, Any], workdir: Path) -> None:
     from chopjax.errors import escaped
-    from chopjax.report.comparison import columns_of_report, gap_closed, rich_table
-    from chopjax.report.terminal import console
+    from chopjax.report.comparison import columns_of_report, rich_table, verdict
+    from chopjax.report.terminal import console, show
 
-    columns = columns_of_report(report)
-    parent, chopped, _ = columns
-    screen = console()
-    screen.print(rich_table(columns))
-    added, place = chopped.loss - parent.loss, Path(escaped(str(workdir)))
-    screen.print(
-        f"\nChopping added {added:.3f} nats per token; healing took away "
-        f"{gap_closed(columns):.0%} of it."
-    )
-    screen.print(f"Healed checkpoint: {place / 'healed'}", soft_wrap=True)
-    screen.print(f"Report: {place / 'report.json'}, {place / 'healing.png'}", soft_wrap=True)
+    columns, place = columns_of_report(report), Path(escaped(str(workdir)))
+    show(rich_table(columns))
+    screen = console(soft_wrap=True)
+    screen.print(f"\n{verdict(columns)}")
+    screen.print(f"Healed checkpoint: {place / 'healed'}")
+    screen.print(f"Report: {place / 'report.html'}, {place / 'report.json'}")

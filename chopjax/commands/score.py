@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chopjax.commands.flags import add_scoring_model, check_scoring_model
+from chopjax.commands.flags import add_processes, add_scoring_model, check_scoring_model
 from chopjax.paths import expanded
 
 if TYPE_CHECKING:
@@ -15,15 +15,20 @@ if TYPE_CHECKING:
 SUITES = ("just_chop", "just_chop_v1", "deeper_layers", "quick")  # chopjax/score/suites
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from chopjax.train import distributed
+EXAMPLE = """\
+chopjax score healed --tasks piqa,arc_easy,winogrande --output results
+chopjax score healed --suite just_chop --output results --log-samples
+"""
 
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scoring_model(parser)
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--suite",
         choices=SUITES,
+        metavar="NAME",
         help="the evaluation of a paper: just_chop (6 tasks, C4 perplexity), just_chop_v1 (13 "
         "tasks), deeper_layers (MMLU, BoolQ, C4 loss / log V); or quick, for a laptop",
     )
@@ -84,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write every document's answers to samples_TASK_DATE.jsonl, as `compare` needs them",
     )
     add("--json", action="store_true", help="print one JSON object instead of a table")
-    distributed.add_arguments(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:

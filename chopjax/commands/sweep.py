@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from chopjax.commands.flags import add_recipe
+from chopjax.commands.flags import add_recipe, again
 from chopjax.paths import expanded
+
+EXAMPLE = """\
+chopjax sweep --config configs/sweep.py --workdir runs/sweep \\
+    --config.model=PARENT --config.text.train=corpus.jsonl \\
+    --config.text.held_out=held_out.jsonl
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,27 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import os
-    import shlex
 
     # The harness's bars would stand between ours. Read when tqdm is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from chopjax.errors import escaped
     from chopjax.report.sweep import rich_table
-    from chopjax.report.terminal import console, print_json
+    from chopjax.report.terminal import console, print_json, show
     from chopjax.score.model import use_compilation_cache
     from chopjax.sweep import sweep
     from chopjax.train.config_file import load_config
 
     use_compilation_cache()
     workdir = expanded(args.workdir)
-    parts = ["chopjax", "sweep", "--config", args.config, "--workdir", args.workdir]
-    parts += [f"--config.{assignment}" for assignment in args.set]
-    report = sweep(load_config(args.config, args.set), workdir, shlex.join(parts))
+    report = sweep(load_config(args.config, args.set), workdir, again("sweep", args))
     if args.json:
         print_json(report)
         return 0
+    show(rich_table(report))
     screen = console(soft_wrap=True)
-    screen.print(rich_table(report))
     screen.print(f"{escaped(str(workdir / 'report.html'))}: figures, tables, settings")
     return 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from chopjax.commands.flags import add_recipe
+from chopjax.commands.flags import add_processes, add_recipe
+
+EXAMPLE = """\
+chopjax train --config configs/heal.py --workdir runs/heal \\
+    --config.model=halved --config.data.train=tokens
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from chopjax.train import distributed
-
     add_recipe(
         parser, workdir="where checkpoints and metrics go; a run that is there already is resumed"
     )
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`elsewhere`: the run is for other machines, and stores may lie there alone",
     )
     add("--json", action="store_true", help="print one JSON object instead of the table")
-    distributed.add_arguments(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:

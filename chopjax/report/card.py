@@ -8,7 +8,7 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.chop.configurations import ranges, removed
-from chopjax.report.comparison import Column, gap_closed, markdown_table
+from chopjax.report.comparison import Column, markdown_table, verdict
 
 CARD = """\
 ---
@@ -68,8 +68,6 @@ def card(
     parent, keep = provenance["parent"], tuple(provenance["kept_layers"])
     layers = parent["num_layers"]
     name = Path(parent["name"]).name if Path(parent["name"]).is_dir() else parent["name"]
-    gap = gap_closed(columns)
-    added = columns[1].loss - columns[0].loss
     return CARD.format(
         parent=name,
         parent_name=name,
@@ -87,7 +85,7 @@ def card(
         accuracy="Accuracies are by lm-evaluation-harness's definitions, ± one standard error."
         if any(column.accuracies for column in columns)
         else "",
-        gap=f"Chopping added {added:.3f} nats per token; healing took away {gap:.0%} of it.",
+        gap=verdict(columns),
         folder=folder.name,
         **measured,
     )

@@ -33,6 +33,21 @@ def gap_closed(columns: Sequence[Column]) -> float:
     return (chopped - healed) / (chopped - parent) if chopped != parent else float("nan")
 
 
+def verdict(columns: Sequence[Column]) -> str:
+    """What chopping did to the loss, and healing to that. columns: parent, chopped, healed."""
+    parent, chopped, healed = (column.loss for column in columns)
+    unit = "nats per token"
+    if not chopped > parent:
+        return (
+            f"Chopping did not raise the loss ({chopped - parent:+.3f} {unit}); healed, it is "
+            f"{healed - parent:+.3f} from the parent's."
+        )
+    chopping = f"Chopping added {chopped - parent:.3f} {unit}"
+    if not healed < chopped:
+        return f"{chopping}; healing took nothing of it away ({healed - chopped:+.3f})."
+    return f"{chopping}; healing took away {gap_closed(columns):.0%} of it."
+
+
 def rows(columns: Sequence[Column]) -> list[list[str]]:
     """The cells, row names first, for any rendering."""
     parent = columns[0]

@@ -1,4 +1,4 @@
-"""What a pipeline leaves for people and for machines: report.json, the curve, the model card."""
+"""What a pipeline leaves for people and for machines: report.html and .json, curve, model card."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from chopjax import __version__
 from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.mark import add_to_mark, listed, marked_by
 from chopjax.checkpoint.provenance import read_provenance
+from chopjax.chop.configurations import ranges, removed
 from chopjax.progress import say
-from chopjax.report import plots
+from chopjax.report import html, plots
 from chopjax.report.card import card
-from chopjax.report.comparison import Column, as_json, gap_closed
+from chopjax.report.comparison import Column, as_json, gap_closed, verdict
+from chopjax.report.comparison import rows as comparison_rows
 from chopjax.report.own_files import check_files
 from chopjax.train.metrics_file import read_metrics
+from chopjax.train.settings import flat
 
 MODELS = ("parent", "chopped", "healed")
 FIGURE_FILES = ("healing.png", "healing.svg")
@@ -52,9 +55,13 @@ def columns_of(results: Mapping[str, Any]) -> list[Column]:
 
 
 def write_report(
-    workdir: Path, settings: Mapping[str, Any], results: Mapping[str, Any]
+    workdir: Path, settings: Mapping[str, Any], results: Mapping[str, Any], command: str = ""
 ) -> dict[str, Any]:
-    """Write WORKDIR/report.json, healing.png and .svg, and healed/README.md; returns the report."""
+    """Write WORKDIR/report.json and .html, healing.png and .svg, and healed/README.md; returns the
+    report.
+
+    command: how to do this again.
+    """
     columns = columns_of(results)
     rounds = _rounds(results)
     lines = results["held-out-loss"]
@@ -69,6 +76,7 @@ def write_report(
     plots.save(figure, workdir / "healing")
     report = {
         "chopjax_version": __version__,
+        "command": command,
         "settings": settings,
         "figures": list(FIGURE_FILES),
         "kept_layers": results["chop"]["kept_layers"],
@@ -81,10 +89,54 @@ def write_report(
         "convention": results["score-parent"]["convention"],
         "held_out_tokens": results["score-parent"]["tokens"],
     }
-    with new_file(workdir / "report.json", overwrite=True) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n")
+    for name, text in {
+        "report.json": json.dumps(report, indent=1) + "\n",
+        "report.html": page(report, columns, workdir / "healing.svg"),
+    }.items():
+        with new_file(workdir / name, overwrite=True) as path:
+            path.write_text(text)
     _write_card(workdir, settings, results, columns)
     return report
+
+
+def page(report: Mapping[str, Any], columns: Sequence[Column], curve: Path) -> str:
+    """report.html. curve: the healing curve, as SVG."""
+    settings, keep = report["settings"], report["kept_layers"]
+    parent, _, healed = columns
+    header, *body = [["", *(column.name for column in columns)], *comparison_rows(columns)]
+    name = Path(str(settings["model"])).name
+    parts = [
+        html.paragraph(
+            f"{settings['model']} with {healed.layers} of its {parent.layers} layers. "
+            f"{verdict(columns)} The healed model's loss is {healed.loss:.4f}, the parent's "
+            f"{parent.loss:.4f}; a forward pass is "
+            f"{parent.latency_seconds / healed.latency_seconds:.2f} times as fast."
+        ),
+        html.table(header, body),
+        html.paragraph(
+            f"Losses are over {report['held_out_tokens']:,} tokens of "
+            f"{settings['text']['held_out']}: {report['convention']}. ± is one standard error."
+        ),
+        html.figure(curve, "Loss while healing, in windows of the training length."),
+        html.heading("Layers kept"),
+        html.table(
+            ["round", "layers of the parent that stay", "removed", "steps of healing", "tokens"],
+            [
+                [
+                    str(number),
+                    ranges(each["kept_layers"]),
+                    ranges(removed(tuple(each["kept_layers"]), parent.layers)),
+                    f"{each['steps']:,}",
+                    f"{each['tokens']:,}",
+                ]
+                for number, each in enumerate(report["rounds"], 1)
+            ],
+        ),
+    ]
+    if report["command"]:
+        parts += [html.heading("How to do this again"), html.code(report["command"])]
+    parts += [html.heading("Settings"), html.settings(flat(settings))]
+    return html.page(f"{name}, {len(keep)} of {parent.layers} layers", parts)
 
 
 def _rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:

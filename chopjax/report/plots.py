@@ -66,7 +66,7 @@ def healing_curve(
     train, held_out: (tokens seen, loss in nats a token). The two lines are held-out losses.
     removals: tokens seen when layers went, in healing by rounds.
     """
-    figure = Figure(figsize=(6.4, 4.0))
+    figure = Figure(figsize=(6.4, 4.5), layout="constrained")
     axes = figure.add_subplot()
     if train:
         tokens, losses = zip(*train, strict=True)
@@ -85,7 +85,8 @@ def healing_curve(
     axes.set_ylabel("loss (nats per token)")
     axes.xaxis.set_major_formatter(lambda value, _: _tokens(value))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    # Above the curve: in the panel it would lie over one of the lines.
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure

@@ -19,7 +19,7 @@ import numpy as np
 
 from chopjax.checkpoint.load import Loaded
 from chopjax.errors import UserError
-from chopjax.progress import say
+from chopjax.progress import progress, say
 from chopjax.score import results as reports
 from chopjax.score.engine import Engine
 from chopjax.score.folders import model_folder
@@ -59,7 +59,7 @@ def evaluate(
     if folder:
         lm.journal = Journal(folder, identity(loaded, engine))
     # The harness prints while it bootstraps; standard output is for results.
-    with contextlib.redirect_stdout(sys.stderr):
+    with progress("tasks"), contextlib.redirect_stdout(sys.stderr):
         found = lm_eval.evaluator.evaluate(lm, dict(tasks), limit=limit, log_samples=True)
     for text in texts:
         measured, samples = measure(text, loaded, engine, lm.journal, limit)

@@ -4,7 +4,6 @@ say without one."""
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.progress import progress
 from chopjax.score import local_data
 from chopjax.score.local_data import LocalTask
 
@@ -27,6 +27,7 @@ FOLDERS = "arc glue hellaswag mmlu/default openbookqa piqa sciq super_glue winog
 Tasks = dict[str, Any]  # {"tasks": {name: Task}, "groups": {name: Group}}
 
 
+@progress("look up the tasks")
 def load_tasks(
     names: Sequence[str],
     include_path: str | Path | None = None,
@@ -103,9 +104,8 @@ def _unique(manager: TaskManager, names: Iterable[str]) -> list[str]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
-    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-    return f"--tasks: {name} is not a task of lm-evaluation-harness nor of --include-path{hint}"
+    near = did_you_mean(name, known, most=5)
+    return f"--tasks: {name} is not a task of lm-evaluation-harness nor of --include-path{near}"
 
 
 # ------------------------------------------------------------------------------ Groups and leaves

@@ -9,23 +9,24 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_eval.utils import hash_string
 
 from chopjax.checkpoint.load import Loaded
-from chopjax.data.sources import Source, find_sources, pieces
+from chopjax.data.sources import Source, find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.paths import expanded
 from chopjax.progress import progress, say
 from chopjax.score.engine import Engine
 from chopjax.score.journal import Journal
-from chopjax.score.perplexity import Document, document_losses, summary
+from chopjax.score.perplexity import Document, Texts, document_losses, summary
 
 METRICS = (
     "nats_per_token",
@@ -118,24 +119,27 @@ def measure(
             f"note: {text.name} is to be read in windows of {text.context_length} tokens; this "
             f"model reads {length}"
         )
-    texts: Iterator[str] = itertools.islice(_texts(text), limit)
-    documents: list[Document] = []
-    total = text.tokens if limit is None else None
-    with progress(f"perplexity of {text.name}", total, "tokens") as bar:
-        losses = document_losses(
-            engine, tokenizer, texts, length, most=text.tokens, journal=journal
+    texts = Texts(text.sources)
+    with progress(f"perplexity of {text.name}", text.tokens, "tokens") as bar:
+
+        def planned(tokens: int) -> None:
+            expected = texts.expected(tokens) if limit is None else tokens
+            bar.expect(min(text.tokens or math.inf, expected) if expected else text.tokens)
+
+        documents = list(
+            document_losses(
+                engine,
+                tokenizer,
+                itertools.islice(texts, limit),
+                length,
+                most=text.tokens,
+                journal=journal,
+                planned=planned,
+                advance=bar.advance,
+            )
         )
-        for document in losses:
-            documents.append(document)
-            bar.advance(document.tokens)
     samples = [_sample(number, document) for number, document in enumerate(documents)]
     return summary(engine, tokenizer, documents, length), samples
-
-
-def _texts(text: Text) -> Iterator[str]:
-    for piece in pieces(text.sources):
-        for part in piece:
-            yield from part.texts(lambda read: None)
 
 
 def _sample(number: int, document: Document) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib.util
 import re
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
 from chopjax.paths import expanded
 from chopjax.train.settings import MOST
 
@@ -65,7 +64,9 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def _first_line(error: Exception) -> str:
     found = re.search(r'Key "(.*?)" does not exist', str(error))
-    return f"there is no field {found[1]!r} to set" if found else str(error)
+    near = re.search(r'Did you mean "(.*?)" instead', str(error))
+    hint = f"; did you mean {near[1]}?" if near else ""
+    return f"there is no field {found[1]!r} to set{hint}" if found else str(error)
 
 
 def override(config: ConfigDict, assignment: str) -> None:
@@ -79,10 +80,11 @@ def override(config: ConfigDict, assignment: str) -> None:
     for parent in parents:
         node = node.get(parent) if isinstance(node, ConfigDict) else None
     if not isinstance(node, ConfigDict) or last not in node:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        # A right name in the wrong group is the likeliest slip that spelling does not show.
-        near += [field for field in known if field.split(".")[-1] == last and field not in near]
-        hint = f"; near it: {', '.join(near)}" if near else f"; there are {', '.join(known)}"
+        # A right name in the wrong group is the likeliest slip, and spelling does not show it.
+        same = [field for field in known if field.split(".")[-1] == last]
+        near = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(name, known)
+        near = near or did_you_mean(last, {field.split(".")[-1] for field in known})
+        hint = near or "; --print-config shows them all"
         raise UserError(f"--config.{name}: no such field{hint}")
     node[last] = _parse(f"--config.{name}", node[last], text)
 

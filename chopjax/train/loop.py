@@ -123,7 +123,8 @@ def _train(
     first = jax.process_index() == 0
 
     # ------------------------------------------------------------------- Is there a run yet?
-    found_step = checkpoints.latest_good(folder)
+    with progress("check the checkpoints"):
+        found_step = checkpoints.latest_good(folder)
     read_metrics(workdir)  # what cannot be gone on with is said before anything is loaded
     if first:
         checkpoints.remove_partial(folder)
@@ -164,7 +165,8 @@ def _train(
     optimizer = make_optimizer(settings.optimizer, model, settings.total_steps)
     abstract = abstract_state(model, optimizer, settings, mesh)
     if found_step is not None:
-        state = checkpoints.restore(folder, found_step, abstract)
+        with progress(f"read the checkpoint of step {found_step}"):
+            state = checkpoints.restore(folder, found_step, abstract)
     elif params is not None:
         where = shardings_of(abstract["params"])
         copied = jax.device_put(params, where, may_alias=False)  # `begin` takes its argument
@@ -265,7 +267,8 @@ def _train(
         if running:
             report(*running)
         save()
-        saver.wait()
+        with progress(f"save step {step}"):
+            saver.wait()
 
         # ------------------------------------------------------------------------------ End
         if stop:
@@ -305,7 +308,9 @@ def _programs(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
         for name, dtype in BATCH_DTYPES.items()
     }
-    train_step = compiled(make_train_step(model, optimizer, settings, mesh).lower(abstract, batch))
+    with progress("compile the step"):
+        step = make_train_step(model, optimizer, settings, mesh)
+        train_step = compiled(step.lower(abstract, batch))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
     return train_step, make_eval_step(model, settings, mesh)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, did_you_mean, listing
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -29,7 +29,7 @@ class ChopSettings:
     """Which layers go, and when. Without `keep` and `strategy` all stay."""
 
     keep: str = ""  # the layers that stay, such as "0,13-23"
-    strategy: str = ""  # or a name: input, output, middle, both, max-gap, deepest, first
+    strategy: str = ""  # or by name: input, output, middle, both, max-gap, deepest, first
     remove: str = ""  # with strategy: how many layers go, "12", "0.5" or "50%"
     after_steps: int = 0  # train the whole parent so many steps first, for the optimizer's state
 
@@ -41,7 +41,7 @@ class DataSettings:
     train: str = ""  # folder; several as "FOLDER=WEIGHT,FOLDER=WEIGHT" (data/lists.py)
     evaluation: str = ""  # held-out text; none where empty
     batch_size: int = 8  # sequences a step, over all devices
-    sequence_length: int = 512  # tokens
+    sequence_length: int = 512  # tokens in each
     mask_documents: bool = False  # attention stays within a document; the papers' does not
 
 
@@ -49,15 +49,15 @@ class DataSettings:
 class OptimizerSettings:
     """Just CHOP's recipe (arXiv 2305.14864): Lion with weight decay 1e-4, AdamW with 0.1."""
 
-    name: Literal["lion", "adamw"] = "lion"
-    peak_learning_rate: float = 3e-4
-    warmup_steps: int = 0  # linear up to the peak …
-    final_fraction: float = 0.1  # … then half a cosine down to this part of it at total_steps
-    b1: float = 0.9
-    b2: float = 0.95
+    name: Literal["lion", "adamw"] = "lion"  # what makes updates of gradients
+    peak_learning_rate: float = 3e-4  # the learning rate after the warm-up
+    warmup_steps: int = 0  # steps in which the learning rate rises linearly to its peak
+    final_fraction: float = 0.1  # of the peak, which half a cosine leads down to by total_steps
+    b1: float = 0.9  # decay of the momentum; of Lion, of what the update is made of
+    b2: float = 0.95  # decay of the second moment; of Lion, of its momentum
     weight_decay: float = 1e-4  # not on norms and biases
     clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
-    momentum_dtype: Dtype = "float32"
+    momentum_dtype: Dtype = "float32"  # of the momentum; AdamW's second moment has param_dtype
     z_loss: float = 0.0  # times the squared log-partition, in the loss; PaLM has 1e-4
     # Leave out an update whose loss is above so many times the running mean, or not a number, and
     # count it. 0: no guard, and a loss that is not a number stops the run.
@@ -71,6 +71,7 @@ class ComputeSettings:
     dtype: Dtype = "float32"  # activations and matrix products
     param_dtype: Dtype = "float32"  # parameters, and with them the updates
     remat: Literal["none", "dots", "full"] = "dots"  # what the backward pass computes again
+    # which implementation; auto takes the fastest that the device has
     attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
     loss_chunk: int = 512  # tokens a device whose logits exist at once
@@ -80,29 +81,29 @@ class ComputeSettings:
 class MeshSettings:
     """Devices along each mesh axis (train/mesh.py); one may be -1: what the others leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    slices: int = 1
+    data: int = -1  # devices that share the batch, each with all parameters
+    fsdp: int = 1  # devices that share batch and parameters
+    tensor: int = 1  # devices that share each layer's work
+    slices: int = 1  # TPU slices that share the batch over the data-centre network
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    every: int = 0  # steps; 0: at the end only
-    batch_size: int = 0  # sequences; 0: that of training
-    max_batches: int = 0  # 0: all of the held-out text
+    every: int = 0  # steps from one evaluation to the next; 0: at the end only
+    batch_size: int = 0  # sequences; 0: as many as in training
+    max_batches: int = 0  # of held-out text, at most; 0: all
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    every: int = 500  # steps
-    keep_last: int = 2  # this many of the newest stay …
-    keep_every: int = 0  # … and every one whose step is a multiple of this; 0: none
+    every: int = 500  # steps from one checkpoint to the next
+    keep_last: int = 2  # so many of the newest checkpoints stay
+    keep_every: int = 0  # those whose step is a multiple of this stay, too; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    tensorboard: bool = True
+    tensorboard: bool = True  # write what TensorBoard shows to WORKDIR/tensorboard
     profile: str = ""  # steps to trace for TensorBoard's profiler, such as "10-12"
 
 
@@ -111,10 +112,11 @@ class Settings:
     """A training run."""
 
     model: str = ""  # Hugging Face folder, hub id, or a folder of `chopjax import`
-    revision: str = ""  # of a hub id
-    scratch: dict[str, Any] = dataclasses.field(default_factory=dict)  # or a config.json: random
+    revision: str = ""  # of a hub id: branch, tag or commit
+    # instead of a model: what a config.json holds, to begin with random weights
+    scratch: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = ""  # with scratch: the folder whose tokenizer goes along
-    total_steps: int = 1000  # those before the chop included
+    total_steps: int = 1000  # of training, those before the chop included
     seed: int = 0  # of the order of batches, and of random weights
     chop: ChopSettings = ChopSettings()
     data: DataSettings = DataSettings()
@@ -173,7 +175,11 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[st
     does not exist and every value that is not of its field's type.
     """
     types = typing.get_type_hints(kind)
-    problems += [f"{prefix}{name}: no such field" for name in values if name not in types]
+    problems += [
+        f"{prefix}{name}: no such field{did_you_mean(name, types)}"
+        for name in values
+        if name not in types
+    ]
     fields = {}
     for name, wanted in types.items():
         if name not in values:
@@ -185,7 +191,8 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[st
             fields[name] = value
             if value not in typing.get_args(wanted):
                 choices = ", ".join(map(str, typing.get_args(wanted)))
-                problems.append(f"{where}: {value!r} is not one of {choices}")
+                near = did_you_mean(str(value), map(str, typing.get_args(wanted)))
+                problems.append(f"{where}: {value!r} is not one of {choices}{near}")
         else:
             kind_wanted = typing.get_origin(wanted) or wanted
             if kind_wanted is float and type(value) is int and abs(value) < MOST:

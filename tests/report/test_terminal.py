@@ -1,8 +1,9 @@
-"""Standard output: JSON that every program reads, names as they are."""
+"""Standard output: JSON that every program reads, names as they are, tables that fit."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from rich.table import Table
@@ -26,3 +27,52 @@ def test_names_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(out.count(name) == 2 for name in names)
     assert "[b]all" in out
+
+
+NAMES = [f"a_task_with_a_name_so_long_that_it_folds_{n}" for n in range(3)]
+HEADER = ["", *(f"column {n}" for n in range(9))]
+
+
+def table() -> Table:
+    made = Table(*HEADER, box=None)
+    for column in made.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for row, name in enumerate(NAMES):
+        made.add_row(name, *(f"{row}.{column}123 ± 0.0{column}" for column in range(9)))
+    return made
+
+
+def printed(
+    width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+    show(table())
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_wide_table_comes_in_parts_that_fit(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(width, monkeypatch, capsys)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    # Every number is there once, and whole; every column has its name.
+    numbers = re.findall(r"\d\.\d123 ± 0\.0\d", text)
+    assert sorted(numbers) == sorted(f"{r}.{c}123 ± 0.0{c}" for r in range(3) for c in range(9))
+    assert [name for name in HEADER if name and text.count(name) != 1] == []
+    parts = text.count("column") and len(re.split(r"\n\s*\n", text))
+    assert parts > 1
+    beginning = NAMES[0][: max(12, width // 3) - 2]
+    assert text.count(beginning) == parts * len(NAMES)
+
+
+@pytest.mark.parametrize("width", [None, 300])
+def test_where_there_is_room_a_row_is_a_line(
+    width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(width, monkeypatch, capsys)
+    assert len(lines) == 1 + len(NAMES)
+    assert all(name in line for name, line in zip(NAMES, lines[1:], strict=True))

@@ -247,8 +247,8 @@ def test_examples_need_their_file(data: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--suite", "just_shop"], "invalid choice"),
-        ([], "one of the arguments --suite --tasks is required"),
+        (["--suite", "just_shop"], "did you mean just_chop"),
+        ([], "missing: one of --suite --tasks"),
         (["--suite", "quick", "--tasks", "piqa"], "not allowed with"),
         (["--suite", "quick", "--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
         (["--suite", "quick", "--without", "pika"], "--without pika: not in quick; in it are"),

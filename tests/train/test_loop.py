@@ -292,4 +292,4 @@ def test_the_command(data, tmp_path, capsys):
     assert summary["eval_tokens"] == 4 * 41 - 1
     assert summary["mfu"] > 0
     assert cli.main([*command, "--config.total_stepz=2"]) == 2
-    assert "near it: total_steps" in capsys.readouterr().err
+    assert "did you mean total_steps" in capsys.readouterr().err
