@@ -10,10 +10,9 @@ import re
 import sys
 from types import ModuleType
 
-from chopjax import __version__
-from chopjax.checkpoint.atomic import USERS_ERRORS
+# What takes its time to import is imported where Ctrl-C is taken care of already.
+from chopjax import __version__, interrupts
 from chopjax.errors import UserError
-from chopjax.hardware import skip_absent_tpu
 
 # Verb → what `chopjax --help` says of it. chopjax/commands/VERB.py has add_arguments and run;
 # a verb that is a Python keyword lives in VERB_.py.
@@ -55,9 +54,22 @@ def _command(verb: str) -> ModuleType:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C."""
+    """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C.
+
+    argv: the words after `chopjax`; without them, this is the program that the process is for, and
+    signals are its business (interrupts.py).
+    """
+    if argv is not None:
+        return _main(argv)
+    with interrupts.program(" ".join(["chopjax", *(w for w in sys.argv[1:2] if w in VERBS)])):
+        return _main(sys.argv[1:])
+
+
+def _main(argv: list[str]) -> int:
+    from chopjax.checkpoint.atomic import USERS_ERRORS
+    from chopjax.hardware import skip_absent_tpu
+
     skip_absent_tpu()  # some verbs' flags import jax
-    argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None
     # argparse wants every flag declared; a config's fields are the recipe's.
     argv = [re.sub(r"^--config\.", "--set=", word) for word in argv]
@@ -68,11 +80,13 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our arrows and lines
     try:
+        interrupts.check()
         return _command(arguments.verb).run(arguments) or 0
     except UserError as error:
         print(f"chopjax {arguments.verb}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        interrupts.end()  # the program; others who called us go on
         print(f"chopjax {arguments.verb}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:

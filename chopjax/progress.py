@@ -23,6 +23,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from chopjax import interrupts
+
 LINE_SECONDS = 10.0  # a plain line at most this often
 
 
@@ -84,7 +86,11 @@ class Bar:
         self.update(self.done + amount, **values)
 
     def update(self, done: float, **values: object) -> None:
-        """Set the count; `values` are shown as `name value`, numbers with four digits."""
+        """Set the count; `values` are shown as `name value`, numbers with four digits.
+
+        A piece of work is done: where a signal asks to stop, this raises (interrupts.check).
+        """
+        interrupts.check()
         self.done = done
         for name, value in values.items():
             self.values[name] = f"{value:.4g}" if isinstance(value, float) else str(value)

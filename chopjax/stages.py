@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from chopjax import interrupts
 from chopjax.checkpoint.atomic import new_file
 from chopjax.errors import UserError
 from chopjax.progress import say
@@ -49,6 +50,7 @@ def run_stages(workdir: Path, stages: Sequence[Stage]) -> dict[str, dict[str, An
     fingerprints: dict[str, str] = {}
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(stages, 1):
+        interrupts.check()
         fingerprint = _fingerprint(stage, fingerprints)
         fingerprints[stage.name] = fingerprint
         path = folder / f"{stage.name}.json"

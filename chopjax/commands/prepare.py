@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _prepared(args: argparse.Namespace) -> dict[str, TokenStore]:
         raise UserError(f"missing: {', '.join(missing)} (or --verify STORE)")
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least 1 is needed")
+    interrupts.advise("what is finished is kept, and the same command goes on from there")
     from chopjax.data.prepare import prepare
     from chopjax.data.tokenizer import load_tokenizer
 

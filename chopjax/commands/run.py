@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from chopjax import interrupts
 from chopjax.commands.flags import add_recipe
 
 
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.model import use_compilation_cache
     from chopjax.train.config_file import load_config
 
+    interrupts.advise("what is done is kept, and the same command goes on from there")
     use_compilation_cache()
 
     workdir = Path(args.workdir).expanduser()

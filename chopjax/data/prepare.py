@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from chopjax import interrupts
 from chopjax.checkpoint.atomic import flush, new_file
 from chopjax.data.shards import Job, make_shards, read_record, smallest_hashes
 from chopjax.data.sources import Source, find_sources, pieces
@@ -192,11 +193,16 @@ def _work_folder(final: Path) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is preparing {final}; wait for it") from None
-            try:
-                yield work
-            finally:
+
+            def remove_unless_useful() -> None:
                 if not _holds_work(work):
                     shutil.rmtree(work, ignore_errors=True)
+
+            with interrupts.at_end(remove_unless_useful):
+                try:
+                    yield work
+                finally:
+                    remove_unless_useful()
     except OSError as error:
         raise UserError(f"{error.filename or final}: {error.strerror or error}") from error
 
@@ -339,11 +345,12 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
 
 def _swap(folder: Path, final: Path, work: Path) -> None:
     """Rename the finished folder to OUT. A kill in between is made good by the next run."""
-    if final.exists():
-        final.rename(work / "replaced")
-    folder.rename(final)
-    flush(final.parent)
-    (work / SETTINGS).unlink()
+    with interrupts.whole():
+        if final.exists():
+            final.rename(work / "replaced")
+        folder.rename(final)
+        flush(final.parent)
+        (work / SETTINGS).unlink()
 
 
 def _empty(work: Path) -> None:

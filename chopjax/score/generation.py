@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
@@ -142,6 +143,7 @@ def generate_batch(
     found: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for start in range(0, shape.generated, STRIDE):
+        interrupts.check()
         step = (engine.params, token_B, lengths, cache, np.int32(start))
         new_BG, token_B, cache = engine.program(decode, shape, step, static, donate="cache")
         new = np.asarray(new_BG)
