@@ -22,7 +22,6 @@ import math
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,19 +61,19 @@ class _Watch:
 
     def start(self) -> Callable[[], None]:
         """Returns what takes it all back."""
-        # Ignored by whoever started us: nohup, or `&` in a script.
+        ours, theirs = os.pipe()
+        os.set_blocking(theirs, False)
+        descriptor = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(ours,), name="signals", daemon=True).start()
+        # What is ignored stays so: whoever started us wants that, as nohup and `&` in scripts do.
         kept = (signal.SIG_IGN, None)
         before = {n: h for n in WORDS if (h := signal.getsignal(n)) not in kept}
         for number in before:
             signal.signal(number, self._note)
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(ours,), name="signals", daemon=True).start()
 
         def take_back() -> None:
             signal.set_wakeup_fd(descriptor)
-            theirs.close()
+            os.close(theirs)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -88,16 +87,14 @@ class _Watch:
         if not again:
             self.asked = number
 
-    def _listen(self, signals: socket.socket) -> None:
+    def _listen(self, signals: int) -> None:
         """In a thread of its own."""
         while True:
-            signals.settimeout(None if self._first is None else LOOK_SECONDS)
-            try:
-                numbers = signals.recv(64)
-            except TimeoutError:
-                pass
-            else:
+            seconds = None if self._first is None else LOOK_SECONDS
+            if select.select([signals], [], [], seconds)[0]:
+                numbers = os.read(signals, 64)
                 if not numbers:
+                    os.close(signals)
                     return  # the other end was closed
                 for number in numbers:
                     self._hear(number)
@@ -107,7 +104,7 @@ class _Watch:
     def _hear(self, number: int) -> None:
         ours = self.name is not None
         if number not in WORDS or not (ours or self.announcement or number == signal.SIGTERM):
-            return
+            return  # not of interest, or raised by `_note`
         if self._first is None:
             self._first, self._since = number, time.monotonic()
             if ours and self.asked is None:
@@ -117,6 +114,7 @@ class _Watch:
                 _write(f"\n{which}: {self.announcement}\n")
         # A machine that is taken away may say so twice; there is still time to save.
         elif ours and (number == signal.SIGINT or not self.announcement):
+            self.asked = number
             self.end()
 
     def restart_clock(self) -> None:

@@ -103,6 +103,8 @@ def _do(
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
                 measured[key] = row
+                if point.healed and not settings.keep_healed:
+                    shutil.rmtree(folder, ignore_errors=True)
             found.append(row)
             bar.advance(1, loss=row["loss"])
     return found
@@ -162,7 +164,7 @@ def _score(
     engines.setdefault(len(point.keep), scorer)
     texts = read_texts(names(settings.text.held_out), settings.text.field)
     found = perplexity(scorer, load_tokenizer(loaded.folder), texts)
-    row = {
+    return {
         "loss": found["nats_per_token"],
         "perplexity": found["perplexity"],
         "bits_per_byte": found["bits_per_byte"],
@@ -172,9 +174,6 @@ def _score(
         **_accuracies(settings, model, scorer),
         "seconds": time.monotonic() - begun,
     }
-    if point.healed and not settings.keep_healed:
-        shutil.rmtree(folder)
-    return row
 
 
 def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[str, Any]:
