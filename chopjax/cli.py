@@ -6,24 +6,40 @@ import io
 import os
 import sys
 
-from chopjax.checkpoint.atomic import USERS_ERRORS
-from chopjax.commands import parser
-from chopjax.commands.flags import print_config
+# What takes its time to import is imported where Ctrl-C is taken care of already.
+from chopjax import interrupts
 from chopjax.errors import UserError, readable
-from chopjax.hardware import skip_absent_tpu
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C; 1 is
-    `plan`'s for what does not fit."""
-    skip_absent_tpu()
+    `plan`'s for what does not fit.
+
+    argv: the words after `chopjax`; without them, this is the program that the process is for, and
+    signals are its business (interrupts.py).
+    """
+    if argv is not None:
+        return _main(argv)
+    verb = [word for word in sys.argv[1:2] if not word.startswith("-")]
+    with interrupts.program(" ".join(["chopjax", *verb])):
+        return _main(sys.argv[1:])
+
+
+def _main(argv: list[str]) -> int:
+    from chopjax.checkpoint.atomic import USERS_ERRORS
+    from chopjax.commands import parser
+    from chopjax.commands.flags import print_config
+    from chopjax.hardware import skip_absent_tpu
+
+    skip_absent_tpu()  # some verbs' flags import jax
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our arrows and lines
-    arguments = parser.parse(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse(argv)
     # transformers advises to install torch; its tokenizers do without.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
+        interrupts.check()
         if getattr(arguments, "print_config", False):
             return print_config(arguments)
         return parser.command(arguments.verb).run(arguments) or 0
@@ -31,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(readable(f"chopjax {arguments.verb}: error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        interrupts.end()  # the program; others who called us go on
         print(f"chopjax {arguments.verb}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -6,6 +6,7 @@ import ctypes
 
 import jax
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.hardware import memory_bytes
 
@@ -31,6 +32,7 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     lives. Other C libraries see to it by themselves.
     Raises UserError where the program needs more memory than this machine has.
     """
+    interrupts.check()
     program = lowered.compile()
     _check_memory(program)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -18,6 +18,7 @@ from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.text import Text
 
+from chopjax import interrupts
 from chopjax.errors import escaped, readable
 
 Item = TypeVar("Item")
@@ -72,7 +73,11 @@ class Bar:
         self.update(self.done + amount, **values)
 
     def update(self, done: float, **values: object) -> None:
-        """Set the count; `values` are shown as `name value`, numbers with four digits."""
+        """Set the count; `values` are shown as `name value`, numbers with four digits.
+
+        A piece of work is done: where a signal asks to stop, this raises (interrupts.check).
+        """
+        interrupts.check()
         now = time.monotonic()
         if done != self.done:
             self.done = done

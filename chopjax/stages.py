@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from chopjax import interrupts
 from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.mark import is_taken
 from chopjax.errors import UserError, listing
@@ -81,6 +82,7 @@ def run_stages(
     (folder / COPIES).mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     for number, task in enumerate(tasks, 1):
+        interrupts.check()
         stage, begun, record = task.stage, task.begun, task.record
         title = f"[{number}/{len(stages)}] {stage.name}"
         if record is not None and task.done:

@@ -144,9 +144,22 @@ def _do(
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
                 measured[key] = row
+                if point.healed and not settings.keep_healed:
+                    for each in keys:
+                        _remove_run(workdir / "heal" / each)
                 bar.advance(1, loss=row["loss"])
             found.append(row)
     return found
+
+
+def _remove_run(folder: Path) -> None:
+    """The training run of a point that is written down."""
+    if not folder.is_dir():
+        return
+    if others := foreign_files(folder):
+        say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
+    else:
+        shutil.rmtree(folder)
 
 
 def _about(point: Point) -> dict[str, Any]:
@@ -210,7 +223,7 @@ def _score(
     engines.setdefault(len(point.keep), scorer)
     texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     found = perplexity(scorer, load_tokenizer(loaded.folder), texts)
-    row = {
+    return {
         "loss": found["nats_per_token"],
         "perplexity": found["perplexity"],
         "bits_per_byte": found["bits_per_byte"],
@@ -220,12 +233,6 @@ def _score(
         **_accuracies(settings, model, scorer),
         "seconds": time.monotonic() - begun,
     }
-    if point.healed and not settings.keep_healed:
-        if others := foreign_files(folder):
-            say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
-        else:
-            shutil.rmtree(folder)
-    return row
 
 
 def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from chopjax import interrupts
 from chopjax.checkpoint.mark import (
     begin_mark,
     check_own,
@@ -70,7 +71,8 @@ def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
     if final.exists() and not overwrite:
         raise UserError(f"{final} exists; give another name or --overwrite")
     temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
-    with _users_errors(final), _parents(final.parent):
+    remove = interrupts.at_end(lambda: temporary.unlink(missing_ok=True))
+    with _users_errors(final), _parents(final.parent), remove:
         try:
             yield temporary
             flush(temporary)
@@ -147,17 +149,22 @@ def _users_errors(final: Path) -> Iterator[None]:
 def _parents(folder: Path) -> Iterator[None]:
     """Create missing parents; take them away again if the block fails."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def remove_missing() -> None:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UserError(f"{folder} is a file; nothing can be written below it") from None
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
+    with interrupts.at_end(remove_missing):
+        try:
+            yield
+        except BaseException:
+            remove_missing()
+            raise
 
 
 @contextlib.contextmanager
@@ -172,8 +179,9 @@ def _locked_folder(final: Path, verb: str) -> Iterator[Path]:
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        begin_mark(temporary, verb)
-        yield temporary
+        with interrupts.at_end(lambda: shutil.rmtree(temporary, ignore_errors=True)):
+            begin_mark(temporary, verb)
+            yield temporary
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -201,20 +209,22 @@ def _swap(temporary: Path, final: Path) -> None:
     """Rename to the final name; what stood there is deleted after, or put back on failure. Of that
     only what its mark lists: a file that somebody put there meanwhile stays."""
     old = None
-    if final.exists() and any(final.iterdir()):
-        old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
-        final.rename(old)
-    try:
-        temporary.rename(final)
-    except OSError as error:
-        if old:
-            old.rename(final)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UserError(f"{final} was written by somebody else meanwhile") from None
-        raise
-    flush(final.parent)
+    with interrupts.whole():
+        if final.exists() and any(final.iterdir()):
+            old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
+            final.rename(old)
+        try:
+            temporary.rename(final)
+        except OSError as error:
+            if old:
+                old.rename(final)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise UserError(f"{final} was written by somebody else meanwhile") from None
+            raise
+        flush(final.parent)
     if old:
-        remove_marked(old)
+        with interrupts.at_end(lambda: remove_marked(old)):
+            remove_marked(old)
         if old.exists():
             say(f"{old} keeps what was written to {final} meanwhile")
 
@@ -223,6 +233,7 @@ def flush_tree(folder: Path) -> None:
     """Everything below `folder` to disk, so that the rename after it cannot overtake it."""
     for parent, _, names in os.walk(folder):
         for name in names:
+            interrupts.check()
             flush(Path(parent, name))
         flush(Path(parent))
 

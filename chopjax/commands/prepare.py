@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def _prepared(args: argparse.Namespace) -> dict[str, TokenStore]:
     ]
     if missing:
         raise UserError(f"missing: {', '.join(missing)} (or --verify STORE)")
+    interrupts.advise("what is finished is kept, and the same command goes on from there")
     from chopjax.data.prepare import prepare
     from chopjax.data.tokenizer import load_tokenizer
 

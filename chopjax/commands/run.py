@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from chopjax import interrupts
 from chopjax.commands.flags import add_recipe, again
 from chopjax.paths import expanded
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.model import use_compilation_cache
     from chopjax.train.config_file import load_config
 
+    interrupts.advise("what is done is kept, and the same command goes on from there")
     use_compilation_cache()
 
     workdir = expanded(args.workdir)

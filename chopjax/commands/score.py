@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chopjax import interrupts
 from chopjax.commands.flags import add_processes, add_scoring_model, check_scoring_model
 from chopjax.paths import expanded
 
@@ -148,6 +149,7 @@ def _score(args: argparse.Namespace, tasks: Tasks | None, texts: list, output: P
         generate = functools.partial(generate_batch, engine)
         return processes.follow({"scores": engine.compute_scores, "generate": generate})
     bos = {"auto": None, "yes": True, "no": False}[args.bos]
+    interrupts.advise("the answers so far are kept, and the same command goes on from there")
     with processes.leading():
         results = evaluate(loaded, engine, tasks, output, args.limit, bos, args.log_samples, texts)
     if args.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax import interrupts
 from chopjax.commands.flags import add_recipe, again
 from chopjax.paths import expanded
 
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.sweep import sweep
     from chopjax.train.config_file import load_config
 
+    interrupts.advise("the points so far are kept, and the same command goes on from there")
     use_compilation_cache()
     workdir = expanded(args.workdir)
     report = sweep(load_config(args.config, args.set), workdir, again("sweep", args))

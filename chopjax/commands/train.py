@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax import interrupts
 from chopjax.commands.flags import add_processes, add_recipe
 
 EXAMPLE = """\
@@ -35,12 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from chopjax.train.peers import EXIT_PREEMPTED
+
+    # A run that has not begun is to be started again, too.
+    with interrupts.watching(EXIT_PREEMPTED):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from chopjax.train import distributed
     from chopjax.train.config_file import load_config
     from chopjax.train.loop import last_words, train
-    from chopjax.train.stopping import end_on_sigterm
 
-    end_on_sigterm()
+    interrupts.advise(lambda: f"the same command goes on. {last_words(args.workdir)}")
     config = load_config(args.config, args.set)  # a typo is found before the others are waited for
     if args.check:
         from chopjax.train.check import check

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from chopjax import interrupts
 from chopjax.checkpoint.atomic import check_free, flush, new_file
 from chopjax.checkpoint.files import read_json_object
 from chopjax.checkpoint.mark import MARK, remove_marked, write_mark
@@ -205,11 +206,16 @@ def _work_folder(final: Path) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is preparing {final}; wait for it") from None
-            try:
-                yield work
-            finally:
+
+            def remove_unless_useful() -> None:
                 if not _holds_work(work) and not foreign_in(work):
                     shutil.rmtree(work, ignore_errors=True)
+
+            with interrupts.at_end(remove_unless_useful):
+                try:
+                    yield work
+                finally:
+                    remove_unless_useful()
     except OSError as error:
         raise UserError(f"{error.filename or final}: {error.strerror or error}") from error
 
@@ -367,10 +373,12 @@ def _swap(folder: Path, final: Path, work: Path) -> None:
     """Rename the finished folder to OUT. A kill in between is made good by the next run."""
     if final.exists() and any(final.iterdir()):
         check_free(final, VERB, overwrite=True)  # once more: the work took its time
-        final.rename(work / "replaced")
-    folder.rename(final)
-    flush(final.parent)
-    (work / SETTINGS).unlink()
+    with interrupts.whole():
+        if final.exists() and any(final.iterdir()):
+            final.rename(work / "replaced")
+        folder.rename(final)
+        flush(final.parent)
+        (work / SETTINGS).unlink()
     if (work / "replaced").is_dir():
         remove_marked(work / "replaced")
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from chopjax import interrupts
 from chopjax.compilation import compiled
 from chopjax.data.tokenizer import Tokenizer, check_ids
 from chopjax.models import parameters
@@ -134,6 +135,7 @@ class Engine:
     def _scores(self, plan: Plan) -> Iterator[Score]:
         waiting: collections.deque[tuple[Packed, tuple[jax.Array, jax.Array]]] = collections.deque()
         for batch in plan.batches:
+            interrupts.check()
             packed = pack_batch(plan, batch, self.budget.shards)
             past = None
             if batch.trunk:

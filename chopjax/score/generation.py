@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
@@ -156,6 +157,7 @@ def generate_batch(
     found: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for start in range(0, shape.generated, STRIDE):
+        interrupts.check()
         step = (engine.params, token_B, lengths, cache, np.int32(start), seen_BV)
         new_BG, token_B, cache, seen_BV = engine.program(decode, key, step, static, donate="cache")
         new = np.asarray(new_BG)

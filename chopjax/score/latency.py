@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chopjax import interrupts
 from chopjax.compilation import compiled
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, head_kernel, hidden_states
@@ -76,6 +77,7 @@ def measure(
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
     for turn in range(rounds + 1):
         for key, (run, _) in passes.items():
+            interrupts.check()
             start = time.perf_counter()
             run()
             if turn:

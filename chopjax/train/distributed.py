@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
-from chopjax import __version__
+from chopjax import __version__, interrupts
 from chopjax.errors import UserError
 from chopjax.hardware import has_tpu
 from chopjax.progress import say
-from chopjax.train.peers import watched
+from chopjax.train.peers import LEAVE_SECONDS, watched
 from chopjax.train.preflight import Processes, listen, roll_call
 
 TPU_PORT = 8482  # the port that jax itself takes on TPU pods
@@ -77,6 +77,7 @@ def joined(
     )
     if processes.index == 0:
         say(f"{processes.count} processes ({processes.how}), all there")
+    interrupts.be_patient(LEAVE_SECONDS)  # the others are to hear why
     again = f"Unless a watcher of tpu_scripts/ does, start all again:\n{processes.command}"
     with watched(lines, lambda: "\n".join(filter(None, [last_words(), again]))):
         yield processes
