@@ -14,7 +14,7 @@ from chopjax.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.load import load
-from chopjax.checkpoint.provenance import read_provenance
+from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.importance import parse_protect, read_analysis
@@ -130,7 +130,7 @@ def _of_parent(each: Round) -> Keep:
 def _history(each: Round) -> list[Keep]:
     record = read_provenance(each.chopped)
     assert record is not None  # chop_checkpoint wrote it
-    return [tuple(step["kept_layers"]) for step in record["history"]]
+    return [tuple(step["kept_layers"]) for step in entries(record, CHOP)]
 
 
 def export(heal: Path, healed: Path) -> dict[str, Any]:

@@ -51,7 +51,14 @@ from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
-from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
+from chopjax.train.origin import (
+    Origin,
+    about_stores,
+    find_origin,
+    from_record,
+    run_record,
+    write_assets,
+)
 from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
 from chopjax.train.step import (
@@ -150,6 +157,7 @@ def _train(
     batches = training_batches(settings.data, settings.seed)
     held_out = held_out_batches(settings)
     fingerprints = _fingerprints(workdir, model, batches, held_out)
+    stores = about_stores(batches, held_out)
     if record:
         changed = differences(record["fingerprints"], fingerprints)
         _check_same_run("data", changed, force)
@@ -208,7 +216,7 @@ def _train(
             )
             if not stop:
                 writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
-                say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
+                say(f"step {step}: window loss {loss:.4f} nats per held-out token, of {counted}")
 
     def save() -> None:
         nonlocal saved_step
@@ -217,7 +225,8 @@ def _train(
         if not is_finite(state):  # the loss would say so only after the next step
             raise UserError(f"step {step}: the state is not finite. {guard.advice()}")
         writer.flush()
-        saver.save(step, state, run_record(settings, origin, fingerprints, step, tokens))
+        about = run_record(settings, origin, fingerprints, stores, step, tokens)
+        saver.save(step, state, about)
         saved_step = step
 
     # -------------------------------------------------------------------------------- Train
