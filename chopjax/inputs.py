@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.data.sources import find_sources
+from chopjax.data.sources import Source, find_sources
 from chopjax.pipeline_settings import names
 
 
@@ -29,10 +30,14 @@ def text_files(inputs: str, field: str) -> list[Any]:
 
     Raises UserError if there is none.
     """
-    files = [file for source in find_sources(names(inputs), field) for file in source.files]
+    return [[*file, field] for file in of_sources(find_sources(names(inputs), field))]
+
+
+def of_sources(sources: Iterable[Source]) -> list[list[Any]]:
+    """Of every file of these sources its name, size and time."""
     result = []
-    for file in files:
+    for file in (file for source in sources for file in source.files):
         path = Path(file["name"])
         time = path.stat().st_mtime_ns if path.exists() else None
-        result.append([file["name"], file.get("size"), time, field])
+        result.append([file["name"], file.get("size"), time])
     return result

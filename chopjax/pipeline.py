@@ -6,7 +6,7 @@ WORKDIR/chopped                                  Hugging Face checkpoint
 WORKDIR/heal                                     training run, with its checkpoints
 WORKDIR/healed                                   Hugging Face checkpoint with a model card
 WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before the last
-WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files
+WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files, and answers
 WORKDIR/stages/                                  what is done, with which settings
 WORKDIR/report.json, WORKDIR/healing.png         what came of it
 """
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from chopjax import pipeline_work as work
+from chopjax import scored as scores
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.choice import LOOKS, by_list, by_name, measure_of
@@ -54,8 +55,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "makes of it"
         )
     rounds = _rounds(settings, workdir, parent.config.num_layers)
+    scored = scores.find(settings.score)
     with owned(workdir):
-        stages = _stages(settings, workdir, parent, rounds)
+        stages = _stages(settings, workdir, parent, rounds, scored)
         results = run_stages(workdir, stages)
         return write_report(workdir, dataclasses.asdict(settings), results)
 
@@ -136,7 +138,11 @@ def _rounds(settings: PipelineSettings, workdir: Path, num_layers: int) -> list[
 
 
 def _stages(
-    settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
+    settings: PipelineSettings,
+    workdir: Path,
+    parent: Description,
+    rounds: Sequence[Round],
+    scored: scores.Scored,
 ) -> list[Stage]:
     last = rounds[-1]
     folders = dict(
@@ -163,36 +169,47 @@ def _stages(
             clean=lambda: _remove(out),
         )
 
-    def score(name: str, needs: tuple[str, ...]) -> Stage:
-        out = workdir / "scores" / name
-        about = dataclasses.asdict(settings.score)
-        about = {key: value for key, value in about.items() if not key.startswith("latency")}
-        return Stage(
-            name=f"score-{name}",
-            settings=about | {"held_out": texts["held_out"]} | ({} if needs else origin),
-            needs=needs,
-            run=lambda: work.score(settings, name, folders[name], out),
-            clean=lambda: _remove(out),
-        )
+    def score(name: str, needs: tuple[str, ...]) -> list[Stage]:
+        """Document loss, then tasks and texts: what was measured there stays when some are added,
+        and goes when the model or what all figures depend on changes."""
+        out, about = workdir / "scores" / name, scores.about(settings.score)
+        source = {} if needs else origin
+        reading = {key: about[key] for key in ("dtype", "max_length")}
+        return [
+            Stage(
+                name=f"score-{name}",
+                settings=reading | {"held_out": texts["held_out"]} | source,
+                needs=needs,
+                run=lambda: work.score(settings, name, folders[name]),
+                clean=lambda: None,
+            ),
+            Stage(
+                name=f"tasks-{name}",
+                settings=about | scored.identities | source,
+                needs=needs,
+                run=lambda: work.score_on(settings, scored, name, folders[name], out),
+                clean=lambda: None,  # answers are found again by model and request
+            ),
+        ]
 
     remove = functools.partial(_removal, settings, origin)
     heal = functools.partial(_healing, settings, workdir)
     return [
-        score("parent", ()),
+        *score("parent", ()),
         tokens("train"),
         tokens("held_out"),
         *(stage for each in rounds[:-1] for stage in (*remove(each), *heal(each))),
         *remove(last),
-        score("chopped", ("chop",)),
+        *score("chopped", ("chop",)),
         Stage(
             name="held-out-loss",
             settings={"heal": training.flat(_evaluation_settings(healing))},
             needs=("tokens-held_out", "chop", "score-parent"),
-            run=lambda: work.held_out_losses(settings, healing, folders),
+            run=lambda: work.window_losses(settings, healing, folders),
             clean=lambda: None,
         ),
         *heal(last),
-        score("healed", ("export",)),
+        *score("healed", ("export",)),
         Stage(
             name="latency",
             settings={

@@ -24,6 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from chopjax import scored as scores
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.chop.configurations import Keep, ranges
@@ -38,7 +39,6 @@ from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
-from chopjax.score.tasks import load_tasks
 from chopjax.sweep_points import Point, plan
 from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
@@ -56,9 +56,13 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     settings = read(config)
     if settings.healed:
         training.read(_heal_config(settings, workdir, (0,), 0))
+    scored = scores.find(settings.score)
     with owned(workdir):
         loaded, engine = open_engine(
-            settings.model, settings.revision or None, settings.score.dtype
+            settings.model,
+            settings.revision or None,
+            settings.score.dtype,
+            settings.score.max_length or None,
         )
         points = list(plan(settings, workdir, loaded.config.num_layers))
         if settings.healed:
@@ -67,8 +71,9 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
             "parent": identity(loaded),
             "held_out": text_files(settings.text.held_out, settings.text.field),
             "train": text_files(settings.text.train, settings.text.field),
+            "scored": scored.identities,
         }
-        rows = _do(settings, workdir, loaded, engine, points, about)
+        rows = _do(settings, workdir, loaded, engine, scored, points, about)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
 
 
@@ -80,6 +85,7 @@ def _do(
     workdir: Path,
     loaded: Loaded,
     engine: Engine,
+    scored: scores.Scored,
     points: Sequence[Point],
     about: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
@@ -98,7 +104,7 @@ def _do(
                 # Two strategies may keep the same layers: the model is scored once.
                 folder = workdir / "heal" / key
                 values = measured.get(key) or _score(
-                    settings, workdir, folder, loaded, engine, engines, point
+                    settings, workdir, folder, loaded, engine, engines, scored, point
                 )
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
@@ -125,7 +131,7 @@ def _key(settings: SweepSettings, about: Mapping[str, Any], point: Point) -> str
         flat = training.flat(dataclasses.asdict(settings.heal))
         healing = {k: v for k, v in flat.items() if not k.startswith(training.MAY_CHANGE)}
         healing |= {"seed": point.seed, "text": about["train"]}
-    score = {k: v for k, v in dataclasses.asdict(settings.score).items() if "latency" not in k}
+    score = scores.about(settings.score) | about["scored"]
     content = [about["parent"], about["held_out"], list(point.keep), healing, score]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -137,6 +143,7 @@ def _score(
     loaded: Loaded,
     engine: Engine,
     engines: dict[int, Engine],
+    scored: scores.Scored,
     point: Point,
 ) -> dict[str, Any]:
     begun = time.monotonic()
@@ -169,7 +176,7 @@ def _score(
         "loss_over_log_vocabulary": found["loss_over_log_vocabulary"],
         "tokens": found["tokens"],
         "convention": found["convention"],
-        **_accuracies(settings, model, scorer),
+        **_accuracies(settings, model, scorer, scored),
         "seconds": time.monotonic() - begun,
     }
     if point.healed and not settings.keep_healed:
@@ -177,14 +184,20 @@ def _score(
     return row
 
 
-def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[str, Any]:
-    """Accuracy of every task and what guessing would give."""
-    score = settings.score
-    if not score.tasks:
-        return {"accuracy": {}, "chance": {}}
-    shots = None if score.num_fewshot < 0 else score.num_fewshot
-    tasks = load_tasks(names(score.tasks), score.include_path or None, shots)
-    found = evaluate(model, engine, tasks, limit=score.limit or None)
+def _accuracies(
+    settings: SweepSettings, model: Loaded, engine: Engine, scored: scores.Scored
+) -> dict[str, Any]:
+    """Accuracy of every task, what guessing would give, and the figures of texts."""
+    if not scored:
+        return {"accuracy": {}, "chance": {}, "texts": {}}
+    found = evaluate(
+        model,
+        engine,
+        scored.tasks,
+        limit=settings.score.limit or None,
+        add_bos_token=scores.BOS[settings.score.bos],
+        texts=scored.texts,
+    )
     accuracy = {}
     for task, metrics in found["results"].items():
         metric = next((m for m in ("acc_norm,none", "acc,none") if m in metrics), None)
@@ -194,6 +207,7 @@ def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[
     return {
         "accuracy": accuracy,
         "chance": {task: found["chance"].get(task) for task in accuracy},
+        "texts": scores.measured_on(found, scored.texts)["texts"],
     }
 
 

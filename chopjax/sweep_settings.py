@@ -9,7 +9,13 @@ from ml_collections import ConfigDict
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED, parse_protect
 from chopjax.errors import UserError, listing
-from chopjax.pipeline_settings import CalibrationSettings, ScoreSettings, TextSettings, names
+from chopjax.pipeline_settings import (
+    CalibrationSettings,
+    ScoreSettings,
+    TextSettings,
+    names,
+    score_problems,
+)
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import read_as
 
@@ -75,6 +81,7 @@ def _contradictions(settings: SweepSettings) -> list[str]:
         ),
     ]
     unknown = [name for name in names(settings.strategies) if name not in known]
-    return [message for holds, message in checks if not holds] + [
+    problems = [message for holds, message in checks if not holds]
+    return [*problems, *score_problems(settings.score)] + [
         f"strategies: {name!r} is not one of {', '.join(known)}" for name in unknown
     ]

@@ -6,6 +6,7 @@ PARENT_README.md; the licence and the languages that it states are the new card'
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 
 from chopjax.checkpoint.assets import CARD, PARENT_CARD
+from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.files import inside
 from chopjax.checkpoint.provenance import (
     CHOP,
@@ -23,10 +25,10 @@ from chopjax.checkpoint.provenance import (
     read_provenance,
     write_provenance,
 )
-from chopjax.checkpoint.training_record import hub_datasets, public_name
+from chopjax.checkpoint.training_record import FULL, hub_datasets, public_name
 from chopjax.chop.configurations import ranges, removed
 
-MARK = "<!-- written by chopjax from chopjax.json -->"
+MARK = "<!-- written by chopjax from chopjax.json; without edits its hash is {} -->\n"
 LONGEST_HEADER = 1 << 16  # bytes of a card that are looked at
 _TAKEN = ("license", "license_name", "license_link", "language")  # of the parent's header
 
@@ -44,14 +46,30 @@ def write_record(folder: Path, record: Mapping[str, Any] | None) -> None:
 
 
 def write_card(folder: Path, record: Mapping[str, Any], measured: str = "") -> None:
-    """Write README.md. measured: Markdown that goes between what was done and how to use it."""
+    """Write README.md. measured: Markdown that goes between what was done and how to use it.
+
+    A card that is not ours is kept as PARENT_README.md, unless one is there.
+    """
     own, aside = folder / CARD, folder / PARENT_CARD
     if record["parent"]["name"] == SCRATCH:
         own.unlink(missing_ok=True)  # it came with the tokenizer and is about another model
     header = read_header(folder)
-    if own.is_file() and not aside.exists() and MARK not in _beginning(own):
+    if own.is_file() and not aside.exists() and not is_ours(own):
         own.rename(aside)
-    own.write_text(card(record, header, folder, measured), encoding="utf-8")
+    with new_file(own, overwrite=True) as path:
+        path.write_text(card(record, header, folder, measured), encoding="utf-8")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether chopjax wrote this card, and nobody has edited it since."""
+    pattern = re.escape(MARK).replace(re.escape("{}"), "([0-9a-f]{16})")
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    found = re.search(pattern, text)
+    return found is not None and found[1] == _hash(text.replace(found[0], "", 1))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def card(
@@ -61,15 +79,17 @@ def card(
     chops, trainings = entries(record, CHOP), entries(record, TRAINING)
     front = yaml.safe_dump(_front_matter(record, header, chops, trainings), sort_keys=False)
     rows = [f"| {name} | {_cell(value)} |" for name, value in _facts(record, chops, trainings)]
+    head = f"---\n{front}---\n"
     parts = [
-        f"---\n{front}---\n{MARK}\n# {_title(record, trainings)}",
+        f"# {_title(record, trainings)}",
         _sentence(record, trainings),
         "\n".join(["| | |", "| --- | --- |", *rows]),
         measured.strip(),
         USE,
         _last_words(record, header, folder),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    body = "\n\n".join(part for part in parts if part) + "\n"
+    return head + MARK.format(_hash(head + body)) + body
 
 
 USE = """\
@@ -226,7 +246,8 @@ def _strategies(chops: Sequence[Mapping[str, Any]]) -> str:
 def _training(entry: Mapping[str, Any]) -> Facts:
     """The rows of one training run, of a record that may be anybody's."""
     about, rate = entry.get("optimizer") or {}, entry.get("learning_rate") or {}
-    kind = {"full": "of all weights"}.get(str(entry.get("kind")), f"of kind {entry.get('kind')}")
+    full = entry.get("kind") == FULL
+    kind = "all weights" if full else f"of kind {entry.get('kind')}"
     optimizer = (
         f"{about.get('name')}, betas {about.get('b1')} and {about.get('b2')}, weight decay "
         f"{about.get('weight_decay')}, clip norm {about.get('clip_norm')}"
@@ -240,9 +261,9 @@ def _training(entry: Mapping[str, Any]) -> Facts:
     batch = f"{entry.get('batch_size')} sequences of {entry.get('sequence_length')} tokens"
     facts = [
         (
-            "steps",
-            f"{_count(entry.get('steps'))}, {_count(entry.get('tokens'))} tokens, {kind}"
-            + (f"; the first {_count(before)} steps with all layers" if before else ""),
+            "length",
+            f"{_count(entry.get('steps'))} steps, {_count(entry.get('tokens'))} tokens, {kind}"
+            + (f"; the first {_count(before)} with all layers" if before else ""),
         ),
         ("optimizer", optimizer),
         ("learning rate", learning_rate),

@@ -47,16 +47,16 @@ def run(args: argparse.Namespace) -> int:
 def _print(report: dict[str, Any], workdir: Path) -> None:
     from rich.console import Console
 
-    from chopjax.report.comparison import columns_of_report, gap_closed, rich_table
+    from chopjax.report.comparison import columns_of_report, gap_sentence, rich_table
 
     columns = columns_of_report(report)
-    parent, chopped, _ = columns
     console = Console()
     console.print(rich_table(columns))
-    added = chopped.loss - parent.loss
+    console.print(f"\n{gap_sentence(columns)}")
+    length = report["settings"]["heal"]["data"]["sequence_length"]
     console.print(
-        f"\nChopping added {added:.3f} nats per token; healing took away "
-        f"{gap_closed(columns):.0%} of it."
+        f"Document loss: every document whole, {report['held_out_tokens']:,} tokens. "
+        f"Window loss: in healing's windows of {length} tokens."
     )
     console.print(f"Healed checkpoint: {workdir / 'healed'}", soft_wrap=True)
     console.print(f"Report: {workdir / 'report.json'}, {workdir / 'healing.png'}", soft_wrap=True)

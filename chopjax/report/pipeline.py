@@ -10,9 +10,12 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_file
+from chopjax.checkpoint.card import CARD, is_ours, write_card
 from chopjax.checkpoint.provenance import read_provenance
+from chopjax.checkpoint.training_record import window_convention
+from chopjax.progress import say
 from chopjax.report import plots
-from chopjax.report.card import card
+from chopjax.report.card import measured
 from chopjax.report.comparison import Column, as_json, gap_closed
 from chopjax.train.metrics import read_metrics
 
@@ -22,18 +25,21 @@ MODELS = ("parent", "chopped", "healed")
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
     """The comparison's columns from the stages' results."""
     columns = []
+    window_losses = results["held-out-loss"] | {"healed": results["heal"]["eval_loss"]}
     for name in MODELS:
-        score = results[f"score-{name}"]
+        score, on = results[f"score-{name}"], results[f"tasks-{name}"]
         columns.append(
             Column(
                 name=name,
                 layers=score["layers"],
                 parameters=score["parameters"],
                 bytes=score["bytes"],
-                loss=score["loss"],
+                document_loss=score["document_loss"],
+                window_loss=window_losses[name],
                 perplexity=score["perplexity"],
                 bits_per_byte=score["bits_per_byte"],
-                accuracies={task: tuple(value) for task, value in score["accuracies"].items()},
+                accuracies={task: tuple(value) for task, value in on["accuracies"].items()},
+                texts=on["texts"],
                 latency_seconds=results["latency"]["seconds"][name],
             )
         )
@@ -62,11 +68,10 @@ def write_report(
         "kept_layers": results["chop"]["kept_layers"],
         "models": as_json(columns),
         "gap_closed": gap_closed(columns),
-        "held_out_loss_in_training_windows": lines,
         "healing": results["heal"],
         "rounds": rounds,
         "latency": results["latency"],
-        "convention": results["score-parent"]["convention"],
+        "conventions": _conventions(settings, results),
         "held_out_tokens": results["score-parent"]["tokens"],
     }
     with new_file(workdir / "report.json", overwrite=True) as path:
@@ -89,7 +94,7 @@ Points = list[tuple[float, float]]
 
 
 def _curve(rounds: Sequence[Mapping[str, Any]]) -> tuple[Points, Points, list[float]]:
-    """Training loss, held-out loss and removals against the tokens of all rounds together."""
+    """Training loss, window loss and removals against the tokens of all rounds together."""
     trained: Points = []
     held_out: Points = []
     removals: list[float] = []
@@ -108,37 +113,34 @@ def _curve(rounds: Sequence[Mapping[str, Any]]) -> tuple[Points, Points, list[fl
     return trained, held_out, removals
 
 
+def _conventions(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, str]:
+    """How the two losses on the held-out text are measured."""
+    data, most = settings["heal"]["data"], settings["heal"]["evaluation"]["max_batches"]
+    window = window_convention(data["sequence_length"], data["mask_documents"])
+    return {
+        "document_loss": results["score-healed"]["convention"],
+        "window_loss": window + (f"; the first {most} batches alone" if most else ""),
+    }
+
+
 def _write_card(
     workdir: Path,
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
     columns: list[Column],
 ) -> None:
+    """The card that `export` wrote, with what was measured."""
     healed = workdir / "healed"
+    existing = healed / CARD
+    if existing.is_file() and not is_ours(existing):
+        say(f"{existing} was edited and stays as it is")
+        return
     provenance = read_provenance(healed)
     assert provenance is not None  # export writes what chop recorded
-    rounds, optimizer = _rounds(results), settings["heal"]["optimizer"]
-    steps, tokens = (sum(each[name] for each in rounds) for name in ("steps", "tokens"))
-    healing = (
-        f"{steps:,} steps, {tokens:,} tokens of continued pretraining of all weights; "
-        f"{optimizer['name']}, peak learning rate {optimizer['peak_learning_rate']:g}"
-    )
-    if len(rounds) > 1:
-        between = ", ".join(f"{each['steps']:,}" for each in rounds[:-1])
-        healing += f"; layers went in {len(rounds)} rounds, {between} steps after each but the last"
-    text = card(
-        healed,
-        provenance,
-        columns,
-        healing,
-        {
-            "held_out": f"`{Path(settings['text']['held_out']).name}`",
-            "tokens": results["score-healed"]["tokens"],
-            "convention": results["score-healed"]["convention"],
-            "batch": results["latency"]["batch"],
-            "length": results["latency"]["length"],
-            "device": results["latency"]["device"],
-        },
-    )
-    with new_file(healed / "README.md", overwrite=True) as path:
-        path.write_text(text)
+    about = {
+        "held_out": f"`{Path(settings['text']['held_out']).name}`",
+        "tokens": results["score-healed"]["tokens"],
+        **_conventions(settings, results),
+        **{name: results["latency"][name] for name in ("batch", "length", "device")},
+    }
+    write_card(healed, provenance, measured(columns, about))

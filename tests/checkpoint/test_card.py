@@ -12,7 +12,7 @@ from checkpoints import write_checkpoint, write_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chopjax.checkpoint.card import MARK, card, read_header, write_record
+from chopjax.checkpoint.card import card, is_ours, read_header, write_record
 from chopjax.checkpoint.provenance import SCRATCH, add_training, compose
 from chopjax.checkpoint.training_record import hub_datasets, public_name
 from chopjax.cli import main
@@ -75,7 +75,7 @@ def test_a_healed_model_of_the_hub(tmp_path: Path) -> None:
         "datasets": ["allenai/c4"],
         "tags": ["chopjax", "layer-pruning", "continued-pretraining"],
     }
-    for said in ("0,5-7", "1-4", "400, 1,638,400 tokens, of all weights", "lion, betas 0.9 and",
+    for said in ("0,5-7", "1-4", "400 steps, 1,638,400 tokens, all weights", "lion, betas 0.9 and",
                  "peak 0.0003", "16 sequences of 256 tokens, seed 7", "ffffffffffffffff",
                  "2.5000 nats per token over 1,000 tokens", "my \\| corpus.jsonl", "(llama2)",
                  "https://huggingface.co/owner/name"):  # fmt: skip
@@ -150,11 +150,15 @@ def test_no_name_breaks_the_header_or_the_table(name: str, source: str) -> None:
 def test_the_card_is_written_anew_and_the_first_parents_stays(tmp_path: Path) -> None:
     parent_folder(tmp_path, "---\nlicense: mit\n---\nthe first\n")
     write_record(tmp_path, chopped())
+    assert is_ours(tmp_path / "README.md")
     once = (tmp_path / "README.md").read_text()
     write_record(tmp_path, chopped())
     assert (tmp_path / "README.md").read_text() == once, "nothing changed"
     write_record(tmp_path, healed(chopped()))
     twice = (tmp_path / "README.md").read_text()
+    assert is_ours(tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(twice + "my own words\n")
+    assert not is_ours(tmp_path / "README.md")
     assert twice != once
     assert front(twice)["license"] == "mit"
     assert (tmp_path / "PARENT_README.md").read_text().endswith("the first\n")
@@ -199,7 +203,7 @@ def test_an_import_comes_back_with_the_card_that_it_had(tmp_path: Path) -> None:
     # What an import leaves out is a change.
     run("import", model, tmp_path / "kept", "--keep", "0,3")
     run("export", tmp_path / "kept", tmp_path / "out")
-    assert MARK in (tmp_path / "out" / "README.md").read_text()
+    assert is_ours(tmp_path / "out" / "README.md")
     assert front((tmp_path / "out" / "README.md").read_text())["license"] == "mit"
     # A chopped checkpoint comes back as it was, whatever its card says now.
     (tmp_path / "out" / "README.md").write_text("edited")

@@ -85,7 +85,7 @@ def test_an_export_says_how_it_was_trained(chopped, data, tmp_path):
     assert held_out["data"]["fingerprint"] == open_store(data / "held_out").fingerprint
     assert "windows of 16" in held_out["convention"]
     card = (tmp_path / "healed" / "README.md").read_text()
-    assert "12, 768 tokens, of all weights; the first 4 steps with all layers" in card
+    assert "12 steps, 768 tokens, all weights; the first 4 with all layers" in card
     assert f"{held_out['window_loss']:.4f}" in card
     assert str(data) not in card
     # An earlier checkpoint says where it stood, and a chop of the result adds to the history.
