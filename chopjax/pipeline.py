@@ -38,6 +38,7 @@ from chopjax.report.pipeline import write_report
 from chopjax.stages import Stage, run_stages
 from chopjax.train import settings as training
 from chopjax.train.loop import train
+from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
 
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "makes of it"
         )
     rounds = _rounds(settings, workdir, parent.config.num_layers)
+    check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     with owned(workdir):
         stages = _stages(settings, workdir, parent, rounds, scored)

@@ -43,6 +43,7 @@ from chopjax.sweep_points import Point, plan
 from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
+from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
 POINTS = "points.jsonl"
@@ -56,6 +57,7 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     settings = read(config)
     if settings.healed:
         training.read(_heal_config(settings, workdir, (0,), 0))
+        check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     with owned(workdir):
         loaded, engine = open_engine(

@@ -74,6 +74,7 @@ from chopjax.train.step import (
 )
 from chopjax.train.stopping import stop_requests
 from chopjax.train.tracer import Tracer
+from chopjax.train.wandb_run import check_wandb, wandb_run
 from chopjax.train.workdir import owned, wait_for_all
 
 CHECKPOINTS = "checkpoints"
@@ -119,6 +120,7 @@ def _train(
 
     # ------------------------------------------------------------------------------ Settings
     settings = read(config)
+    check_wandb(settings.log.wandb)
     stop = stack.enter_context(stop_requests())
     stack.enter_context(owned(workdir))
     folder = workdir / CHECKPOINTS
@@ -186,7 +188,9 @@ def _train(
     rates = np.asarray(
         learning_rate(settings.optimizer, settings.total_steps)(np.arange(settings.total_steps))
     )
-    writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard))
+    project = settings.log.wandb if first else ""
+    wandb = stack.enter_context(wandb_run(project, workdir, asdict(settings), step))
+    writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard, wandb))
     saver = stack.enter_context(
         checkpoints.Saver(folder, settings.checkpoints.keep_last, settings.checkpoints.keep_every)
     )
