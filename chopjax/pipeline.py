@@ -6,7 +6,7 @@ WORKDIR/chopped                                  Hugging Face checkpoint
 WORKDIR/heal                                     training run, with its checkpoints
 WORKDIR/healed                                   Hugging Face checkpoint with a model card
 WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before the last
-WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files
+WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files, and answers
 WORKDIR/stages/                                  what is done, with which settings
 WORKDIR/report.{html,json}, WORKDIR/healing.png  what came of it
 WORKDIR/heal.DATE, WORKDIR/healed.DATE           set aside before they were done anew
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from chopjax import pipeline_work as work
+from chopjax import scored as scores
 from chopjax.checkpoint.atomic import check_free, set_aside
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by
@@ -34,13 +35,14 @@ from chopjax.chop.schedule import parse_schedule, shares, split_keep
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.errors import UserError
-from chopjax.inputs import HASHES, Contents, Inputs, Stamps
+from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.pipeline_settings import PipelineSettings, read
 from chopjax.report.pipeline import check_report, write_report
 from chopjax.stages import Stage, run_stages
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import check_run
+from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
 VERB = "run"
@@ -61,13 +63,15 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
             "makes of it"
         )
     rounds = _rounds(settings, workdir, parent.config.num_layers)
+    check_wandb(settings.heal.log.wandb)
+    scored = scores.find(settings.score)
     with owned(workdir, check_workdir):
         if marked_by(workdir) is None:
             begin_mark(workdir, VERB)
         fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
         stages, older = (
-            _stages(settings, workdir, parent, rounds, inputs, fingerprint)
-            for inputs in (Contents(workdir / HASHES), Stamps())
+            _stages(settings, workdir, parent, rounds, inputs, fingerprint, scored)
+            for inputs in (Contents(), Stamps())
         )
         results = run_stages(workdir, stages, older)
         return write_report(workdir, dataclasses.asdict(settings), results, command)
@@ -165,6 +169,7 @@ def _stages(
     rounds: Sequence[Round],
     inputs: Inputs,
     fingerprint: str,
+    scored: scores.Scored,
 ) -> list[Stage]:
     """fingerprint: of the tokenizer."""
     last = rounds[-1]
@@ -193,35 +198,46 @@ def _stages(
             clean=lambda: remove_store(out),
         )
 
-    def score(name: str, needs: tuple[str, ...]) -> Stage:
-        out = workdir / "scores" / name
-        about = dataclasses.asdict(settings.score)
-        about = {key: value for key, value in about.items() if not key.startswith("latency")}
-        return Stage(
-            name=f"score-{name}",
-            settings=about | {"held_out": texts["held_out"]} | ({} if needs else origin),
-            needs=needs,
-            run=lambda: work.score(settings, name, folders[name], out),
-            places=(out,),
-        )
+    def score(name: str, needs: tuple[str, ...]) -> list[Stage]:
+        """Document loss, then tasks and texts: what was measured there stays when some are added,
+        and goes when the model or what all figures depend on changes."""
+        out, about = workdir / "scores" / name, scores.about(settings.score)
+        source = {} if needs else origin
+        reading = {key: about[key] for key in ("dtype", "max_length")}
+        return [
+            Stage(
+                name=f"score-{name}",
+                settings=reading | {"held_out": texts["held_out"]} | source,
+                needs=needs,
+                run=lambda: work.score(settings, name, folders[name]),
+            ),
+            Stage(
+                name=f"tasks-{name}",
+                settings=about | scored.identities | source,
+                needs=needs,
+                # Answers are found again by model and request.
+                run=lambda: work.score_on(settings, scored, name, folders[name], out),
+                places=(out,),
+            ),
+        ]
 
     remove = functools.partial(_removal, settings, inputs, origin)
     heal = functools.partial(_healing, settings, workdir, inputs)
     return [
-        score("parent", ()),
+        *score("parent", ()),
         tokens("train"),
         tokens("held_out"),
         *(stage for each in rounds[:-1] for stage in (*remove(each), *heal(each))),
         *remove(last),
-        score("chopped", ("chop",)),
+        *score("chopped", ("chop",)),
         Stage(
             name="held-out-loss",
             settings={"heal": inputs.training(training.flat(_evaluation_settings(healing)))},
             needs=("tokens-held_out", "chop", "score-parent"),
-            run=lambda: work.held_out_losses(settings, healing, folders),
+            run=lambda: work.window_losses(settings, healing, folders),
         ),
         *heal(last),
-        score("healed", ("export",)),
+        *score("healed", ("export",)),
         Stage(
             name="latency",
             settings={

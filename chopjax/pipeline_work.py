@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ from chopjax import choice
 from chopjax.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
-from chopjax.checkpoint.load import load
-from chopjax.checkpoint.provenance import read_provenance
+from chopjax.checkpoint.load import Loaded, load
+from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.importance import parse_protect, read_analysis
@@ -25,13 +24,14 @@ from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import parameters
 from chopjax.models.decoder import Compute
-from chopjax.pipeline_settings import PipelineSettings, names
+from chopjax.pipeline_settings import PipelineSettings
 from chopjax.progress import progress, say
 from chopjax.score import latency as timing
+from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
-from chopjax.score.tasks import load_tasks
+from chopjax.scored import BOS, Scored, measured_on
 from chopjax.train import mesh as meshes
 from chopjax.train import settings as training
 from chopjax.train.evaluation import held_out_loss
@@ -131,7 +131,7 @@ def _of_parent(each: Round) -> Keep:
 def _history(each: Round) -> list[Keep]:
     record = read_provenance(each.chopped)
     assert record is not None  # chop_checkpoint wrote it
-    return [tuple(step["kept_layers"]) for step in record["history"]]
+    return [tuple(step["kept_layers"]) for step in entries(record, CHOP)]
 
 
 def export(heal: Path, healed: Path) -> dict[str, Any]:
@@ -139,59 +139,56 @@ def export(heal: Path, healed: Path) -> dict[str, Any]:
     return {"folder": str(healed)}
 
 
-def score(settings: PipelineSettings, name: str, model: str, out: Path) -> dict[str, Any]:
-    """Held-out perplexity and task accuracies of one model."""
-    wanted = settings.score
-    loaded, engine = open_engine(model, _revision(settings, name), wanted.dtype)
+def score(settings: PipelineSettings, name: str, model: str) -> dict[str, Any]:
+    """Size and document loss of one model: its loss on held-out text, every document whole."""
+    loaded, engine = _open(settings, name, model)
     texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     measured = perplexity(engine, load_tokenizer(loaded.folder), texts)
-    accuracies = {}
-    if wanted.tasks:
-        found = evaluate(
-            loaded,
-            engine,
-            load_tasks(
-                names(wanted.tasks),
-                wanted.include_path or None,
-                None if wanted.num_fewshot < 0 else wanted.num_fewshot,
-            ),
-            output=out,
-            limit=wanted.limit or None,
-            log_samples=True,
-        )
-        accuracies = _accuracies(found["results"])
     assert isinstance(loaded.weights, Checkpoint)
     return {
         "layers": loaded.config.num_layers,
         "parameters": parameters.count(loaded.config),
         "bytes": sum(tensor.nbytes for tensor in loaded.weights.tensors.values()),
-        "loss": measured["nats_per_token"],
+        "document_loss": measured["nats_per_token"],
         "perplexity": measured["perplexity"],
         "bits_per_byte": measured["bits_per_byte"],
         "tokens": measured["tokens"],
         "convention": measured["convention"],
-        "accuracies": accuracies,
     }
 
 
-def _accuracies(results: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
-    """ "task metric" → (value, standard error), from the harness's results."""
-    found = {}
-    for task, metrics in results.items():
-        for name, value in metrics.items():
-            metric, _, filtered = name.partition(",")
-            if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
-                continue
-            error = metrics.get(f"{metric}_stderr,{filtered}")
-            found[f"{task} {metric}"] = (value, error if isinstance(error, float) else None)
-    return found
+def score_on(
+    settings: PipelineSettings, scored: Scored, name: str, model: str, out: Path
+) -> dict[str, Any]:
+    """Accuracies on tasks and perplexities of texts of one model. Answers that an earlier call
+    with other tasks and texts left in `out` are not computed again."""
+    if not scored:
+        return {"accuracies": {}, "texts": {}}
+    loaded, engine = _open(settings, name, model)
+    found = evaluate(
+        loaded,
+        engine,
+        scored.tasks,
+        output=out,
+        limit=settings.score.limit or None,
+        add_bos_token=BOS[settings.score.bos],
+        log_samples=True,
+        texts=scored.texts,
+        keep_journal=True,
+    )
+    return measured_on(found, scored.texts)
 
 
-def held_out_losses(
+def _open(settings: PipelineSettings, name: str, model: str) -> tuple[Loaded, Engine]:
+    wanted = settings.score
+    return open_engine(model, _revision(settings, name), wanted.dtype, wanted.max_length or None)
+
+
+def window_losses(
     settings: PipelineSettings, healing: ConfigDict, folders: dict[str, str]
 ) -> dict[str, float]:
-    """Parent's and chopped model's loss, measured as healing measures it: in windows of the
-    training length. The lines of the healing curve."""
+    """Parent's and chopped model's window loss: on held-out text as healing measures it, in windows
+    of the training length. The lines of the healing curve."""
     heal = training.read(healing)
     mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
     losses = {}

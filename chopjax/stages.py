@@ -158,7 +158,12 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
     if not changed:
         return "an earlier stage changed"
-    parts = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in sorted(changed)]
+    parts = []
+    for key in sorted(changed):
+        if key in old and key in new:
+            parts.append(f"{key} was {old[key]!r}, is {new[key]!r}")
+        else:
+            parts.append(f"{key} is {'new' if key in new else 'no longer asked for'}")
     return "; ".join(part if len(part) < 200 else part[:200] + "…" for part in parts)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from chopjax import scored as scores
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
@@ -33,19 +34,19 @@ from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
-from chopjax.inputs import HASHES, Contents, Inputs, Stamps
+from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
-from chopjax.score.tasks import load_tasks
 from chopjax.sweep_points import Point, plan
-from chopjax.sweep_settings import SweepSettings, names, read
+from chopjax.sweep_settings import SweepSettings, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
+from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
 POINTS = "points.jsonl"
@@ -60,18 +61,26 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     settings = read(config)
     if settings.healed:
         training.read(_heal_config(settings, workdir, (0,), 0))
+        check_wandb(settings.heal.log.wandb)
+    scored = scores.find(settings.score)
     with owned(workdir, check_workdir):
         if marked_by(workdir) is None:
             begin_mark(workdir, VERB)
-        contents = Contents(workdir / HASHES)
+        contents = Contents()
         loaded, engine = open_engine(
-            settings.model, settings.revision or None, settings.score.dtype
+            settings.model,
+            settings.revision or None,
+            settings.score.dtype,
+            settings.score.max_length or None,
         )
         points = list(plan(settings, workdir, loaded.config.num_layers, contents))
         if settings.healed:
             _prepare(settings, workdir)
-        about = [_about_inputs(settings, loaded, inputs) for inputs in (contents, Stamps())]
-        rows = _do(settings, workdir, loaded, engine, points, about)
+        about = [
+            _about_inputs(settings, loaded, inputs) | {"scored": scored.identities}
+            for inputs in (contents, Stamps())
+        ]
+        rows = _do(settings, workdir, loaded, engine, scored, points, about)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
 
 
@@ -110,6 +119,7 @@ def _do(
     workdir: Path,
     loaded: Loaded,
     engine: Engine,
+    scored: scores.Scored,
     points: Sequence[Point],
     about: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
@@ -140,7 +150,9 @@ def _do(
                 if values is None:
                     folders = [workdir / "heal" / each for each in keys]
                     folder = next((each for each in folders if each.exists()), folders[0])
-                    values = _score(settings, workdir, folder, loaded, engine, engines, point)
+                    values = _score(
+                        settings, workdir, folder, loaded, engine, engines, scored, point
+                    )
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
                 measured[key] = row
@@ -179,7 +191,7 @@ def _key(settings: SweepSettings, about: Mapping[str, Any], point: Point) -> str
         flat = training.flat(dataclasses.asdict(settings.heal))
         healing = {k: v for k, v in flat.items() if not k.startswith(training.MAY_CHANGE)}
         healing |= {"seed": point.seed, "text": about["train"]}
-    score = {k: v for k, v in dataclasses.asdict(settings.score).items() if "latency" not in k}
+    score = scores.about(settings.score) | about["scored"]
     content = [about["parent"], about["held_out"], list(point.keep), healing, score]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -191,6 +203,7 @@ def _score(
     loaded: Loaded,
     engine: Engine,
     engines: dict[int, Engine],
+    scored: scores.Scored,
     point: Point,
 ) -> dict[str, Any]:
     begun = time.monotonic()
@@ -230,19 +243,25 @@ def _score(
         "loss_over_log_vocabulary": found["loss_over_log_vocabulary"],
         "tokens": found["tokens"],
         "convention": found["convention"],
-        **_accuracies(settings, model, scorer),
+        **_accuracies(settings, model, scorer, scored),
         "seconds": time.monotonic() - begun,
     }
 
 
-def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[str, Any]:
-    """Accuracy of every task and what guessing would give."""
-    score = settings.score
-    if not score.tasks:
-        return {"accuracy": {}, "chance": {}}
-    shots = None if score.num_fewshot < 0 else score.num_fewshot
-    tasks = load_tasks(names(score.tasks), score.include_path or None, shots)
-    found = evaluate(model, engine, tasks, limit=score.limit or None)
+def _accuracies(
+    settings: SweepSettings, model: Loaded, engine: Engine, scored: scores.Scored
+) -> dict[str, Any]:
+    """Accuracy of every task, what guessing would give, and the figures of texts."""
+    if not scored:
+        return {"accuracy": {}, "chance": {}, "texts": {}}
+    found = evaluate(
+        model,
+        engine,
+        scored.tasks,
+        limit=settings.score.limit or None,
+        add_bos_token=scores.BOS[settings.score.bos],
+        texts=scored.texts,
+    )
     accuracy = {}
     for task, metrics in found["results"].items():
         metric = next((m for m in ("acc_norm,none", "acc,none") if m in metrics), None)
@@ -252,6 +271,7 @@ def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[
     return {
         "accuracy": accuracy,
         "chance": {task: found["chance"].get(task) for task in accuracy},
+        "texts": scores.measured_on(found, scored.texts)["texts"],
     }
 
 

@@ -10,7 +10,13 @@ from ml_collections import ConfigDict
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED, parse_protect
 from chopjax.errors import UserError, did_you_mean, listing
-from chopjax.pipeline_settings import CalibrationSettings, ScoreSettings, TextSettings, names
+from chopjax.pipeline_settings import (
+    CalibrationSettings,
+    ScoreSettings,
+    TextSettings,
+    names,
+    score_problems,
+)
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import fields_of, read_as
 
@@ -78,7 +84,8 @@ def _contradictions(settings: SweepSettings) -> list[str]:
         ),
     ]
     unknown = [name for name in names(settings.strategies) if name not in known]
-    return [message for holds, message in checks if not holds] + [
+    problems = [message for holds, message in checks if not holds]
+    return [*problems, *score_problems(settings.score)] + [
         f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
         for name in unknown
     ]

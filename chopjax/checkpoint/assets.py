@@ -17,9 +17,14 @@ from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.source import CONFIG
 from chopjax.errors import UserError
 
+CARD = "README.md"
+PARENT_CARD = "PARENT_README.md"  # the parent's, beside the one that chopjax writes
+
 ASSETS = (
     CONFIG,
     PROVENANCE,
+    CARD,
+    PARENT_CARD,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.assets import copy_assets, write_config
+from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.files import folder_inside, inside, read_json_object
-from chopjax.checkpoint.provenance import read_provenance, write_provenance
+from chopjax.checkpoint.provenance import add_training, read_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, open_checkpoint, read_config
+from chopjax.checkpoint.training_record import training_entry
 from chopjax.errors import UserError
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
@@ -46,7 +48,7 @@ class Description:
     config: ModelConfig
     raw_config: dict[str, Any]
     folder: Path  # where config.json and the tokenizer files are
-    provenance: dict[str, Any] | None
+    provenance: dict[str, Any] | None  # chopjax.json; of a training run, with that run in it
     naming: Naming
     dtypes: dict[str, str] | None  # tensor → its type as found; None after training
     metadata: dict[str, str]  # of the safetensors files
@@ -89,9 +91,13 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
     raw_config = read_config(assets)
     family, config = families.translate(raw_config)
     record = _read_record(folder, family)
+    provenance = read_provenance(assets)
     checkpoints, weights = folder_inside(folder, CHECKPOINTS), folder_inside(folder, PARAMS)
     if checkpoints is not None:
         weights = _step_folder(checkpoints, name, step)
+        if about := training_entry(folder, weights):
+            start = record["source"], record["revision"]
+            provenance = add_training(provenance, *start, config.num_layers, about)
     elif step is not None:
         raise UserError(f"--step is for training runs; {name} was written by `chopjax import`")
     elif weights is None:
@@ -102,7 +108,7 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
         config=config,
         raw_config=raw_config,
         folder=assets,
-        provenance=read_provenance(assets),
+        provenance=provenance,
         weights=weights,
         **record,
     )
@@ -141,8 +147,7 @@ def write_own(
     (folder / HUGGINGFACE).mkdir()
     copy_assets(assets, folder / HUGGINGFACE)
     write_config(folder / HUGGINGFACE, raw_config)
-    if provenance is not None:
-        write_provenance(folder / HUGGINGFACE, provenance)
+    write_record(folder / HUGGINGFACE, provenance)
     record = {
         "format": _FORMAT,
         "source": source,

@@ -16,7 +16,8 @@ import numpy as np
 
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.atomic import new_folder
-from chopjax.checkpoint.provenance import compose, read_provenance, write_provenance
+from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.provenance import compose, read_provenance
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
@@ -131,7 +132,7 @@ def chop_checkpoint(
         checkpoint.fetch([*chosen.tensors.values(), *sources])
         copy_assets(checkpoint.folder, folder)
         write_config(folder, chop_config(checkpoint.raw_config, checkpoint.family, keep))
-        write_provenance(folder, record)
+        write_record(folder, record)
         tensors = []
         for new, old in chosen.tensors.items():
             part, (blend, names) = checkpoint.tensors[old], blends[new]

@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="replace OUT if `chopjax export` wrote it")
     add_max_shard_size(add)
+    add(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="then upload OUT to this repository of the Hugging Face hub; the token is that of "
+        "`hf auth login` or HF_TOKEN",
+    )
+    add("--private", action="store_true", help="with --push-to-hub: a new repository is private")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,9 +41,19 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
 
     from chopjax.checkpoint.export import export_model
+    from chopjax.errors import UserError
     from chopjax.models import parameters
+    from chopjax.paths import expanded
     from chopjax.progress import say
 
+    if args.private and not args.push_to_hub:
+        raise UserError("--private is for --push-to-hub OWNER/NAME")
+    if args.push_to_hub:
+        from chopjax.checkpoint.atomic import check_free
+        from chopjax.checkpoint.hub_upload import check_upload, upload
+
+        check_free(Path(args.out), args.overwrite)  # before the hub is asked
+        check_upload(args.push_to_hub, args.private)
     found = export_model(
         args.dir,
         Path(args.out),
@@ -49,4 +66,7 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {found.family.model_type}, {found.config.num_layers} layers, "
         f"{parameters.count(found.config):,} parameters"
     )
+    if args.push_to_hub:
+        say(f"uploading {args.out} to {args.push_to_hub}")
+        say(upload(expanded(args.out), args.push_to_hub, args.private))
     return 0

@@ -193,9 +193,27 @@ def _size_facts(result: dict[str, Any]) -> dict[str, str]:
     if not result["weights"]:
         facts["size"] = f"would be {facts['size']}"
         facts["weights"] = result["no_weights"]
-    if origin := result["provenance"]:
-        kept = ", ".join(map(str, origin["kept_layers"]))
-        facts["chopped"] = f"from {origin['parent']['name']}, {origin['strategy']}: layers {kept}"
+    return facts | _history_facts(result["provenance"])
+
+
+def _history_facts(record: dict[str, Any] | None) -> dict[str, str]:
+    """What chopjax did to it, from chopjax.json."""
+    from chopjax.checkpoint.provenance import CHOP, TRAINING, entries
+    from chopjax.chop.configurations import ranges
+
+    if record is None:
+        return {}
+    parent, facts = record["parent"]["name"], {}
+    if entries(record, CHOP):
+        kept = ranges(record["kept_layers"])
+        facts["chopped"] = f"from {parent}, {record['strategy']}: layers {kept}"
+    for number, entry in enumerate(entries(record, TRAINING), 1):
+        loss = (entry.get("held_out") or {}).get("window_loss")
+        measured = "" if loss is None else f"; window loss {loss:.4f} nats per token"
+        facts["trained" if number == 1 else f"  and again ({number})"] = (
+            f"{entry.get('steps')} steps, {entry.get('tokens')} tokens, "
+            f"{(entry.get('optimizer') or {}).get('name')}, {entry.get('kind')}{measured}"
+        )
     return facts
 
 

@@ -64,5 +64,10 @@ def _print(report: dict[str, Any], workdir: Path) -> None:
     show(rich_table(columns))
     screen = console(soft_wrap=True)
     screen.print(f"\n{verdict(columns)}")
+    length = report["settings"]["heal"]["data"]["sequence_length"]
+    screen.print(
+        f"Document loss: every document whole, {report['held_out_tokens']:,} tokens. "
+        f"Window loss: in healing's windows of {length} tokens."
+    )
     screen.print(f"Healed checkpoint: {place / 'healed'}")
     screen.print(f"Report: {place / 'report.html'}, {place / 'report.json'}")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_file
-from chopjax.checkpoint.mark import add_to_mark, listed, marked_by
+from chopjax.checkpoint.card import CARD, is_ours, write_card
+from chopjax.checkpoint.mark import add_to_mark, marked_by
 from chopjax.checkpoint.provenance import read_provenance
+from chopjax.checkpoint.training_record import window_convention
 from chopjax.chop.configurations import ranges, removed
 from chopjax.progress import say
 from chopjax.report import html, plots
-from chopjax.report.card import card
+from chopjax.report.card import measured
 from chopjax.report.comparison import Column, as_json, gap_closed, verdict
 from chopjax.report.comparison import rows as comparison_rows
 from chopjax.report.own_files import check_files
@@ -25,7 +26,6 @@ from chopjax.train.settings import flat
 
 MODELS = ("parent", "chopped", "healed")
 FIGURE_FILES = ("healing.png", "healing.svg")
-CARD = "README.md"
 
 
 def check_report(workdir: Path) -> None:
@@ -36,18 +36,21 @@ def check_report(workdir: Path) -> None:
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
     """The comparison's columns from the stages' results."""
     columns = []
+    window_losses = results["held-out-loss"] | {"healed": results["heal"]["eval_loss"]}
     for name in MODELS:
-        score = results[f"score-{name}"]
+        score, on = results[f"score-{name}"], results[f"tasks-{name}"]
         columns.append(
             Column(
                 name=name,
                 layers=score["layers"],
                 parameters=score["parameters"],
                 bytes=score["bytes"],
-                loss=score["loss"],
+                document_loss=score["document_loss"],
+                window_loss=window_losses[name],
                 perplexity=score["perplexity"],
                 bits_per_byte=score["bits_per_byte"],
-                accuracies={task: tuple(value) for task, value in score["accuracies"].items()},
+                accuracies={task: tuple(value) for task, value in on["accuracies"].items()},
+                texts=on["texts"],
                 latency_seconds=results["latency"]["seconds"][name],
             )
         )
@@ -82,11 +85,10 @@ def write_report(
         "kept_layers": results["chop"]["kept_layers"],
         "models": as_json(columns),
         "gap_closed": gap_closed(columns),
-        "held_out_loss_in_training_windows": lines,
         "healing": results["heal"],
         "rounds": rounds,
         "latency": results["latency"],
-        "convention": results["score-parent"]["convention"],
+        "conventions": _conventions(settings, results),
         "held_out_tokens": results["score-parent"]["tokens"],
     }
     for name, text in {
@@ -108,8 +110,8 @@ def page(report: Mapping[str, Any], columns: Sequence[Column], curve: Path) -> s
     parts = [
         html.paragraph(
             f"{settings['model']} with {healed.layers} of its {parent.layers} layers. "
-            f"{verdict(columns)} The healed model's loss is {healed.loss:.4f}, the parent's "
-            f"{parent.loss:.4f}; a forward pass is "
+            f"{verdict(columns)} The healed model's document loss is {healed.document_loss:.4f}, "
+            f"the parent's {parent.document_loss:.4f}; a forward pass is "
             f"{parent.latency_seconds / healed.latency_seconds:.2f} times as fast."
         ),
         html.table(header, body),
@@ -153,7 +155,7 @@ Points = list[tuple[float, float]]
 
 
 def _curve(rounds: Sequence[Mapping[str, Any]]) -> tuple[Points, Points, list[float]]:
-    """Training loss, held-out loss and removals against the tokens of all rounds together."""
+    """Training loss, window loss and removals against the tokens of all rounds together."""
     trained: Points = []
     held_out: Points = []
     removals: list[float] = []
@@ -172,51 +174,36 @@ def _curve(rounds: Sequence[Mapping[str, Any]]) -> tuple[Points, Points, list[fl
     return trained, held_out, removals
 
 
+def _conventions(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, str]:
+    """How the two losses on the held-out text are measured."""
+    data, most = settings["heal"]["data"], settings["heal"]["evaluation"]["max_batches"]
+    window = window_convention(data["sequence_length"], data["mask_documents"])
+    return {
+        "document_loss": results["score-healed"]["convention"],
+        "window_loss": window + (f"; the first {most} batches alone" if most else ""),
+    }
+
+
 def _write_card(
     workdir: Path,
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
     columns: list[Column],
 ) -> None:
+    """The card that `export` wrote, with what was measured."""
     healed = workdir / "healed"
+    existing = healed / CARD
+    if existing.is_file() and not is_ours(existing):
+        say(f"{existing} was edited and stays as it is")
+        return
     provenance = read_provenance(healed)
     assert provenance is not None  # export writes what chop recorded
-    rounds, optimizer = _rounds(results), settings["heal"]["optimizer"]
-    steps, tokens = (sum(each[name] for each in rounds) for name in ("steps", "tokens"))
-    healing = (
-        f"{steps:,} steps, {tokens:,} tokens of continued pretraining of all weights; "
-        f"{optimizer['name']}, peak learning rate {optimizer['peak_learning_rate']:g}"
-    )
-    if len(rounds) > 1:
-        between = ", ".join(f"{each['steps']:,}" for each in rounds[:-1])
-        healing += f"; layers went in {len(rounds)} rounds, {between} steps after each but the last"
-    text = card(
-        healed,
-        provenance,
-        columns,
-        healing,
-        {
-            "held_out": f"`{Path(settings['text']['held_out']).name}`",
-            "tokens": results["score-healed"]["tokens"],
-            "convention": results["score-healed"]["convention"],
-            "batch": results["latency"]["batch"],
-            "length": results["latency"]["length"],
-            "device": results["latency"]["device"],
-        },
-    )
-    _place_card(healed, text)
-
-
-def _place_card(healed: Path, text: str) -> None:
-    """README.md, unless it is somebody else's or changed since we wrote it."""
-    path = healed / CARD
-    if os.path.lexists(path) and not listed(healed, CARD):
-        if not path.is_file() or path.read_bytes() != text.encode():
-            say(f"{path} is not as this run left it and stays; delete it to have it written again")
-        return
-    if path.exists() and path.read_bytes() == text.encode():
-        return
-    with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(text)
-        if marked_by(healed):
-            add_to_mark(healed, CARD, temporary)
+    about = {
+        "held_out": f"`{Path(settings['text']['held_out']).name}`",
+        "tokens": results["score-healed"]["tokens"],
+        **_conventions(settings, results),
+        **{name: results["latency"][name] for name in ("batch", "length", "device")},
+    }
+    write_card(healed, provenance, measured(columns, about))
+    if marked_by(healed):
+        add_to_mark(healed, CARD, healed / CARD)

@@ -63,7 +63,8 @@ def healing_curve(
 ) -> Figure:
     """Loss against tokens while healing, with the parent's and the chopped model's as lines.
 
-    train, held_out: (tokens seen, loss in nats a token). The two lines are held-out losses.
+    train, held_out: (tokens seen, loss in nats a token). The held-out losses and the two
+    lines are window losses: in windows of the training length.
     removals: tokens seen when layers went, in healing by rounds.
     """
     figure = Figure(figsize=(6.4, 4.5), layout="constrained")
@@ -73,14 +74,25 @@ def healing_curve(
         axes.plot(tokens, losses, color=BLUE, alpha=0.35, linewidth=0.8, label="training text")
     if held_out:
         tokens, losses = zip(*held_out, strict=True)
-        axes.plot(tokens, losses, color=BLUE, marker="o", markersize=3.5, label="held-out text")
+        axes.plot(
+            tokens,
+            losses,
+            color=BLUE,
+            marker="o",
+            markersize=3.5,
+            label="held-out text, window loss",
+        )
     for number, tokens_seen in enumerate(removals):
         axes.axvline(
             tokens_seen, color=GREY, linestyle=":", linewidth=1,
             label=None if number else "layers removed",
         )  # fmt: skip
-    axes.axhline(chopped_loss, color=RED, linestyle="--", label=f"chopped {chopped_loss:.3f}")
-    axes.axhline(parent_loss, color=GREEN, linestyle="-.", label=f"parent {parent_loss:.3f}")
+    axes.axhline(
+        chopped_loss, color=RED, linestyle="--", label=f"chopped, window loss {chopped_loss:.3f}"
+    )
+    axes.axhline(
+        parent_loss, color=GREEN, linestyle="-.", label=f"parent, window loss {parent_loss:.3f}"
+    )
     axes.set_xlabel("tokens of continued pretraining")
     axes.set_ylabel("loss (nats per token)")
     axes.xaxis.set_major_formatter(lambda value, _: _tokens(value))

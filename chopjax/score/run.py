@@ -41,12 +41,14 @@ def evaluate(
     add_bos_token: bool | None = None,
     log_samples: bool = False,
     texts: Sequence[Text] = (),
+    keep_journal: bool = False,
 ) -> dict[str, Any]:
     """Results in the harness's format, samples included; written to `output` if that is given.
 
     tasks: from load_tasks. texts: whose perplexity is measured as well. limit: documents of each
     task and text at most. With `output`, answers are kept
-    as they come: the same call after a kill goes on where that one stopped.
+    as they come: the same call after a kill goes on where that one stopped. keep_journal: they stay
+    there, so that a later call with further tasks computes only what is missing.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: at least 1 is needed")
@@ -81,5 +83,6 @@ def evaluate(
     if folder and lm.journal:
         for path in reports.write_results(found, folder, log_samples):
             say(f"wrote {path}")
-        lm.journal.remove()
+        if not keep_journal:
+            lm.journal.remove()
     return found

@@ -54,7 +54,14 @@ from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.metrics import Clock, Guard, MetricsWriter
 from chopjax.train.metrics_file import read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
-from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
+from chopjax.train.origin import (
+    Origin,
+    about_stores,
+    find_origin,
+    from_record,
+    run_record,
+    write_assets,
+)
 from chopjax.train.own_files import check_workdir
 from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
@@ -71,6 +78,7 @@ from chopjax.train.step import (
 )
 from chopjax.train.stopping import stop_requests
 from chopjax.train.tracer import Tracer
+from chopjax.train.wandb_run import check_wandb, wandb_run
 from chopjax.train.workdir import owned, wait_for_all
 
 CHECKPOINTS = "checkpoints"
@@ -116,6 +124,7 @@ def _train(
 
     # ------------------------------------------------------------------------------ Settings
     settings = read(config)
+    check_wandb(settings.log.wandb)
     stop = stack.enter_context(stop_requests())
     stack.enter_context(owned(workdir, check_workdir))
     folder = workdir / CHECKPOINTS
@@ -156,6 +165,7 @@ def _train(
     batches = training_batches(settings.data, settings.seed)
     held_out = held_out_batches(settings)
     fingerprints = _fingerprints(workdir, model, batches, held_out)
+    stores = about_stores(batches, held_out)
     if record:
         changed = differences(record["fingerprints"], fingerprints)
         _check_same_run("data", changed, force)
@@ -185,7 +195,9 @@ def _train(
     rates = np.asarray(
         learning_rate(settings.optimizer, settings.total_steps)(np.arange(settings.total_steps))
     )
-    writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard))
+    project = settings.log.wandb if first else ""
+    wandb = stack.enter_context(wandb_run(project, workdir, asdict(settings), step))
+    writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard, wandb))
     saver = stack.enter_context(
         checkpoints.Saver(folder, settings.checkpoints.keep_last, settings.checkpoints.keep_every)
     )
@@ -215,7 +227,7 @@ def _train(
             )
             if not stop:
                 writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
-                say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
+                say(f"step {step}: window loss {loss:.4f} nats per held-out token, of {counted}")
 
     def save() -> None:
         nonlocal saved_step
@@ -224,7 +236,8 @@ def _train(
         if not is_finite(state):  # the loss would say so only after the next step
             raise UserError(f"step {step}: the state is not finite. {guard.advice()}")
         writer.flush()
-        saver.save(step, state, run_record(settings, origin, fingerprints, step, tokens))
+        about = run_record(settings, origin, fingerprints, stores, step, tokens)
+        saver.save(step, state, about)
         saved_step = step
 
     # -------------------------------------------------------------------------------- Train

@@ -8,9 +8,11 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.describe import Description, describe, write_own
-from chopjax.checkpoint.provenance import compose
+from chopjax.checkpoint.provenance import SCRATCH, compose
 from chopjax.chop.configurations import Keep, choose, parse_keep
 from chopjax.chop.surgery import chop_config
+from chopjax.data.batches import Batches, EvaluationBatches
+from chopjax.data.store import TokenStore
 from chopjax.errors import UserError
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
@@ -18,8 +20,6 @@ from chopjax.models.families.table import usual_naming
 from chopjax.paths import expanded
 from chopjax.train.own_files import new_assets
 from chopjax.train.settings import ChopSettings, Settings
-
-SCRATCH = "random weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +113,30 @@ def write_assets(
         )
 
 
+def about_stores(batches: Batches, held_out: EvaluationBatches | None) -> dict[str, Any]:
+    """What a run reads, for run.json: names and fingerprints of its token stores."""
+
+    def about(store: TokenStore) -> dict[str, Any]:
+        return {
+            "name": store.path,
+            "fingerprint": store.fingerprint,
+            "tokens": store.num_tokens,
+            "documents": store.num_documents,
+            "sources": [str(source.get("name")) for source in store.sources],
+        }
+
+    train = [
+        {**about(store), "share": share}
+        for store, share in zip(batches.stores, batches.shares, strict=True)
+    ]
+    return {"train": train, "held_out": None if held_out is None else about(held_out.store)}
+
+
 def run_record(
     settings: Settings,
     origin: Origin,
     fingerprints: dict[str, str | None],
+    stores: dict[str, Any],
     step: int,
     tokens: int,
 ) -> dict[str, Any]:
@@ -129,5 +149,6 @@ def run_record(
         "kept_layers": None if origin.keep is None else list(origin.keep),
         "origin": origin.record(),
         "fingerprints": fingerprints,
+        "stores": stores,
         "config": dataclasses.asdict(settings),
     }

@@ -104,6 +104,7 @@ class CheckpointSettings:
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
     tensorboard: bool = True  # write what TensorBoard shows to WORKDIR/tensorboard
+    wandb: str = ""  # project of Weights & Biases to log to; empty: none
     profile: str = ""  # steps to trace for TensorBoard's profiler, such as "10-12"
 
 

@@ -186,8 +186,9 @@ def test_only_known_files_come_along(tmp_path: Path) -> None:
         "chat_template.jinja",
         "additional_chat_templates/tool_use.jinja",
         "LICENSE.txt",
+        "README.md",
     ]
-    unwanted = ["modeling_llama.py", "optimizer.pt", "training_args.bin", "state.pkl", "README.md"]
+    unwanted = ["modeling_llama.py", "optimizer.pt", "training_args.bin", "state.pkl"]
     for name in (*wanted, *unwanted):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(b"\x00bytes of " + name.encode())

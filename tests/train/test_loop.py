@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,12 @@ import pytest
 from train.runs import STEPS, at_step, bits, lines, prepare, recipe, signal_after
 
 from chopjax import cli
+from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.load import load
+from chopjax.checkpoint.source import open_checkpoint
+from chopjax.chop.stream import chop_checkpoint
+from chopjax.data.store import open_store
 from chopjax.errors import UserError
 from chopjax.train import checkpoints, evaluation, loop
 from chopjax.train.loop import train
@@ -55,6 +61,62 @@ def test_the_chop_comes_after_the_steps_and_is_recorded(chopped):
     assert loaded.provenance is not None
     assert loaded.provenance["kept_layers"] == [0, 3]
     assert loaded.raw_config["num_hidden_layers"] == 2
+
+
+def test_an_export_says_how_it_was_trained(chopped, data, tmp_path):
+    export_model(str(chopped), tmp_path / "healed")
+    record = json.loads((tmp_path / "healed" / "chopjax.json").read_text())
+    chop, training = record["history"]
+    assert record["parent"]["name"] == str(data / "model")
+    assert chop["kept_layers"] == [0, 3]
+    assert (training["step"], training["kind"]) == ("training", "full")
+    assert (training["steps"], training["tokens"]) == (STEPS, STEPS * 4 * 16)
+    assert training["chop_after_steps"] == 4
+    assert training["optimizer"]["name"] == "lion"
+    assert (training["optimizer"]["b1"], training["optimizer"]["b2"]) == (0.9, 0.95)
+    assert training["learning_rate"]["peak"] == 3e-3
+    assert training["learning_rate"]["warmup_steps"] == 2
+    assert (training["batch_size"], training["sequence_length"]) == (4, 16)
+    (store,) = training["data"]
+    assert store["fingerprint"] == open_store(data / "train").fingerprint
+    assert store["name"] == "train"
+    held_out = training["held_out"]
+    assert held_out["window_loss"] == lines(chopped, "eval_loss")[STEPS]
+    assert held_out["data"]["fingerprint"] == open_store(data / "held_out").fingerprint
+    assert "windows of 16" in held_out["convention"]
+    card = (tmp_path / "healed" / "README.md").read_text()
+    assert "12 steps, 768 tokens, all weights; the first 4 with all layers" in card
+    assert f"{held_out['window_loss']:.4f}" in card
+    assert str(data) not in card
+    # An earlier checkpoint says where it stood, and a chop of the result adds to the history.
+    early = describe(str(chopped), step=10).provenance
+    assert early["history"][1]["steps"] == 10
+    assert early["history"][1]["held_out"] is None
+    again = chop_checkpoint(
+        open_checkpoint(str(tmp_path / "healed")), (1,), tmp_path / "again", "keep", {"keep": "1"}
+    )
+    assert again.kept_layers == (1,)
+    record = json.loads((tmp_path / "again" / "chopjax.json").read_text())
+    assert [entry["step"] for entry in record["history"]] == ["chop", "training", "chop"]
+    assert record["kept_layers"] == [3]
+
+
+def test_a_run_of_an_earlier_version_names_no_stores(chopped, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(chopped, workdir)
+    path = workdir / f"checkpoints/{STEPS}/run.json"
+    record = json.loads(path.read_text())
+    del record["stores"]
+    path.write_text(json.dumps(record))
+    training = describe(str(workdir)).provenance["history"][1]
+    assert training["data"][0]["fingerprint"] == record["fingerprints"]["data"][0]
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"run\.json: not a record"):
+        describe(str(workdir))
+    # Nor does it matter what lies at metrics.jsonl.
+    path.write_text(json.dumps(record))
+    (workdir / "metrics.jsonl").write_bytes(b'\xff "eval_loss"\n{"eval_loss": NaN, "step": 12}\n')
+    assert describe(str(workdir)).provenance is not None
 
 
 def stop_in(patch: pytest.MonkeyPatch, module: object, name: str, call: int) -> None:
