@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from chopjax.plan.topology import GIB
@@ -46,7 +47,7 @@ def show(plan: dict[str, Any]) -> None:
     console.print(table)
     console.print(f"Model FLOPs: {plan['flops_formula']}. Assumed, so that this is the best case:")
     for assumption in plan["assumptions"]:
-        console.print(f"  - {assumption}", highlight=False)
+        console.print(Padding(f"- {assumption}", (0, 0, 0, 2)), highlight=False)
 
 
 def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -71,12 +72,12 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
         verdict = f"It does not fit, by {_size(-spare)}." if spare < 0 else "It does not fit."
     console.print(f"[bold]{verdict}[/]", highlight=False)
     if phase["refusal"]:
-        console.print(f"The compiler: {phase['refusal']}", highlight=False)
+        console.print(f"The compiler: {phase['refusal']}", markup=False, highlight=False)
     if not phase["fits"]:
         console.print(_advice(phase["knobs"]), soft_wrap=True, markup=False, highlight=False)
     if phase["unknown_loops"]:
         console.print(
-            f"{phase['unknown_loops']} loops of the program are of unknown length and count once: "
+            f"Loops of unknown length in the program: {phase['unknown_loops']}. They count once: "
             "what follows is too low. Please report it, with the versions of jax and libtpu.",
             highlight=False,
         )
