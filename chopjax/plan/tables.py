@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from chopjax.plan.topology import GIB
@@ -46,7 +47,7 @@ def show(plan: dict[str, Any]) -> None:
     screen.print(table)
     screen.print(f"Model FLOPs: {plan['flops_formula']}. Assumed, so that this is the best case:")
     for assumption in plan["assumptions"]:
-        screen.print(f"  - {assumption}")
+        screen.print(Padding(f"- {assumption}", (0, 0, 0, 2)))
 
 
 def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -76,7 +77,7 @@ def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) ->
         screen.print(_advice(phase["knobs"]), soft_wrap=True)
     if phase["unknown_loops"]:
         screen.print(
-            f"{phase['unknown_loops']} loops of the program are of unknown length and count once: "
+            f"Loops of unknown length in the program: {phase['unknown_loops']}. They count once: "
             "what follows is too low. Please report it, with the versions of jax and libtpu."
         )
     if phase["collectives"]:

@@ -13,6 +13,7 @@ from chopjax.errors import UserError
 from chopjax.plan import plan as plans
 from chopjax.plan.compile import CODE_RESERVE
 from chopjax.plan.published import CONFIGS as CONFIGS_OF_MODELS
+from chopjax.plan.tables import show
 from chopjax.plan.topology import GIB, parse
 from chopjax.train.config_file import load_config
 
@@ -131,6 +132,15 @@ class TestArithmetic:
         # A layer by hand: four projections, three matrices of the feed-forward, two norms.
         layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
         assert phase["parameters"] == 6 * layer + 2 * 32000 * 4096 + 4096
+
+    def test_loops_of_unknown_length_are_told(self, tiny: Path, capsys: pytest.CaptureFixture):
+        settings, origin = plans.settings_of(load_config(tiny))
+        plan = plans.make_plan(settings, origin, parse("v5e:2x2"))
+        show(plan)
+        assert "unknown length" not in capsys.readouterr().out
+        plan["phases"][0]["unknown_loops"] = 2
+        show(plan)
+        assert "Loops of unknown length in the program: 2." in capsys.readouterr().out
 
     def test_both_names_of_a_slice(self):
         by_shape = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
