@@ -6,6 +6,7 @@ import io
 import os
 import sys
 
+from chopjax import plain_text
 from chopjax.checkpoint.atomic import USERS_ERRORS
 from chopjax.commands import parser
 from chopjax.commands.flags import print_config
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     skip_absent_tpu()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without our arrows and lines
+            stream.reconfigure(errors=plain_text.ERRORS)
     arguments = parser.parse(sys.argv[1:] if argv is None else argv)
     # transformers advises to install torch; its tokenizers do without.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

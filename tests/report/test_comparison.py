@@ -23,6 +23,22 @@ def test_gap_closed_is_a_share_of_what_chopping_added() -> None:
     assert comparison.gap_closed((PARENT, CHOPPED, worse)) == pytest.approx(-0.5)
 
 
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ((3.0, 4.0, 3.25), "Chopping added 1.000 nats per token; healing took away 75% of it."),
+        ((3.0, 4.0, 4.5), "Chopping added 1.000 nats per token; healing took nothing of it away"),
+        ((3.0, 2.9, 2.8), "Chopping did not raise the loss (-0.100 nats per token); healed, it"),
+        ((3.0, 3.0, 3.0), "Chopping did not raise the loss (+0.000 nats per token); healed, it"),
+    ],
+)
+def test_the_verdict_is_a_sentence_that_holds(losses: tuple[float, ...], said: str) -> None:
+    columns = [dataclasses.replace(c, loss=x) for c, x in zip(COLUMNS, losses, strict=True)]
+    verdict = comparison.verdict(columns)
+    assert verdict.startswith(said)
+    assert not {"nan", "+-", "--"} & set(verdict.split())
+
+
 def test_rows_hold_every_models_figures() -> None:
     rows = {row[0]: row[1:] for row in comparison.rows(COLUMNS)}
     assert rows["layers"] == ["12", "6", "6"]
