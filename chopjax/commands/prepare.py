@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from chopjax.errors import UserError
@@ -158,8 +157,9 @@ def _summary(store: TokenStore) -> dict[str, object]:
 
 
 def _print_table(stores: dict[str, TokenStore]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from chopjax.report.terminal import show
 
     table = Table(box=None)
     table.add_column("store")
@@ -176,4 +176,4 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
         )
     for store in stores.values():
         print(store.path)
-    Console(file=sys.stdout).print(table)
+    show(table)
