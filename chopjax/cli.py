@@ -7,7 +7,7 @@ import os
 import sys
 
 # What takes its time to import is imported where Ctrl-C is taken care of already.
-from chopjax import interrupts
+from chopjax import interrupts, plain_text
 from chopjax.errors import UserError, readable
 
 
@@ -34,7 +34,7 @@ def _main(argv: list[str]) -> int:
     skip_absent_tpu()  # some verbs' flags import jax
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without our arrows and lines
+            stream.reconfigure(errors=plain_text.ERRORS)
     arguments = parser.parse(argv)
     # transformers advises to install torch; its tokenizers do without.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

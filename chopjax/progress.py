@@ -257,6 +257,7 @@ def _shown(bar: Bar) -> Iterator[None]:
             redirect_stdout=sys.stdout.isatty(),
         )
         _display.start()
+        _display.console.show_cursor(True)  # a process that is killed could not give it back
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from chopjax import cli
+from chopjax import __version__, cli
 from chopjax.score.engine import Engine
 
 RECIPE = """
@@ -121,6 +121,12 @@ def test_a_run_leaves_all_that_it_promises(finished: Path, material: Path) -> No
     assert all(0 <= m["accuracies"]["pick acc"][0] <= 1 for m in (parent, chopped, healed))
     assert all(m["latency_seconds"] > 0 for m in (parent, chopped, healed))
     assert (finished / "healing.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished / "report.html").read_text()
+    assert "2 of its 4 layers" in page
+    assert f"{healed['document_loss']:.4f}" in page
+    assert "data:image/svg+xml" in page
+    assert "chopjax run \\\n    --config" in page
+    assert f"<footer><p>chopjax {__version__}</p></footer>" in page
     card = (finished / "healed" / "README.md").read_text()
     assert "0, 3" in card or "0,3" in card
     assert f"{healed['document_loss']:.4f}" in card

@@ -156,6 +156,8 @@ def test_bars_on_a_terminal(clock: Clock, screen: io.StringIO) -> None:
         with progress("quick"):
             pass
     assert module._display is None
+    hidden, given_back = "\x1b[?25l", "\x1b[?25h"
+    assert screen.getvalue().split(hidden, 1)[1].startswith(given_back)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     lines = [line.strip() for line in re.split(r"[\r\n]+", shown)]
     assert message.strip() in lines  # in one piece, though longer than the terminal

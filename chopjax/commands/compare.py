@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.progress import say
     from chopjax.report import plots
     from chopjax.report.results_file import read_results
-    from chopjax.report.task_rendering import figure, legend, markdown, rich_table
+    from chopjax.report.task_rendering import figure, groups, legend, markdown, rich_table
     from chopjax.report.task_table import as_json, compare
     from chopjax.report.terminal import print_json, show
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.markdown:
         print(markdown(table))
     else:
-        show(rich_table(table))
+        show(rich_table(table), groups(table))
         for note in (legend(table), *table.notes):
             if note:
                 print(note)

@@ -249,7 +249,7 @@ def _memory(result: dict[str, Any]) -> Any:
     numbers = ("params", "gradients", "moments", "total")
     table = _table(
         "Training state, over all devices together (activations come on top)",
-        "optimizer", "parameters in", "momentum in", *numbers,
+        "optimizer", "params in", "momentum in", *numbers,
         right=numbers,
     )  # fmt: skip
     for row in result["training_memory"]:

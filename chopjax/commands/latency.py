@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report.as_json(measured, about))
         return 0
-    show(report.table(measured))
+    show(report.table(measured), groups=(1, 1, 2, 2, 2, 1))
     print(f"\n{setting}; medians of {args.rounds} rounds in turns")
     for phase, meaning in PHASES.items():
         print(f"{phase} is {meaning}.")

@@ -161,7 +161,7 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
     from rich.table import Table
 
     from chopjax.errors import escaped
-    from chopjax.report.terminal import console
+    from chopjax.report.terminal import show
 
     table = Table(box=None)
     table.add_column("store")
@@ -178,4 +178,4 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
         )
     for store in stores.values():
         print(escaped(store.path))
-    console().print(table)
+    show(table)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 UNLIMITED = 10_000  # columns of a file or a pipe
+TITLE = 18  # columns of a title, where there is no room
 
 
 def console(**options: Any) -> Console:
@@ -25,15 +28,16 @@ def console(**options: Any) -> Console:
     return Console(markup=False, emoji=False, highlight=False, **options)
 
 
-def show(table: Table) -> None:
+def show(table: Table, groups: Sequence[int] = ()) -> None:
     """Print a table so that it can be read: numbers are never folded or cut.
 
-    On a terminal (or with COLUMNS set) what is too wide folds its first column, and then comes in
-    parts below each other, each with the first column; elsewhere a row is a line.
+    On a terminal (or with COLUMNS set) what is too wide folds its first column and its titles, and
+    then comes in parts below each other, each with the first column; elsewhere a row is a line.
+    groups: how many columns after the first belong together; those that are left, to none.
     """
     screen = console()
     width = screen.width if screen.is_terminal or "COLUMNS" in os.environ else UNLIMITED
-    for number, part in enumerate(_fitted(table, width)):
+    for number, part in enumerate(_fitted(table, groups, width)):
         if number:
             screen.print()
         needed = _natural_width(part)
@@ -44,27 +48,40 @@ def _natural_width(table: Table) -> int:
     return console(width=UNLIMITED).measure(table).maximum
 
 
-def _fitted(table: Table, width: int) -> Iterator[Table]:
+def _fitted(table: Table, groups: Sequence[int], width: int) -> Iterator[Table]:
     if _natural_width(table) <= width:
         yield table
         return
-    first, *others = range(len(table.columns))
-    table.columns[first].overflow = "fold"
-    table.columns[first].no_wrap = False
-    table.columns[first].max_width = max(12, width // 3)
-    while others:
-        taken = [others.pop(0)]
-        while others and _natural_width(_part(table, [first, *taken, others[0]])) <= width:
-            taken.append(others.pop(0))
-        yield _part(table, [first, *taken])
+    first, *others = table.columns
+    first.overflow, first.no_wrap, first.max_width = "fold", False, max(12, width // 3)
+    for column in others:
+        column.header = "\n".join(textwrap.wrap(str(column.header), TITLE))
+    taken: list[int] = []
+    for group in _grouped(len(others), groups):
+        if taken and _natural_width(_part(table, [*taken, *group])) > width:
+            yield _part(table, taken)
+            taken = []
+        for place in group:  # one by one, where even the group is too wide
+            if taken and _natural_width(_part(table, [*taken, place])) > width:
+                yield _part(table, taken)
+                taken = []
+            taken.append(place)
+    yield _part(table, taken)
 
 
-def _part(table: Table, places: list[int]) -> Table:
-    """Some of the columns."""
+def _grouped(columns: int, groups: Sequence[int]) -> list[list[int]]:
+    """The places of the columns after the first, by group."""
+    places = iter(range(1, columns + 1))
+    found = [list(itertools.islice(places, size)) for size in groups]
+    return found + [[place] for place in places]
+
+
+def _part(table: Table, places: Sequence[int]) -> Table:
+    """The first column and some others."""
     part = copy.copy(table)
     part.columns = [
         dataclasses.replace(table.columns[place], _index=index)
-        for index, place in enumerate(places)
+        for index, place in enumerate([0, *places])
     ]
     return part
 

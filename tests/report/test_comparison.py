@@ -28,12 +28,22 @@ def test_gap_closed_is_a_share_of_what_chopping_added() -> None:
     assert comparison.gap_closed((PARENT, CHOPPED, worse)) == pytest.approx(-0.5)
 
 
-def test_the_sentence_makes_sense_where_chopping_did_no_harm() -> None:
-    assert "added 1.000 nats" in comparison.gap_sentence(COLUMNS)
-    assert "75% of it" in comparison.gap_sentence(COLUMNS)
-    better = dataclasses.replace(CHOPPED, document_loss=2.5)
-    assert "%" not in comparison.gap_sentence((PARENT, better, HEALED))
-    assert "+0.750 nats" in comparison.gap_sentence((PARENT, better, HEALED))
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ((3.0, 4.0, 3.25), "Chopping added 1.000 nats per token of document loss; healing took "),
+        ((3.0, 4.0, 4.5), "Chopping added 1.000 nats per token of document loss; healing took no"),
+        ((3.0, 2.9, 2.8), "Chopping did not raise the document loss (-0.100 nats per token); hea"),
+        ((3.0, 3.0, 3.0), "Chopping did not raise the document loss (+0.000 nats per token); hea"),
+    ],
+)
+def test_the_verdict_is_a_sentence_that_holds(losses: tuple[float, ...], said: str) -> None:
+    columns = [
+        dataclasses.replace(c, document_loss=x) for c, x in zip(COLUMNS, losses, strict=True)
+    ]
+    verdict = comparison.verdict(columns)
+    assert verdict.startswith(said)
+    assert not {"nan", "+-", "--"} & set(verdict.split())
 
 
 def test_rows_hold_every_models_figures() -> None:

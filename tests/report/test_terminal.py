@@ -69,6 +69,30 @@ def test_a_wide_table_comes_in_parts_that_fit(
     assert text.count(beginning) == parts * len(NAMES)
 
 
+def test_columns_that_belong_together_stay_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    show(table(), groups=(1, 3, 3))
+    parts = re.split(r"\n\s*\n", capsys.readouterr().out)
+    shown = [[int(n) for n in re.findall(r"column (\d)", part)] for part in parts]
+    assert shown == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]
+
+
+def test_long_titles_fold_before_columns_part(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Table("", "a-model-with-a-long-name", "another-model-with-a-long-name", "p", box=None)
+    made.columns[1].no_wrap = made.columns[2].no_wrap = True
+    made.add_row("task", "0.1", "0.2", "0.3")
+    monkeypatch.setenv("COLUMNS", "60")
+    show(made)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["task", "0.1", "0.2", "0.3"]
+    assert max(map(len, lines)) <= 60
+    assert "".join(line.split()[0] for line in lines[:2]) == "a-model-with-a-long-name"
+
+
 @pytest.mark.parametrize("width", [None, 300])
 def test_where_there_is_room_a_row_is_a_line(
     width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from train.runs import STEPS, at_step, bits, lines, prepare, recipe, signal_after
 
-from chopjax import cli
+from chopjax import cli, progress
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.load import load
@@ -41,6 +44,24 @@ def chopped(data, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("chopped")
     train(recipe(data, *CHOP, "evaluation.every=4"), workdir)
     return workdir
+
+
+def test_held_out_text_has_a_bar(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step, too: its batches are counted, and it is not alone at 100 %."""
+    bars: list[progress.Bar] = []
+
+    @contextlib.contextmanager
+    def seen(*arguments: Any) -> Iterator[progress.Bar]:
+        bars.append(progress.Bar(*arguments, done=0))
+        yield bars[-1]
+
+    monkeypatch.setattr(evaluation, "progress", seen)
+    train(recipe(data, "total_steps=2", "evaluation.every=2"), tmp_path / "run")
+    assert len(bars) == 2  # at steps 0 and 2
+    assert all(bar.label == "held-out loss" and bar.done == bar.total for bar in bars)
+    assert all("loss" in bar.values for bar in bars)
 
 
 def test_a_run_heals_and_says_what_it_did(chopped):
