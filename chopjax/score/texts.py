@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -107,7 +108,7 @@ def _sources(place: str) -> tuple[Source, ...]:
 
 
 def measure(
-    text: Text, loaded: Loaded, engine: Engine, journal: Journal | None, limit: int | None
+    text: Text, loaded: Loaded, engine: Engine, journal: Journal | None, limit: int | float | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(What `chopjax perplexity` prints, a sample for each document as the harness has them)."""
     tokenizer = load_tokenizer(loaded.folder)
@@ -117,6 +118,9 @@ def measure(
             f"note: {text.name} is to be read in windows of {text.context_length} tokens; this "
             f"model reads {length}"
         )
+    if limit is not None:
+        # As the harness rounds a share of a task's documents.
+        limit = math.ceil(sum(1 for _ in _texts(text)) * limit) if limit < 1 else int(limit)
     texts: Iterator[str] = itertools.islice(_texts(text), limit)
     documents: list[Document] = []
     total = text.tokens if limit is None else None
