@@ -24,12 +24,13 @@ def add_max_shard_size(add: Callable[..., object]) -> None:
     )
 
 
-def add_scoring_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL and how to run it, of the verbs that score."""
+def add_scoring_model(parser: argparse.ArgumentParser, needed: bool = True) -> None:
+    """MODEL and how to run it, of the verbs that score. needed: whether argparse asks for MODEL."""
     add = parser.add_argument
     add(
         "model",
         metavar="MODEL",
+        nargs=None if needed else "?",
         help="folder of a checkpoint, hub id owner/name, folder of `chopjax import`, or workdir of "
         "a training run",
     )
@@ -45,7 +46,7 @@ def add_scoring_model(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--batch-size",
-        type=int,
+        type=lambda text: None if text == "auto" else int(text),
         metavar="B",
         help="sequences of full length that a forward pass may hold; no result depends on it "
         "(default: fitted to the device)",

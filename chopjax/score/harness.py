@@ -23,6 +23,7 @@ from chopjax.data.tokenizer import build
 from chopjax.errors import UserError
 from chopjax.models import parameters
 from chopjax.progress import progress, say
+from chopjax.score.chat import Template
 from chopjax.score.decoding import GENERATION_CONFIG, read_generation_config
 from chopjax.score.encoding import Encoder, Ids, check_pairs
 from chopjax.score.engine import Engine
@@ -96,6 +97,7 @@ class ChopjaxLM(TemplateLM):
                 "empty context; name one with prefix_token_id"
             )
         self._prefix_token_id = int(prefix_token_id)
+        self.template = Template(self.tokenizer, loaded.name)
         self._generation_config = read_generation_config(loaded.folder)
         self.encoder = Encoder(self.tokenizer, add_bos_token, self._prefix_token_id)
 
@@ -262,13 +264,8 @@ class ChopjaxLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The chat as one text, by the tokenizer's own template."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        """The chat as one text, by the tokenizer's own template or the one that was chosen."""
+        return self.template.apply(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> Mapping[str, Any]:
         """For the results file; the fields of the hf backend."""

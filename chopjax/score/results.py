@@ -33,11 +33,16 @@ from chopjax.score.suite_tasks import f1_parts
 
 
 def complete(
-    results: dict[str, Any], lm: ChopjaxLM, settings: Mapping[str, Any], tracker: Any
+    results: dict[str, Any],
+    lm: ChopjaxLM,
+    settings: Mapping[str, Any],
+    prompts: tuple[str | None, str | None, bool],
+    tracker: Any,
 ) -> None:
     """Add to the harness's evaluate() what its simple_evaluate() adds around it.
 
-    settings: for `config`. tracker: a GeneralConfigTracker, started when the run began.
+    settings: for `config`. prompts: the system's words, the chat template's text, and whether
+    examples are turns. tracker: a GeneralConfigTracker, started when the run began.
     """
     name = lm.loaded.name
     arguments = {"pretrained": name, "dtype": lm.engine.compute.dtype}
@@ -59,7 +64,7 @@ def complete(
         results[f"{package}_version"] = importlib.metadata.version(package)
     results["upper_git_hash"] = None
     add_tokenizer_info(results, lm)
-    tracker.log_experiment_args("chopjax", arguments, None, None, False)
+    tracker.log_experiment_args("chopjax", arguments, *prompts)
     tracker.log_end_time()
     results.update(dataclasses.asdict(tracker))
     hashes = {

@@ -109,7 +109,7 @@ def _sources(place: str) -> tuple[Source, ...]:
 
 
 def measure(
-    text: Text, loaded: Loaded, engine: Engine, journal: Journal | None, limit: int | None
+    text: Text, loaded: Loaded, engine: Engine, journal: Journal | None, limit: int | float | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(What `chopjax perplexity` prints, a sample for each document as the harness has them)."""
     tokenizer = load_tokenizer(loaded.folder)
@@ -119,6 +119,9 @@ def measure(
             f"note: {text.name} is to be read in windows of {text.context_length} tokens; this "
             f"model reads {length}"
         )
+    if limit is not None:
+        # As the harness rounds a share of a task's documents.
+        limit = math.ceil(sum(1 for _ in Texts(text.sources)) * limit) if limit < 1 else int(limit)
     texts = Texts(text.sources)
     with progress(f"perplexity of {text.name}", text.tokens, "tokens") as bar:
 

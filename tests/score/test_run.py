@@ -133,6 +133,33 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["/nope", "--tasks", "piqa", "--output", "o"], "error: /nope: no such folder"),
+        (["/nope", "--suite", "quick", "--data-dir", "no", "--output", "o"], "error: /nope: no su"),
+        ([], "MODEL and --suite or --tasks and --output are missing"),
+        (["/nope", "--tasks", "piqa"], "--output is missing"),
+        (["/nope", "--taks", "piqa", "--output", "o"], "unrecognized arguments: --taks"),
+    ],
+)
+def test_the_first_mistake_is_named_first(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["score", *words])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_dataset_is_named(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

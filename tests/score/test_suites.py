@@ -248,7 +248,7 @@ def test_examples_need_their_file(data: Path) -> None:
     ("flags", "message"),
     [
         (["--suite", "just_shop"], "did you mean just_chop"),
-        ([], "missing: one of --suite --tasks"),
+        ([], "--suite or --tasks is missing"),
         (["--suite", "quick", "--tasks", "piqa"], "not allowed with"),
         (["--suite", "quick", "--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
         (["--suite", "quick", "--without", "pika"], "--without pika: not in quick; in it are"),
