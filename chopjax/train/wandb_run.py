@@ -88,6 +88,7 @@ def _import() -> Any:
         import wandb
     except ImportError as error:
         raise UserError(
-            "log.wandb: wandb is not installed here; `pip install wandb`, or leave log.wandb empty"
+            f"log.wandb: wandb cannot be imported here ({error}); `pip install wandb`, or leave "
+            "log.wandb empty"
         ) from error
     return wandb
