@@ -194,6 +194,15 @@ def _stages(
             ),
         ]
 
+    def windows(name: str, models: tuple[str, ...], needs: tuple[str, ...]) -> Stage:
+        return Stage(
+            name=name,
+            settings={"heal": training.flat(_evaluation_settings(healing))},
+            needs=("tokens-held_out", *needs),
+            run=lambda: work.window_losses(settings, healing, {m: folders[m] for m in models}),
+            clean=lambda: None,
+        )
+
     remove = functools.partial(_removal, settings, origin)
     heal = functools.partial(_healing, settings, workdir)
     return [
@@ -203,14 +212,9 @@ def _stages(
         *(stage for each in rounds[:-1] for stage in (*remove(each), *heal(each))),
         *remove(last),
         *score("chopped", ("chop",)),
-        Stage(
-            name="held-out-loss",
-            settings={"heal": training.flat(_evaluation_settings(healing))},
-            needs=("tokens-held_out", "chop", "score-parent"),
-            run=lambda: work.window_losses(settings, healing, folders),
-            clean=lambda: None,
-        ),
+        windows("held-out-loss", ("parent", "chopped"), ("chop", "score-parent")),
         *heal(last),
+        windows("held-out-loss-healed", ("healed",), ("export",)),
         *score("healed", ("export",)),
         Stage(
             name="latency",

@@ -25,7 +25,7 @@ MODELS = ("parent", "chopped", "healed")
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
     """The comparison's columns from the stages' results."""
     columns = []
-    window_losses = results["held-out-loss"] | {"healed": results["heal"]["eval_loss"]}
+    window_losses = results["held-out-loss"] | results["held-out-loss-healed"]
     for name in MODELS:
         score, on = results[f"score-{name}"], results[f"tasks-{name}"]
         columns.append(
