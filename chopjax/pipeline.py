@@ -221,6 +221,14 @@ def _stages(
             ),
         ]
 
+    def windows(name: str, models: tuple[str, ...], needs: tuple[str, ...]) -> Stage:
+        return Stage(
+            name=name,
+            settings={"heal": inputs.training(training.flat(_evaluation_settings(healing)))},
+            needs=("tokens-held_out", *needs),
+            run=lambda: work.window_losses(settings, healing, {m: folders[m] for m in models}),
+        )
+
     remove = functools.partial(_removal, settings, inputs, origin)
     heal = functools.partial(_healing, settings, workdir, inputs)
     return [
@@ -230,13 +238,9 @@ def _stages(
         *(stage for each in rounds[:-1] for stage in (*remove(each), *heal(each))),
         *remove(last),
         *score("chopped", ("chop",)),
-        Stage(
-            name="held-out-loss",
-            settings={"heal": inputs.training(training.flat(_evaluation_settings(healing)))},
-            needs=("tokens-held_out", "chop", "score-parent"),
-            run=lambda: work.window_losses(settings, healing, folders),
-        ),
+        windows("held-out-loss", ("parent", "chopped"), ("chop", "score-parent")),
         *heal(last),
+        windows("held-out-loss-healed", ("healed",), ("export",)),
         *score("healed", ("export",)),
         Stage(
             name="latency",

@@ -187,18 +187,18 @@ def _open(settings: PipelineSettings, name: str, model: str) -> tuple[Loaded, En
 def window_losses(
     settings: PipelineSettings, healing: ConfigDict, folders: dict[str, str]
 ) -> dict[str, float]:
-    """Parent's and chopped model's window loss: on held-out text as healing measures it, in windows
-    of the training length. The lines of the healing curve."""
+    """The models' window losses: on held-out text as healing measures it, in windows of the
+    training length. Parent's and chopped model's are the lines of the healing curve."""
     heal = training.read(healing)
     mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
     losses = {}
     with jax.set_mesh(mesh):
-        for name in ("parent", "chopped"):
+        for name, folder in folders.items():
             revision = _revision(settings, name)
-            config = describe(folders[name], revision).config
+            config = describe(folder, revision).config
             where = meshes.shardings(config, mesh)
             dtype = heal.compute.param_dtype
-            params = load(folders[name], revision, shardings=where, dtype=dtype).params
+            params = load(folder, revision, shardings=where, dtype=dtype).params
             losses[name], _ = held_out_loss(config, params, heal, mesh)
     return losses
 

@@ -176,3 +176,24 @@ def test_mistakes_are_said(
 ) -> None:
     assert run(folder, flag) == 2
     assert message in capsys.readouterr().err
+
+
+def test_texts_and_tasks_are_found_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--workdir", str(tmp_path / "work"), "--config", str(folder / "recipe.py")]
+    for flags, said in (
+        (["--config.score.suite=none"], "'none' is not one of"),
+        (["--config.score.text=nowhere.txt"], "nowhere.txt: no such file"),
+        (["--config.score.suite=quick", f"--config.score.data_dir={tmp_path}"], "are missing"),
+    ):
+        assert cli.main(["sweep", *work, *flags]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "work").exists()
+    few = ["--config.strategies=input", "--config.remove=1", "--json"]
+    text = f"--config.score.text={folder / 'text.jsonl'}"
+    assert cli.main(["sweep", *work, *few, text]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for row in (report["parent"], *report["points"]):
+        # The same text as held-out text: the same figure.
+        assert row["texts"]["text.jsonl"]["nats_per_token"] == pytest.approx(row["loss"], abs=1e-6)

@@ -36,7 +36,7 @@ def check_report(workdir: Path) -> None:
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
     """The comparison's columns from the stages' results."""
     columns = []
-    window_losses = results["held-out-loss"] | {"healed": results["heal"]["eval_loss"]}
+    window_losses = results["held-out-loss"] | results["held-out-loss-healed"]
     for name in MODELS:
         score, on = results[f"score-{name}"], results[f"tasks-{name}"]
         columns.append(

@@ -54,7 +54,7 @@ def wandb_run(
             allow_val_change=True,
         )
     except Exception as error:  # of the network, of the account: wandb has a dozen kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"log.wandb: {project}: {reason}. Log in with `wandb login`, set WANDB_MODE=offline to "
             f"log to {workdir} alone, or leave log.wandb empty"
@@ -88,6 +88,7 @@ def _import() -> Any:
         import wandb
     except ImportError as error:
         raise UserError(
-            "log.wandb: wandb is not installed here; `pip install wandb`, or leave log.wandb empty"
+            f"log.wandb: wandb cannot be imported here ({error}); `pip install wandb`, or leave "
+            "log.wandb empty"
         ) from error
     return wandb
