@@ -2,13 +2,14 @@
 
     python benchmarks/foreign_files.py [--cases 500] [--seed 0] [--verbs chop,run] [--json]
 
-A case is a folder with files, folders, links and empty folders of somebody else's, strewn around and
-in the place that a verb writes to, many of them under chopjax's own names: config.json,
+A case is a folder with files, folders, links and empty folders of somebody else's, strewn around
+and in the place that a verb writes to, many of them under chopjax's own names: config.json,
 huggingface/, checkpoints/7/, stages/heal.json, tok.partial, .out.partial-1234abcd. The place is
-empty, theirs alone, or what the same verb, or another, made before. Then the verb runs, one to three
-times, with and without --overwrite; some runs are killed with SIGKILL at a random instant. After
-every run each foreign entry must be where it was, with the bytes and the time that it had; no run
-may end in a traceback. Where nothing was strewn, the last run, which is not killed, must succeed.
+empty, theirs alone, or what the same verb, or another, made before. Then the verb runs, one to
+three times, with and without --overwrite; some runs are killed with SIGKILL at a random instant.
+After every run each foreign entry must be where it was, with the bytes and the time that it had; no
+run may end in a traceback. Where nothing was strewn, the last run, which is not killed, must
+succeed.
 
 The runs are forks of one process that has imported everything. `ours` is the share of cases in
 which all of this holds; nothing but 1 will do.
