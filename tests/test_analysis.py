@@ -47,7 +47,7 @@ def test_everything_is_written(analysis: Path) -> None:
     names = {path.name for path in analysis.iterdir()}
     figures = {f"{n}{s}" for n in ("distance", "layers", "choices", "agreement")
                for s in (".png", ".svg")}  # fmt: skip
-    assert names == {"analysis.json", "analysis.npz"} | figures
+    assert names == {"analysis.json", "analysis.npz", ".chopjax.json"} | figures
     found = json.loads((analysis / "analysis.json").read_text())
     assert set(found["choices"]) == set(MEASURED) | set(STRATEGIES)
     assert set(found["recommended"]) == {"1", "2", "3"}

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from chopjax import __version__, cli
+from chopjax.checkpoint.mark import begin_mark
 from chopjax.score.engine import Engine
 
 RECIPE = """
@@ -157,6 +158,8 @@ def test_a_second_run_does_nothing_again(
 ) -> None:
     weights = finished / "healed" / "model.safetensors"
     before = weights.stat().st_mtime_ns
+    for path in (material / "train.jsonl", *(material / "parent").iterdir()):
+        os.utime(path)  # the same bytes are the same input
     assert cli.main(arguments(material, finished)) == 0
     captured = capsys.readouterr()
     assert captured.err.count("done before") == 14
@@ -175,6 +178,68 @@ def test_a_changed_setting_redoes_what_depends_on_it(
     for stage in ("heal", "export", "score-healed", "latency"):
         assert f"{stage}: again" in err
     assert "total_steps was 6, is 4" in err
+    (heal,), (healed,) = finished.glob("heal.2*"), finished.glob("healed.2*")
+    assert (heal / "checkpoints" / "6" / "sha256.json").is_file(), "set aside, not deleted"
+    assert (healed / "model.safetensors").is_file()
+
+
+def test_a_damaged_record_costs_nothing(
+    finished: Path, material: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--config.heal.total_steps=4"]
+    record = finished / "stages" / "heal.json"
+    record.write_text('{"fing')
+    assert cli.main(arguments(material, finished, *more)) == 2
+    assert f"{record}: the stage's record is damaged" in capsys.readouterr().err
+    record.unlink()
+    assert cli.main(arguments(material, finished, *more)) == 0
+    assert "heal: done before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["chopped/notes.txt", "heal/notes.txt", "healed/notes.txt"])
+def test_notes_among_its_results_are_not_lost_by_a_redo(
+    finished: Path, material: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (finished / place).write_text("precious")
+    more = ["--config.chop.remove=1"]
+    assert cli.main(arguments(material, finished, *more)) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert (finished / place).read_text() == "precious"
+    assert not (finished / "stages" / "chop.json").read_text().count('"remove": 1')
+    (finished / place).unlink()
+
+
+def test_folders_that_others_made_are_named_before_any_work(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ("tokens/train", "tokens/held_out.partial", "chopped", "heal", "healed")
+    places += ("scores/parent",)
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "mine").write_text("precious")
+    assert cli.main(arguments(material, tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert all(str(tmp_path / place) in err for place in places)
+    assert all((tmp_path / place / "mine").read_text() == "precious" for place in places)
+    assert not (tmp_path / "stages").exists()
+
+
+@pytest.mark.parametrize("name", ["report.json", "healing.png", ".lock", "stages"])
+def test_files_of_its_names_are_not_written_over(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / name).write_text("precious")
+    assert cli.main(arguments(material, tmp_path)) == 2
+    assert str(tmp_path / name) in capsys.readouterr().err.replace(" holds ", "/")
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_folder_of_another_verb_is_refused(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin_mark(tmp_path, "sweep")
+    assert cli.main(arguments(material, tmp_path)) == 2
+    assert "folder of `chopjax sweep`" in capsys.readouterr().err
 
 
 def with_more(material: Path) -> list[str]:

@@ -104,16 +104,16 @@ def check_free(
     check_own(final, verb)
 
 
-def set_aside(folder: Path) -> Path:
-    """Rename a folder to a name that says when; returns that name."""
+def set_aside(path: Path) -> Path:
+    """Rename a folder or file to a name that says when; returns that name."""
     when = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    aside, number = folder.with_name(f"{folder.name}.{when}"), 1
+    aside, number = path.with_name(f"{path.name}.{when}"), 1
     while os.path.lexists(aside):
         number += 1
-        aside = folder.with_name(f"{folder.name}.{when}-{number}")
-    folder.rename(aside)
-    flush(folder.parent)
-    say(f"{folder} is now {aside.name}; delete it if you do not want it")
+        aside = path.with_name(f"{path.name}.{when}-{number}")
+    path.rename(aside)
+    flush(path.parent)
+    say(f"{path} is now {aside.name}; delete it if you do not want it")
     return aside
 
 

@@ -138,6 +138,8 @@ def _look_up(model: str, revision: str | None) -> Repository:
         commit, files = info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
         if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
             raise UserError(f"{model}: {constants.ENDPOINT} does not name the commit; is it a hub?")
+        if seen.exists() and not {"commit", "files"} <= read_json_object(seen).keys():
+            raise UserError(f"{seen}: not what chopjax keeps there; move it away")
         with new_file(seen, overwrite=True) as path:
             path.write_text(json.dumps({"commit": commit, "files": files}))
     return Repository(model, commit, tuple(files), cache / commit)

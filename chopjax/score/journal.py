@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,16 @@ class Journal:
             raise UserError(f"{path}: {error.strerror}") from error
 
     def _read(self, head: str) -> int:
-        """Fill `_known`; returns the bytes that are good, 0 where the file is not of use."""
-        if not self.path.is_file():
+        """Fill `_known`; returns the bytes that are good, 0 where there are none. Raises UserError
+        where the file is not a journal with this head, perhaps cut short."""
+        if not os.path.lexists(self.path):
             return 0
-        lines = self.path.read_bytes().split(b"\n")
-        if lines[0] != head.encode() or len(lines) == 1:
+        is_file = self.path.is_file() and not self.path.is_symlink()
+        lines = self.path.read_bytes().split(b"\n") if is_file else []
+        whole = f"{head}\n".encode()
+        if not is_file or not whole.startswith(lines[0] + b"\n" * (len(lines) > 1)):
+            raise UserError(f"{self.path}: not the journal that its name says; move it away")
+        if len(lines) == 1:
             return 0
         kept = 0
         for number, line in enumerate(lines[:-1]):  # the last is empty or cut

@@ -91,7 +91,7 @@ def test_the_shared_checkpoints(tmp_path: Path, mix_llama: Path, tinystories: Pa
         out = round_trip(model, tmp_path / model.name)
         assert_same_tensors(model, out)
         for path in out.iterdir():
-            if path.suffix != ".safetensors":
+            if path.suffix != ".safetensors" and path.name != ".chopjax.json":
                 assert path.read_bytes() == (model / path.name).read_bytes()
         assert not (out / "METRICS.json").exists()
 
