@@ -26,15 +26,18 @@ from ml_collections import ConfigDict
 
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
-from chopjax.chop.configurations import Keep, ranges
+from chopjax.chop.configurations import Keep, ranges, resolve_remove
 from chopjax.chop.surgery import chop_params
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
+from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.inputs import identity, text_files
+from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import write_report
+from chopjax.room import check_sweep
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
@@ -61,6 +64,8 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         loaded, engine = open_engine(
             settings.model, settings.revision or None, settings.score.dtype
         )
+        if settings.healed:
+            _check_room(settings, workdir, loaded.config)
         points = list(plan(settings, workdir, loaded.config.num_layers))
         if settings.healed:
             _prepare(settings, workdir)
@@ -71,6 +76,16 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         }
         rows = _do(settings, workdir, loaded, engine, points, about)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
+
+
+def _check_room(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
+    """For every number of layers and every strategy and seed a healed point."""
+    counts = [resolve_remove(n, model.num_layers) for n in names(settings.remove)]
+    times = len(names(settings.strategies)) * len(names(settings.seeds))
+    kept = [model.num_layers - count for count in counts] * times
+    sources = find_sources(text_names(settings.text.train), settings.text.field)
+    texts = [file for source in sources for file in source.files]
+    check_sweep(workdir, model, kept, settings.heal, settings.keep_healed, texts)
 
 
 # ------------------------------------------------------------------------------ Doing them
