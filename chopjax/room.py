@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -102,11 +101,8 @@ def _tokens(texts: Sequence[dict[str, Any]]) -> int:
 
 
 def _check_about(workdir: Path, total: int) -> None:
-    there = sum(
-        os.path.getsize(path)
-        for path in workdir.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    )
+    files = (path for path in workdir.rglob("*") if path.is_file() and not path.is_symlink())
+    there = sum(path.stat().st_size for path in files)
     free = _free(workdir)
     if free is not None and total - there > free:
         raise UserError(

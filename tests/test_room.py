@@ -1,4 +1,4 @@
-"""What runs will write, by hand and against what they do write."""
+"""What runs will write, by hand and by doing what saving does."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def test_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         room.check_training(tmp_path, CONFIG, settings(), 0, 0)
     room.check_training(tmp_path, CONFIG, settings(), 5, 1)  # one more
     room.check_training(tmp_path, CONFIG, settings(), 10, 2)  # done
-    with pytest.raises(UserError, match="about .* bytes will be written"):
+    with pytest.raises(UserError, match=r"about .* bytes will be written"):
         room.check_pipeline(tmp_path, 4, 10**6, [(CONFIG, settings())], [])
-    with pytest.raises(UserError, match="about .* bytes will be written"):
+    with pytest.raises(UserError, match=r"about .* bytes will be written"):
         room.check_sweep(tmp_path, CONFIG, [4], settings(), False, [{"size": 10**6}])
     room.check_sweep(tmp_path, CONFIG, [1], settings(5), False, [{"name": "hf:x"}])
     (tmp_path / "there").write_bytes(bytes(3 * 10**6))
