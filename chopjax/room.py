@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,12 @@ def checkpoints_at_once(settings: Settings, step: int = 0, there: int = 0) -> in
     if step >= total:
         return 0
     saves = -(-total // every) - step // every
-    held = sum(1 for _ in _multiples(kept.keep_every, every, step, total))
+    # At the end: total and the multiples of `every` before it are the newest; of what is older,
+    # those stay whose step is a multiple of both.
+    oldest = max(((total - 1) // every - kept.keep_last + 1) * every, step + 1)
+    both = math.lcm(kept.keep_every, every)
+    held = (oldest - 1) // both - step // both if both else 0
     return max(1, min(there + saves, kept.keep_last + 1 + held) - there)
-
-
-def _multiples(keep_every: int, every: int, step: int, total: int) -> Iterable[int]:
-    """Steps that are saved and stay for good."""
-    if not keep_every:
-        return ()
-    return (s for s in range(keep_every, total, keep_every) if s > step and s % every == 0)
 
 
 def check_training(

@@ -46,7 +46,7 @@ def most_at_once(total: int, every: int, keep_last: int, keep_every: int, step: 
 def test_never_fewer_than_there_will_be(total, every, keep_last, keep_every, data) -> None:
     said = room.checkpoints_at_once(settings(total, every, keep_last, keep_every))
     exact = most_at_once(total, every, keep_last, keep_every, 0, 0)
-    assert exact <= said <= exact + 1
+    assert exact <= said <= exact + 1  # a multiple of keep_every may be among the newest, too
 
 
 def test_bytes_are_parameters_and_moments() -> None:
