@@ -15,7 +15,9 @@ import numpy as np
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import load
+from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.calibration import Batch, make_batches, predicted_tokens
 from chopjax.chop.configurations import STRATEGIES, Keep, ranges, removed
 from chopjax.chop.importance import (
@@ -121,7 +123,8 @@ def _ready(
     model: str, inputs: Sequence[str], settings: AnalysisSettings, revision: str | None, field: str
 ) -> Iterator[_Ready]:
     """The model and the text on the devices."""
-    config = describe(model, revision).config
+    found = describe(model, revision)
+    config = found.config
     settings = _checked(settings, config)
     tokenizer = load_tokenizer(model, revision)
     with progress("read the text"):
@@ -146,6 +149,11 @@ def _ready(
             "revision": revision,
             "num_layers": config.num_layers,
             "num_parameters": parameters.count(config),
+            "fingerprint": fingerprint(
+                found.raw_config,
+                found.weights.tensors if isinstance(found.weights, Checkpoint) else None,
+                found.revision,
+            ),
             "data": list(inputs),
             "tokens": sum(map(len, sequences)),
             "predicted_tokens": predicted_tokens(batches),
@@ -165,8 +173,10 @@ def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSetting
         "--sequences": settings.sequences,
         "--batch-size": settings.batch_size,
     }.items():
-        if not 1 <= value <= MOST_SEQUENCES:
-            raise UserError(f"{flag} {value}: from 1 to {MOST_SEQUENCES:,}")
+        if value < 1:
+            raise UserError(f"{flag} {value}: at least 1 is needed")
+        if value > MOST_SEQUENCES:
+            raise UserError(f"{flag} {value}: at most {MOST_SEQUENCES:,}")
     if not 0 <= settings.sequence_length <= config.max_positions or settings.sequence_length == 1:
         raise UserError(
             f"--sequence-length {settings.sequence_length}: between 2 and the model's "

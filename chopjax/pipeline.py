@@ -32,12 +32,15 @@ from chopjax.choice import LOOKS, by_list, by_name, measure_of
 from chopjax.chop.configurations import Keep, resolve_remove
 from chopjax.chop.importance import check_count, parse_protect
 from chopjax.chop.schedule import parse_schedule, shares, split_keep
+from chopjax.data.lists import text_names
+from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.errors import UserError
 from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.pipeline_settings import PipelineSettings, read
 from chopjax.report.pipeline import check_report, write_report
+from chopjax.room import check_pipeline
 from chopjax.stages import Stage, run_stages
 from chopjax.train import settings as training
 from chopjax.train.loop import train
@@ -68,6 +71,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     with owned(workdir, check_workdir):
         if marked_by(workdir) is None:
             begin_mark(workdir, VERB)
+        _check_room(settings, workdir, parent, rounds)
         fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
         stages, older = (
             _stages(settings, workdir, parent, rounds, inputs, fingerprint, scored)
@@ -85,6 +89,25 @@ def check_workdir(workdir: Path) -> None:
             f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
         )
     check_report(workdir)
+
+
+def _check_room(
+    settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
+) -> None:
+    assert isinstance(parent.weights, Checkpoint)
+    total, left, models = parent.config.num_layers, parent.config.num_layers, []
+    for each in rounds:
+        left -= each.remove
+        heal = training.read(_heal_config(settings, workdir, each))
+        models.append((parent.config.with_layers(left), heal))
+    size = sum(tensor.nbytes for tensor in parent.weights.tensors.values())
+    texts = [
+        file
+        for text in (settings.text.train, settings.text.held_out)
+        for source in find_sources(text_names(text), settings.text.field)
+        for file in source.files
+    ]
+    check_pipeline(workdir, total, size, models, texts)
 
 
 # ------------------------------------------------------------------------------------ Rounds

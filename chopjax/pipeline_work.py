@@ -12,6 +12,7 @@ from chopjax import choice
 from chopjax.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
+from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
@@ -95,7 +96,8 @@ def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> 
             _analysis_settings(settings, ()),
             settings.text.field,
         )
-    analysis = read_analysis(each.analysis, config.num_layers, parameters.count(config))
+    seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
+    analysis = read_analysis(each.analysis, config.num_layers, parameters.count(config), seen)
     return choice.by_analysis(wanted.strategy, each.remove, analysis, parse_protect(wanted.protect))
 
 

@@ -28,21 +28,24 @@ from chopjax import scored as scores
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
-from chopjax.chop.configurations import Keep, ranges
+from chopjax.chop.configurations import Keep, ranges, resolve_remove
 from chopjax.chop.surgery import chop_params
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
+from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.inputs import Contents, Inputs, Stamps
+from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
+from chopjax.room import check_sweep
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
 from chopjax.sweep_points import Point, plan
-from chopjax.sweep_settings import SweepSettings, read
+from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
@@ -73,6 +76,8 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
             settings.score.dtype,
             settings.score.max_length or None,
         )
+        if settings.healed:
+            _check_room(settings, workdir, loaded.config)
         points = list(plan(settings, workdir, loaded.config.num_layers, contents))
         if settings.healed:
             _prepare(settings, workdir)
@@ -109,6 +114,16 @@ def _about_inputs(settings: SweepSettings, loaded: Loaded, inputs: Inputs) -> di
         "held_out": inputs.texts(settings.text.held_out, field),
         "train": inputs.texts(settings.text.train, field) if settings.text.train else [],
     }
+
+
+def _check_room(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
+    """For every number of layers and every strategy and seed a healed point."""
+    counts = [resolve_remove(n, model.num_layers) for n in names(settings.remove)]
+    times = len(names(settings.strategies)) * len(names(settings.seeds))
+    kept = [model.num_layers - count for count in counts] * times
+    sources = find_sources(text_names(settings.text.train), settings.text.field)
+    texts = [file for source in sources for file in source.files]
+    check_sweep(workdir, model, kept, settings.heal, settings.keep_healed, texts)
 
 
 # ------------------------------------------------------------------------------ Doing them

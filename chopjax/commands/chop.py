@@ -115,6 +115,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     from chopjax import choice
+    from chopjax.checkpoint.identity import fingerprint
     from chopjax.chop.configurations import resolve_remove
     from chopjax.chop.importance import parse_protect, read_analysis
     from chopjax.models import parameters
@@ -140,7 +141,8 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     remove = resolve_remove(args.remove, config.num_layers)
     if args.analysis:
         folder = expanded(args.analysis)
-        analysis = read_analysis(folder, config.num_layers, parameters.count(config))
+        seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
+        analysis = read_analysis(folder, config.num_layers, parameters.count(config), seen)
         return choice.by_analysis(args.strategy, remove, analysis, protect)
 
     from chopjax.analysis import AnalysisSettings, analyze

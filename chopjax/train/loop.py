@@ -45,6 +45,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.paths import expanded
 from chopjax.progress import progress, say
+from chopjax.room import check_training
 from chopjax.train import checkpoints
 from chopjax.train import mesh as meshes
 from chopjax.train.devices import peak_flops
@@ -151,6 +152,14 @@ def _train(
         _check_same_run("settings", differences(record["config"], asdict(settings)), force)
         say(f"resuming {workdir} after step {step} of {settings.total_steps}")
     model = origin.config_at(step)
+    if first:
+        saved = min(
+            settings.checkpoints.every * (step // settings.checkpoints.every + 1),
+            settings.total_steps,
+        )
+        check_training(
+            folder, origin.config_at(saved), settings, step, len(checkpoints.steps(folder))
+        )
 
     # ---------------------------------------------------------------------------------- Mesh
     mesh = meshes.make_mesh(

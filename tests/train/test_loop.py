@@ -205,7 +205,17 @@ def test_resuming_gives_the_same_bits_with_every_optimizer(data, tmp_path, monke
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
 
 
-def test_a_full_disk_stops_with_what_is_saved(data, small_disk, capsys):
+def test_a_disk_that_will_be_full_is_seen_before(data, small_disk):
+    config = recipe(data, "data.evaluation=", "checkpoints.every=2", "checkpoints.keep_last=9")
+    with pytest.raises(UserError, match=r"6 more checkpoints of [\d,]+ bytes .* [\d,]+ are free"):
+        train(config, small_disk)
+    assert checkpoints.steps(small_disk / "checkpoints") == []
+    assert not (small_disk / "metrics.jsonl").exists()
+
+
+def test_a_full_disk_stops_with_what_is_saved(data, small_disk, capsys, monkeypatch):
+    # Others may fill it meanwhile.
+    monkeypatch.setattr("chopjax.train.loop.check_training", lambda *arguments: None)
     config = recipe(data, "data.evaluation=", "checkpoints.every=2", "checkpoints.keep_last=9")
     with pytest.raises(UserError, match="No space left on device") as full:
         train(config, small_disk)
