@@ -23,7 +23,7 @@ from chopjax.checkpoint.files import folder_inside, inside, read_json_object
 from chopjax.checkpoint.provenance import read_provenance, write_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, open_checkpoint, read_config
-from chopjax.errors import UserError
+from chopjax.errors import UserError, decoded
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import HEAD, Family, Naming
@@ -144,7 +144,7 @@ def write_own(
         write_provenance(folder / HUGGINGFACE, provenance)
     record = {
         "format": _FORMAT,
-        "source": source,
+        "source": decoded(source),
         "revision": revision,
         "naming": dataclasses.asdict(naming),
         "dtypes": None if dtypes is None else dict(dtypes),

@@ -18,7 +18,7 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.files import inside, read_json_object
-from chopjax.errors import UserError
+from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"
 
@@ -69,7 +69,7 @@ def compose(
     previous: the record of the checkpoint that is chopped; num_layers: its layers; kept: the
     layers kept, in its numbering. Raises UserError when the two do not fit.
     """
-    parent = {"name": name, "revision": revision, "num_layers": num_layers}
+    parent = {"name": decoded(name), "revision": revision, "num_layers": num_layers}
     step = {
         "parent": parent,
         "strategy": strategy,

@@ -141,4 +141,4 @@ def _write_card(
         },
     )
     with new_file(healed / "README.md", overwrite=True) as path:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")

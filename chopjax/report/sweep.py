@@ -65,7 +65,7 @@ def write_report(
         "report.html": html.page(title, parts),
     }.items():
         with new_file(workdir / name, overwrite=True) as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     return report
 
 
