@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 
 MESSAGE_BYTES = 1_900  # of a whole message
@@ -55,17 +54,21 @@ def readable(message: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Control characters and broken characters spelled out, so that they are seen and harmless.
-
-    Bytes of a file name that this locale could not decode are decoded as UTF-8.
-    """
-    with contextlib.suppress(UnicodeEncodeError):  # a surrogate that no file name has
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Control characters and broken characters spelled out, so that they are seen and harmless."""
+    text = decoded(text)
     if text.isprintable():
         return text
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def decoded(text: str) -> str:
+    """Text in which bytes of a file name that this locale could not decode are UTF-8 again."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that no file name has
+        return text
 
 
 def cut(text: str, nbytes: int) -> str:

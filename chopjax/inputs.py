@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from chopjax.checkpoint.assets import assets
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.hashes import file_hashes
-from chopjax.checkpoint.source import INDEX, Checkpoint
+from chopjax.checkpoint.identity import model_files
 from chopjax.data.lists import text_names
 from chopjax.data.sources import Source, find_sources
 
@@ -38,14 +37,9 @@ class Contents:
         """Configuration, tokenizer, weights; of a hub id the commit."""
         if parent.revision:
             return {"parent": parent.name, "revision": parent.revision}
-        found = {parent.folder / name for name in assets(parent.folder)}
-        if isinstance(parent.weights, Checkpoint):
-            found |= {tensor.file for tensor in parent.weights.tensors.values()}
-            found |= {p for p in [parent.folder / INDEX] if p.is_file()}
-        else:
-            found |= {path for path in parent.weights.rglob("*") if path.is_file()}
-        hashes = file_hashes(sorted(found))
-        return {"files": [[path.name, sha256] for path, sha256 in hashes.items()]}
+        named = model_files(parent)
+        hashes = file_hashes(named.values())
+        return {"files": [[name, hashes[path]] for name, path in named.items()]}
 
     def texts(self, inputs: str, field: str) -> list[Any]:
         return [[*file, field] for file in self.files(find_sources(text_names(inputs), field))]

@@ -73,7 +73,10 @@ def run_case(name: str, seed: int, number: int, folder: Path) -> tuple[str, str,
         did = target.faults[kind](thing, rng)
     outcomes, written = [], None
     for index, command in enumerate(target.commands):
-        if rng.random() >= command.share or (command.after and written is None):
+        skipped = rng.random() >= command.share
+        if skipped and not command.after:
+            written = None
+        if skipped or (command.after and written is None):
             continue
         source = written if command.after else thing
         out = folder / f"out{index}"

@@ -25,7 +25,7 @@ from chopjax.checkpoint.provenance import add_training, read_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, open_checkpoint, read_config
 from chopjax.checkpoint.training_record import training_entry
-from chopjax.errors import UserError
+from chopjax.errors import UserError, decoded
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import HEAD, Family, Naming
@@ -150,7 +150,7 @@ def write_own(
     write_record(folder / HUGGINGFACE, provenance)
     record = {
         "format": _FORMAT,
-        "source": source,
+        "source": decoded(source),
         "revision": revision,
         "naming": dataclasses.asdict(naming),
         "dtypes": None if dtypes is None else dict(dtypes),

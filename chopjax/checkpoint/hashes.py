@@ -30,6 +30,7 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
     """The sha256 of every file. A progress bar counts the bytes that have to be read."""
     stamps = {path: _stamp(path) for path in paths}
     memory = _read()
+    mine, memory = memory is not None, memory or {}
     known: dict[Path, str] = {}
     for path, stamp in stamps.items():
         remembered = memory.get(str(path.resolve()), [])
@@ -50,7 +51,7 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
         for path in left
         if stamps[path][1] >= SMALL and max(stamps[path][2:]) < settled
     }
-    if new:
+    if new and mine:
         _write({**memory, **new})
     return {path: known[path] for path in stamps}
 
@@ -73,13 +74,16 @@ def _place() -> Path:
     return Path(home).expanduser() / "chopjax" / "hashes.json"
 
 
-def _read() -> dict[str, list[Any]]:
-    """Path → stamp and hash. What cannot be read is as if it were not there."""
+def _read() -> dict[str, list[Any]] | None:
+    """Path → stamp and hash; None where something else is in the place, which stays as it is."""
     try:
         found = json.loads(_place().read_bytes())
-        return {path: entry for path, entry in found.items() if _is_entry(entry)}
-    except (OSError, ValueError, AttributeError, RecursionError, RuntimeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, RecursionError, RuntimeError):
+        return None
+    ours = isinstance(found, dict) and all(map(_is_entry, found.values()))
+    return found if ours else None
 
 
 def _is_entry(entry: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Which model something was measured on, told by content and without reading all of it. No jax.
+"""Which model something was measured on, told by content. No jax.
 
-A fingerprint has four parts, each of which may be unknown (None):
+A fingerprint does not read all of it. It has four parts, each of which may be unknown (None):
 
     commit    of the hub, where the model came from there
     config    sha256 of what config.json says that the model computes with
@@ -16,14 +16,35 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from chopjax.checkpoint.assets import CARD, PARENT_CARD, assets
+from chopjax.checkpoint.describe import Description
+from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.safetensors_file import TensorInfo
+from chopjax.checkpoint.source import Checkpoint
 
 SAMPLE = 4096
 
+# Ride along with a model and change no number.
+_INERT = ("LICENSE", "NOTICE", "USE_POLICY", CARD, PARENT_CARD, PROVENANCE)
 # What config.json says that has no say in what a forward pass computes.
 _IDLE = ("transformers_version", "architectures", "torch_dtype", "dtype", "use_cache")
+
+
+def model_files(found: Description) -> dict[str, Path]:
+    """Name → place of every file that a model's numbers depend on: weights, config.json,
+    generation_config.json, the tokenizer's files. For hashes of all content."""
+    weights = found.weights
+    if isinstance(weights, Checkpoint):
+        files = {tensor.file for tensor in weights.tensors.values()}
+        named = {path.name: path for path in sorted(files)}
+    else:
+        files = {path for path in weights.rglob("*") if path.is_file()}
+        named = {path.relative_to(weights).as_posix(): path for path in sorted(files)}
+    riding = [name for name in assets(found.folder) if not Path(name).name.startswith(_INERT)]
+    return named | {name: found.folder / name for name in riding}
 
 
 def fingerprint(

@@ -21,7 +21,7 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.files import inside, read_json_object
-from chopjax.errors import UserError
+from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"
 CHOP, TRAINING = "chop", "training"
@@ -107,6 +107,7 @@ def compose(
     previous: the record of the checkpoint that is chopped; num_layers: its layers; kept: the
     layers kept, in its numbering. Raises UserError when the two do not fit.
     """
+    name = decoded(name)
     before = _before(previous, name, revision, num_layers)
     step = {
         "step": CHOP,

@@ -103,6 +103,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
             f"  chopjax export {name} OUT"
         )
     raw_config = read_config(folder)
+    families.translate(raw_config)  # another kind of model says more than what files it lacks
     tensors, metadata = _read_headers(folder)
     return assemble(name, folder, raw_config, tensors, metadata)
 

@@ -96,7 +96,7 @@ def write_report(
         "report.html": page(report, columns, workdir / "healing.svg"),
     }.items():
         with new_file(workdir / name, overwrite=True) as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     _write_card(workdir, settings, results, columns)
     return report
 

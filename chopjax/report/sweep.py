@@ -85,7 +85,7 @@ def write_report(
         PAGE: html.page(title, parts),
     }.items():
         with new_file(workdir / name, overwrite=True) as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     return report
 
 

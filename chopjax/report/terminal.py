@@ -19,6 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from chopjax.errors import decoded
+
 UNLIMITED = 10_000  # columns of a file or a pipe
 TITLE = 18  # columns of a title, where there is no room
 
@@ -93,14 +95,16 @@ def print_json(value: Any) -> None:
 
 def to_json(value: Any) -> str:
     """JSON that every program reads: NaN and infinity, which it does not have, become null."""
-    return json.dumps(_finite(value), allow_nan=False)
+    return json.dumps(_plain(value), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return decoded(value)
     return value

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from chopjax.checkpoint.assets import assets
 from chopjax.checkpoint.hashes import file_hashes
+from chopjax.checkpoint.identity import model_files
 from chopjax.checkpoint.load import Loaded
-from chopjax.checkpoint.provenance import PROVENANCE
-from chopjax.checkpoint.source import Checkpoint
 from chopjax.score.engine import Engine
 
-# Ride along with a model and change no number.
-LEGAL = ("LICENSE", "NOTICE", "USE_POLICY")
 SOFTWARE = ("chopjax", "jax", "tokenizers")  # computes logits, and turns ids into text
 
 
@@ -27,16 +22,7 @@ def identity(loaded: Loaded, engine: Engine) -> Mapping[str, Any]:
     Tasks, prompts, chat template and special tokens have their say in the ids of a request, which
     an answer is found by.
     """
-    weights = loaded.weights
-    if isinstance(weights, Checkpoint):
-        files = {tensor.file for tensor in weights.tensors.values()}
-        named = {path.name: path for path in sorted(files)}
-    else:
-        files = {path for path in weights.rglob("*") if path.is_file()}
-        named = {path.relative_to(weights).as_posix(): path for path in sorted(files)}
-    for name in assets(loaded.folder):
-        if name != PROVENANCE and not Path(name).name.startswith(LEGAL):
-            named[name] = loaded.folder / name
+    named = model_files(loaded)
     hashes = file_hashes(named.values())
     return {
         "files": {name: hashes[path][:32] for name, path in named.items()},
