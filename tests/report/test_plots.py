@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chopjax.report.plots import healing_curve, save
+import pytest
+from matplotlib.figure import Figure
+
+from chopjax.errors import UserError
+from chopjax.report.plots import check_plot, healing_curve, save
 
 
 def test_healing_curve_draws_every_series_and_both_lines(tmp_path: Path) -> None:
@@ -18,3 +22,25 @@ def test_healing_curve_draws_every_series_and_both_lines(tmp_path: Path) -> None
     save(figure, tmp_path / "curve")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_only_figures_of_ours_are_drawn_over(tmp_path: Path, suffix: str) -> None:
+    path = check_plot(f"{tmp_path}/v0.5", overwrite=False)
+    names = save(Figure(), path)
+    assert [name.name for name in names] == ["v0.5.png", "v0.5.svg"]
+    assert check_plot(f"{tmp_path}/v0.5.png", overwrite=False) == path
+    theirs = tmp_path / f"v0.5{suffix}"
+    Figure().savefig(theirs)  # by matplotlib, too, and not by chopjax
+    with pytest.raises(UserError, match=f"v0.5{suffix} is not a figure that chopjax drew"):
+        check_plot(f"{tmp_path}/v0.5", overwrite=False)
+    assert check_plot(f"{tmp_path}/v0.5", overwrite=True) == path
+    theirs.unlink()
+    theirs.mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        check_plot(f"{tmp_path}/v0.5", overwrite=True)
+
+
+def test_the_folder_of_a_plot_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        check_plot(f"{tmp_path}/none/plot", overwrite=False)
