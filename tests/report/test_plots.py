@@ -9,9 +9,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from chopjax.errors import UserError
 from chopjax.models.families import translate
 from chopjax.report import latency, layers
-from chopjax.report.plots import healing_curve, save
+from chopjax.report.plots import check_plot, healing_curve, save
 from chopjax.score.latency import PHASES, Timing
 
 CONFIG = translate(
@@ -91,3 +92,25 @@ def test_signs_of_the_line_are_written_once(slope: float, intercept: float) -> N
     sign = "+" if intercept > 0 else "-"
     expected = f"1.000 ms a layer {sign} {np.abs(1e3 * intercept):.3f} ms"
     assert all(expected in said for said in latency.findings(models))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_only_figures_of_ours_are_drawn_over(tmp_path: Path, suffix: str) -> None:
+    path = check_plot(f"{tmp_path}/v0.5", overwrite=False)
+    names = save(Figure(), path)
+    assert [name.name for name in names] == ["v0.5.png", "v0.5.svg"]
+    assert check_plot(f"{tmp_path}/v0.5.png", overwrite=False) == path
+    theirs = tmp_path / f"v0.5{suffix}"
+    Figure().savefig(theirs)  # by matplotlib, too, and not by chopjax
+    with pytest.raises(UserError, match=f"v0.5{suffix} is not a figure that chopjax drew"):
+        check_plot(f"{tmp_path}/v0.5", overwrite=False)
+    assert check_plot(f"{tmp_path}/v0.5", overwrite=True) == path
+    theirs.unlink()
+    theirs.mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        check_plot(f"{tmp_path}/v0.5", overwrite=True)
+
+
+def test_the_folder_of_a_plot_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        check_plot(f"{tmp_path}/none/plot", overwrite=False)
