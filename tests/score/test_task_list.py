@@ -28,7 +28,7 @@ def test_names_and_patterns(tmp_path: Path) -> None:
         ("ai2_arc", "tag", 2),
         ("piqa", "task", 1),
     ]
-    with pytest.raises(UserError, match="did you mean .*piqa"):
+    with pytest.raises(UserError, match=r"did you mean .*piqa"):
         list_tasks(["pika"])
 
 
