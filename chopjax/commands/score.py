@@ -194,6 +194,7 @@ def _score(
         args.fsdp,
         args.tensor,
     )
+    processes.meet()
     if tasks is None:
         generate = functools.partial(generate_batch, engine)
         return processes.follow({"scores": engine.compute_scores, "generate": generate})
