@@ -46,12 +46,20 @@ def add_scoring_model(parser: argparse.ArgumentParser, needed: bool = True) -> N
     )
     add(
         "--batch-size",
-        type=lambda text: None if text == "auto" else int(text),
+        type=_batch_size,
         metavar="B",
         help="sequences of full length that a forward pass may hold; no result depends on it "
         "(default: fitted to the device)",
     )
     add_mesh(add)
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a number or auto is needed, not {text!r}")
+    return int(text)
 
 
 def add_mesh(add: Callable[..., object]) -> None:

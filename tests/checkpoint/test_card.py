@@ -198,7 +198,7 @@ def test_an_import_comes_back_with_the_card_that_it_had(tmp_path: Path) -> None:
     run("import", model, tmp_path / "imported")
     run("export", tmp_path / "imported", tmp_path / "back")
     names = [sorted(p.name for p in folder.iterdir()) for folder in (model, tmp_path / "back")]
-    assert names[0] == names[1]
+    assert [".chopjax.json", *names[0]] == names[1]
     assert (tmp_path / "back" / "README.md").read_bytes() == (model / "README.md").read_bytes()
     # What an import leaves out is a change.
     run("import", model, tmp_path / "kept", "--keep", "0,3")
