@@ -15,9 +15,10 @@ from pathlib import Path
 
 from chopjax import interrupts
 from chopjax.checkpoint.mark import (
-    begin_mark,
     check_own,
     is_unfinished,
+    make_folder,
+    mark_new,
     remove_marked,
     write_mark,
 )
@@ -172,7 +173,7 @@ def _locked_folder(final: Path, verb: str) -> Iterator[Path]:
     """A hidden sibling of `final`, marked, and locked as long as this process lives."""
     temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
     try:
-        temporary.mkdir()
+        make_folder(temporary)
     except OSError as error:
         raise UserError(f"{final.parent}: cannot write there: {error.strerror}") from None
     handle = os.open(temporary, os.O_RDONLY)
@@ -180,7 +181,7 @@ def _locked_folder(final: Path, verb: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with interrupts.at_end(lambda: shutil.rmtree(temporary, ignore_errors=True)):
-            begin_mark(temporary, verb)
+            mark_new(temporary, verb)
             yield temporary
     finally:
         os.close(handle)

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ _WHOLE = _BLOCKS * _BLOCK  # bytes of a small file
 def begin_mark(folder: Path, verb: str) -> None:
     """Mark a folder that is about to be filled."""
     _write(folder / MARK, {"format": _FORMAT, "verb": verb, "files": None, "folders": None})
+
+
+def make_folder(folder: Path) -> None:
+    """A new folder that `mark_new` is about to mark. A run that is killed in between leaves it
+    empty; its sticky bit then tells it from an empty folder of somebody else's."""
+    folder.mkdir(0o1777)
+
+
+def mark_new(folder: Path, verb: str) -> None:
+    """Mark what make_folder made."""
+    begin_mark(folder, verb)
+    folder.chmod(folder.stat().st_mode & 0o777)
 
 
 def write_mark(folder: Path, verb: str, into: Path | None = None) -> None:
@@ -63,7 +76,11 @@ def marked_by(folder: Path) -> str | None:
 
 
 def is_unfinished(folder: Path, verb: str) -> bool:
-    """Whether a folder was being filled by this verb when the mark was written."""
+    """Whether a folder is one that this verb is filling, or was when it was killed."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if folder.stat().st_mode & stat.S_ISVTX:
+        return all(name.startswith(MARK) for name in os.listdir(folder))
     record = _read(folder)
     return record is not None and record["verb"] == verb and record["files"] is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -10,10 +11,11 @@ import shutil
 from pathlib import Path
 
 from chopjax.checkpoint.mark import (
-    begin_mark,
     check_own,
     is_taken,
     is_unfinished,
+    make_folder,
+    mark_new,
     remove_marked,
     some,
 )
@@ -45,9 +47,12 @@ def make_work_folder(work: Path) -> None:
         work.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{work}: a part of this path is a file") from None
+    for leftover in work.parent.glob(f".{glob.escape(work.name)}-????????"):
+        if is_unfinished(leftover, VERB):
+            shutil.rmtree(leftover)
     new = work.with_name(f".{work.name}-{secrets.token_hex(4)}")
-    new.mkdir()
-    begin_mark(new, VERB)
+    make_folder(new)
+    mark_new(new, VERB)
     new.rename(work)
 
 

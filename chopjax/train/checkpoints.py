@@ -32,7 +32,7 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax.checkpoint.atomic import flush, flush_tree
 from chopjax.checkpoint.manifest import MANIFEST, verify_files, write_manifest
-from chopjax.checkpoint.mark import begin_mark, is_unfinished
+from chopjax.checkpoint.mark import is_unfinished, make_folder, mark_new
 from chopjax.checkpoint.orbax_disk import Shapes, check_saved, orbax_path, seal, shapes_by_name
 from chopjax.checkpoint.orbax_folder import PYTREE
 from chopjax.errors import UserError, listing
@@ -95,8 +95,9 @@ class Saver:
         partial = self._partial / str(step)
         try:
             if jax.process_index() == 0:
-                self._partial.mkdir(exist_ok=True)
-                begin_mark(self._partial, "train")
+                if not self._partial.exists():
+                    make_folder(self._partial)
+                mark_new(self._partial, "train")
             context = ocp.Context()
             context.array.saving.use_compression = False  # weights are noise to a compressor
             name = self._name.enter_context(orbax_path(partial))

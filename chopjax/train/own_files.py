@@ -21,10 +21,11 @@ from chopjax.checkpoint.atomic import flush_tree
 from chopjax.checkpoint.describe import CHECKPOINTS, HUGGINGFACE
 from chopjax.checkpoint.mark import (
     MARK,
-    begin_mark,
     foreign,
     is_taken,
     is_unfinished,
+    make_folder,
+    mark_new,
     marked_by,
     remove_marked,
     some,
@@ -72,9 +73,9 @@ def new_assets(workdir: Path) -> Iterator[Path]:
     if others := _foreign_assets(workdir):
         raise UserError(f"{workdir} holds {some(others)}, which is not the run's; move it away")
     temporary = workdir / f".assets.partial-{secrets.token_hex(4)}"
-    temporary.mkdir()
+    make_folder(temporary)
     try:
-        begin_mark(temporary, VERB)
+        mark_new(temporary, VERB)
         yield temporary
         flush_tree(temporary)
         remove_marked(workdir)
