@@ -176,9 +176,10 @@ def _prepare_runs() -> None:
     _import_all()
 
 
-FAULTS = {**FILE_FAULTS, **JSON_FAULTS}
+# Stores, results and analyses are the user's own, who may have them elsewhere by links.
+FAULTS = {n: f for n, f in {**FILE_FAULTS, **JSON_FAULTS}.items() if "outside" not in n}
 TRAIN = ("train", "--config", "{folder}/recipe.py", "--workdir", "{folder}-work", "--json")
-CHOP = ("chop", "{folder}/model", "{out}", "--remove", "2", "--analysis", "{thing}", "--json")
+CHOP = ("chop", "{folder}/model", "{out}", "--remove", "1", "--analysis", "{thing}", "--json")
 
 TARGETS: dict[str, Target] = {
     "stores": Target(
@@ -189,7 +190,7 @@ TARGETS: dict[str, Target] = {
     ),
     "runs": Target(
         make_run,
-        FAULTS,
+        {**FILE_FAULTS, **JSON_FAULTS},
         [
             Command(("inspect", "{thing}", "--json")),
             Command(("export", "{thing}", "{out}"), 0.3),
