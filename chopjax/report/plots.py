@@ -7,8 +7,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from chopjax.checkpoint.atomic import new_file
-
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 SKY, PURPLE = "#56B4E9", "#CC79A7"
 
@@ -17,8 +15,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write PATH.png and PATH.svg; returns their names."""
     names = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for name in names:
-        with new_file(name, overwrite=True) as path_now:
-            figure.savefig(path_now, format=name.suffix[1:], dpi=160, bbox_inches="tight")
+        figure.savefig(name, dpi=160, bbox_inches="tight")
     return names
 
 
