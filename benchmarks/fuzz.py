@@ -1,6 +1,6 @@
 """Does chopjax keep its manners whatever it is given to read?
 
-    python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--targets checkpoints,imports] [--jobs 2]
+    python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--targets checkpoints,runs] [--jobs 2]
         [--json]
 
 Good things (checkpoints of all families, imported ones, …) are damaged at random and run through
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--cases", type=int, default=10_000, help="over all targets together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--targets", default="checkpoints,imports")
+    parser.add_argument("--targets", default="checkpoints,imports,stores,runs,results,analyses")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

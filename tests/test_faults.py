@@ -12,7 +12,7 @@ import pytest
 from fault_targets import TARGETS
 
 TESTS = Path(__file__).parent
-CASES = {"checkpoints": 240, "imports": 60}
+CASES = {"checkpoints": 240, "runs": 20}  # of a target; of the others 60
 
 
 def test_kinds_of_faults() -> None:

@@ -58,7 +58,10 @@ def test_help_has_a_line_for_every_verb(
         ([*RECIPE, "--config.seed", "--force"], "--config.seed: a value is missing"),
         (["chop", "a", "b", "--config.seed=1"], "there is no flag --config.seed"),
         (["perplexity", "m", "--data", "d", "--dtype", "float23"], "did you mean float32"),
-        (["perplexity", "m", "--data", "d", "--batch-size", "x"], "a number or auto is needed, not 'x'"),
+        (
+            ["perplexity", "m", "--data", "d", "--batch-size", "x"],
+            "a number or auto is needed, not 'x'",
+        ),
         (["completion", "bsh"], "did you mean bash?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
