@@ -124,7 +124,7 @@ def wait(child: int, until: float, workdir: Path, for_save: bool) -> bool:
     while time.monotonic() < until:
         if os.waitpid(child, os.WNOHANG)[0]:
             return False
-        going_on = any((workdir / CHECKPOINTS).glob("*.partial*"))
+        going_on = any((workdir / CHECKPOINTS).glob(".saving-*"))
         if for_save and going_on and checkpoints.steps(workdir / CHECKPOINTS) != saves_before:
             return True
         time.sleep(0.002)
@@ -182,7 +182,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             kills += 1
-            saves_cut += any((workdir / CHECKPOINTS).glob("*.partial*"))
+            saves_cut += any((workdir / CHECKPOINTS).glob(".saving-*"))
             for step in checkpoints.steps(workdir / CHECKPOINTS):
                 problems = verify_files(workdir / CHECKPOINTS / str(step))
                 if problems:

@@ -15,7 +15,9 @@ import numpy as np
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import load
+from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.calibration import Batch, make_batches, predicted_tokens
 from chopjax.chop.configurations import STRATEGIES, Keep, ranges, removed
 from chopjax.chop.importance import (
@@ -33,13 +35,13 @@ from chopjax.chop.residual import measure_residual
 from chopjax.chop.search import one_out, sleb
 from chopjax.chop.taylor import taylor
 from chopjax.data.excerpts import excerpts
-from chopjax.data.tokenizer import load_tokenizer
-from chopjax.errors import UserError
+from chopjax.data.tokenizer import check_ids, load_tokenizer
+from chopjax.errors import UserError, did_you_mean
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
-from chopjax.progress import progress, say
+from chopjax.progress import over, progress, say
 from chopjax.report import layers
 from chopjax.train import mesh as meshes
 from chopjax.train.loss import cross_entropy
@@ -49,6 +51,7 @@ from chopjax.train.loss import cross_entropy
 MEASURES = ("similarity", "taylor", "perplexity", "sleb", "choices")
 # The one pass over the residual stream serves three strategies.
 _PASS = {"similarity": "similarity", "block-influence": "similarity", "magnitude": "similarity"}
+MOST_SEQUENCES = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +98,15 @@ def find_merges(
 ) -> tuple[Recipe, dict[str, Any]]:
     """LaCo's recipe that leaves `remove` layers fewer, and what it was found with."""
     with _ready(model, inputs, settings, revision, field) as ready:
-        most = settings.protect.most(ready.config.num_layers) - 1
+        L = ready.config.num_layers
+        most = L - len(settings.protect.layers(L)) - 1  # one is left that the others fold into
         if not 1 <= remove <= most:
-            raise UserError(
-                f"laco can fold 1 to {most} of {ready.config.num_layers} layers away, not {remove}"
-            )
+            raise UserError(f"laco can fold 1 to {most} of {L} layers away, not {remove}")
         compute = Compute(dtype=settings.dtype)
-        recipe = laco(
-            ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
-        )
+        with progress("LaCo"):
+            recipe = laco(
+                ready.params, ready.config, compute, ready.batches, remove, settings.protect, say
+            )
         return recipe, ready.about
 
 
@@ -120,23 +123,21 @@ def _ready(
     model: str, inputs: Sequence[str], settings: AnalysisSettings, revision: str | None, field: str
 ) -> Iterator[_Ready]:
     """The model and the text on the devices."""
-    config = describe(model, revision).config
+    found = describe(model, revision)
+    config = found.config
     settings = _checked(settings, config)
     tokenizer = load_tokenizer(model, revision)
-    sequences = excerpts(
-        inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
-    )
-    if max(map(max, sequences)) >= config.vocab_size:
-        raise UserError(
-            f"{model}: its tokenizer gives ids of {config.vocab_size} and more, which the model "
-            "does not have"
+    with progress("read the text"):
+        sequences = excerpts(
+            inputs, tokenizer, settings.sequences, settings.sequence_length, settings.seed, field
         )
+    check_ids(sequences, config.vocab_size, lambda: tokenizer)
     mesh = meshes.make_mesh(fsdp=settings.fsdp, tensor=settings.tensor)
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
         say(f"loading {model}: {config.num_layers} layers")
         params = load(model, revision, shardings=meshes.shardings(config, mesh)).params
         shards = meshes.batch_shards(mesh)
-        size = -(-settings.batch_size // shards) * shards
+        size = -(-min(settings.batch_size, len(sequences)) // shards) * shards
         batches = [
             Batch(*jax.device_put(tuple(batch), meshes.batch_sharding(mesh)))
             for batch in make_batches(sequences, size)
@@ -148,6 +149,11 @@ def _ready(
             "revision": revision,
             "num_layers": config.num_layers,
             "num_parameters": parameters.count(config),
+            "fingerprint": fingerprint(
+                found.raw_config,
+                found.weights.tensors if isinstance(found.weights, Checkpoint) else None,
+                found.revision,
+            ),
             "data": list(inputs),
             "tokens": sum(map(len, sequences)),
             "predicted_tokens": predicted_tokens(batches),
@@ -159,18 +165,25 @@ def _ready(
 def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
-        raise UserError(f"--measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}")
+        raise UserError(
+            f"--measures: {unknown[0]!r} is not one of {', '.join(MEASURES)}"
+            + did_you_mean(unknown[0], MEASURES)
+        )
     for flag, value in {
         "--sequences": settings.sequences,
         "--batch-size": settings.batch_size,
     }.items():
         if value < 1:
             raise UserError(f"{flag} {value}: at least 1 is needed")
+        if value > MOST_SEQUENCES:
+            raise UserError(f"{flag} {value}: at most {MOST_SEQUENCES:,}")
     if not 0 <= settings.sequence_length <= config.max_positions or settings.sequence_length == 1:
         raise UserError(
             f"--sequence-length {settings.sequence_length}: between 2 and the model's "
             f"{config.max_positions} positions"
         )
+    if config.num_layers < 2:
+        raise UserError("the model has one layer; there is nothing to choose from")
     if settings.protect.most(config.num_layers) < 1:
         raise UserError(
             f"--protect {settings.protect.first},{settings.protect.last}: all "
@@ -191,7 +204,8 @@ def measure(
     measures: dict[str, Any] = {}
     if "similarity" in wanted:
         say("angular distance, block influence, relative magnitude: one pass")
-        residual = measure_residual(params, config, compute, batches, settings.every_token)
+        seen = over(batches, "angular distance", "batches")
+        residual = measure_residual(params, config, compute, seen, settings.every_token)
         measures |= {
             "distance": _plain(residual.distance_LL),
             "distance_deviation": _plain(residual.deviation_LL),
@@ -202,12 +216,14 @@ def measure(
         }
     if "taylor" in wanted:
         say("Taylor importance: one backward pass")
-        measures["taylor"] = _plain(taylor(params, config, compute, batches, cross_entropy))
+        seen = over(batches, "Taylor importance", "batches")
+        measures["taylor"] = _plain(taylor(params, config, compute, seen, cross_entropy))
     if not {"perplexity", "sleb", "choices"} & set(wanted):
         return {"measures": measures}
     prefixes = Prefixes(params, config, compute, batches, cross_entropy)
     whole = tuple(range(L))
-    parent_loss = prefixes.losses([whole])[whole]
+    with progress("whole model", prefixes.num_batches, "runs") as bar:
+        parent_loss = prefixes.losses([whole], done=bar.advance)[whole]
     if "perplexity" in wanted:
         with progress("one layer out", L * prefixes.num_batches, "runs") as bar:
             measures["one_out_loss"] = _plain(one_out(prefixes, bar.advance))
@@ -279,7 +295,7 @@ def _plain(array: Any) -> Any:
 
 def write_analysis(out: Path, analysis: Mapping[str, Any], overwrite: bool = False) -> list[str]:
     """A folder with analysis.json, analysis.npz and the figures, whose names are returned."""
-    with new_folder(out, overwrite, mark=ANALYSIS) as folder:
+    with new_folder(out, "analyze", overwrite) as folder:
         (folder / ANALYSIS).write_text(json.dumps(analysis, indent=1) + "\n")
         _write_arrays(folder / "analysis.npz", analysis)
         return layers.save_all(analysis, folder)

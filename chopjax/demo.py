@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{folder}: text, tokenizer and task are there")
         return 0
     train, held_out = split(documents())
-    with new_folder(folder) as temporary:
+    with new_folder(folder, "demo") as temporary:
         write_jsonl(temporary / "train.jsonl", ({"text": text} for text in train))
         write_jsonl(temporary / "held_out.jsonl", ({"text": text} for text in held_out))
         write_tokenizer(temporary / "tokenizer", train)

@@ -1,38 +1,86 @@
-"""What tells inputs apart: results follow the model and the texts that they came from."""
+"""What tells inputs apart: results follow the content of the model and of the texts that they came
+from. Names, sizes and times of files save no more than reading them again (checkpoint/hashes.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from chopjax.checkpoint.describe import Description
-from chopjax.checkpoint.source import Checkpoint
-from chopjax.data.sources import find_sources
-from chopjax.pipeline_settings import names
+from chopjax.checkpoint.hashes import file_hashes
+from chopjax.checkpoint.identity import model_files
+from chopjax.data.lists import text_names
+from chopjax.data.sources import Source, find_sources
+
+# Of a training run's settings: which files it reads is told by their content, not by these.
+_PLACES = ("model", "revision", "data.train", "data.evaluation")
 
 
-def identity(parent: Description) -> dict[str, Any]:
-    """What tells one parent from another: a commit, or the sizes and times of all its files."""
-    if parent.revision:
-        return {"parent": parent.name, "revision": parent.revision}
-    assert isinstance(parent.weights, Checkpoint)
-    # config.json and the tokenizer count as much as the weights.
-    stats = {file.name: file.stat() for file in sorted(parent.folder.iterdir()) if file.is_file()}
-    return {
-        "parent": str(parent.folder.resolve()),
-        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-    }
+class Inputs(Protocol):
+    """Values that are equal where inputs are."""
+
+    def model(self, parent: Description) -> dict[str, Any]: ...
+
+    def texts(self, inputs: str, field: str) -> list[Any]:
+        """Raises UserError where there is no such text."""
+
+    def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Flat settings of a training run whose inputs are told apart elsewhere."""
 
 
-def text_files(inputs: str, field: str) -> list[Any]:
-    """The files of a text source with their sizes and times, and the field that is their text.
+class Contents:
+    """sha256 of everything read."""
 
-    Raises UserError if there is none.
-    """
-    files = [file for source in find_sources(names(inputs), field) for file in source.files]
-    result = []
-    for file in files:
-        path = Path(file["name"])
-        time = path.stat().st_mtime_ns if path.exists() else None
-        result.append([file["name"], file.get("size"), time, field])
-    return result
+    def model(self, parent: Description) -> dict[str, Any]:
+        """Configuration, tokenizer, weights; of a hub id the commit."""
+        if parent.revision:
+            return {"parent": parent.name, "revision": parent.revision}
+        named = model_files(parent)
+        hashes = file_hashes(named.values())
+        return {"files": [[name, hashes[path]] for name, path in named.items()]}
+
+    def texts(self, inputs: str, field: str) -> list[Any]:
+        return [[*file, field] for file in self.files(find_sources(text_names(inputs), field))]
+
+    def files(self, sources: Iterable[Source]) -> list[list[Any]]:
+        """[name, sha256] of every file; of what is not on this machine [address, size]."""
+        files = [file for source in sources for file in source.files]
+        hashes = file_hashes(p for file in files if (p := Path(file["name"])).is_file())
+        return [
+            [path.name, hashes[path]]
+            if (path := Path(file["name"])) in hashes
+            else [file["name"], file.get("size")]
+            for file in files
+        ]
+
+    def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in settings.items() if name not in _PLACES}
+
+
+class Stamps:
+    """Sizes and times, as chopjax took them before it looked at the content: for what is recorded
+    in workdirs of that time."""
+
+    def model(self, parent: Description) -> dict[str, Any]:
+        if parent.revision:
+            return {"parent": parent.name, "revision": parent.revision}
+        files = [file for file in sorted(parent.folder.iterdir()) if file.is_file()]
+        stats = {file.name: file.stat() for file in files}
+        return {
+            "parent": str(parent.folder.resolve()),
+            "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+        }
+
+    def texts(self, inputs: str, field: str) -> list[Any]:
+        result = []
+        for source in find_sources(text_names(inputs), field):
+            for file in source.files:
+                path = Path(file["name"])
+                time = path.stat().st_mtime_ns if path.exists() else None
+                result.append([file["name"], file.get("size"), time, field])
+        return result
+
+    def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(settings)

@@ -6,16 +6,16 @@ WORKDIR/chopped                                  Hugging Face checkpoint
 WORKDIR/heal                                     training run, with its checkpoints
 WORKDIR/healed                                   Hugging Face checkpoint with a model card
 WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before the last
-WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files
+WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files, and answers
 WORKDIR/stages/                                  what is done, with which settings
-WORKDIR/report.json, WORKDIR/healing.png         what came of it
+WORKDIR/report.{html,json}, WORKDIR/healing.png  what came of it
+WORKDIR/heal.DATE, WORKDIR/healed.DATE           set aside before they were done anew
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,26 +23,38 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from chopjax import pipeline_work as work
+from chopjax import scored as scores
+from chopjax.checkpoint.atomic import check_free, set_aside
 from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.choice import LOOKS, by_list, by_name, measure_of
 from chopjax.chop.configurations import Keep, resolve_remove
 from chopjax.chop.importance import check_count, parse_protect
 from chopjax.chop.schedule import parse_schedule, shares, split_keep
+from chopjax.data.lists import text_names
+from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.errors import UserError
-from chopjax.inputs import identity, text_files
+from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.pipeline_settings import PipelineSettings, read
-from chopjax.report.pipeline import write_report
+from chopjax.report.pipeline import check_report, write_report
+from chopjax.room import check_pipeline
 from chopjax.stages import Stage, run_stages
 from chopjax.train import settings as training
 from chopjax.train.loop import train
+from chopjax.train.own_files import check_run
+from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
+VERB = "run"
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+
+def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     """Run what is not done yet; returns what report.json holds.
 
+    command: how to do this again, for the report.
     Raises UserError before any work is done where the config, the parent or the texts are not
     right.
     """
@@ -54,10 +66,48 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "makes of it"
         )
     rounds = _rounds(settings, workdir, parent.config.num_layers)
-    with owned(workdir):
-        stages = _stages(settings, workdir, parent, rounds)
-        results = run_stages(workdir, stages)
-        return write_report(workdir, dataclasses.asdict(settings), results)
+    check_wandb(settings.heal.log.wandb)
+    scored = scores.find(settings.score)
+    with owned(workdir, check_workdir):
+        if marked_by(workdir) is None:
+            begin_mark(workdir, VERB)
+        _check_room(settings, workdir, parent, rounds)
+        fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
+        stages, older = (
+            _stages(settings, workdir, parent, rounds, inputs, fingerprint, scored)
+            for inputs in (Contents(), Stamps())
+        )
+        results = run_stages(workdir, stages, older)
+        return write_report(workdir, dataclasses.asdict(settings), results, command)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raise UserError where the folder is another verb's, or a report of somebody else's is there.
+    Folders in the places of stages are looked at by run_stages."""
+    if marked_by(workdir) not in (None, VERB):
+        raise UserError(
+            f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
+        )
+    check_report(workdir)
+
+
+def _check_room(
+    settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
+) -> None:
+    assert isinstance(parent.weights, Checkpoint)
+    total, left, models = parent.config.num_layers, parent.config.num_layers, []
+    for each in rounds:
+        left -= each.remove
+        heal = training.read(_heal_config(settings, workdir, each))
+        models.append((parent.config.keep(range(left)), heal))
+    size = sum(tensor.nbytes for tensor in parent.weights.tensors.values())
+    texts = [
+        file
+        for text in (settings.text.train, settings.text.held_out)
+        for source in find_sources(text_names(text), settings.text.field)
+        for file in source.files
+    ]
+    check_pipeline(workdir, total, size, models, texts)
 
 
 # ------------------------------------------------------------------------------------ Rounds
@@ -136,8 +186,15 @@ def _rounds(settings: PipelineSettings, workdir: Path, num_layers: int) -> list[
 
 
 def _stages(
-    settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
+    settings: PipelineSettings,
+    workdir: Path,
+    parent: Description,
+    rounds: Sequence[Round],
+    inputs: Inputs,
+    fingerprint: str,
+    scored: scores.Scored,
 ) -> list[Stage]:
+    """fingerprint: of the tokenizer."""
     last = rounds[-1]
     folders = dict(
         zip(work.MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True)
@@ -145,12 +202,11 @@ def _stages(
     healing = _heal_config(settings, workdir, last)
     for each in rounds:
         training.read(_heal_config(settings, workdir, each))
-    origin = identity(parent)
+    origin = inputs.model(parent)
     texts = {
-        part: text_files(getattr(settings.text, part), settings.text.field)
+        part: inputs.texts(getattr(settings.text, part), settings.text.field)
         for part in ("train", "held_out")
     }
-    fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
 
     def tokens(part: str) -> Stage:
         out = workdir / "tokens" / part
@@ -158,41 +214,57 @@ def _stages(
             name=f"tokens-{part}",
             settings={"text": texts[part], "tokenizer": fingerprint},
             outputs=(out,),
+            places=(work_folder(out),),
             needs=(),
             run=lambda: work.prepare_text(settings, getattr(settings.text, part), out),
-            clean=lambda: _remove(out),
+            check=lambda: check_store(out),
+            clean=lambda: remove_store(out),
         )
 
-    def score(name: str, needs: tuple[str, ...]) -> Stage:
-        out = workdir / "scores" / name
-        about = dataclasses.asdict(settings.score)
-        about = {key: value for key, value in about.items() if not key.startswith("latency")}
+    def score(name: str, needs: tuple[str, ...]) -> list[Stage]:
+        """Document loss, then tasks and texts: what was measured there stays when some are added,
+        and goes when the model or what all figures depend on changes."""
+        out, about = workdir / "scores" / name, scores.about(settings.score)
+        source = {} if needs else origin
+        reading = {key: about[key] for key in ("dtype", "max_length")}
+        return [
+            Stage(
+                name=f"score-{name}",
+                settings=reading | {"held_out": texts["held_out"]} | source,
+                needs=needs,
+                run=lambda: work.score(settings, name, folders[name]),
+            ),
+            Stage(
+                name=f"tasks-{name}",
+                settings=about | scored.identities | source,
+                needs=needs,
+                # Answers are found again by model and request.
+                run=lambda: work.score_on(settings, scored, name, folders[name], out),
+                places=(out,),
+            ),
+        ]
+
+    def windows(name: str, models: tuple[str, ...], needs: tuple[str, ...]) -> Stage:
         return Stage(
-            name=f"score-{name}",
-            settings=about | {"held_out": texts["held_out"]} | ({} if needs else origin),
-            needs=needs,
-            run=lambda: work.score(settings, name, folders[name], out),
-            clean=lambda: _remove(out),
+            name=name,
+            settings={"heal": inputs.training(training.flat(_evaluation_settings(healing)))},
+            needs=("tokens-held_out", *needs),
+            run=lambda: work.window_losses(settings, healing, {m: folders[m] for m in models}),
         )
 
-    remove = functools.partial(_removal, settings, origin)
-    heal = functools.partial(_healing, settings, workdir)
+    remove = functools.partial(_removal, settings, inputs, origin)
+    heal = functools.partial(_healing, settings, workdir, inputs)
     return [
-        score("parent", ()),
+        *score("parent", ()),
         tokens("train"),
         tokens("held_out"),
         *(stage for each in rounds[:-1] for stage in (*remove(each), *heal(each))),
         *remove(last),
-        score("chopped", ("chop",)),
-        Stage(
-            name="held-out-loss",
-            settings={"heal": training.flat(_evaluation_settings(healing))},
-            needs=("tokens-held_out", "chop", "score-parent"),
-            run=lambda: work.held_out_losses(settings, healing, folders),
-            clean=lambda: None,
-        ),
+        *score("chopped", ("chop",)),
+        windows("held-out-loss", ("parent", "chopped"), ("chop", "score-parent")),
         *heal(last),
-        score("healed", ("export",)),
+        windows("held-out-loss-healed", ("healed",), ("export",)),
+        *score("healed", ("export",)),
         Stage(
             name="latency",
             settings={
@@ -203,19 +275,20 @@ def _stages(
             },
             needs=("chop", "export", "score-parent"),
             run=lambda: work.latency(settings, folders),
-            clean=lambda: None,
         ),
     ]
 
 
-def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) -> list[Stage]:
+def _removal(
+    settings: PipelineSettings, inputs: Inputs, origin: dict[str, Any], each: Round
+) -> list[Stage]:
     """Measure where the strategy wants it, then chop."""
     chop, calibration = settings.chop, dataclasses.asdict(settings.calibration)
     source = {} if each.after else origin
     needs = (each.after,) if each.after else ()
     text = settings.calibration.text or settings.text.train
     looked_at = calibration | {
-        "text": text_files(text, settings.text.field) if each.keep is None else [],
+        "text": inputs.texts(text, settings.text.field) if each.keep is None else [],
         "protect": chop.protect,
     }
     measures = each.keep is None and chop.strategy != "laco"
@@ -228,7 +301,7 @@ def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) ->
             settings=source | about | {"strategy": "keep" if chop.keep else chop.strategy},
             needs=(f"measure{each.suffix}",) if measures else needs,
             run=lambda: work.chop(settings, each),
-            clean=lambda: _remove(each.chopped),
+            check=lambda: check_free(each.chopped, "chop", overwrite=True),
             outputs=(each.chopped,),
         )
     ]
@@ -238,21 +311,23 @@ def _removal(settings: PipelineSettings, origin: dict[str, Any], each: Round) ->
             settings=source | looked_at | {"measure": measure_of(chop.strategy)},
             needs=needs,
             run=lambda: work.measure(settings, each),
-            clean=lambda: _remove(each.analysis),
+            check=lambda: check_free(each.analysis, "analyze", overwrite=True),
             outputs=(each.analysis,),
         )
         stages.insert(0, measure)
     return stages
 
 
-def _healing(settings: PipelineSettings, workdir: Path, each: Round) -> list[Stage]:
+def _healing(settings: PipelineSettings, workdir: Path, inputs: Inputs, each: Round) -> list[Stage]:
+    """What was trained is never deleted; it is set aside."""
     return [
         Stage(
             name=f"heal{each.suffix}",
-            settings=_meaning(_heal_config(settings, workdir, each)),
+            settings=inputs.training(_meaning(_heal_config(settings, workdir, each))),
             needs=(f"chop{each.suffix}", "tokens-train"),
             run=lambda: train(_heal_config(settings, workdir, each, work.kept(each)), each.heal),
-            clean=lambda: _remove(each.heal),
+            check=lambda: check_run(each.heal),
+            clean=lambda: _set_aside(each.heal),
             outputs=(each.heal,),
         ),
         Stage(
@@ -260,7 +335,8 @@ def _healing(settings: PipelineSettings, workdir: Path, each: Round) -> list[Sta
             settings={},
             needs=(f"heal{each.suffix}",),
             run=lambda: work.export(each.heal, each.healed),
-            clean=lambda: _remove(each.healed),
+            check=lambda: check_free(each.healed, "export", overwrite=True),
+            clean=lambda: _set_aside(each.healed),
             outputs=(each.healed,),
         ),
     ]
@@ -313,5 +389,6 @@ def _evaluation_settings(healing: ConfigDict) -> dict[str, Any]:
     return {name: healing.to_dict()[name] for name in ("evaluation", "data", "compute")}
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _set_aside(folder: Path) -> None:
+    if is_taken(folder):
+        set_aside(folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Literal
 
 from ml_collections import ConfigDict
 
@@ -10,18 +12,21 @@ from chopjax.choice import KNOWN
 from chopjax.chop.importance import parse_protect
 from chopjax.chop.merge import MERGES
 from chopjax.chop.schedule import ONCE, parse_schedule
-from chopjax.errors import UserError, listing
-from chopjax.train.settings import Dtype, read_as
+from chopjax.data.prepare import MOST_WORKERS
+from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.train.settings import Dtype, fields_of, read_as
 from chopjax.train.settings import Settings as HealSettings
+
+SUITES = sorted(path.stem for path in (Path(__file__).parent / "score" / "suites").glob("*.yaml"))
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
     """Text to heal on and to measure on: .txt or .jsonl files; several separated by commas."""
 
-    train: str = ""
-    held_out: str = ""
-    field: str = "text"  # of a JSON line
+    train: str = ""  # file to heal on (.txt, .jsonl); several separated by commas
+    held_out: str = ""  # likewise, to measure on
+    field: str = "text"  # of a JSON line, where the text is
     workers: int = 2  # processes that tokenise
 
 
@@ -30,9 +35,9 @@ class CalibrationSettings:
     """What strategies that measure look at."""
 
     text: str = ""  # files, separated by commas; empty: text.train
-    sequences: int = 128
-    sequence_length: int = 0  # tokens; 0: the context length, at most 2048
-    batch_size: int = 8
+    sequences: int = 128  # documents that are drawn
+    sequence_length: int = 0  # tokens of each at most; 0: the context length, at most 2048
+    batch_size: int = 8  # sequences at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +55,21 @@ class ChopSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings:
-    """What parent, chopped and healed model are measured by."""
+    """What parent, chopped and healed model are measured by: what `chopjax score` takes."""
 
     tasks: str = ""  # of lm-evaluation-harness, separated by commas; none: perplexity alone
+    suite: str = ""  # of a paper, in place of tasks or beside them, such as just_chop
+    data_dir: str = ""  # read documents from DIR/TASK/SPLIT.jsonl, not from the hub
+    without: str = ""  # tasks to leave out of suite and groups, separated by commas
+    text: str = ""  # texts whose perplexity is measured, too; several separated by commas
     include_path: str = ""  # folder of further task files (YAML)
-    limit: int = 0  # documents a task; 0: all
-    num_fewshot: int = -1  # -1: what the task says
-    dtype: Dtype = "float32"
-    latency_batch: int = 1  # sequences in the forward pass that is timed …
-    latency_length: int = 0  # … and tokens in each; 0: the context length, at most 512
+    limit: int = 0  # documents of each task and text at most; 0: all
+    num_fewshot: int = -1  # examples before each question; -1: what the task says
+    max_length: int = 0  # ids that the network may read; 0: the model's context length
+    bos: Literal["auto", "yes", "no"] = "auto"  # special tokens around each text of a task
+    dtype: Dtype = "float32"  # of parameters and activations while scoring
+    latency_batch: int = 1  # sequences in the forward pass that is timed
+    latency_length: int = 0  # tokens in each of them; 0: the context length, at most 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +77,7 @@ class PipelineSettings:
     """Parent → score → chop → score → heal → score → export."""
 
     model: str = ""  # the parent: a Hugging Face folder or hub id
-    revision: str = ""  # of a hub id
+    revision: str = ""  # of a hub id: branch, tag or commit
     text: TextSettings = TextSettings()
     chop: ChopSettings = ChopSettings()
     calibration: CalibrationSettings = CalibrationSettings()
@@ -86,7 +97,7 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> PipelineSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = read_as(PipelineSettings, config.to_dict(), "", problems)
+    settings = read_as(PipelineSettings, fields_of(config), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:
@@ -95,13 +106,33 @@ def read(config: ConfigDict) -> PipelineSettings:
     return settings
 
 
+def score_problems(score: ScoreSettings) -> list[str]:
+    """What is wrong with the settings of scoring, one sentence each."""
+    checks = [
+        (
+            not score.suite or score.suite in SUITES,
+            f"score.suite: {score.suite!r} is not one of {', '.join(SUITES)}",
+        ),
+        (
+            bool(score.tasks or score.suite) or not (score.data_dir or score.without),
+            "score.data_dir and score.without: give score.tasks or score.suite with them",
+        ),
+        (score.limit >= 0, f"score.limit is {score.limit}: not below 0"),
+        (score.max_length >= 0, f"score.max_length is {score.max_length}: not below 0"),
+        (score.num_fewshot >= -1, f"score.num_fewshot is {score.num_fewshot}: not below -1"),
+        (score.latency_batch >= 1, "score.latency_batch: at least 1 is needed"),
+        (score.latency_length >= 0, "score.latency_length: not below 0"),
+    ]
+    return [message for holds, message in checks if not holds]
+
+
 def names(text: str) -> list[str]:
     """ "a, b" → ["a", "b"]."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _contradictions(settings: PipelineSettings) -> list[str]:
-    chop, text, score = settings.chop, settings.text, settings.score
+    chop, text = settings.chop, settings.text
     rounds = parse_schedule(chop.schedule) != ONCE
     merges = not chop.keep and chop.strategy in MERGES
     checks = [
@@ -114,7 +145,8 @@ def _contradictions(settings: PipelineSettings) -> list[str]:
         ),
         (
             bool(chop.keep) or not chop.strategy or chop.strategy in KNOWN,
-            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(KNOWN)}",
+            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(KNOWN)}"
+            + did_you_mean(chop.strategy, KNOWN),
         ),
         (
             not (chop.after_steps and rounds),
@@ -124,9 +156,9 @@ def _contradictions(settings: PipelineSettings) -> list[str]:
             not (chop.after_steps and merges),
             f"chop.after_steps: not with {chop.strategy}, which changes the weights that stay",
         ),
-        (text.workers >= 1, f"text.workers is {text.workers}: at least 1 is needed"),
-        (score.limit >= 0, f"score.limit is {score.limit}: not below 0"),
-        (score.latency_batch >= 1, "score.latency_batch: at least 1 is needed"),
-        (score.latency_length >= 0, "score.latency_length: not below 0"),
+        (
+            1 <= text.workers <= MOST_WORKERS,
+            f"text.workers is {text.workers}: from 1 to {MOST_WORKERS}",
+        ),
     ]
-    return [message for holds, message in checks if not holds]
+    return [message for holds, message in checks if not holds] + score_problems(settings.score)

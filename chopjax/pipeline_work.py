@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +12,27 @@ from chopjax import choice
 from chopjax.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
-from chopjax.checkpoint.load import load
-from chopjax.checkpoint.provenance import read_provenance
+from chopjax.checkpoint.identity import fingerprint
+from chopjax.checkpoint.load import Loaded, load
+from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.importance import parse_protect, read_analysis
 from chopjax.chop.schedule import ONCE, parse_schedule
 from chopjax.chop.stream import chop_checkpoint
+from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import parameters
 from chopjax.models.decoder import Compute
-from chopjax.pipeline_settings import PipelineSettings, names
-from chopjax.progress import say
+from chopjax.pipeline_settings import PipelineSettings
+from chopjax.progress import progress, say
 from chopjax.score import latency as timing
+from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
-from chopjax.score.tasks import load_tasks
+from chopjax.scored import BOS, Scored, measured_on
 from chopjax.train import mesh as meshes
 from chopjax.train import settings as training
 from chopjax.train.evaluation import held_out_loss
@@ -44,7 +46,7 @@ LATENCY_LENGTH = 512  # tokens at most, where the settings leave it open
 
 def prepare_text(settings: PipelineSettings, inputs: str, out: Path) -> dict[str, Any]:
     store = prepare(
-        names(inputs),
+        text_names(inputs),
         load_tokenizer(settings.model, settings.revision or None),
         out,
         field=settings.text.field,
@@ -58,7 +60,7 @@ def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
     text, field = _calibration_text(settings), settings.text.field
     analysis = analyze(each.model, text, about, _round_revision(settings, each), field)
-    write_analysis(each.analysis, analysis)
+    write_analysis(each.analysis, analysis, overwrite=True)
     return {"tokens": analysis["tokens"]}
 
 
@@ -94,7 +96,8 @@ def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> 
             _analysis_settings(settings, ()),
             settings.text.field,
         )
-    analysis = read_analysis(each.analysis, config.num_layers, parameters.count(config))
+    seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
+    analysis = read_analysis(each.analysis, config.num_layers, parameters.count(config), seen)
     return choice.by_analysis(wanted.strategy, each.remove, analysis, parse_protect(wanted.protect))
 
 
@@ -111,7 +114,7 @@ def _analysis_settings(settings: PipelineSettings, measures: tuple[str, ...]) ->
 
 
 def _calibration_text(settings: PipelineSettings) -> list[str]:
-    return names(settings.calibration.text or settings.text.train)
+    return text_names(settings.calibration.text or settings.text.train)
 
 
 def kept(each: Round) -> Keep:
@@ -130,7 +133,7 @@ def _of_parent(each: Round) -> Keep:
 def _history(each: Round) -> list[Keep]:
     record = read_provenance(each.chopped)
     assert record is not None  # chop_checkpoint wrote it
-    return [tuple(step["kept_layers"]) for step in record["history"]]
+    return [tuple(step["kept_layers"]) for step in entries(record, CHOP)]
 
 
 def export(heal: Path, healed: Path) -> dict[str, Any]:
@@ -138,69 +141,66 @@ def export(heal: Path, healed: Path) -> dict[str, Any]:
     return {"folder": str(healed)}
 
 
-def score(settings: PipelineSettings, name: str, model: str, out: Path) -> dict[str, Any]:
-    """Held-out perplexity and task accuracies of one model."""
-    wanted = settings.score
-    loaded, engine = open_engine(model, _revision(settings, name), wanted.dtype)
-    texts = read_texts(names(settings.text.held_out), settings.text.field)
+def score(settings: PipelineSettings, name: str, model: str) -> dict[str, Any]:
+    """Size and document loss of one model: its loss on held-out text, every document whole."""
+    loaded, engine = _open(settings, name, model)
+    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     measured = perplexity(engine, load_tokenizer(loaded.folder), texts)
-    accuracies = {}
-    if wanted.tasks:
-        found = evaluate(
-            loaded,
-            engine,
-            load_tasks(
-                names(wanted.tasks),
-                wanted.include_path or None,
-                None if wanted.num_fewshot < 0 else wanted.num_fewshot,
-            ),
-            output=out,
-            limit=wanted.limit or None,
-            log_samples=True,
-        )
-        accuracies = _accuracies(found["results"])
     assert isinstance(loaded.weights, Checkpoint)
     return {
         "layers": loaded.config.num_layers,
         "parameters": parameters.count(loaded.config),
         "bytes": sum(tensor.nbytes for tensor in loaded.weights.tensors.values()),
-        "loss": measured["nats_per_token"],
+        "document_loss": measured["nats_per_token"],
         "perplexity": measured["perplexity"],
         "bits_per_byte": measured["bits_per_byte"],
         "tokens": measured["tokens"],
         "convention": measured["convention"],
-        "accuracies": accuracies,
     }
 
 
-def _accuracies(results: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
-    """ "task metric" → (value, standard error), from the harness's results."""
-    found = {}
-    for task, metrics in results.items():
-        for name, value in metrics.items():
-            metric, _, filtered = name.partition(",")
-            if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
-                continue
-            error = metrics.get(f"{metric}_stderr,{filtered}")
-            found[f"{task} {metric}"] = (value, error if isinstance(error, float) else None)
-    return found
+def score_on(
+    settings: PipelineSettings, scored: Scored, name: str, model: str, out: Path
+) -> dict[str, Any]:
+    """Accuracies on tasks and perplexities of texts of one model. Answers that an earlier call
+    with other tasks and texts left in `out` are not computed again."""
+    if not scored:
+        return {"accuracies": {}, "texts": {}}
+    loaded, engine = _open(settings, name, model)
+    found = evaluate(
+        loaded,
+        engine,
+        scored.tasks,
+        output=out,
+        limit=settings.score.limit or None,
+        add_bos_token=BOS[settings.score.bos],
+        log_samples=True,
+        texts=scored.texts,
+        keep_journal=True,
+    )
+    return measured_on(found, scored.texts)
 
 
-def held_out_losses(
+def _open(settings: PipelineSettings, name: str, model: str) -> tuple[Loaded, Engine]:
+    wanted = settings.score
+    return open_engine(model, _revision(settings, name), wanted.dtype, wanted.max_length or None)
+
+
+def window_losses(
     settings: PipelineSettings, healing: ConfigDict, folders: dict[str, str]
 ) -> dict[str, float]:
-    """Parent's and chopped model's loss, measured as healing measures it: in windows of the
-    training length. The lines of the healing curve."""
+    """The models' window losses: on held-out text as healing measures it, in windows of the
+    training length. Parent's and chopped model's are the lines of the healing curve."""
     heal = training.read(healing)
     mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
     losses = {}
     with jax.set_mesh(mesh):
-        for name in ("parent", "chopped"):
+        for name, folder in folders.items():
             revision = _revision(settings, name)
-            config = describe(folders[name], revision).config
+            config = describe(folder, revision).config
             where = meshes.shardings(config, mesh)
             dtype = heal.compute.param_dtype
-            params = load(folders[name], revision, shardings=where, dtype=dtype).params
+            params = load(folder, revision, shardings=where, dtype=dtype).params
             losses[name], _ = held_out_loss(config, params, heal, mesh)
     return losses
 
@@ -214,7 +214,10 @@ def latency(settings: PipelineSettings, folders: dict[str, str]) -> dict[str, An
     longest = min(config.max_positions for _, config in models.values())
     length = min(wanted.latency_length or LATENCY_LENGTH, longest)
     compute = Compute(dtype=wanted.dtype)
-    found = timing.measure(models, wanted.latency_batch, length, compute, phases=("forward",))
+    with progress("latency", timing.ROUNDS + 1, "rounds") as bar:
+        found = timing.measure(
+            models, wanted.latency_batch, length, compute, phases=("forward",), advance=bar.advance
+        )
     return {
         "seconds": {name: timings["forward"].seconds for name, timings in found.items()},
         "batch": wanted.latency_batch,

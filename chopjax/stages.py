@@ -1,8 +1,9 @@
 """Stages that run once: skipped when done with the same settings, redone when they changed.
 
-A stage's record is WORKDIR/stages/NAME.json. It is written before the stage begins (so that a
-killed stage resumes with what it had) and again when it has ended. A stage's fingerprint covers its
-own settings and the fingerprints of the stages it builds on.
+A stage's record is WORKDIR/stages/NAME.json, with a copy in WORKDIR/stages/copies. It is written
+before the stage begins (so that a killed stage resumes with what it had) and again when it has
+ended. A stage's fingerprint covers its own settings and the fingerprints of the stages it builds
+on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from chopjax import interrupts
 from chopjax.checkpoint.atomic import new_file
-from chopjax.errors import UserError
+from chopjax.checkpoint.mark import is_taken
+from chopjax.errors import UserError, listing
 from chopjax.progress import say
+
+FOLDER = "stages"
+COPIES = "copies"
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,89 +37,174 @@ class Stage:
     settings: all that the result depends on apart from the stages in `needs`; must survive JSON.
     run: does the work and returns a JSON object. Called again after a kill with the same settings,
         it goes on where it stopped if it can.
-    clean: removes what an attempt with other settings left behind.
+    check: raises UserError where the stage cannot be done again, since others' files would go.
+    clean: removes what an attempt with other settings left behind, or sets it aside.
     outputs: files or folders without which the stage is not done, whatever its record says.
+    places: what else it writes. Before it has run for the first time, nothing is there.
     """
 
     name: str
     settings: dict[str, Any]
     needs: tuple[str, ...]
     run: Callable[[], dict[str, Any]]
-    clean: Callable[[], None]
+    check: Callable[[], None] = _nothing
+    clean: Callable[[], None] = _nothing
     outputs: tuple[Path, ...] = ()
+    places: tuple[Path, ...] = ()
 
 
-def run_stages(workdir: Path, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """A stage as it stands: done with its record, or to be run for a reason."""
+
+    stage: Stage
+    begun: dict[str, Any]  # fingerprint and settings
+    record: dict[str, Any] | None
+    reason: str  # for people; empty for the first time
+    redo: bool  # what is there is of no use
+
+    @property
+    def done(self) -> bool:
+        return self.record is not None and "result" in self.record and not self.redo
+
+
+def run_stages(
+    workdir: Path, stages: Sequence[Stage], older: Sequence[Stage] = ()
+) -> dict[str, dict[str, Any]]:
     """Run what is not done yet, in order; stage name → result.
 
-    Raises UserError where a stage's record cannot be read.
+    older: the same stages with the settings that an earlier chopjax would have recorded.
+    Raises UserError before any work is done where a stage's record cannot be read, and where
+    something stands in the place of a stage that did not make it.
     """
-    folder = workdir / "stages"
-    folder.mkdir(parents=True, exist_ok=True)
-    fingerprints: dict[str, str] = {}
+    folder = workdir / FOLDER
+    tasks = _look(folder, stages, older)
+    (folder / COPIES).mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
-    for number, stage in enumerate(stages, 1):
-        fingerprint = _fingerprint(stage, fingerprints)
-        fingerprints[stage.name] = fingerprint
-        path = folder / f"{stage.name}.json"
-        record = _read(path)
+    for number, task in enumerate(tasks, 1):
+        interrupts.check()
+        stage, begun, record = task.stage, task.begun, task.record
         title = f"[{number}/{len(stages)}] {stage.name}"
-        same = record is not None and record["fingerprint"] == fingerprint
-        lost = [path for path in stage.outputs if not path.exists()]
-        if record is not None and same and "result" in record and not lost:
+        if record is not None and task.done:
             say(f"{title}: done before, {record['seconds']:.0f} s then")
+            if record | begun != record:
+                _write(folder, stage.name, record | begun)  # as it is recorded now
             results[stage.name] = record["result"]
             continue
-        if record is not None and same and "result" in record:
-            say(f"{title}: again, because {lost[0]} is gone")
+        say(f"{title}: {task.reason}" if task.reason else title)
+        if task.redo:
             stage.clean()
-        elif record is not None and same:
-            say(f"{title}: going on where it stopped")
-        elif record is not None:
-            say(f"{title}: again, because {_difference(record['settings'], stage.settings)}")
-            stage.clean()
-        else:
-            say(title)
-            stage.clean()
-        begun = {"fingerprint": fingerprint, "settings": stage.settings}
-        _write(path, begun)
+        _write(folder, stage.name, begun)
         start = time.monotonic()
         result = stage.run()
         seconds = time.monotonic() - start
-        _write(path, begun | {"seconds": seconds, "result": result})
+        _write(folder, stage.name, begun | {"seconds": seconds, "result": result})
         results[stage.name] = result
     return results
 
 
-def _fingerprint(stage: Stage, fingerprints: dict[str, str]) -> str:
-    content = [stage.name, stage.settings, [fingerprints[name] for name in stage.needs]]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _look(folder: Path, stages: Sequence[Stage], older: Sequence[Stage]) -> list[_Task]:
+    """What is done and what is to do. Changes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; move it away")
+    now, before = _fingerprints(stages), _fingerprints(older)
+    tasks = [_task(folder, stage, now, before) for stage in stages]
+    taken = [
+        str(path)
+        for task in tasks
+        if task.record is None
+        for path in (*task.stage.outputs, *task.stage.places)
+        if is_taken(path)
+    ]
+    if taken:
+        raise UserError(
+            f"no stage of this run is known to have made what stands in its place:\n"
+            f"{listing(taken)}\nMove that away, or give another --workdir; nothing was changed"
+        )
+    for task in tasks:
+        if task.redo:
+            task.stage.check()
+    return tasks
+
+
+def _task(folder: Path, stage: Stage, now: dict[str, str], before: dict[str, str]) -> _Task:
+    record = _read(folder, stage.name)
+    settings = json.loads(json.dumps(stage.settings))
+    begun = {"fingerprint": now[stage.name], "settings": settings}
+    if record is None:
+        return _Task(stage, begun, None, "", redo=False)
+    lost = [path for path in stage.outputs if not path.exists()]
+    if record["fingerprint"] not in (now[stage.name], before.get(stage.name)):
+        reason = f"again, because {_difference(record['settings'], settings)}"
+        return _Task(stage, begun, record, reason, redo=True)
+    if "result" not in record:
+        return _Task(stage, begun, record, "going on where it stopped", redo=False)
+    if lost:
+        return _Task(stage, begun, record, f"again, because {lost[0]} is gone", redo=True)
+    return _Task(stage, begun, record, "", redo=False)
+
+
+def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for stage in stages:
+        content = [stage.name, stage.settings, [found[name] for name in stage.needs]]
+        text = json.dumps(content, sort_keys=True)
+        found[stage.name] = hashlib.sha256(text.encode()).hexdigest()
+    return found
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Which settings changed, for people."""
-    new = json.loads(json.dumps(new))
     changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
     if not changed:
         return "an earlier stage changed"
-    parts = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in sorted(changed)]
+    parts = []
+    for key in sorted(changed):
+        if key in old and key in new:
+            parts.append(f"{key} was {old[key]!r}, is {new[key]!r}")
+        else:
+            parts.append(f"{key} is {'new' if key in new else 'no longer asked for'}")
     return "; ".join(part if len(part) < 200 else part[:200] + "…" for part in parts)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A stage's record; None where there is none. Absent is not unreadable."""
+def _read(folder: Path, name: str) -> dict[str, Any] | None:
+    """A stage's record, or its copy; None where there is neither. Absent is not unreadable."""
+    path, copy = folder / f"{name}.json", folder / COPIES / f"{name}.json"
+    try:
+        copied = _parse(copy)
+    except ValueError as error:
+        raise UserError(
+            f"{copy}: the copy of the stage's record is damaged ({error}). Delete it: nothing is "
+            f"lost as long as {path} is there"
+        ) from None
+    try:
+        return _parse(path) or copied
+    except ValueError as error:
+        advice = (
+            "Delete it: its copy takes its place, and nothing is done again"
+            if copied
+            else "It has no copy. Move it away, and what the stage made, to run the stage again"
+        )
+        raise UserError(f"{path}: the stage's record is damaged ({error}). {advice}") from None
+
+
+def _parse(path: Path) -> dict[str, Any] | None:
+    """None where there is no file. Raises ValueError for anything but a record."""
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
-        record["fingerprint"], record["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: the stage's record is damaged ({error}). Delete it to run the stage again."
-        ) from error
+        record = json.loads(path.read_bytes())
+        sound = isinstance(record["fingerprint"], str) and isinstance(record["settings"], dict)
+        if "result" in record:
+            sound = sound and isinstance(record["result"], dict) and record["seconds"] >= 0
+    except (OSError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not sound:
+        raise ValueError("not what a stage writes")
     return record
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
-    with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+def _write(folder: Path, name: str, record: dict[str, Any]) -> None:
+    for path in (folder / COPIES / f"{name}.json", folder / f"{name}.json"):
+        with new_file(path, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")

@@ -24,28 +24,36 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from chopjax import scored as scores
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
-from chopjax.chop.configurations import Keep, ranges
+from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
+from chopjax.chop.configurations import Keep, ranges, resolve_remove
 from chopjax.chop.surgery import chop_params
+from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
+from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
-from chopjax.inputs import identity, text_files
+from chopjax.inputs import Contents, Inputs, Stamps
+from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
-from chopjax.report.sweep import write_report
+from chopjax.report.sweep import check_report, write_report
+from chopjax.room import check_sweep
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
-from chopjax.score.tasks import load_tasks
 from chopjax.sweep_points import Point, plan
 from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
+from chopjax.train.own_files import foreign_files
+from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
 POINTS = "points.jsonl"
+VERB = "sweep"
 
 
 def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
@@ -56,20 +64,66 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     settings = read(config)
     if settings.healed:
         training.read(_heal_config(settings, workdir, (0,), 0))
-    with owned(workdir):
+        check_wandb(settings.heal.log.wandb)
+    scored = scores.find(settings.score)
+    with owned(workdir, check_workdir):
+        if marked_by(workdir) is None:
+            begin_mark(workdir, VERB)
+        contents = Contents()
         loaded, engine = open_engine(
-            settings.model, settings.revision or None, settings.score.dtype
+            settings.model,
+            settings.revision or None,
+            settings.score.dtype,
+            settings.score.max_length or None,
         )
-        points = list(plan(settings, workdir, loaded.config.num_layers))
+        if settings.healed:
+            _check_room(settings, workdir, loaded.config)
+        points = list(plan(settings, workdir, loaded.config.num_layers, contents))
         if settings.healed:
             _prepare(settings, workdir)
-        about = {
-            "parent": identity(loaded),
-            "held_out": text_files(settings.text.held_out, settings.text.field),
-            "train": text_files(settings.text.train, settings.text.field),
-        }
-        rows = _do(settings, workdir, loaded, engine, points, about)
+        about = [
+            _about_inputs(settings, loaded, inputs) | {"scored": scored.identities}
+            for inputs in (contents, Stamps())
+        ]
+        rows = _do(settings, workdir, loaded, engine, scored, points, about)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raise UserError where others' files stand in the way."""
+    if marked_by(workdir) not in (None, VERB):
+        raise UserError(
+            f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
+        )
+    check_report(workdir)
+    if marked_by(workdir) == VERB or read_rows(workdir / POINTS):
+        return
+    places = [workdir / name for name in ("tokens", "tokens.partial", "heal", POINTS)]
+    taken = [path.name for path in (*places, *workdir.glob("analysis-*")) if is_taken(path)]
+    if taken:
+        raise UserError(
+            f"{workdir} holds {some(taken)}, and no sweep is known to have put it there; move it "
+            "away or give another --workdir"
+        )
+
+
+def _about_inputs(settings: SweepSettings, loaded: Loaded, inputs: Inputs) -> dict[str, Any]:
+    field = settings.text.field
+    return {
+        "parent": inputs.model(loaded),
+        "held_out": inputs.texts(settings.text.held_out, field),
+        "train": inputs.texts(settings.text.train, field) if settings.text.train else [],
+    }
+
+
+def _check_room(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
+    """For every number of layers and every strategy and seed a healed point."""
+    counts = [resolve_remove(n, model.num_layers) for n in names(settings.remove)]
+    times = len(names(settings.strategies)) * len(names(settings.seeds))
+    kept = [model.num_layers - count for count in counts] * times
+    sources = find_sources(text_names(settings.text.train), settings.text.field)
+    texts = [file for source in sources for file in source.files]
+    check_sweep(workdir, model, kept, settings.heal, settings.keep_healed, texts)
 
 
 # ------------------------------------------------------------------------------ Doing them
@@ -80,32 +134,59 @@ def _do(
     workdir: Path,
     loaded: Loaded,
     engine: Engine,
+    scored: scores.Scored,
     points: Sequence[Point],
-    about: Mapping[str, Any],
+    about: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The rows of all points, in order; those that are missing are measured and appended."""
+    """The rows of all points, in order; those that are missing are measured and appended.
+
+    about: parent and texts, as they are now; and as an earlier chopjax would have recorded them.
+    """
     path = workdir / POINTS
+    _cut_torn_line(path)
     rows = read_rows(path)
     done = {(row["strategy"], row["seed"], row["key"]): row for row in rows}
     measured = {row["key"]: row for row in rows}
     engines: dict[int, Engine] = {}
     found = []
-    with progress("points", len(points), "points") as bar:
-        for point in points:
-            key = _key(settings, about, point)
-            row = done.get((point.strategy, point.seed, key))
+    keys_of = [[_key(settings, each, point) for each in about] for point in points]
+    known = sum(
+        any((point.strategy, point.seed, key) in done for key in keys)
+        for point, keys in zip(points, keys_of, strict=True)
+    )
+    with progress("points", len(points), "points", known) as bar:
+        for point, keys in zip(points, keys_of, strict=True):
+            key = keys[0]
+            rows_before = [done.get((point.strategy, point.seed, each)) for each in keys]
+            row = next((each for each in rows_before if each is not None), None)
             if row is None:
                 # Two strategies may keep the same layers: the model is scored once.
-                folder = workdir / "heal" / key
-                values = measured.get(key) or _score(
-                    settings, workdir, folder, loaded, engine, engines, point
-                )
+                values = next((measured[each] for each in keys if each in measured), None)
+                if values is None:
+                    folders = [workdir / "heal" / each for each in keys]
+                    folder = next((each for each in folders if each.exists()), folders[0])
+                    values = _score(
+                        settings, workdir, folder, loaded, engine, engines, scored, point
+                    )
                 row = {**values, **_about(point), "key": key}
                 _append(path, row)
                 measured[key] = row
+                if point.healed and not settings.keep_healed:
+                    for each in keys:
+                        _remove_run(workdir / "heal" / each)
+                bar.advance(1, loss=row["loss"])
             found.append(row)
-            bar.advance(1, loss=row["loss"])
     return found
+
+
+def _remove_run(folder: Path) -> None:
+    """The training run of a point that is written down."""
+    if not folder.is_dir():
+        return
+    if others := foreign_files(folder):
+        say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
+    else:
+        shutil.rmtree(folder)
 
 
 def _about(point: Point) -> dict[str, Any]:
@@ -125,7 +206,7 @@ def _key(settings: SweepSettings, about: Mapping[str, Any], point: Point) -> str
         flat = training.flat(dataclasses.asdict(settings.heal))
         healing = {k: v for k, v in flat.items() if not k.startswith(training.MAY_CHANGE)}
         healing |= {"seed": point.seed, "text": about["train"]}
-    score = {k: v for k, v in dataclasses.asdict(settings.score).items() if "latency" not in k}
+    score = scores.about(settings.score) | about["scored"]
     content = [about["parent"], about["held_out"], list(point.keep), healing, score]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -137,6 +218,7 @@ def _score(
     loaded: Loaded,
     engine: Engine,
     engines: dict[int, Engine],
+    scored: scores.Scored,
     point: Point,
 ) -> dict[str, Any]:
     begun = time.monotonic()
@@ -157,34 +239,44 @@ def _score(
     scorer = (
         base.with_params(params)
         if base
-        else Engine(config, params, engine.compute, engine.max_length, engine.mesh)
+        else Engine(
+            config,
+            params,
+            engine.compute,
+            engine.max_length,
+            engine.mesh,
+            tokenizer=engine.tokenizer,
+        )
     )
     engines.setdefault(len(point.keep), scorer)
-    texts = read_texts(names(settings.text.held_out), settings.text.field)
+    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     found = perplexity(scorer, load_tokenizer(loaded.folder), texts)
-    row = {
+    return {
         "loss": found["nats_per_token"],
         "perplexity": found["perplexity"],
         "bits_per_byte": found["bits_per_byte"],
         "loss_over_log_vocabulary": found["loss_over_log_vocabulary"],
         "tokens": found["tokens"],
         "convention": found["convention"],
-        **_accuracies(settings, model, scorer),
+        **_accuracies(settings, model, scorer, scored),
         "seconds": time.monotonic() - begun,
     }
-    if point.healed and not settings.keep_healed:
-        shutil.rmtree(folder)
-    return row
 
 
-def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[str, Any]:
-    """Accuracy of every task and what guessing would give."""
-    score = settings.score
-    if not score.tasks:
-        return {"accuracy": {}, "chance": {}}
-    shots = None if score.num_fewshot < 0 else score.num_fewshot
-    tasks = load_tasks(names(score.tasks), score.include_path or None, shots)
-    found = evaluate(model, engine, tasks, limit=score.limit or None)
+def _accuracies(
+    settings: SweepSettings, model: Loaded, engine: Engine, scored: scores.Scored
+) -> dict[str, Any]:
+    """Accuracy of every task, what guessing would give, and the figures of texts."""
+    if not scored:
+        return {"accuracy": {}, "chance": {}, "texts": {}}
+    found = evaluate(
+        model,
+        engine,
+        scored.tasks,
+        limit=settings.score.limit or None,
+        add_bos_token=scores.BOS[settings.score.bos],
+        texts=scored.texts,
+    )
     accuracy = {}
     for task, metrics in found["results"].items():
         metric = next((m for m in ("acc_norm,none", "acc,none") if m in metrics), None)
@@ -194,6 +286,7 @@ def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[
     return {
         "accuracy": accuracy,
         "chance": {task: found["chance"].get(task) for task in accuracy},
+        "texts": scores.measured_on(found, scored.texts)["texts"],
     }
 
 
@@ -202,7 +295,7 @@ def _accuracies(settings: SweepSettings, model: Loaded, engine: Engine) -> dict[
 
 def _prepare(settings: SweepSettings, workdir: Path) -> None:
     prepare(
-        names(settings.text.train),
+        text_names(settings.text.train),
         load_tokenizer(settings.model, settings.revision or None),
         workdir / "tokens",
         field=settings.text.field,
@@ -227,20 +320,35 @@ def _heal_config(settings: SweepSettings, workdir: Path, keep: Keep, seed: int) 
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The points done so far. What a killed run left of a line is dropped."""
+    """The points done so far, without what a killed run left of a line. Raises UserError for what
+    no sweep writes."""
+    return [json.loads(line) for line in _whole_lines(path).splitlines()]
+
+
+def _whole_lines(path: Path) -> str:
     if not path.exists():
-        return []
-    text = path.read_text()
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        with new_file(path, overwrite=True) as temporary:
-            temporary.write_text(whole + "\n" if whole else "")
+        return ""
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
+        text = path.read_text()
+        end = text.rfind("\n") + 1
+        rows = [json.loads(line) for line in text[:end].splitlines()]
+        if not all({"strategy", "seed", "key"} <= row.keys() for row in rows):
+            raise ValueError("a line is not a point of a sweep")
+        if not text[end:].startswith('{"loss": '[: len(text) - end]):
+            raise ValueError("the last line is not a point of a sweep")
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: damaged ({error}). Delete the line, or the file to measure all points again."
+            f"{path}: damaged ({error}). Delete the line, or move the file away to measure all "
+            "points again."
         ) from error
+    return text[:end]
+
+
+def _cut_torn_line(path: Path) -> None:
+    whole = _whole_lines(path)
+    if path.exists() and path.stat().st_size > len(whole.encode()):
+        with new_file(path, overwrite=True) as temporary:
+            temporary.write_text(whole)
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

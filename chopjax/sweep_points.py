@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from chopjax.analysis import AnalysisSettings, analyze, needed_measure
 from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.mark import is_taken
 from chopjax.chop.configurations import Keep, choose, resolve_remove
-from chopjax.chop.importance import MEASURED, choose_measured, parse_protect
+from chopjax.chop.importance import ANALYSIS, MEASURED, choose_measured, parse_protect
+from chopjax.data.lists import text_names
 from chopjax.errors import UserError
-from chopjax.inputs import identity, text_files
+from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.progress import say
 from chopjax.sweep_settings import SweepSettings, names
 
@@ -31,7 +33,9 @@ class Point(NamedTuple):
     seed: int  # of healing, and of the text that chose the layers
 
 
-def plan(settings: SweepSettings, workdir: Path, num_layers: int) -> Iterator[Point]:
+def plan(
+    settings: SweepSettings, workdir: Path, num_layers: int, contents: Contents
+) -> Iterator[Point]:
     """The points in the order in which they are done: the parent, then all that needs no healing,
     then the healed ones, seed by seed; the number of layers coarsely at first.
 
@@ -40,7 +44,7 @@ def plan(settings: SweepSettings, workdir: Path, num_layers: int) -> Iterator[Po
     yield Point(PARENT, 0, tuple(range(num_layers)), False, 0)
     seeds = [int(seed) for seed in names(settings.seeds)]
     counts = coarse_first([resolve_remove(n, num_layers) for n in names(settings.remove)])
-    analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
+    analyses = {seed: _analysis(settings, workdir, seed, contents) for seed in seeds}
     for healed in (False, True) if settings.healed else (False,):
         for seed in seeds:
             for count in counts:
@@ -82,7 +86,9 @@ def _keep(
         return None
 
 
-def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, Any]:
+def _analysis(
+    settings: SweepSettings, workdir: Path, seed: int, contents: Contents
+) -> dict[str, Any]:
     """The measures that the strategies need, from workdir where they have been taken before."""
     measures = [needed_measure(s) for s in names(settings.strategies) if s in MEASURED]
     if not measures:
@@ -95,22 +101,39 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
         protect=parse_protect(settings.protect),
         seed=seed,
     )
-    text = names(settings.calibration.text or settings.text.train)
+    text = settings.calibration.text or settings.text.train
     revision, field = settings.revision or None, settings.text.field
-    asked = {
-        "parent": identity(describe(settings.model, revision)),
-        "text": text_files(",".join(text), field),
-        "settings": dataclasses.asdict(about) | {"measures": []},
-    }
-    asked = json.loads(json.dumps(asked))
-    path = workdir / f"analysis-{seed}" / "analysis.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found.get("asked") == asked and set(measures) <= set(found["settings"]["measures"]):
+    parent = describe(settings.model, revision)
+
+    def asked(inputs: Inputs) -> dict[str, Any]:
+        found = {
+            "parent": inputs.model(parent),
+            "text": inputs.texts(text, field),
+            "settings": dataclasses.asdict(about) | {"measures": []},
+        }
+        return json.loads(json.dumps(found))
+
+    path = workdir / f"analysis-{seed}" / ANALYSIS
+    if is_taken(path):
+        found = _read_own(path)
+        same = found["asked"] in (asked(contents), asked(Stamps()))
+        if same and set(measures) <= set(found["settings"]["measures"]):
             return found
     say(f"measuring layers, seed {seed}")
-    found = analyze(settings.model, text, about, revision, field)
-    path.parent.mkdir(exist_ok=True)
+    found = analyze(settings.model, text_names(text), about, revision, field)
     with new_file(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(found | {"asked": asked}, indent=1) + "\n")
+        content = found | {"asked": asked(contents)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return found
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    """An analysis that a sweep wrote. Raises UserError for anything else in its place."""
+    try:
+        found = json.loads(path.read_bytes())
+        sound = isinstance(found["asked"], dict) and isinstance(found["settings"]["measures"], list)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: not what a sweep writes, or damaged; move it away")
     return found

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from ml_collections import ConfigDict
 
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED, parse_protect
-from chopjax.errors import UserError, listing
-from chopjax.pipeline_settings import CalibrationSettings, ScoreSettings, TextSettings, names
+from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.pipeline_settings import (
+    CalibrationSettings,
+    ScoreSettings,
+    TextSettings,
+    names,
+    score_problems,
+)
 from chopjax.train.settings import Settings as HealSettings
-from chopjax.train.settings import read_as
+from chopjax.train.settings import fields_of, read_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +26,10 @@ class SweepSettings:
     """Strategies times numbers of layers: chop, perhaps heal, score."""
 
     model: str = ""  # the parent: a Hugging Face folder or hub id
-    revision: str = ""  # of a hub id
+    revision: str = ""  # of a hub id: branch, tag or commit
+    # which layers go; several separated by commas
     strategies: str = ",".join([*STRATEGIES, *MEASURED])
-    remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions or percentages
+    remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions, percentages
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last
     seeds: str = "0"  # of calibration text and healing; each measured point once for each
     healed: bool = False  # heal every point, too, with the same budget (`heal`)
@@ -44,7 +52,7 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> SweepSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = read_as(SweepSettings, config.to_dict(), "", problems)
+    settings = read_as(SweepSettings, fields_of(config), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:
@@ -70,11 +78,14 @@ def _contradictions(settings: SweepSettings) -> list[str]:
             "calibration.text: text for strategies that measure is missing",
         ),
         (
-            bool(names(settings.seeds)) and all(s.isdigit() for s in names(settings.seeds)),
+            bool(names(settings.seeds))
+            and all(re.fullmatch("[0-9]{1,9}", s) for s in names(settings.seeds)),
             f"seeds: {settings.seeds!r}: numbers separated by commas are needed",
         ),
     ]
     unknown = [name for name in names(settings.strategies) if name not in known]
-    return [message for holds, message in checks if not holds] + [
-        f"strategies: {name!r} is not one of {', '.join(known)}" for name in unknown
+    problems = [message for holds, message in checks if not holds]
+    return [*problems, *score_problems(settings.score)] + [
+        f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
+        for name in unknown
     ]

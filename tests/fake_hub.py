@@ -1,11 +1,12 @@
 """A Hugging Face hub on this machine, with a second server as its CDN, that can misbehave.
 
 It serves folders as model repositories at the endpoints that huggingface_hub uses, counts the
-bytes of every file that leave it, and takes orders for faults.
+bytes of every file that leave it, takes uploads, and takes orders for faults.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -43,6 +44,9 @@ class Hub:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.bytes_per_second: float | None = None
         self.lock = threading.Lock()
+        self.accounts: dict[str, tuple[str, str]] = {}  # token → (user, role)
+        self.uploads: Path | None = None  # where repositories that are made here lie
+        self.private: set[str] = set()
         self._signature = 0
         self.signatures: set[str] = set()
 
@@ -90,6 +94,93 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        with self.hub.lock:
+            self.hub.requests.append((f"POST {path}", dict(self.headers)))
+        fault = self.hub.fault(f"POST {path}")
+        if fault and fault.status:
+            return self._status(fault.status, fault.headers)
+        account = self._account()
+        if account is None:
+            return self._status(401)
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            return self._create(account, json.loads(body))
+        if found := re.fullmatch(r"/api/models/(.+?)/preupload/main", path):
+            files = [file["path"] for file in json.loads(body)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            return self._json({"files": [{"path": name, **modes} for name in files]})
+        if found := re.fullmatch(r"/api/models/(.+?)/commit/main", path):
+            return self._commit(found[1], [json.loads(line) for line in body.splitlines()])
+        return self._status(404)
+
+    def _account(self) -> str | None:
+        """The user whose token came along."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        return self.hub.accounts.get(token, (None, ""))[0]
+
+    def _whoami(self) -> None:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in self.hub.accounts:
+            return self._status(401)
+        name, role = self.hub.accounts[token]
+        return self._json({"name": name, "auth": {"accessToken": {"role": role}}})
+
+    def _create(self, account: str, about: dict[str, object]) -> None:
+        owner = about.get("organization") or account
+        name = f"{owner}/{about['name']}"
+        if owner != account:
+            return self._status(403)
+        url = {"url": f"http://{self.headers['Host']}/{name}"}
+        if name in self.hub.repositories:
+            return self._json(url | {"error": "You already created this model repo"}, 409)
+        assert self.hub.uploads is not None
+        (self.hub.uploads / name).mkdir(parents=True)
+        self.hub.add(name, self.hub.uploads / name)
+        if about.get("private") or about.get("visibility") == "private":
+            self.hub.private.add(name)
+        return self._json(url)
+
+    def _commit(self, name: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        _, folder = self.hub.repositories[name]["main"]
+        for line in lines:
+            path = folder / line["value"].get("path", "")
+            if line["key"] == "file":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+            elif line["key"] == "deletedFile":
+                path.unlink()
+        url = f"http://{self.headers['Host']}/{name}/commit/{'0' * 40}"
+        return self._json({"commitUrl": url, "commitOid": "0" * 40, "success": True})
+
+    def _tree(self, name: str) -> None:
+        if name not in self.hub.repositories:
+            return self._status(404, {"X-Error-Code": "RepoNotFound"})
+        _, folder = self.hub.repositories[name]["main"]
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+        return self._json(
+            [
+                {
+                    "type": "file",
+                    "path": p.relative_to(folder).as_posix(),
+                    "size": p.stat().st_size,
+                    "oid": hashlib.sha1(p.read_bytes()).hexdigest(),
+                }
+                for p in files
+            ]
+        )
+
+    def _json(self, value: object, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {path}"
@@ -100,6 +191,10 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(fault.delay)
         if fault and fault.status:
             return self._status(fault.status, fault.headers)
+        if path == "/api/whoami-v2":
+            return self._whoami()
+        if found := re.fullmatch(r"/api/models/(.+?)/tree/main", path):
+            return self._tree(found[1])
         if found := re.fullmatch(r"/api/models/(.+?)(?:/revision/(.+))?", path):
             return self._model_info(found[1], found[2] or "main")
         if found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
@@ -124,15 +219,9 @@ class Handler(BaseHTTPRequestHandler):
             return self._status(404, {"X-Error-Code": "RevisionNotFound"})
         commit, folder = self.hub.repositories[name][revision]
         files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-        body = json.dumps(
-            {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
-        ).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        return None
+        siblings = [{"rfilename": file} for file in files]
+        about = {"id": name, "sha": commit, "siblings": siblings}
+        return self._json(about | {"private": name in self.hub.private})
 
     def _resolve(self, name: str, revision: str, file: str, fault: Fault | None) -> None:
         if name not in self.hub.repositories or revision not in self.hub.repositories[name]:

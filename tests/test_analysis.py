@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_everything_is_written(analysis: Path) -> None:
     names = {path.name for path in analysis.iterdir()}
     figures = {f"{n}{s}" for n in ("distance", "layers", "choices", "agreement")
                for s in (".png", ".svg")}  # fmt: skip
-    assert names == {"analysis.json", "analysis.npz"} | figures
+    assert names == {"analysis.json", "analysis.npz", ".chopjax.json"} | figures
     found = json.loads((analysis / "analysis.json").read_text())
     assert set(found["choices"]) == set(MEASURED) | set(STRATEGIES)
     assert set(found["recommended"]) == {"1", "2", "3"}
@@ -110,6 +111,24 @@ def test_chop_follows_the_analysis(
     assert record["strategy"] == strategy
     assert record["settings"]["protect"] == {"first": 1, "last": 1}
     assert record["settings"]["analysis"]["model"] == str(model)
+
+
+def test_an_analysis_of_a_model_of_the_same_size_is_refused_by_name(
+    model: Path, analysis: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    checkpoints.write_checkpoint(other, "llama", num_hidden_layers=5, vocab_size=300, seed=1)
+    flags = ["--strategy", "block-influence", "--remove", "2", "--analysis", str(analysis)]
+    assert cli.main(["chop", str(other), str(tmp_path / "out"), *flags]) == 2
+    assert f"another model, {model}: the weights differ" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    # A copy is the same model, wherever it lies and whoever made the record of it.
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"_name_or_path": "x", "transformers_version": "9"}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert cli.main(["chop", str(copy), str(tmp_path / "out"), *flags]) == 0
 
 
 def test_chop_measures_on_the_spot(

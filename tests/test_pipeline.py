@@ -17,8 +17,9 @@ import pytest
 import torch
 import transformers
 
-from chopjax import cli, inputs
-from chopjax.checkpoint.describe import describe
+from chopjax import __version__, cli
+from chopjax.checkpoint.mark import begin_mark
+from chopjax.score.engine import Engine
 
 RECIPE = """
 from chopjax.pipeline_settings import default_config
@@ -117,20 +118,30 @@ def test_a_run_leaves_all_that_it_promises(finished: Path, material: Path) -> No
     assert report["kept_layers"] == [0, 3]
     assert [m["layers"] for m in (parent, chopped, healed)] == [4, 2, 2]
     assert parent["parameters"] > chopped["parameters"] == healed["parameters"]
-    assert healed["loss"] < chopped["loss"], "six steps on one sentence must show"
+    assert healed["document_loss"] < chopped["document_loss"], "six steps on one sentence must show"
     assert all(0 <= m["accuracies"]["pick acc"][0] <= 1 for m in (parent, chopped, healed))
     assert all(m["latency_seconds"] > 0 for m in (parent, chopped, healed))
     assert (finished / "healing.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished / "report.html").read_text()
+    assert "2 of its 4 layers" in page
+    assert f"{healed['document_loss']:.4f}" in page
+    assert "data:image/svg+xml" in page
+    assert "chopjax run \\\n    --config" in page
+    assert f"<footer><p>chopjax {__version__}</p></footer>" in page
     card = (finished / "healed" / "README.md").read_text()
     assert "0, 3" in card or "0,3" in card
-    assert f"{healed['loss']:.4f}" in card
+    assert f"{healed['document_loss']:.4f}" in card
+    assert f"{healed['window_loss']:.4f}" in card
+    assert "pipeline_tag: text-generation" in card
+    assert "6 steps, 768 tokens, all weights" in card
     provenance = json.loads((finished / "healed" / "chopjax.json").read_text())
     assert provenance["kept_layers"] == [0, 3]
     metrics = (finished / "heal" / "metrics.jsonl").read_text().splitlines()
     first = next(row for row in map(json.loads, metrics) if "eval_loss" in row)
-    lines = report["held_out_loss_in_training_windows"]
     assert first["step"] == 0
-    assert first["eval_loss"] == pytest.approx(lines["chopped"], abs=1e-5)
+    assert first["eval_loss"] == pytest.approx(chopped["window_loss"], abs=1e-5)
+    assert healed["window_loss"] == pytest.approx(report["healing"]["eval_loss"], abs=1e-5)
+    assert set(report["conventions"]) == {"document_loss", "window_loss"}
 
 
 def test_the_healed_checkpoint_loads_in_transformers(finished: Path) -> None:
@@ -147,9 +158,11 @@ def test_a_second_run_does_nothing_again(
 ) -> None:
     weights = finished / "healed" / "model.safetensors"
     before = weights.stat().st_mtime_ns
+    for path in (material / "train.jsonl", *(material / "parent").iterdir()):
+        os.utime(path)  # the same bytes are the same input
     assert cli.main(arguments(material, finished)) == 0
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 10
+    assert captured.err.count("done before") == 14
     assert weights.stat().st_mtime_ns == before
     assert json.loads(captured.out) == json.loads((finished / "first.json").read_text())
     assert json.loads(captured.out) == json.loads((finished / "report.json").read_text())
@@ -165,17 +178,162 @@ def test_a_changed_setting_redoes_what_depends_on_it(
     for stage in ("heal", "export", "score-healed", "latency"):
         assert f"{stage}: again" in err
     assert "total_steps was 6, is 4" in err
+    (heal,), (healed,) = finished.glob("heal.2*"), finished.glob("healed.2*")
+    assert (heal / "checkpoints" / "6" / "sha256.json").is_file(), "set aside, not deleted"
+    assert (healed / "model.safetensors").is_file()
 
 
-def test_what_the_parent_and_the_text_are_counts(finished: Path, material: Path) -> None:
-    """The stages' settings follow the text's field and the parent's config.json."""
-    parent = describe(str(material / "parent"))
-    before = inputs.identity(parent), inputs.text_files(str(material / "train.jsonl"), "text")
-    config = material / "parent" / "config.json"
-    os.utime(config, ns=(1, 1))
-    after = inputs.identity(parent), inputs.text_files(str(material / "train.jsonl"), "body")
-    assert before[0] != after[0]
-    assert before[1] != after[1]
+def test_a_damaged_record_costs_nothing(
+    finished: Path, material: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--config.heal.total_steps=4"]
+    record = finished / "stages" / "heal.json"
+    record.write_text('{"fing')
+    assert cli.main(arguments(material, finished, *more)) == 2
+    assert f"{record}: the stage's record is damaged" in capsys.readouterr().err
+    record.unlink()
+    assert cli.main(arguments(material, finished, *more)) == 0
+    assert "heal: done before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["chopped/notes.txt", "heal/notes.txt", "healed/notes.txt"])
+def test_notes_among_its_results_are_not_lost_by_a_redo(
+    finished: Path, material: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (finished / place).write_text("precious")
+    more = ["--config.chop.remove=1"]
+    assert cli.main(arguments(material, finished, *more)) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert (finished / place).read_text() == "precious"
+    assert not (finished / "stages" / "chop.json").read_text().count('"remove": 1')
+    (finished / place).unlink()
+
+
+def test_folders_that_others_made_are_named_before_any_work(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ("tokens/train", "tokens/held_out.partial", "chopped", "heal", "healed")
+    places += ("scores/parent",)
+    for place in places:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "mine").write_text("precious")
+    assert cli.main(arguments(material, tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert all(str(tmp_path / place) in err for place in places)
+    assert all((tmp_path / place / "mine").read_text() == "precious" for place in places)
+    assert not (tmp_path / "stages").exists()
+
+
+@pytest.mark.parametrize("name", ["report.json", "healing.png", ".lock", "stages"])
+def test_files_of_its_names_are_not_written_over(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / name).write_text("precious")
+    assert cli.main(arguments(material, tmp_path)) == 2
+    assert str(tmp_path / name) in capsys.readouterr().err.replace(" holds ", "/")
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_folder_of_another_verb_is_refused(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin_mark(tmp_path, "sweep")
+    assert cli.main(arguments(material, tmp_path)) == 2
+    assert "folder of `chopjax sweep`" in capsys.readouterr().err
+
+
+def with_more(material: Path) -> list[str]:
+    """Another task, read from a data folder, and a text."""
+    folder = material / "more"
+    if not folder.exists():
+        (folder / "data" / "nick").mkdir(parents=True)
+        rows = [{"context": "the dog", "endings": ["sat on", "cat on"], "label": 0}] * 3
+        (folder / "data" / "nick" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        shutil.copytree(material / "tasks", folder / "tasks")
+        text = TASK.replace("task: pick", "task: nick").format(data="nowhere.jsonl")
+        (folder / "tasks" / "nick.yaml").write_text(text)
+        (folder / "own.txt").write_text("the dog sat on the mat. " * 5)
+    pick = folder / "data" / "pick"
+    if not pick.exists():
+        pick.mkdir()
+        shutil.copyfile(material / "tasks" / "pick.jsonl", pick / "test.jsonl")
+    return [
+        f"--config.score.include_path={folder / 'tasks'}",
+        f"--config.score.data_dir={folder / 'data'}",
+        "--config.score.tasks=pick,nick",
+        f"--config.score.text={folder / 'own.txt'}",
+    ]
+
+
+def test_added_tasks_and_texts_alone_are_measured(
+    material: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workdir = tmp_path / "run"
+    assert cli.main(arguments(material, workdir)) == 0
+    first = report_of(capsys)
+    planned: list[int] = []
+    plan = Engine.plan
+
+    def counted(self: Engine, requests: Any, *more: Any) -> Any:
+        requests = list(requests)
+        planned.append(len(requests))
+        return plan(self, requests, *more)
+
+    monkeypatch.setattr(Engine, "plan", counted)
+    assert cli.main(arguments(material, workdir, *with_more(material))) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    for stage in ("score-parent", "chop", "held-out-loss", "heal", "export", "latency"):
+        assert f"{stage}: done before" in captured.err
+    for name in ("parent", "chopped", "healed"):
+        old, new = first["models"][name], report["models"][name]
+        assert {k: old[k] for k in old if k not in ("accuracies", "texts")} == {
+            k: new[k] for k in new if k not in ("accuracies", "texts")
+        }
+        assert new["accuracies"]["pick acc"] == old["accuracies"]["pick acc"]
+        assert 0 <= new["accuracies"]["nick acc"][0] <= 1
+        assert new["texts"]["own.txt"]["perplexity"] > 1
+        assert "natural logarithm" in new["texts"]["own.txt"]["convention"]
+    card = (workdir / "healed" / "README.md").read_text()
+    assert f"{report['models']['healed']['texts']['own.txt']['perplexity']:.2f}" in card
+
+    # What was asked before is asked again without a request: with the tasks as they were, and
+    # after a document that was added.
+    planned.clear()
+    assert cli.main(arguments(material, workdir, *with_more(material)[:3])) == 0
+    assert sum(planned) == 0
+    data = material / "more" / "data" / "nick" / "test.jsonl"
+    row = {"context": "a cat", "endings": ["sat", "mat"], "label": 1}
+    before = data.read_text()
+    data.write_text(before + "\n" + json.dumps(row))
+    assert cli.main(arguments(material, workdir, *with_more(material))) == 0
+    data.write_text(before)
+    assert "task nick was" in capsys.readouterr().err
+    assert 0 < sum(planned) <= 3 * 2, "a new document has two choices, for each model"
+
+
+def test_data_that_are_missing_are_named_before_any_work(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "data"
+    empty.mkdir()
+    more = ["--config.score.tasks=", "--config.score.suite=just_chop"]
+    for flags, named in (
+        ([*more, f"--config.score.data_dir={empty}"], "piqa/validation.jsonl"),
+        ([*more, f"--config.score.data_dir={empty / 'none'}"], "no such folder"),
+        (["--config.score.suite=just_chopp"], "'just_chopp' is not one of"),
+        (["--config.score.text=nowhere.txt"], "nowhere.txt: no such file"),
+        (["--config.score.tasks=pikc"], "pick"),
+        ([f"--config.score.data_dir={empty}", "--config.score.tasks="], "give score.tasks"),
+    ):
+        assert cli.main(arguments(material, tmp_path / "run", *flags)) == 2, flags
+        captured = capsys.readouterr()
+        assert named in captured.err
+        assert "Traceback" not in captured.err
+        assert not (tmp_path / "run").exists()
 
 
 def test_training_before_the_chop_accumulates_optimizer_state(
@@ -208,7 +366,8 @@ def test_layers_go_in_rounds_and_are_measured_in_each(
     record = json.loads((workdir / "healed" / "chopjax.json").read_text())
     assert record["kept_layers"] == two["kept_layers"]
     assert record["parent"]["name"] == str(material / "parent")
-    assert [step["settings"]["round"] for step in record["history"]] == [1, 2]
+    assert [step["step"] for step in record["history"]] == ["chop", "training"] * 2
+    assert [step["settings"]["round"] for step in record["history"][::2]] == [1, 2]
     first, second = (
         json.loads((folder / "analysis" / "analysis.json").read_text())
         for folder in (workdir / "rounds" / "1", workdir)
@@ -252,7 +411,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
     ours = json.loads(captured.out)["models"]
     theirs = json.loads((finished / "first.json").read_text())["models"]
     for name in ("parent", "chopped", "healed"):
-        assert ours[name]["loss"] == theirs[name]["loss"]
+        assert ours[name]["document_loss"] == theirs[name]["document_loss"]
 
 
 @pytest.mark.parametrize(

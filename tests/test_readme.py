@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chopjax import cli
+from chopjax.commands import parser
 from chopjax.train.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -31,8 +31,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("words", README, ids=" ".join)
 def test_readme_commands_parse(words: list[str]) -> None:
-    words = [re.sub(r"^--config\.", "--set=", word) for word in words]
-    arguments = cli._parser(words[0]).parse_args(words)
+    arguments = parser.parse(words)
     if "config" in arguments:
         load_config(ROOT / arguments.config, arguments.set)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Recorder:
             return {"from": self.settings[name]}
 
         return Stage(
-            name, self.settings[name], needs, run, lambda: self.calls.append(f"clean {name}")
+            name, self.settings[name], needs, run, clean=lambda: self.calls.append(f"clean {name}")
         )
 
     def go(self, workdir: Path) -> list[str]:
@@ -41,7 +42,7 @@ class Recorder:
 
 def test_done_stages_are_skipped_and_keep_their_results(tmp_path: Path) -> None:
     recorder = Recorder()
-    assert recorder.go(tmp_path) == ["clean a", "run a", "clean b", "run b"]
+    assert recorder.go(tmp_path) == ["run a", "run b"]
     assert recorder.go(tmp_path) == []
 
 
@@ -73,11 +74,88 @@ def test_an_interrupted_stage_with_new_settings_is_cleaned(tmp_path: Path) -> No
     assert recorder.go(tmp_path) == ["clean b", "run b"]
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    Recorder().go(tmp_path)
-    (tmp_path / "stages" / "a.json").write_text('{"finger')
-    with pytest.raises(UserError, match=r"a\.json"):
+DAMAGES = ['{"finger', "", "[1]", "null", '{"fingerprint": 1, "settings": {}}', "\xff" * 9]
+DAMAGES += ['{"fingerprint": "x", "settings": {}, "result": 3, "seconds": 1}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("place", ["stages/b.json", "stages/copies/b.json"])
+def test_a_damaged_record_is_named_and_the_advice_costs_nothing(
+    tmp_path: Path, damage: str, place: str
+) -> None:
+    recorder = Recorder()
+    recorder.go(tmp_path)
+    (tmp_path / place).write_text(damage, encoding="latin-1")
+    recorder.settings["a"] = {"x": 2}  # would run before it
+    recorder.calls = []
+    with pytest.raises(UserError, match=rf"{place}.*damaged.*Delete it"):
+        run_stages(tmp_path, recorder.stages())
+    assert recorder.calls == [], "before any work"
+    recorder.settings["a"] = {"x": 1}
+    (tmp_path / place).unlink()
+    assert recorder.go(tmp_path) == []
+    assert (tmp_path / "stages/b.json").exists() or place == "stages/b.json"
+
+
+def test_others_files_in_the_place_of_records_stay(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "b.json").write_text("precious")
+    with pytest.raises(UserError, match=r"b\.json"):
         run_stages(tmp_path, Recorder().stages())
+    assert (tmp_path / "stages" / "b.json").read_text() == "precious"
+    assert not (tmp_path / "stages" / "a.json").exists()
+
+
+def test_what_stands_in_a_stages_place_is_named_before_any_work(tmp_path: Path) -> None:
+    recorder = Recorder()
+    places = [tmp_path / name for name in ("out", "scores", "empty", "absent")]
+    for path in places[:2]:
+        path.mkdir()
+        (path / "mine").write_text("precious")
+    places[2].mkdir()
+    first, second = recorder.stages()
+    stages = [
+        dataclasses.replace(first, places=(places[2], places[3])),
+        dataclasses.replace(second, outputs=(places[0],), places=(places[1],)),
+    ]
+    with pytest.raises(UserError, match=r"/out\n.*/scores\n"):
+        run_stages(tmp_path, stages)
+    assert recorder.calls == []
+    for path in places[:2]:
+        (path / "mine").unlink()
+    run_stages(tmp_path, stages)
+    (places[0] / "made").touch()
+    assert recorder.calls == ["run a", "run b"]
+    run_stages(tmp_path, stages)
+
+
+def test_a_redo_that_would_delete_others_files_is_refused_before_any_work(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.go(tmp_path)
+
+    def check() -> None:
+        raise UserError("holds notes.txt")
+
+    first, second = recorder.stages()
+    stages = [first, dataclasses.replace(second, check=check)]
+    run_stages(tmp_path, stages)
+    recorder.calls = []
+    recorder.settings["a"] = {"x": 5}
+    first, second = recorder.stages()
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        run_stages(tmp_path, [first, dataclasses.replace(second, check=check)])
+    assert recorder.calls == []
+
+
+def test_records_of_an_earlier_chopjax_are_taken_and_brought_up_to_date(tmp_path: Path) -> None:
+    old, new = Recorder(), Recorder()
+    old.settings = {"a": {"x": "by time"}, "b": {"y": 1}}
+    old.go(tmp_path)
+    new.calls = []
+    run_stages(tmp_path, new.stages(), old.stages())
+    assert new.calls == []
+    run_stages(tmp_path, new.stages())
+    assert new.calls == []
 
 
 def test_a_stage_whose_output_is_gone_runs_again(tmp_path: Path) -> None:

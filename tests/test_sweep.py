@@ -13,6 +13,7 @@ import pytest
 
 from chopjax import cli
 from chopjax.checkpoint.load import load
+from chopjax.checkpoint.mark import begin_mark
 from chopjax.chop.configurations import parse_keep
 from chopjax.chop.surgery import chop_params
 from chopjax.data.tokenizer import load_tokenizer
@@ -24,6 +25,7 @@ from chopjax.sweep import _append, read_rows
 from chopjax.sweep_points import coarse_first
 from chopjax.train import settings as train_settings
 from chopjax.train.loop import train
+from chopjax.train.own_files import foreign_files
 
 RECIPE = """
 from chopjax.sweep_settings import default_config
@@ -156,6 +158,47 @@ def test_fewer_strategies_do_not_measure_again_and_another_text_does(
     assert "parent:" in err, "what was scored on other text is scored again"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokens/mine",
+        "heal/mine",
+        "analysis-0/mine",
+        "points.jsonl",
+        "report.html",
+        "loss.png",
+        ".lock",
+    ],
+)
+def test_what_others_made_is_named_and_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    words = ["sweep", "--config", str(folder / "recipe.py"), "--workdir", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert name.partition("/")[0] in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "precious"
+    assert {p.name for p in tmp_path.iterdir()} == {name.partition("/")[0]}
+
+
+def test_a_healed_run_that_holds_notes_stays(tmp_path: Path) -> None:
+    """The run of a point is removed when it is scored, and only that."""
+    begin_mark(tmp_path, "train")
+    assert foreign_files(tmp_path) == []
+    (tmp_path / "notes.txt").write_text("precious")
+    assert foreign_files(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("content", ["precious", "precious\n", '{"mine": 1}\n', '{"mine": 1}'])
+def test_points_that_no_sweep_wrote_are_not_cut(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "points.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"points\.jsonl"):
+        read_rows(path)
+    assert path.read_text() == content
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said() -> None:
     with pytest.raises(UserError, match=r"/dev/full: No space left.*start again"):
@@ -176,3 +219,24 @@ def test_mistakes_are_said(
 ) -> None:
     assert run(folder, flag) == 2
     assert message in capsys.readouterr().err
+
+
+def test_texts_and_tasks_are_found_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--workdir", str(tmp_path / "work"), "--config", str(folder / "recipe.py")]
+    for flags, said in (
+        (["--config.score.suite=none"], "'none' is not one of"),
+        (["--config.score.text=nowhere.txt"], "nowhere.txt: no such file"),
+        (["--config.score.suite=quick", f"--config.score.data_dir={tmp_path}"], "are missing"),
+    ):
+        assert cli.main(["sweep", *work, *flags]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "work").exists()
+    few = ["--config.strategies=input", "--config.remove=1", "--json"]
+    text = f"--config.score.text={folder / 'text.jsonl'}"
+    assert cli.main(["sweep", *work, *few, text]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for row in (report["parent"], *report["points"]):
+        # The same text as held-out text: the same figure.
+        assert row["texts"]["text.jsonl"]["nats_per_token"] == pytest.approx(row["loss"], abs=1e-6)

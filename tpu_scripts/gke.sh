@@ -11,7 +11,7 @@ training after a preemption by itself; `watch` only tells.
 
   create    one node pool a slice
   setup     credentials for kubectl, a look at VOLUME_CLAIM (the volume that WORKDIR lies on), the
-            JobSet controller, and the image of this checkout
+            token of Hugging Face as a secret, the JobSet controller, and the image of this checkout
   launch    start training
   status    the JobSet and its pods
   watch     follow the JobSet until training is done (launching it if it is not there)
@@ -20,7 +20,7 @@ training after a preemption by itself; `watch` only tells.
   delete    give the node pools back; everything stays in WORKDIR
   manifest  print the JobSet
 
-  --dry-run        print every command and run nothing
+  --dry-run        check TRAIN_COMMAND on this machine, print every other command and run none
   --settings FILE  settings to use (default: settings.sh beside this script)
 END
 }
@@ -32,6 +32,12 @@ numbers SLICES HOSTS_PER_SLICE CHIPS_PER_HOST
 one_of CAPACITY spot on-demand
 [[ $MOUNT_PATH =~ ^/[A-Za-z0-9._/-]+$ && $WORKDIR/ == "${MOUNT_PATH%/}"/* ]] ||
   die "MOUNT_PATH=$MOUNT_PATH in $SETTINGS: an absolute path that WORKDIR=$WORKDIR begins with"
+for store in "$TRAIN_STORE" "$EVALUATION_STORE"; do
+  while IFS= read -r folder; do
+    [[ $folder != /* || $folder/ == "${MOUNT_PATH%/}"/* ]] ||
+      die "$folder, a token store in $SETTINGS, does not lie below MOUNT_PATH=$MOUNT_PATH"
+  done < <(folders_of "$store")
+done
 tools gcloud kubectl
 
 CLUSTER_FLAGS=("--cluster=$CLUSTER" "--location=$CLUSTER_LOCATION" "--project=$PROJECT")
@@ -90,6 +96,9 @@ spec:
                 limits:
                   google.com/tpu: $CHIPS_PER_HOST
               volumeMounts: [{name: share, mountPath: $MOUNT_PATH}]
+              env:
+              - name: HF_TOKEN
+                valueFrom: {secretKeyRef: {name: $NAME-hf-token, key: token, optional: true}}
               command: [bash, -c]
               args:
               - |
@@ -116,11 +125,23 @@ create() {
   done
 }
 
+# Not by `apply`, which writes what it got into the metadata.
+send_token() {
+  temporary
+  hf_token "$TEMPORARY"
+  delete_token
+  [[ -z $HF_TOKEN_SOURCE ]] ||
+    run "${KUBECTL[@]}" create secret generic "$NAME-hf-token" "--from-file=token=$HF_TOKEN_SOURCE"
+}
+
+delete_token() { run "${KUBECTL[@]}" delete secret "$NAME-hf-token" --ignore-not-found; }
+
 setup() {
   tools docker
   run gcloud container clusters get-credentials "$CLUSTER" "--location=$CLUSTER_LOCATION" \
     "--project=$PROJECT"
   run "${KUBECTL[@]}" get persistentvolumeclaim "$VOLUME_CLAIM"
+  send_token
   run kubectl apply --server-side -f \
     "https://github.com/kubernetes-sigs/jobset/releases/download/$JOBSET_VERSION/manifests.yaml"
   run docker build --tag "$IMAGE" --file "$SCRIPTS/Dockerfile" "$ROOT"
@@ -209,10 +230,15 @@ collect() {
 delete() {
   local slice
   stop
+  delete_token
   for ((slice = 0; slice < SLICES; slice++)); do
     run gcloud container node-pools delete "$NAME-$slice" "${CLUSTER_FLAGS[@]}" --quiet
   done
 }
+
+case $VERB in
+  create | launch | watch) check_training elsewhere ;;
+esac
 
 case $VERB in
   create | setup | watch | stop | collect | delete | manifest) "$VERB" ;;

@@ -94,11 +94,83 @@ start_up() {
   done < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$SCRIPTS/settings.sh")
   ((${#missing[@]} == 0)) || die "$SETTINGS lacks ${missing[*]}; see $SCRIPTS/settings.sh"
   need NAME WORKDIR TRAIN_COMMAND GRACE_SECONDS MAX_FAILURES POLL_SECONDS COLLECT_DIR
+  [[ $TRAIN_COMMAND != *"--config.data.train=''"* ]] || need TRAIN_STORE
+  [[ -n $HF_TOKEN_FILE ]] || unset HF_TOKEN
   numbers GRACE_SECONDS MAX_FAILURES
   [[ $WORKDIR == /* ]] ||
     die "WORKDIR=$WORKDIR in $SETTINGS: an absolute path on a file system that every host mounts"
+  stores_are_shared
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     die "NAME=$NAME in $SETTINGS: lower-case letters, digits and dashes only"
+}
+
+# folders_of STORES → one a line: of FOLDER, or of FOLDER=WEIGHT,FOLDER=WEIGHT
+folders_of() {
+  local part parts
+  [[ $1 == *=* ]] || { printf '%s\n' "$1" && return; }
+  IFS=, read -ra parts <<<"$1"
+  for part in "${parts[@]}"; do printf '%s\n' "${part%=*}"; done
+}
+
+# stores_are_shared → TRAIN_STORE and EVALUATION_STORE are the same on every host
+stores_are_shared() {
+  local name folder
+  for name in TRAIN_STORE EVALUATION_STORE; do
+    while IFS= read -r folder; do
+      [[ -z $folder || $folder == /* || $folder == *://* ]] ||
+        die "$name=${!name} in $SETTINGS: an absolute path on a file system that every host mounts," \
+          "or a URL"
+    done < <(folders_of "${!name}")
+  done
+}
+
+# hf_token FOLDER → HF_TOKEN_SOURCE is a file with the token, in FOLDER where HF_TOKEN holds it; empty
+# where there is none. Never an argument of a program: those are for all to see.
+hf_token() {
+  HF_TOKEN_SOURCE=""
+  if [[ -n ${HF_TOKEN:-} ]]; then
+    HF_TOKEN_SOURCE=$1/token
+    if $DRY_RUN; then
+      echo "(umask 077 && echo \"\$HF_TOKEN\" >$(quoted "$HF_TOKEN_SOURCE"))"
+    else
+      (umask 077 && printf '%s\n' "$HF_TOKEN" >"$HF_TOKEN_SOURCE")
+    fi
+  elif [[ -n $HF_TOKEN_FILE && -r $HF_TOKEN_FILE ]]; then
+    HF_TOKEN_SOURCE=$HF_TOKEN_FILE
+  fi
+}
+
+# temporary → TEMPORARY is a folder that goes when this script ends
+TEMPORARY=""
+temporary() {
+  if $DRY_RUN; then
+    TEMPORARY=/tmp
+  elif [[ -z $TEMPORARY ]]; then
+    TEMPORARY=$(mktemp -d)
+    trap 'rm -rf "$TEMPORARY"' EXIT
+  fi
+}
+
+# check_training here|elsewhere → the `chopjax train` of TRAIN_COMMAND, with its model, its token and
+# its stores, is looked at on this machine, before anything is asked for; also in a dry run
+check_training() {
+  local arguments=${TRAIN_COMMAND##*chopjax train } words
+  if [[ $arguments == "$TRAIN_COMMAND" ]]; then
+    say "$ME: not checked: there is no \`chopjax train\` in TRAIN_COMMAND"
+    return
+  elif ! command -v chopjax >/dev/null; then
+    say "$ME: not checked: TRAIN_COMMAND, for chopjax is not on PATH here (pip install $ROOT)"
+    return
+  elif ! (eval "words=($arguments)") 2>/dev/null; then
+    say "$ME: not checked: TRAIN_COMMAND, for it is more than words: $arguments"
+    return
+  fi
+  eval "words=($arguments)"
+  ((SLICES == 1)) || [[ $arguments == *mesh.slices=* ]] ||
+    say "$ME: SLICES=$SLICES, and TRAIN_COMMAND does not say --config.mesh.slices=$SLICES"
+  # In the folder that it will run in, and with the token that it will have.
+  (cd "$ROOT" && HF_TOKEN_PATH=${HF_TOKEN_FILE:-/dev/null} chopjax train "${words[@]}" --check "$1" >&2) ||
+    die "TRAIN_COMMAND in $SETTINGS would not start: see above"
 }
 
 # numbers SETTING… → every one is a whole number of at least 1

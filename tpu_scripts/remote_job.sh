@@ -3,6 +3,7 @@
 #   mount WORKDIR MOUNT_COMMAND   mount the file system that WORKDIR lies on, unless it is mounted
 #   start WORKDIR MOUNT_COMMAND COMMAND   the same, then run COMMAND in the repository's root,
 #                   detached; refused while one is running
+#   token FILE      keep the token of Hugging Face that lies in FILE (empty: none) for training
 #   status          prints "chopjax-job: " and idle, running or "exit N"
 #   stop SECONDS    SIGTERM, wait so long for it to save, then SIGKILL; fine when nothing runs
 #   tail            the last lines of the log
@@ -61,6 +62,7 @@ keep() {
   local code=0
   cd "$REPOSITORY"
   export PATH=$REPOSITORY/.venv/bin:$PATH
+  [[ ! -s $STATE/hf_token ]] || export HF_TOKEN_PATH=$STATE/hf_token
   printf '\n==== %s %s: %s\n' "$(date '+%F %T')" "$(hostname)" "$1"
   setsid bash -c "$1" </dev/null &
   echo $! >"$STATE/group"
@@ -85,6 +87,10 @@ case ${1:-} in
     fail "training did not start"
     ;;
   keep) keep "$2" ;;
+  token)
+    rm -f "$STATE/hf_token"
+    [[ -z $2 ]] || { chmod 600 "$2" && mv "$2" "$STATE/hf_token"; }
+    ;;
   status) echo "chopjax-job: $(status)" ;;
   stop)
     if running; then
@@ -105,7 +111,7 @@ case ${1:-} in
     [[ ! -e $LOG ]] || cp "$LOG" "$2/logs/$(hostname).log"
     ;;
   *)
-    sed -n '2,10s/^# //p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,11s/^# //p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

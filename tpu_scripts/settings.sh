@@ -12,10 +12,22 @@ NAME=chopjax
 # nor mounted: a checkpoint counts once it is renamed, which buckets do not do in one piece.
 WORKDIR=
 
+# The token store to train on and one of held-out text (empty: none), as `chopjax prepare` makes them:
+# absolute paths, the same on every host, on such a file system, or gs://BUCKET/FOLDER.
+TRAIN_STORE=
+EVALUATION_STORE=
+
+# A file on this machine with a token of Hugging Face, for models and data that need one, as Llama 2
+# does; `hf auth login` writes this one, and HF_TOKEN, where it is set, goes before it. The hosts get
+# it as a file (tpu.sh), a secret (gke.sh) or a path (slurm.sh) that you alone can read; it stands in
+# no command line, log or metadata. Empty: none is passed on.
+HF_TOKEN_FILE=${HF_TOKEN_PATH:-${HF_HOME:-$HOME/.cache/huggingface}/token}
+
 # What each host runs, in the repository's root. It must save when it gets SIGTERM and then exit
 # with 75 ("preempted, saved, start me again"), as `chopjax train` does, and resume when started
-# again. Of several commands, training is the last.
-TRAIN_COMMAND="chopjax train --config configs/just_chop_llama2_7b.py --workdir $WORKDIR"
+# again. Of several commands, training is the last; it is checked on this machine first.
+TRAIN_COMMAND="chopjax train --config configs/just_chop_llama2_7b.py --workdir '$WORKDIR' \
+--config.data.train='$TRAIN_STORE' --config.data.evaluation='$EVALUATION_STORE'"
 
 # Seconds from SIGTERM until a host is killed: the time to save a checkpoint. Google gives a spot
 # machine that it takes away about 30, whatever stands here.

@@ -16,7 +16,7 @@ back into the queue.
   stop      take it from the queue, or SIGTERM: it saves and ends (stop `watch` first)
   collect   metrics and logs into COLLECT_DIR
 
-  --dry-run        print every command and run nothing
+  --dry-run        check TRAIN_COMMAND on this machine, print every other command and run none
   --settings FILE  settings to use (default: settings.sh beside this script)
 END
 }
@@ -42,7 +42,8 @@ launch() {
   [[ -z $ACCOUNT ]] || flags+=("--account=$ACCOUNT")
   $DRY_RUN || [[ -z $(in_queue) ]] || die "$NAME is in the queue already: $(in_queue)"
   run mkdir -p "$WORKDIR/logs"
-  run sbatch "${flags[@]}" "$SCRIPTS/slurm_job.sh" "$VENV" "$GRACE_SECONDS" "$TRAIN_COMMAND"
+  run sbatch "${flags[@]}" "$SCRIPTS/slurm_job.sh" "$VENV" "$GRACE_SECONDS" "$TRAIN_COMMAND" \
+    "$HF_TOKEN_FILE"
 }
 
 # State of the job in the queue (PENDING, RUNNING, …); empty when it is not there.
@@ -99,6 +100,10 @@ watch() {
     sleep "$POLL_SECONDS"
   done
 }
+
+case $VERB in
+  launch | watch) check_training here ;;
+esac
 
 case $VERB in
   setup) setup ;;

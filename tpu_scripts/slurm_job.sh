@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The batch job of slurm.sh: slurm_job.sh VENV GRACE_SECONDS TRAIN_COMMAND
+# The batch job of slurm.sh: slurm_job.sh VENV GRACE_SECONDS TRAIN_COMMAND HF_TOKEN_FILE
 set -euo pipefail
-venv=$1 grace=$2 command=$3
+venv=$1 grace=$2 command=$3 token=$4
 export PATH=$venv/bin:$PATH
+[[ ! -r $token ]] || export HF_TOKEN_PATH=$token # HF_TOKEN, which SLURM passes on, goes before it
 # SIGTERM is for training, which gets it from SLURM, saves and exits with 75. This shell stays.
 trap '' TERM
 

@@ -19,7 +19,7 @@ Train on Cloud TPU virtual machines, requested as queued resources.
   collect   metrics and logs, not checkpoints, from the first machine onto this one
   delete    give the slice back (collect first); everything stays in WORKDIR
 
-  --dry-run        print every command and run nothing
+  --dry-run        check TRAIN_COMMAND on this machine, print every other command and run none
   --settings FILE  settings to use (default: settings.sh beside this script)
 END
 }
@@ -122,15 +122,25 @@ pack() { # ARCHIVE
  tar -C "$1" --null -T - --ignore-failed-read -czf "$2"' pack "$ROOT" "$1"
 }
 
+send() { # FILE NAME → under that name into the home of every machine
+  run "${QUEUED[@]}" scp "$1" "$NAME:$2" "${WHERE[@]}" "${EVERYWHERE[@]}"
+}
+
 setup() {
-  local archive=$NAME-source.tar.gz folder=/tmp
-  $DRY_RUN || folder=$(mktemp -d)
-  pack "$folder/$archive" &&
-    run "${QUEUED[@]}" scp "$folder/$archive" "$NAME:" "${WHERE[@]}" "${EVERYWHERE[@]}" &&
+  local archive=$NAME-source.tar.gz token=""
+  temporary
+  hf_token "$TEMPORARY"
+  if [[ -n $HF_TOKEN_SOURCE ]]; then
+    token=$NAME-hf-token
+    send "$HF_TOKEN_SOURCE" "$token" || return
+  fi
+  pack "$TEMPORARY/$archive" &&
+    send "$TEMPORARY/$archive" "" &&
     everywhere "set -e;\
  if chopjax/tpu_scripts/remote_job.sh status 2>/dev/null | grep running; then\
  echo 'stop training first' >&2; exit 1; fi;\
  rm -rf chopjax; mkdir chopjax; tar -xzf $archive -C chopjax; cd chopjax;\
+ tpu_scripts/remote_job.sh token $(quoted "${token:+../$token}");\
  tpu_scripts/remote_job.sh mount $(quoted "${SHARE[@]}");\
  python3 -m pip install --quiet --user uv; export PATH=\$HOME/.local/bin:\$PATH;\
  uv venv --quiet --python $PYTHON_VERSION .venv; uv pip install --quiet --python .venv '.[tpu]'"
@@ -241,6 +251,29 @@ collect() {
   run "${QUEUED[@]}" scp "$NAME:$archive" "$COLLECT_DIR/$archive" "${WHERE[@]}" "${FIRST[@]}"
   unpack_workdir "$COLLECT_DIR/$archive"
 }
+
+# What a machine finds out only when it is there and billed.
+look_at_mount() {
+  local folder=$WORKDIR
+  if [[ -z $MOUNT_COMMAND ]]; then
+    say "$ME: MOUNT_COMMAND is not set: the machines must mount the file system of WORKDIR=$WORKDIR" \
+      "as they start"
+    return
+  fi
+  while [[ $folder != / ]]; do
+    # A word of its own there, not the beginning of another path.
+    [[ ! " $MOUNT_COMMAND " =~ [^A-Za-z0-9._/-]"$folder"/?[^A-Za-z0-9._/-] ]] || return 0
+    folder=$(dirname "$folder")
+  done
+  say "$ME: MOUNT_COMMAND names no folder that WORKDIR=$WORKDIR lies in"
+}
+
+case $VERB in
+  create | launch | watch)
+    check_training elsewhere
+    look_at_mount
+    ;;
+esac
 
 case $VERB in
   create)

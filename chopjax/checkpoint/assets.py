@@ -12,13 +12,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.files import inside, read_json_object
+from chopjax.checkpoint.files import LFS_ADVICE, LFS_POINTER, inside, read_json_object
 from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.source import CONFIG
+from chopjax.errors import UserError
+
+CARD = "README.md"
+PARENT_CARD = "PARENT_README.md"  # the parent's, beside the one that chopjax writes
 
 ASSETS = (
     CONFIG,
     PROVENANCE,
+    CARD,
+    PARENT_CARD,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -56,8 +62,19 @@ def assets(folder: Path) -> list[str]:
     )
 
 
+def check_assets(folder: Path) -> None:
+    """Raise UserError for a link that leads out of the folder, and for a pointer of git-LFS."""
+    for name in assets(folder):
+        source = inside(folder, name)
+        if source is not None:
+            with source.open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise UserError(f"{source}: {LFS_ADVICE}")
+
+
 def copy_assets(folder: Path, out: Path) -> None:
-    """Copy them byte for byte. A link that leads out of the folder is refused."""
+    """Copy them byte for byte, after `check_assets`."""
+    check_assets(folder)
     for name in assets(folder):
         source = inside(folder, name)
         if source is not None:

@@ -10,9 +10,20 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
+from chopjax import interrupts
+from chopjax.checkpoint.mark import (
+    check_own,
+    is_unfinished,
+    make_folder,
+    mark_new,
+    remove_marked,
+    write_mark,
+)
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 from chopjax.progress import say
 
 # A full disk, a forbidden folder: the user's to mend.
@@ -30,23 +41,25 @@ USERS_ERRORS = {
 
 @contextlib.contextmanager
 def new_folder(
-    final: Path, overwrite: bool = False, mark: str = "config.json", protect: Iterable[Path] = ()
+    final: Path, verb: str, overwrite: bool = False, protect: Iterable[Path] = ()
 ) -> Iterator[Path]:
     """Yield a new folder beside `final`; flush it to disk and rename it when the block ends.
 
     Any exception, KeyboardInterrupt included, removes it. What a killed run left is removed by
-    the next one. `overwrite` replaces an existing folder, but only one of the same kind, which
-    holds a file named `mark`, and never one in which the home folder or a path of `protect` (the
-    input) lies.
+    the next one. The folder gets the mark of `verb` (mark.py). `overwrite` replaces an existing
+    folder, but only one that the same verb made and that holds nothing else, and never one in
+    which the home folder or a path of `protect` (the input) lies.
     """
     final = _absolute(final)
-    check_free(final, overwrite, mark, protect)
+    check_free(final, verb, overwrite, protect)
     with _users_errors(final), _parents(final.parent):
-        _remove_leftovers(final)
-        with _locked_folder(final) as temporary:
+        _remove_leftovers(final, verb)
+        with _locked_folder(final, verb) as temporary:
             yield temporary
             flush_tree(temporary)
-            check_free(final, overwrite, mark, protect)
+            write_mark(temporary, verb)
+            flush(temporary)
+            check_free(final, verb, overwrite, protect)
             _swap(temporary, final)
 
 
@@ -59,7 +72,8 @@ def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
     if final.exists() and not overwrite:
         raise UserError(f"{final} exists; give another name or --overwrite")
     temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
-    with _users_errors(final), _parents(final.parent):
+    remove = interrupts.at_end(lambda: temporary.unlink(missing_ok=True))
+    with _users_errors(final), _parents(final.parent), remove:
         try:
             yield temporary
             flush(temporary)
@@ -70,7 +84,7 @@ def new_file(final: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(
-    final: Path, overwrite: bool = False, mark: str = "config.json", protect: Iterable[Path] = ()
+    final: Path, verb: str, overwrite: bool = False, protect: Iterable[Path] = ()
 ) -> None:
     """Raise UserError unless new_folder could take this name. For asking before long work."""
     final = _absolute(final)
@@ -88,11 +102,20 @@ def check_free(
     for path in (*protect, Path.home()):
         if path.resolve().is_relative_to(resolved):
             raise UserError(f"--overwrite would delete {path}, which lies in {final}")
-    if not (final / mark).is_file():
-        raise UserError(
-            f"{final} holds no {mark}, so it is not a folder of the kind that is to be written; "
-            "--overwrite does not delete it"
-        )
+    check_own(final, verb)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a folder or file to a name that says when; returns that name."""
+    when = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    aside, number = path.with_name(f"{path.name}.{when}"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.{when}-{number}")
+    path.rename(aside)
+    flush(path.parent)
+    say(f"{path} is now {aside.name}; delete it if you do not want it")
+    return aside
 
 
 def check_room(folder: Path, nbytes: int) -> None:
@@ -108,7 +131,7 @@ def check_room(folder: Path, nbytes: int) -> None:
 def _absolute(final: Path) -> Path:
     if ":/" in str(final):  # Path("gs://bucket") is gs:/bucket
         raise UserError(f"{final} is a URL; give a folder on this machine and copy it there after")
-    return Path(os.path.abspath(final.expanduser()))
+    return Path(os.path.abspath(expanded(final)))
 
 
 @contextlib.contextmanager
@@ -127,41 +150,49 @@ def _users_errors(final: Path) -> Iterator[None]:
 def _parents(folder: Path) -> Iterator[None]:
     """Create missing parents; take them away again if the block fails."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+
+    def remove_missing() -> None:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise UserError(f"{folder} is a file; nothing can be written below it") from None
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
+    with interrupts.at_end(remove_missing):
+        try:
+            yield
+        except BaseException:
+            remove_missing()
+            raise
 
 
 @contextlib.contextmanager
-def _locked_folder(final: Path) -> Iterator[Path]:
-    """A hidden sibling of `final`, locked as long as this process lives."""
+def _locked_folder(final: Path, verb: str) -> Iterator[Path]:
+    """A hidden sibling of `final`, marked, and locked as long as this process lives."""
     temporary = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
     try:
-        temporary.mkdir()
+        make_folder(temporary)
     except OSError as error:
         raise UserError(f"{final.parent}: cannot write there: {error.strerror}") from None
     handle = os.open(temporary, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
+        with interrupts.at_end(lambda: shutil.rmtree(temporary, ignore_errors=True)):
+            mark_new(temporary, verb)
+            yield temporary
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_leftovers(final: Path) -> None:
-    """Remove what a killed run left. The lock tells it from one that another process writes."""
+def _remove_leftovers(final: Path, verb: str) -> None:
+    """Remove what a killed run left: its mark tells it from a folder of somebody else's, and the
+    lock from one that another process writes."""
     for leftover in final.parent.glob(f".{glob.escape(final.name)}.partial-????????"):
-        if not leftover.is_dir() or leftover.is_symlink():
+        if not is_unfinished(leftover, verb):
             continue
         handle = os.open(leftover, os.O_RDONLY)
         try:
@@ -176,28 +207,34 @@ def _remove_leftovers(final: Path) -> None:
 
 
 def _swap(temporary: Path, final: Path) -> None:
-    """Rename to the final name; what stood there is deleted after, or put back on failure."""
+    """Rename to the final name; what stood there is deleted after, or put back on failure. Of that
+    only what its mark lists: a file that somebody put there meanwhile stays."""
     old = None
-    if final.exists() and any(final.iterdir()):
-        old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
-        final.rename(old)
-    try:
-        temporary.rename(final)
-    except OSError as error:
-        if old:
-            old.rename(final)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UserError(f"{final} was written by somebody else meanwhile") from None
-        raise
-    flush(final.parent)
+    with interrupts.whole():
+        if final.exists() and any(final.iterdir()):
+            old = final.with_name(f".{final.name}.old-{secrets.token_hex(4)}")
+            final.rename(old)
+        try:
+            temporary.rename(final)
+        except OSError as error:
+            if old:
+                old.rename(final)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise UserError(f"{final} was written by somebody else meanwhile") from None
+            raise
+        flush(final.parent)
     if old:
-        shutil.rmtree(old)
+        with interrupts.at_end(lambda: remove_marked(old)):
+            remove_marked(old)
+        if old.exists():
+            say(f"{old} keeps what was written to {final} meanwhile")
 
 
 def flush_tree(folder: Path) -> None:
     """Everything below `folder` to disk, so that the rename after it cannot overtake it."""
     for parent, _, names in os.walk(folder):
         for name in names:
+            interrupts.check()
             flush(Path(parent, name))
         flush(Path(parent))
 

@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.assets import copy_assets, write_config
-from chopjax.checkpoint.files import read_json_object
-from chopjax.checkpoint.provenance import read_provenance, write_provenance
-from chopjax.checkpoint.safetensors_file import DTYPES
+from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.files import folder_inside, inside, read_json_object
+from chopjax.checkpoint.provenance import add_training, read_provenance
+from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, open_checkpoint, read_config
-from chopjax.errors import UserError
+from chopjax.checkpoint.training_record import training_entry
+from chopjax.errors import UserError, decoded
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
-from chopjax.models.families.table import Family, Naming
+from chopjax.models.families.table import HEAD, Family, Naming
+from chopjax.paths import expanded
 
 HUGGINGFACE = "huggingface"
 PARAMS = "params"
@@ -44,7 +48,7 @@ class Description:
     config: ModelConfig
     raw_config: dict[str, Any]
     folder: Path  # where config.json and the tokenizer files are
-    provenance: dict[str, Any] | None
+    provenance: dict[str, Any] | None  # chopjax.json; of a training run, with that run in it
     naming: Naming
     dtypes: dict[str, str] | None  # tensor → its type as found; None after training
     metadata: dict[str, str]  # of the safetensors files
@@ -56,7 +60,7 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
 
     step: which checkpoint of a training run, the latest by default.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if (folder / FOLDER_MARK).is_file():
         if revision is not None:
             raise UserError(f"--revision is for hub ids; {model} is a local folder")
@@ -81,17 +85,22 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
 
 
 def _describe_own(folder: Path, name: str, step: int | None) -> Description:
-    record = _read_record(folder / FOLDER_MARK)
-    assets = folder / HUGGINGFACE
+    assets = folder_inside(folder, HUGGINGFACE)
+    if assets is None:
+        raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its config.json")
     raw_config = read_config(assets)
     family, config = families.translate(raw_config)
-    if (folder / CHECKPOINTS).is_dir():
-        weights = _step_folder(folder / CHECKPOINTS, name, step)
+    record = _read_record(folder, family)
+    provenance = read_provenance(assets)
+    checkpoints, weights = folder_inside(folder, CHECKPOINTS), folder_inside(folder, PARAMS)
+    if checkpoints is not None:
+        weights = _step_folder(checkpoints, name, step)
+        if about := training_entry(folder, weights):
+            start = record["source"], record["revision"]
+            provenance = add_training(provenance, *start, config.num_layers, about)
     elif step is not None:
         raise UserError(f"--step is for training runs; {name} was written by `chopjax import`")
-    elif (folder / PARAMS).is_dir():
-        weights = folder / PARAMS
-    else:
+    elif weights is None:
         raise UserError(f"{name}: neither {PARAMS}/ nor {CHECKPOINTS}/ is there; no weights")
     return Description(
         name=name,
@@ -99,7 +108,7 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
         config=config,
         raw_config=raw_config,
         folder=assets,
-        provenance=read_provenance(assets),
+        provenance=provenance,
         weights=weights,
         **record,
     )
@@ -107,7 +116,8 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
 
 def _step_folder(checkpoints: Path, name: str, step: int | None) -> Path:
     """A step's folder bears its number only once it is complete."""
-    steps = sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit() and p.is_dir())
+    names = [p.name for p in checkpoints.iterdir() if re.fullmatch("[0-9]{1,18}", p.name)]
+    steps = sorted(int(name) for name in names if folder_inside(checkpoints, name))
     if not steps:
         raise UserError(f"{name}: the training run has not saved a checkpoint yet")
     if step is not None and step not in steps:
@@ -137,11 +147,10 @@ def write_own(
     (folder / HUGGINGFACE).mkdir()
     copy_assets(assets, folder / HUGGINGFACE)
     write_config(folder / HUGGINGFACE, raw_config)
-    if provenance is not None:
-        write_provenance(folder / HUGGINGFACE, provenance)
+    write_record(folder / HUGGINGFACE, provenance)
     record = {
         "format": _FORMAT,
-        "source": source,
+        "source": decoded(source),
         "revision": revision,
         "naming": dataclasses.asdict(naming),
         "dtypes": None if dtypes is None else dict(dtypes),
@@ -150,16 +159,26 @@ def write_own(
     (folder / FOLDER_MARK).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(folder: Path, family: Family) -> dict[str, Any]:
     """The fields of a Description that chopjax_folder.json holds."""
+    path = inside(folder, FOLDER_MARK)
+    assert path is not None  # the caller found it
     record = read_json_object(path)
     try:
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']!r}; this chopjax reads {_FORMAT}")
         prefix, embedding_names = record["naming"]["prefix"], record["naming"]["embedding_names"]
         dtypes, metadata = record["dtypes"], dict(record["metadata"])
-        if dtypes is not None and not set(dtypes.values()) <= set(DTYPES):
-            raise ValueError("dtypes that safetensors does not have")
+        if dtypes is not None and not set(dtypes.values()) <= set(FLOATS):
+            raise ValueError("dtypes that no parameter has")
+        tables = {family.embedding_row.source.replace("{p}", str(prefix)), HEAD}
+        names = set(embedding_names)
+        if prefix not in family.prefixes or not names or not names <= tables:
+            raise ValueError("names that no tensor has")
+        if not all(isinstance(text, str) for text in (*metadata.values(), record["source"])):
+            raise ValueError("metadata or source that is not text")
+        if not isinstance(record["revision"], str | None):
+            raise ValueError("a revision that is not text")
         return {
             "source": str(record["source"]),
             "revision": record["revision"],

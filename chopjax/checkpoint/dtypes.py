@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from chopjax.checkpoint.safetensors_file import DTYPES
-from chopjax.errors import UserError
+from chopjax.errors import UserError, cut, listing
 
-DTYPE_KEYS = ("torch_dtype", "dtype")  # of config.json: the older spelling, the newer
+# Of config.json: the newer spelling, which wins as it does in transformers, and the older.
+DTYPE_KEYS = ("dtype", "torch_dtype")
 _SAFETENSORS_NAMES = {str(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -21,8 +22,8 @@ def stated_dtype(raw_config: Mapping[str, Any]) -> str | None:
 
 
 def with_dtype(raw_config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json that states the type in the spelling it has; the older one where it has none."""
-    keys = [key for key in DTYPE_KEYS if key in raw_config] or [DTYPE_KEYS[0]]
+    """config.json that states the type in every spelling it has; the older where it has none."""
+    keys = [key for key in DTYPE_KEYS if key in raw_config] or [DTYPE_KEYS[-1]]
     return {**raw_config, **dict.fromkeys(keys, dtype)}
 
 
@@ -37,8 +38,17 @@ def tensor_dtypes(
     found: None after training. A config.json that states no type means float32.
     """
     if dtype is None and found is not None:
+        names = list(names)
+        if missing := [name for name in names if name not in found]:
+            raise UserError(
+                "config.json and the record of the tensors' types disagree; the record lacks\n"
+                f"{listing(missing)}"
+            )
         return {name: found[name] for name in names}
     chosen = dtype or stated_dtype(raw_config) or "float32"
     if chosen not in _SAFETENSORS_NAMES:
-        raise UserError(f"config.json states the type {chosen!r}, which is none; give --dtype")
+        raise UserError(
+            f"config.json states the type {cut(repr(chosen), 80)}, which is none; mend it "
+            "there, or give --dtype where the verb has it"
+        )
     return dict.fromkeys(names, _SAFETENSORS_NAMES[chosen])

@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict
 from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.atomic import new_folder
+from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.dtypes import tensor_dtypes, with_dtype
 from chopjax.checkpoint.orbax_folder import Unread
-from chopjax.checkpoint.provenance import write_provenance
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
 from chopjax.errors import UserError, listing
@@ -107,13 +107,12 @@ def export(
     ]
     total = sum(tensor.nbytes for tensor in tensors)
     with (
-        new_folder(out, overwrite, protect=(assets, *protect)) as folder,
+        new_folder(out, "export", overwrite, protect=(assets, *protect)) as folder,
         progress(f"write {out}", total, "B") as bar,
     ):
         copy_assets(assets, folder)
         write_config(folder, raw_config if dtype is None else with_dtype(raw_config, dtype))
-        if provenance is not None:
-            write_provenance(folder, provenance)
+        write_record(folder, provenance)
         write_safetensors(folder, tensors, max_shard_bytes, metadata, bar.advance)
         if read.too_large:
             raise UserError(

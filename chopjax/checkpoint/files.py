@@ -8,6 +8,15 @@ from typing import Any
 
 from chopjax.errors import UserError
 
+MAX_JSON_BYTES = 64_000_000
+MAX_JSON_DEPTH = 64  # what is read is written again, by code that calls itself a level
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_ADVICE = (
+    "a pointer of git-LFS, not the file itself: the repository was cloned without git-lfs. Run "
+    "`git lfs install && git lfs pull` there, or give the hub id instead of the folder"
+)
+
 
 def inside(folder: Path, name: str) -> Path | None:
     """The regular file `name` of a folder, None where there is none.
@@ -20,8 +29,11 @@ def inside(folder: Path, name: str) -> Path | None:
     if parts.is_absolute() or ".." in parts.parts or "\\" in name or not name.isprintable():
         raise UserError(f"{folder}: refused to read {name!r}, which points outside the folder")
     path = folder / parts
-    if not path.is_file():
-        return None
+    try:
+        if not path.is_file():
+            return None
+    except OSError as error:  # a name too long for the file system, a folder that is forbidden
+        raise UserError(f"{path}: {error.strerror}") from None
     allowed = [folder.resolve()]
     if allowed[0].parent.name == "snapshots":
         allowed.append(allowed[0].parent.parent / "blobs")
@@ -34,12 +46,48 @@ def inside(folder: Path, name: str) -> Path | None:
     return path
 
 
+def folder_inside(folder: Path, name: str) -> Path | None:
+    """The folder `name` of a folder, None where there is none; a link that leads out is refused."""
+    path = folder / name
+    if not path.is_dir():
+        return None
+    target = path.resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: a link to {target}, outside the folder; move it here instead")
+    return path
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object; anything else is a UserError that says where it breaks."""
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        nbytes = path.stat().st_size
+        if nbytes > MAX_JSON_BYTES:
+            raise UserError(f"{path}: {nbytes:,} bytes of JSON are more than any checkpoint has")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if raw.startswith(LFS_POINTER):
+        raise UserError(f"{path}: {LFS_ADVICE}")
+    try:
+        value = json.loads(raw.decode("utf-8"))
+        too_deep = isinstance(value, dict | list) and _is_deeper(value, MAX_JSON_DEPTH)
+    except RecursionError:
+        too_deep = True
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    if too_deep:
+        raise UserError(f"{path}: nested more than {MAX_JSON_DEPTH} deep, as no checkpoint is")
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is needed, found {type(value).__name__}")
     return value
+
+
+def _is_deeper(value: dict | list, limit: int) -> bool:
+    """Whether lists and objects are nested more than `limit` deep; level by level, not by calls."""
+    level: list[Any] = [value]
+    for _ in range(limit):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return False
+    return True

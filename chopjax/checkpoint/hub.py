@@ -111,10 +111,17 @@ def open_hub(model: str, revision: str | None = None) -> Checkpoint:
     return assemble(model, folder, raw_config, tensors, metadata, repository.commit, fetch)
 
 
+# What this process asked for in vain: not waited for again, nor complained about twice. Keys: the
+# records of when it was last seen.
+_last_seen: dict[Path, Repository] = {}
+
+
 def _look_up(model: str, revision: str | None) -> Repository:
     """Commit and files of a revision, from the hub or, without a connection, as last seen."""
     cache = Path(constants.HF_HOME) / "chopjax" / f"models--{model.replace('/', '--')}"
     seen = cache / f"revision-{quote(revision or 'main', safe='')}.json"
+    if seen in _last_seen:
+        return _last_seen[seen]
     try:
         info = hub_requests.patiently(
             lambda: HfApi().model_info(model, revision=revision or "main")
@@ -124,11 +131,15 @@ def _look_up(model: str, revision: str | None) -> Repository:
             raise
         say(f"hub: not reachable; using {model} as it was last seen")
         record = read_json_object(seen)
-        commit, files = record["commit"], record["files"]
+        commit = record["commit"]
+        _last_seen[seen] = Repository(model, commit, tuple(record["files"]), cache / commit)
+        return _last_seen[seen]
     else:
         commit, files = info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
         if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
             raise UserError(f"{model}: {constants.ENDPOINT} does not name the commit; is it a hub?")
+        if seen.exists() and not {"commit", "files"} <= read_json_object(seen).keys():
+            raise UserError(f"{seen}: not what chopjax keeps there; move it away")
         with new_file(seen, overwrite=True) as path:
             path.write_text(json.dumps({"commit": commit, "files": files}))
     return Repository(model, commit, tuple(files), cache / commit)

@@ -48,7 +48,7 @@ class Loaded(Description):
 
 
 def load(
-    model: str,
+    model: str | Description,
     revision: str | None = None,
     keep: tuple[int, ...] | None = None,
     shardings: Mapping[str, Any] | None = None,
@@ -56,7 +56,8 @@ def load(
     strict: bool = False,
     step: int | None = None,
 ) -> Loaded:
-    """Load a model: a Hugging Face folder, a hub id, an import, a training run.
+    """Load a model: a Hugging Face folder, a hub id, an import, a training run; or what `describe`
+    said of one, with its revision and step.
 
     keep: layers to keep, ascending; of a Hugging Face checkpoint the others are not even read.
     shardings: a nested dict of Shardings like the parameters', for the kept layers; by default
@@ -65,7 +66,7 @@ def load(
     strict: NaN and infinity in a Hugging Face checkpoint are an error and not only a warning.
     step: which checkpoint of a training run, the latest by default.
     """
-    whole = describe(model, revision, step)
+    whole = model if isinstance(model, Description) else describe(model, revision, step)
     found = whole if keep is None else _keep(whole, keep)
     paths = parameters.axes(found.config)
     if shardings is None:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+
+from chopjax.checkpoint.files import inside
+from chopjax.errors import UserError
 
 MANIFEST = "sha256.json"
 _HASH_BLOCK = 1 << 20
@@ -20,31 +24,43 @@ def write_manifest(folder: Path) -> None:
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as threads:
         digests = list(threads.map(lambda name: _digest(folder / name), names))
-    (folder / MANIFEST).write_text(
-        json.dumps(dict(zip(names, digests, strict=True)), indent=1) + "\n"
-    )
+    (folder / MANIFEST).write_bytes(_spelled(dict(zip(names, digests, strict=True))))
+
+
+def _spelled(entries: Mapping[str, object]) -> bytes:
+    return json.dumps(entries, indent=1).encode() + b"\n"
 
 
 def verify_files(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
     """What is wrong with the files of a folder; of `parts` processes each looks at its share."""
+    path = folder / MANIFEST
     try:
-        expected = json.loads((folder / MANIFEST).read_text())
+        if inside(folder, MANIFEST) is None:
+            return [f"{path}: missing"]
+        raw = path.read_bytes()
+        expected = json.loads(raw)
         mine = sorted(expected.items())[part::parts]
         entries = [(str(name), int(size), str(digest)) for name, (size, digest) in mine]
-    except FileNotFoundError:
-        return [f"{folder / MANIFEST}: missing"]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return [f"{folder / MANIFEST}: not readable ({error})"]
+        if raw != _spelled(expected):
+            return [f"{path}: not as it was written"]
+    except OSError as error:
+        return [f"{path}: {error.strerror}"]
+    except (UserError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        return [f"{path}: not readable ({error})"]
+    except RecursionError:
+        return [f"{path}: not readable (nested too deeply)"]
 
     def check(entry: tuple[str, int, str]) -> str | None:
         name, size, digest = entry
-        path = folder / name
         try:
+            path = inside(folder, name)
+            if path is None:
+                return f"{folder / name}: missing"
             found_size, found_digest = _digest(path)
-        except FileNotFoundError:
-            return f"{path}: missing"
+        except UserError as error:
+            return str(error)
         except OSError as error:
-            return f"{path}: {error.strerror}"
+            return f"{folder / name}: {error.strerror}"
         if found_size != size:
             return f"{path}: {found_size} bytes instead of {size}"
         return None if found_digest == digest else f"{path}: the content has changed"

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from chopjax.checkpoint.atomic import new_file, set_aside
 from chopjax.progress import say
 
 Range = tuple[int, int]  # first byte, one past the last
@@ -64,7 +65,13 @@ class Mirror:
         head = json.dumps({"bytes": self.nbytes, "etag": self.etag}).encode()
         same_file = self.path.exists() and self.path.stat().st_size == self.nbytes
         if not same_file or not lines or lines[0] != head:
-            self._journal.unlink(missing_ok=True)
+            if stored(self.path) is None:  # whatever is there, no download of ours put it there
+                for path in (self.path, self._journal):
+                    if os.path.lexists(path):
+                        set_aside(path)
+            # First what says that the file is ours.
+            with new_file(self._journal, overwrite=True) as path:
+                path.write_bytes(head + b"\n")
             with self.path.open("wb") as file:
                 file.truncate(self.nbytes)
             lines = [head]

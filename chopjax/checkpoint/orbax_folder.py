@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from chopjax.checkpoint.atomic import check_room, new_folder
 from chopjax.checkpoint.describe import PARAMS, Description, write_own
 from chopjax.checkpoint.manifest import verify_files, write_manifest
-from chopjax.checkpoint.source import FOLDER_MARK
+from chopjax.checkpoint.orbax_disk import check_saved, orbax_path, seal, shapes_by_name
 from chopjax.errors import UserError, listing
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
@@ -50,28 +50,33 @@ def save_import(out: Path, found: Description, params: Params, overwrite: bool =
             )
         save_params(folder / PARAMS, params)
         if jax.process_index() == 0:
+            seal(folder / PARAMS)
             write_manifest(folder / PARAMS)
 
 
 def save_params(path: Path, params: Params) -> None:
     """Write parameters to a new folder. Every process of the run takes part.
 
-    Raises UserError where the disk is full or forbids it.
+    Raises UserError where the disk is full or forbids it, or where they cannot be read back.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False  # weights are noise to a compressor
     try:
-        with context:
-            ocp.save(path.absolute(), {"params": params}, checkpointable_name=PYTREE)
+        with context, orbax_path(path) as name:
+            ocp.save(name, {"params": params}, checkpointable_name=PYTREE)
+            if jax.process_index() == 0:
+                check_saved(name, shapes_by_name({"params": params}))
+    except UserError:
+        raise
     except Exception as error:  # TensorStore's own, of no common type
         raise UserError(f"{path}: could not be written: {_first_line(error)}") from error
 
 
 def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
     """Parameter path → shape and dtype, as stored; UserError where they do not fit the config."""
-    with _readable(path):
-        tree = ocp.metadata(path.absolute()).metadata
-    found = flatten_dict(tree.get("params", {}), sep="/")
+    with _readable(path), orbax_path(path) as name:
+        tree = ocp.metadata(name).metadata
+        found = flatten_dict(tree.get("params", {}), sep="/")
     expected = parameters.shapes(config)
     problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - found]
     problems += [f"unknown: {name} {list(found[name].shape)}" for name in found.keys() - expected]
@@ -110,8 +115,8 @@ def load_params(path: Path, abstract: Params) -> Params:
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with _readable(path), context:
-        return ocp.load(path.absolute(), {"params": abstract})["params"]
+    with _readable(path), context, orbax_path(path) as name:
+        return ocp.load(name, {"params": abstract})["params"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,13 +167,13 @@ def _first_line(error: Exception) -> str:
 def agreed_folder(final: Path, overwrite: bool, protect: tuple[Path, ...]) -> Iterator[Path]:
     """new_folder for all processes of a run: the first makes and renames it, all get its name."""
     if jax.process_count() == 1:
-        with new_folder(final, overwrite, FOLDER_MARK, protect) as folder:
+        with new_folder(final, "import", overwrite, protect) as folder:
             yield folder
         return
     with contextlib.ExitStack() as stack:
         name = np.zeros(4096, np.uint8)
         if jax.process_index() == 0:
-            folder = stack.enter_context(new_folder(final, overwrite, FOLDER_MARK, protect))
+            folder = stack.enter_context(new_folder(final, "import", overwrite, protect))
             encoded = str(folder).encode()
             name[: len(encoded)] = list(encoded)
         name = multihost_utils.broadcast_one_to_all(name)

@@ -1,12 +1,15 @@
-"""chopjax.json: where a chopped checkpoint comes from. No jax.
+"""chopjax.json: where a checkpoint that chopjax changed comes from. No jax.
 
     {"chopjax_version": …,
      "parent": {"name": …, "revision": …, "num_layers": …},   the first parent
-     "strategy": …, "settings": {…},                            of the last chop
+     "strategy": …, "settings": {…},                            of the last chop; null without one
      "kept_layers": […],                                         in the first parent's numbering
-     "history": [{"parent": …, "strategy": …, "settings": …, "kept_layers": …}, …]}
+     "history": [{"step": "chop", "parent": …, "strategy": …, "settings": …, "kept_layers": …},
+                 {"step": "training", "kind": "full", "steps": …, …}, …]}
 
-`history` has one entry a chop, oldest first, each numbered as its own parent is.
+`history` has one entry a chop and one a training run (see training_record.py), oldest first. A
+chop's layers are numbered as its own parent's are. An entry that says no step is a chop, as all of
+an earlier version are.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.files import inside, read_json_object
-from chopjax.errors import UserError
+from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"
+CHOP, TRAINING = "chop", "training"
+SCRATCH = "random weights"  # the parent's name where there was none
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
@@ -29,20 +34,63 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     if path is None:
         return None
     record = read_json_object(path)
-    parent, kept = record.get("parent"), record.get("kept_layers")
-    num_layers = parent.get("num_layers") if isinstance(parent, dict) else None
-    sound = (
-        isinstance(num_layers, int)
-        and isinstance(kept, list)
-        and all(isinstance(layer, int) and 0 <= layer < num_layers for layer in kept)
-        and isinstance(record.get("history"), list)
-    )
-    if not sound:
+    history = record.get("history")
+    if not isinstance(history, list) or not all(map(_is_sound, [record, *history])):
         raise UserError(
             f"{path}: parent, kept_layers and history are not those of a record that chopjax "
             "wrote; delete the file to treat this checkpoint as a parent of its own"
         )
     return record
+
+
+def _is_chop(record: Any) -> bool:
+    """Whether it has what a chop records: parent, strategy and kept layers of that parent."""
+    if not isinstance(record, dict) or not isinstance(record.get("parent"), dict):
+        return False
+    parent, kept = record["parent"], record.get("kept_layers")
+    num_layers = parent.get("num_layers")
+    return (
+        isinstance(parent.get("name"), str)
+        and isinstance(parent.get("revision"), str | None)
+        and isinstance(record.get("strategy"), str)
+        and isinstance(record.get("settings"), dict)
+        and type(num_layers) is int
+        and isinstance(kept, list)
+        and all(type(layer) is int and 0 <= layer < num_layers for layer in kept)
+    )
+
+
+def _is_sound(entry: Any) -> bool:
+    """Whether an entry of a history, which may be anybody's, has the parts that are read."""
+    if not isinstance(entry, dict):
+        return False
+    if entry.get("step", CHOP) == CHOP:
+        return _is_chop(entry)
+    stores, held_out = entry.get("data", []), entry.get("held_out")
+    return (
+        all(isinstance(entry.get(part, {}), dict) for part in ("optimizer", "learning_rate"))
+        and isinstance(stores, list)
+        and all(map(_is_store, stores))
+        and (
+            held_out is None
+            or (
+                isinstance(held_out, dict)
+                and isinstance(held_out.get("window_loss"), float)
+                and (held_out.get("data") is None or _is_store(held_out["data"]))
+            )
+        )
+    )
+
+
+def _is_store(store: Any) -> bool:
+    sources = store.get("sources", []) if isinstance(store, dict) else None
+    return isinstance(sources, list) and all(isinstance(name, str) for name in sources)
+
+
+def entries(record: Mapping[str, Any] | None, step: str) -> list[dict[str, Any]]:
+    """The chops or the training runs of a record's history, oldest first."""
+    history = record["history"] if record else []
+    return [entry for entry in history if entry.get("step", CHOP) == step]
 
 
 def compose(
@@ -59,32 +107,58 @@ def compose(
     previous: the record of the checkpoint that is chopped; num_layers: its layers; kept: the
     layers kept, in its numbering. Raises UserError when the two do not fit.
     """
-    parent = {"name": name, "revision": revision, "num_layers": num_layers}
+    name = decoded(name)
+    before = _before(previous, name, revision, num_layers)
     step = {
-        "parent": parent,
+        "step": CHOP,
+        "parent": {"name": name, "revision": revision, "num_layers": num_layers},
         "strategy": strategy,
         "settings": dict(settings),
         "kept_layers": list(kept),
     }
-    origin, kept_layers, history = parent, list(kept), [step]
-    if previous is not None:
-        before = previous["kept_layers"]
-        if len(before) != num_layers:
-            raise UserError(
-                f"{name}: {PROVENANCE} records {len(before)} kept layers and config.json has "
-                f"{num_layers}; delete {PROVENANCE} to treat it as a parent of its own"
-            )
-        origin = previous["parent"]
-        kept_layers = [before[layer] for layer in kept]
-        history = [*previous["history"], step]
-    return {
-        "chopjax_version": __version__,
-        "parent": origin,
+    return before | {
         "strategy": strategy,
         "settings": dict(settings),
-        "kept_layers": kept_layers,
-        "history": history,
+        "kept_layers": [before["kept_layers"][layer] for layer in kept],
+        "history": [*before["history"], step],
     }
+
+
+def add_training(
+    previous: Mapping[str, Any] | None,
+    name: str,
+    revision: str | None,
+    num_layers: int,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of a model of so many layers that was trained; about: what training_record.py
+    says of the run. The rest is as in `compose`."""
+    before = _before(previous, name, revision, num_layers)
+    return before | {"history": [*before["history"], {"step": TRAINING, **about}]}
+
+
+def _before(
+    previous: Mapping[str, Any] | None, name: str, revision: str | None, num_layers: int
+) -> dict[str, Any]:
+    """The record of the model `name` as it stands before the next entry."""
+    if previous is not None and len(previous["kept_layers"]) != num_layers:
+        raise UserError(
+            f"{name}: {PROVENANCE} records {len(previous['kept_layers'])} kept layers and "
+            f"config.json has {num_layers}; delete {PROVENANCE} to treat it as a parent of its own"
+        )
+    plain = {
+        "chopjax_version": __version__,
+        "parent": {"name": name, "revision": revision, "num_layers": num_layers},
+        "strategy": None,
+        "settings": {},
+        "kept_layers": list(range(num_layers)),
+        "history": list(previous["history"]) if previous else [],
+    }
+    # What was made of random weights is the first model that has a name: the parent of the rest.
+    if previous is None or previous["parent"].get("name") == SCRATCH != name:
+        return plain
+    kept = {key: previous.get(key) for key in ("parent", "strategy", "settings", "kept_layers")}
+    return plain | kept
 
 
 def write_provenance(folder: Path, record: Mapping[str, Any]) -> None:

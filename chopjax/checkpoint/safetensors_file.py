@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from chopjax.checkpoint.files import LFS_ADVICE, LFS_POINTER
 from chopjax.errors import UserError, listing
 
 # The format's names → numpy. Types narrower than a byte are missing on purpose.
@@ -44,6 +45,7 @@ FLOATS = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 PREFIX_BYTES = 8
+MAX_AXES = 64  # numpy's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,8 @@ def header_length(prefix: bytes, file_bytes: int, file: Path | str) -> int:
             f"{file}: only {file_bytes} bytes long, not a safetensors file; download it again"
         )
     (length,) = struct.unpack("<Q", prefix[:PREFIX_BYTES])
+    if LFS_POINTER.startswith(prefix[:PREFIX_BYTES]):
+        raise UserError(f"{file}: {LFS_ADVICE}")
     if length > MAX_HEADER_BYTES:
         raise UserError(
             f"{file}: not a safetensors file (its first bytes claim a header of {length} bytes)"
@@ -123,7 +127,7 @@ def parse_header(raw: bytes, file_bytes: int, file: Path) -> Header:
     entries = _json_object(raw, file)
     metadata = entries.pop("__metadata__", {})
     problems: list[str] = []
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_text, [*metadata, *metadata.values()])):
         problems.append("__metadata__ is not an object of strings")
     data_start = PREFIX_BYTES + len(raw)
     found = [_tensor(name, entry, data_start, file) for name, entry in entries.items()]
@@ -158,7 +162,18 @@ def _json_object(raw: bytes, file: Path) -> dict[str, Any]:
 
 
 def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_text(value: object) -> bool:
+    """A string that can be written again: JSON can spell halves of characters."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tensor(name: str, entry: Any, data_start: int, file: Path) -> TensorInfo | str:
@@ -170,7 +185,7 @@ def _tensor(name: str, entry: Any, data_start: int, file: Path) -> TensorInfo | 
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         return f"{name}: dtype {dtype!r} is not supported"
-    if not isinstance(shape, list) or not all(map(_count, shape)):
+    if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_count, shape)):
         return f"{name}: the shape is not a list of sizes"
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_count, offsets)):
         return f"{name}: data_offsets are not two byte positions"

@@ -15,10 +15,11 @@ import numpy as np
 
 from chopjax.checkpoint.files import inside, read_json_object
 from chopjax.checkpoint.safetensors_file import FLOATS, Header, TensorInfo, open_header
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, cut, listing
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family, Match, match
+from chopjax.paths import expanded
 from chopjax.progress import say
 
 CONFIG = "config.json"
@@ -33,6 +34,12 @@ PICKLE_ADVICE = (
     '  python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('FOLDER').save_pretrained('OUT')\"\n"
     "and use OUT; copy the tokenizer files there, too."
+)
+
+
+GGUF_ADVICE = (
+    "GGUF, llama.cpp's format, most often quantized. Take the Hugging Face checkpoint that it was "
+    "made from, chop that, and convert the result with llama.cpp's convert_hf_to_gguf.py"
 )
 
 
@@ -67,7 +74,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     Raises UserError with everything that is wrong: the folder, config.json, the index, headers,
     and tensors missing, unknown, duplicate or of another shape than config.json asks for.
     """
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"--revision is for hub ids; {model} is a local folder")
@@ -75,6 +82,8 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     if folder.exists():
         if any(folder.match(pattern) for pattern in PICKLES):
             raise UserError(f"{model}: {PICKLE_ADVICE}")
+        if folder.suffix == ".gguf":
+            raise UserError(f"{model}: {GGUF_ADVICE}")
         raise UserError(f"{model} is a file; give the folder that holds it and its config.json")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model):
         raise UserError(
@@ -94,6 +103,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
             f"  chopjax export {name} OUT"
         )
     raw_config = read_config(folder)
+    families.translate(raw_config)  # another kind of model says more than what files it lacks
     tensors, metadata = _read_headers(folder)
     return assemble(name, folder, raw_config, tensors, metadata)
 
@@ -101,13 +111,49 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder."""
     path = inside(folder, CONFIG)
-    if path is None:
-        found = sorted(p.name for p in folder.iterdir())[:12]
-        raise UserError(
-            f"{folder}: no config.json, so this is not a Hugging Face checkpoint; "
-            f"it holds {', '.join(found) or 'nothing'}"
+    if path is not None:
+        return read_json_object(path)
+    found = sorted(p.name for p in folder.iterdir())
+    if advice := _other_kind(folder, found):
+        raise UserError(f"{folder}: {advice}")
+    shown = ", ".join(cut(name, 60) for name in found[:12])
+    raise UserError(
+        f"{folder}: no config.json, so this is not a Hugging Face checkpoint; it holds "
+        f"{shown or 'nothing'}"
+    )
+
+
+def _other_kind(folder: Path, found: list[str]) -> str | None:
+    """What a folder without config.json, or without weights, holds instead, and the way out."""
+    if "adapter_config.json" in found:
+        return _adapter_advice(folder)
+    if any(name.endswith(".gguf") for name in found):
+        return GGUF_ADVICE
+    if "model_index.json" in found:
+        return "a pipeline of diffusers, not a language model"
+    if "params.json" in found and any(name.startswith("consolidated.") for name in found):
+        return (
+            "Meta's own format (params.json, consolidated.*); take the model's Hugging Face "
+            "checkpoint, or convert it with transformers' convert_llama_weights_to_hf.py"
         )
-    return read_json_object(path)
+    inner = [name for name in found[:99] if (folder / name / CONFIG).is_file()]
+    if inner:
+        return f"no config.json here, but in {cut(inner[0], 60)}/: give that folder"
+    return None
+
+
+def _adapter_advice(folder: Path) -> str:
+    """A LoRA adapter is a difference to a model, which it names."""
+    path = inside(folder, "adapter_config.json")
+    base = read_json_object(path).get("base_model_name_or_path") if path else None
+    name = cut(base, 120) if isinstance(base, str) and base else "BASE"
+    return (
+        "an adapter (LoRA), which is a difference to a model and not a model. Merge it first, "
+        "where torch and peft are installed:\n"
+        '  python -c "from peft import AutoPeftModelForCausalLM as M; '
+        "M.from_pretrained('FOLDER').merge_and_unload().save_pretrained('OUT')\"\n"
+        f"and use OUT, with the tokenizer files of {name}; or give {name} itself"
+    )
 
 
 def assemble(
@@ -199,6 +245,8 @@ def join_shards(
 
 
 def _no_weights(folder: Path) -> UserError:
+    if advice := _other_kind(folder, sorted(p.name for p in folder.iterdir())):
+        return UserError(f"{folder}: no weights of a whole model, but {advice}")
     pickles = sorted({p.name for pattern in PICKLES for p in folder.glob(pattern)})
     if pickles:
         names = ", ".join(pickles[:4]) + (", …" if len(pickles) > 4 else "")

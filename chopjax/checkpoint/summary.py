@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from chopjax.checkpoint.describe import CHECKPOINTS, Description
 from chopjax.checkpoint.dtypes import stated_dtype, tensor_dtypes
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.models import parameters
+from chopjax.models import families, parameters
 from chopjax.models.config import ModelConfig
-from chopjax.models.families.table import bind
+from chopjax.models.families.table import Family, Naming, bind, usual_naming
+
+WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes, of the types that people load models in
 
 
 def summary(found: Description) -> dict[str, Any]:
@@ -22,26 +25,57 @@ def summary(found: Description) -> dict[str, Any]:
     tensors: one entry a kind of tensor, with the number of layers that have it. Bytes and types
     are those of the files; of a training run, those that export would write.
     """
-    tensors = _tensors(found)
-    shapes = parameters.shapes(found.config)
-    tables = ("embed/embedding", "embed/positions", "head/kernel")
-    per_layer = parameters.count_per_layer(found.config)
-    return {
-        "model": found.name,
+    own = {
         "revision": found.revision,
         "kind": _kind(found),
-        "family": found.family.model_type,
-        "config": _config(found.config),
-        "dtype": stated_dtype(found.raw_config),
+        "weights": True,
+        "provenance": found.provenance,
+    }
+    tensors = _tensors(found.family, found.config, found.naming, found.raw_config, found.dtypes)
+    return (
+        {"model": found.name}
+        | own
+        | _numbers(found.family, found.config, found.raw_config, tensors)
+    )
+
+
+def summary_of_config(
+    name: str, raw_config: Mapping[str, Any], provenance: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The same of a config.json without weights: tensors as export would name and write them."""
+    family, config = families.translate(raw_config)
+    own = {
+        "revision": None,
+        "kind": "config.json alone",
+        "weights": False,
+        "provenance": provenance,
+    }
+    tensors = _tensors(family, config, usual_naming(family), raw_config, None)
+    return {"model": name} | own | _numbers(family, config, raw_config, tensors)
+
+
+def _numbers(
+    family: Family,
+    config: ModelConfig,
+    raw_config: Mapping[str, Any],
+    tensors: list[dict[str, Any]],
+) -> dict[str, Any]:
+    shapes = parameters.shapes(config)
+    tables = ("embed/embedding", "embed/positions", "head/kernel")
+    per_layer, total = parameters.count_per_layer(config), parameters.count(config)
+    return {
+        "family": family.model_type,
+        "config": _config(config),
+        "dtype": stated_dtype(raw_config),
         "parameters": {
-            "total": parameters.count(found.config),
+            "total": total,
             "per_layer": per_layer,
-            "blocks": per_layer * found.config.num_layers,
+            "blocks": per_layer * config.num_layers,
             "embeddings": sum(math.prod(shapes[path]) for path in tables if path in shapes),
         },
         "bytes": sum(row["bytes"] for row in tensors),
+        "bytes_by_dtype": {name: total * width for name, width in WIDTHS.items()},
         "tensors": tensors,
-        "provenance": found.provenance,
     }
 
 
@@ -60,16 +94,22 @@ def _kind(found: Description) -> str:
     return "training run" if found.weights.parent.name == CHECKPOINTS else "import"
 
 
-def _tensors(found: Description) -> list[dict[str, Any]]:
-    axes = parameters.axes(found.config)
-    sizes = parameters.sizes(found.config)
-    bindings = bind(found.family, found.config, found.naming)
-    dtypes = tensor_dtypes([b.source for b in bindings], found.raw_config, found.dtypes)
+def _tensors(
+    family: Family,
+    config: ModelConfig,
+    naming: Naming,
+    raw_config: Mapping[str, Any],
+    found: Mapping[str, str] | None,
+) -> list[dict[str, Any]]:
+    axes = parameters.axes(config)
+    sizes = parameters.sizes(config)
+    bindings = bind(family, config, naming)
+    dtypes = tensor_dtypes([b.source for b in bindings], raw_config, found)
     rows: dict[str, dict[str, Any]] = {}
     for binding in bindings:
         name = binding.source
         if binding.layer is not None:
-            name = binding.row.source.replace("{p}", found.naming.prefix)
+            name = binding.row.source.replace("{p}", naming.prefix)
         shape = binding.row.source_shape(sizes)
         dtype = dtypes[binding.source]
         row = rows.setdefault(

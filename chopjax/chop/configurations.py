@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
 
 Keep = tuple[int, ...]
 
@@ -98,7 +98,10 @@ STRATEGIES: dict[str, Callable[[int, int], Keep]] = {
 def choose(strategy: str, num_layers: int, remove: str | int | float) -> Keep:
     """The keep list of a strategy by name; `remove` as `resolve_remove` reads it."""
     if strategy not in STRATEGIES:
-        raise UserError(f"--strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}")
+        raise UserError(
+            f"--strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}"
+            + did_you_mean(strategy, STRATEGIES)
+        )
     return STRATEGIES[strategy](num_layers, resolve_remove(remove, num_layers))
 
 
@@ -135,16 +138,18 @@ def resolve_remove(remove: str | int | float, num_layers: int) -> int:
 
 
 def _fraction(text: str) -> Fraction:
+    number = text.removesuffix("%").strip()
     try:
-        if text.endswith("%"):
-            return Fraction(text[:-1].strip()) / 100
-        fraction = Fraction(text)
+        # Fraction would write out a billion digits of 1e999999999.
+        if len(number) > 40 or re.search(r"[eE][+-]?\d{4}", number):
+            raise ValueError
+        fraction = Fraction(number) / (100 if text.endswith("%") else 1)
     except (ValueError, ZeroDivisionError):
         raise UserError(
             f"--remove {text!r} is not a number of layers (12), a fraction (0.5) "
             "or a percentage (50%)"
         ) from None
-    if not 0 <= fraction <= 1:
+    if not (text.endswith("%") or 0 <= fraction <= 1):
         raise UserError(
             f"--remove {text}: a fraction lies between 0 and 1; give a count without a point"
         )

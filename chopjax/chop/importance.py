@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.files import read_json_object
+from chopjax.checkpoint.identity import differences
 from chopjax.chop.configurations import Keep
 from chopjax.errors import UserError
+from chopjax.progress import say
 
 ANALYSIS = "analysis.json"
 FORMAT = 1
@@ -34,8 +37,8 @@ class Protect:
         )
 
     def most(self, num_layers: int) -> int:
-        """How many layers may go."""
-        return num_layers - len(self.layers(num_layers))
+        """How many layers may go: those that are not protected, and one stays always."""
+        return min(num_layers - len(self.layers(num_layers)), num_layers - 1)
 
 
 DEFAULT_PROTECT = Protect()
@@ -62,6 +65,8 @@ def lowest(
     score_L: Sequence[float], num_layers: int, remove: int, protect: Protect
 ) -> Sequence[int]:
     """The layers with the lowest scores; of equal ones the deeper goes first."""
+    if len(score_L) != num_layers:
+        raise ValueError(f"{len(score_L)} numbers for {num_layers} layers")
     protected = protect.layers(num_layers)
     layers = [layer for layer in reversed(range(num_layers)) if layer not in protected]
     return sorted(layers, key=lambda layer: _number(score_L[layer]))[:remove]
@@ -103,7 +108,17 @@ def choose_measured(
         )
     check_count(strategy, num_layers, remove, protect)
     measure = analysis["measures"][chosen.measure]
-    gone = set(chosen.removed(measure, num_layers, remove, protect))
+    try:
+        gone = set(chosen.removed(measure, num_layers, remove, protect))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"the analysis's {chosen.measure!r} is damaged ({error!r}); run `chopjax analyze` again"
+        ) from None
+    if len(gone) != remove or not gone <= set(range(num_layers)):
+        raise UserError(
+            f"the analysis's {chosen.measure!r} is damaged: it does not name {remove} of "
+            f"{num_layers} layers; run `chopjax analyze` again"
+        )
     if gone & protect.layers(num_layers):
         raise UserError(
             f"the analysis's {strategy} removes layers that are to be protected now; run "
@@ -135,13 +150,19 @@ def summary(analysis: Mapping[str, Any], protect: Protect) -> dict[str, Any]:
 def parse_protect(text: str) -> Protect:
     """ "1,1": layers next to the embeddings and next to the head."""
     parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 2 or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts):
         raise UserError(f"--protect {text!r}: two counts are needed, first and last, such as 1,1")
     return Protect(int(parts[0]), int(parts[1]))
 
 
-def read_analysis(folder: Path, num_layers: int, num_parameters: int) -> dict[str, Any]:
-    """An analysis of a model of this size. Raises UserError where there is none, or of another."""
+def read_analysis(
+    folder: Path, num_layers: int, num_parameters: int, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The analysis of a model. Raises UserError where there is none, or that of another one.
+
+    model: its fingerprint (checkpoint/identity.py). Analyses of an earlier chopjax have none, and
+    the size alone is compared.
+    """
     path = folder / ANALYSIS if folder.is_dir() else folder
     if not path.is_file():
         raise UserError(f"{folder}: no {ANALYSIS} there; `chopjax analyze` writes it")
@@ -149,7 +170,8 @@ def read_analysis(folder: Path, num_layers: int, num_parameters: int) -> dict[st
     sound = (
         analysis.get("format") == FORMAT
         and isinstance(analysis.get("measures"), dict)
-        and isinstance(analysis.get("num_layers"), int)
+        and type(analysis.get("num_layers")) is int
+        and type(analysis.get("num_parameters")) is int
     )
     if not sound:
         raise UserError(f"{path}: not an analysis that this chopjax wrote; run `analyze` again")
@@ -158,6 +180,17 @@ def read_analysis(folder: Path, num_layers: int, num_parameters: int) -> dict[st
         raise UserError(
             f"{path}: an analysis of {analysis.get('model')}, {size[0]} layers and {size[1]:,} "
             f"parameters; the model has {num_layers} and {num_parameters:,}"
+        )
+    seen = analysis.get("fingerprint")
+    if not isinstance(seen, dict):
+        say(
+            f"note: {path} does not say which model it looked at, as a later `chopjax analyze` "
+            f"does; take care that it was this one, and not another of its size"
+        )
+    elif changed := differences(seen, model):
+        raise UserError(
+            f"{path}: an analysis of another model, {analysis.get('model')}: "
+            f"{' and '.join(changed)} differ. Run `chopjax analyze` on this one"
         )
     return analysis
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chopjax import interrupts
 from chopjax.chop.calibration import Batch, positions, real_tokens
 from chopjax.chop.importance import Protect
 from chopjax.chop.merge import Recipe, bases, collapse, matrix, plain
@@ -96,6 +97,7 @@ def _similarity_to(
     wanted = [final(params, batch, config.num_layers) for batch in batches]
 
     def similarity(recipe: Recipe) -> float:
+        interrupts.check()
         merged = blend_params(params, matrix(recipe, config.num_layers))
         sums = [
             _cosines(params, wanted_BTD, final(merged, batch, len(recipe)), batch, config, compute)

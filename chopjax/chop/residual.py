@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chopjax import interrupts
 from chopjax.chop.calibration import Batch, positions, real_tokens
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
@@ -57,6 +58,7 @@ def measure_residual(
     """
     totals: dict[str, np.ndarray] = {}
     for batch in batches:
+        interrupts.check()
         sums = _sums(params, batch, config, compute, every_token)
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)

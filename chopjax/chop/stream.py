@@ -16,7 +16,8 @@ import numpy as np
 
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.atomic import new_folder
-from chopjax.checkpoint.provenance import compose, read_provenance, write_provenance
+from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.provenance import compose, read_provenance
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
@@ -125,13 +126,13 @@ def chop_checkpoint(
         settings,
         keep,
     )
-    with new_folder(out, overwrite, protect=[checkpoint.folder]) as folder:
+    with new_folder(out, "chop", overwrite, protect=[checkpoint.folder]) as folder:
         blends = {new: _blend(checkpoint, old, recipe) for new, old in chosen.tensors.items()}
         sources = [name for _, names in blends.values() for name in names]
         checkpoint.fetch([*chosen.tensors.values(), *sources])
         copy_assets(checkpoint.folder, folder)
         write_config(folder, chop_config(checkpoint.raw_config, checkpoint.family, keep))
-        write_provenance(folder, record)
+        write_record(folder, record)
         tensors = []
         for new, old in chosen.tensors.items():
             part, (blend, names) = checkpoint.tensors[old], blends[new]

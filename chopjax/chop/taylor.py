@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chopjax import interrupts
 from chopjax.chop.calibration import Batch, CrossEntropy, positions, predictions
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
@@ -32,10 +33,11 @@ def taylor(
     in nats per token; the absolute value is taken of a batch's gradient, so that, as in the paper,
     which uses a single batch, the number depends on how much text a batch holds.
     """
-    scores = [
-        np.asarray(_scores(params, batch, config, compute, cross_entropy), np.float64)
-        for batch in batches
-    ]
+    scores = []
+    for batch in batches:
+        interrupts.check()
+        found = _scores(params, batch, config, compute, cross_entropy)
+        scores.append(np.asarray(found, np.float64))
     return np.mean(scores, axis=0)
 
 

@@ -6,6 +6,12 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax.commands.flags import add_mesh
+
+EXAMPLE = """\
+chopjax analyze PARENT --data held_out.jsonl --output analysis
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -18,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calibration text: .jsonl, .txt, a folder or hf:NAME; may be given several times",
     )
     add("--output", required=True, metavar="DIR", help="folder for numbers and plots")
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--overwrite", action="store_true", help="replace DIR if `chopjax analyze` wrote it")
+    add("--json", action="store_true", help="print analysis.json's object instead of the table")
+    add = parser.add_argument_group("text").add_argument
     add("--field", default="text", help="of a JSON line, the field with the text (default: text)")
     add("--sequences", type=int, default=128, metavar="N", help="documents to use (default: 128)")
     add(
@@ -28,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="tokens of each at most (default: the context length, at most 2048)",
     )
-    add("--batch-size", type=int, default=8, metavar="B", help="sequences at once (default: 8)")
+    add("--seed", type=int, default=0, help="which documents are drawn (default: 0)")
+    add = parser.add_argument_group("measures").add_argument
     add(
         "--measures",
         metavar="LIST",
@@ -47,21 +57,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F,L",
         help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
     )
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
-    add("--seed", type=int, default=0, help="which documents are drawn (default: 0)")
-    add("--fsdp", type=int, default=1, metavar="N", help="devices that share the parameters")
-    add("--tensor", type=int, default=1, metavar="N", help="devices that share each layer's work")
-    add("--overwrite", action="store_true", help="replace DIR if it is an analysis already")
-    add("--json", action="store_true", help="print analysis.json's object instead of the table")
+    add = parser.add_argument_group("computation").add_argument
+    add("--batch-size", type=int, default=8, metavar="B", help="sequences at once (default: 8)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of activations (default: float32)",
+    )
+    add_mesh(add)
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     from chopjax.analysis import MEASURES, AnalysisSettings, analyze, write_analysis
     from chopjax.checkpoint.atomic import check_free
-    from chopjax.chop.importance import ANALYSIS, parse_protect
+    from chopjax.chop.importance import parse_protect
+    from chopjax.report.terminal import print_json
 
     settings = AnalysisSettings(
         sequences=args.sequences,
@@ -76,27 +89,29 @@ def run(args: argparse.Namespace) -> int:
         tensor=args.tensor,
     )
     out = Path(args.output)
-    check_free(out, args.overwrite, mark=ANALYSIS)  # before measuring, which takes its time
+    check_free(out, "analyze", args.overwrite)  # before measuring, which takes its time
     analysis = analyze(args.model, args.data, settings, args.revision, args.field)
     figures = write_analysis(out, analysis, args.overwrite)
     if args.json:
-        print(json.dumps(analysis))
+        print_json(analysis)
     else:
         _print(analysis, out, figures)
     return 0
 
 
 def _print(analysis: Mapping[str, Any], out: Any, figures: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True, highlight=False)
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import console, show
+
+    screen = console(soft_wrap=True)
     if "recommended" in analysis:
-        console.print(
-            f"{analysis['model']}: the choice with the lowest loss for every number of layers "
-            "removed, before healing"
+        screen.print(
+            f"{escaped(analysis['model'])}: the choice with the lowest loss for every number of "
+            "layers removed, before healing"
         )
-        console.print(
+        screen.print(
             f"nats per token on {analysis['predicted_tokens']:,} tokens; whole model "
             f"{analysis['parent_loss']:.4f}"
         )
@@ -105,8 +120,10 @@ def _print(analysis: Mapping[str, Any], out: Any, figures: list[str]) -> None:
             table.columns[column].justify = "right"
         for count, choice in analysis["recommended"].items():
             loss = choice["loss"]
-            added = f"+{loss - analysis['parent_loss']:.4f}"
+            added = f"{loss - analysis['parent_loss']:+.4f}"
             by = ", ".join(choice["strategies"])
             table.add_row(count, choice["remove"], by, f"{loss:.4f}", added)
-        console.print(table)
-    console.print(f"{out}: analysis.json, analysis.npz, {', '.join(figures)} (.png and .svg)")
+        show(table)
+    screen.print(
+        f"{escaped(str(out))}: analysis.json, analysis.npz, {', '.join(figures)} (.png and .svg)"
+    )

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
+from chopjax.paths import expanded
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
     from chopjax.choice import Choice
     from chopjax.chop.stream import Plan
+
+
+EXAMPLE = """\
+chopjax chop HuggingFaceTB/SmolLM-135M halved --strategy input --remove 0.5
+chopjax chop PARENT chosen --strategy sleb --remove 8 --analysis analysis
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("out", metavar="OUT", help="folder to write; it appears when it is complete")
+    add = parser.add_argument_group("which layers").add_argument
     add(
         "--strategy",
         metavar="NAME",
@@ -56,23 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F,L",
         help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
-    add("--overwrite", action="store_true", help="replace OUT if it is a checkpoint already")
-    add_max_shard_size(parser)
+    add = parser.add_argument_group("input and output").add_argument
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--overwrite", action="store_true", help="replace OUT if `chopjax chop` wrote it")
+    add_max_shard_size(add)
     add("--dry-run", action="store_true", help="print what would stay and go, and write nothing")
     add("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
     from chopjax.checkpoint.atomic import check_free
     from chopjax.checkpoint.source import open_checkpoint
     from chopjax.chop.stream import chop_checkpoint, plan
+    from chopjax.report.terminal import print_json
 
     _check_flags(args)
     if not args.dry_run:
-        check_free(Path(args.out), args.overwrite)  # before measuring, which takes its time
+        check_free(Path(args.out), "chop", args.overwrite)  # before measuring, which takes its time
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
     checkpoint = open_checkpoint(args.model, args.revision)
     chosen = _choice(args, checkpoint)
@@ -84,13 +92,20 @@ def run(args: argparse.Namespace) -> int:
             args.overwrite, max_shard_bytes, chosen.recipe,
         )  # fmt: skip
     if args.json:
-        print(json.dumps(_result(args, checkpoint.revision, chosen, done)))
+        print_json(_result(args, checkpoint.revision, chosen, done))
     else:
         _print(args, done)
     return 0
 
 
 def _check_flags(args: argparse.Namespace) -> None:
+    from chopjax.choice import KNOWN
+
+    if args.strategy not in (None, *KNOWN):
+        raise UserError(
+            f"--strategy: {args.strategy!r} is not one of {', '.join(KNOWN)}"
+            + did_you_mean(args.strategy, KNOWN)
+        )
     if args.keep is None:
         if args.strategy is None or args.remove is None:
             raise UserError("give --strategy NAME and --remove N, or --keep LIST")
@@ -100,13 +115,12 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     from chopjax import choice
+    from chopjax.checkpoint.identity import fingerprint
     from chopjax.chop.configurations import resolve_remove
     from chopjax.chop.importance import parse_protect, read_analysis
     from chopjax.models import parameters
 
     config = checkpoint.config
-    if args.strategy not in (None, *choice.KNOWN):
-        raise UserError(f"--strategy: {args.strategy!r} is not one of {', '.join(choice.KNOWN)}")
     if args.strategy not in choice.LOOKS:
         if args.analysis or args.data or args.protect:
             raise UserError(
@@ -126,8 +140,9 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     protect = parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, config.num_layers)
     if args.analysis:
-        folder = Path(args.analysis)
-        analysis = read_analysis(folder, config.num_layers, parameters.count(config))
+        folder = expanded(args.analysis)
+        seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
+        analysis = read_analysis(folder, config.num_layers, parameters.count(config), seen)
         return choice.by_analysis(args.strategy, remove, analysis, protect)
 
     from chopjax.analysis import AnalysisSettings, analyze
@@ -161,22 +176,23 @@ def _result(
 
 
 def _print(args: argparse.Namespace, done: Plan) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from chopjax.chop.configurations import ranges
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import console
 
     title = "would be written" if args.dry_run else "written"
     table = Table(
-        "", "before", "after", "ratio", title=f"{args.out} ({title})", title_justify="left"
+        "", "before", "after", "ratio", title=f"{escaped(args.out)} ({title})", title_justify="left"
     )
     for column in table.columns[1:]:
         column.justify = "right"
     for name in ("layers", "parameters", "tensors", "bytes"):
         before, after = getattr(done.before, name), getattr(done.after, name)
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
-    console = Console(soft_wrap=True)
-    console.print(f"kept layers     {ranges(done.kept_layers)}", highlight=False)
-    console.print(f"removed layers  {ranges(done.removed_layers)}", highlight=False)
-    console.print("(numbered from 0 as in MODEL, both ends of a range inclusive)", highlight=False)
-    console.print(table)
+    screen = console(soft_wrap=True)
+    screen.print(f"kept layers     {ranges(done.kept_layers)}")
+    screen.print(f"removed layers  {ranges(done.removed_layers)}")
+    screen.print("(numbered from 0 as in MODEL, both ends of a range inclusive)")
+    screen.print(table)

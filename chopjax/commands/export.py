@@ -6,19 +6,30 @@ import argparse
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
 
+EXAMPLE = """\
+chopjax export runs/heal healed
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dir", metavar="DIR", help="folder of `chopjax import`, or a training run's workdir")
     add("out", metavar="OUT", help="folder to write; it appears when it is complete")
-    add("--step", type=int, help="checkpoint of a training run (default: the latest)")
+    add("--step", type=int, metavar="N", help="checkpoint of a training run (default: the latest)")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="type of every tensor (default: as imported, or as config.json says after training)",
     )
-    add("--overwrite", action="store_true", help="replace OUT if it is a checkpoint already")
-    add_max_shard_size(parser)
+    add("--overwrite", action="store_true", help="replace OUT if `chopjax export` wrote it")
+    add_max_shard_size(add)
+    add(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="then upload OUT to this repository of the Hugging Face hub; the token is that of "
+        "`hf auth login` or HF_TOKEN",
+    )
+    add("--private", action="store_true", help="with --push-to-hub: a new repository is private")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,9 +41,19 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
 
     from chopjax.checkpoint.export import export_model
+    from chopjax.errors import UserError
     from chopjax.models import parameters
+    from chopjax.paths import expanded
     from chopjax.progress import say
 
+    if args.private and not args.push_to_hub:
+        raise UserError("--private is for --push-to-hub OWNER/NAME")
+    if args.push_to_hub:
+        from chopjax.checkpoint.atomic import check_free
+        from chopjax.checkpoint.hub_upload import check_upload, upload
+
+        check_free(Path(args.out), args.overwrite)  # before the hub is asked
+        check_upload(args.push_to_hub, args.private)
     found = export_model(
         args.dir,
         Path(args.out),
@@ -45,4 +66,7 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {found.family.model_type}, {found.config.num_layers} layers, "
         f"{parameters.count(found.config):,} parameters"
     )
+    if args.push_to_hub:
+        say(f"uploading {args.out} to {args.push_to_hub}")
+        say(upload(expanded(args.out), args.push_to_hub, args.private))
     return 0

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import re
 
+from chopjax.commands.flags import add_processes
 from chopjax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from chopjax.train import distributed
+EXAMPLE = """\
+chopjax import halved imported --mesh fsdp=4,tensor=2
+"""
 
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("dir", metavar="DIR", help="folder to write; it appears when it is complete")
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add(
         "--keep",
         metavar="LIST",
@@ -35,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--strict", action="store_true", help="NaN or infinity is an error and not a warning")
     add("--overwrite", action="store_true", help="replace DIR if `chopjax import` wrote it")
-    distributed.add_arguments(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,15 +60,14 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     from chopjax.checkpoint.describe import describe
     from chopjax.checkpoint.load import load
     from chopjax.checkpoint.orbax_folder import save_import
-    from chopjax.checkpoint.source import FOLDER_MARK
     from chopjax.chop.configurations import parse_keep
     from chopjax.chop.surgery import chop_description
     from chopjax.models import parameters
-    from chopjax.progress import say
+    from chopjax.progress import progress, say
     from chopjax.train.mesh import make_mesh, shardings
 
     out = Path(args.dir)
-    check_free(out, args.overwrite, FOLDER_MARK)  # before anything is downloaded
+    check_free(out, "import", args.overwrite)  # before anything is downloaded
     found = describe(args.model, args.revision)
     keep = None if args.keep is None else parse_keep(args.keep, found.config.num_layers)
     config = found.config if keep is None else found.config.keep(keep)
@@ -73,7 +77,8 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
         loaded = chop_description(loaded, keep)
     if args.dtype:
         loaded = dataclasses.replace(loaded, dtypes=None)
-    save_import(out, loaded, loaded.params, args.overwrite)
+    with progress(f"write {args.dir}"):
+        save_import(out, loaded, loaded.params, args.overwrite)
     say(
         f"{args.dir}: {loaded.family.model_type}, {config.num_layers} layers, "
         f"{parameters.count(config):,} parameters"
@@ -85,7 +90,7 @@ def _mesh_sizes(text: str) -> dict[str, int]:
     sizes = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in sizes or not size.lstrip("-").isdigit():
+        if axis not in sizes or not re.fullmatch(r"-?[0-9]{1,9}", size):
             raise UserError(
                 f"--mesh {text!r}: AXIS=SIZE with commas between is needed, such as "
                 f"fsdp=4,tensor=2; the axes are {', '.join(MESH_AXES)}"

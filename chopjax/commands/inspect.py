@@ -1,9 +1,16 @@
-"""`chopjax inspect`: what a checkpoint holds, from its headers alone."""
+"""`chopjax inspect`: what a checkpoint holds, from its headers alone, or config.json's alone."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chopjax.models.config import ModelConfig
+
+EXAMPLE = """\
+chopjax inspect HuggingFaceTB/SmolLM-135M
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="folder of a Hugging Face checkpoint, hub id owner/name, folder of `chopjax import`, "
-        "or workdir of a training run",
+        "or workdir of a training run; or a config.json, alone in its folder or by its own path",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
-    add("--step", type=int, help="checkpoint of a training run (default: the latest)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--step", type=int, metavar="N", help="checkpoint of a training run (default: the latest)")
     add(
         "--sequence-length",
         type=int,
@@ -27,29 +34,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
-    from chopjax.checkpoint.describe import describe
-    from chopjax.checkpoint.summary import summary
     from chopjax.errors import UserError
+    from chopjax.report.terminal import print_json
 
     if args.sequence_length is not None and args.sequence_length < 1:
         raise UserError(f"--sequence-length {args.sequence_length}: at least 1 is needed")
-    found = describe(args.model, args.revision, args.step)
-    length = args.sequence_length or min(found.config.max_positions, 2048)
-    result = summary(found) | _plan(found.config, length)
-    if args.check:
-        from chopjax.checkpoint.verify import check
-
-        result["not_finite"] = check(found)
+    config, result = _config_alone(args) or _model(args)
+    result |= _plan(config, args.sequence_length or min(config.max_positions, 2048))
     if args.json:
-        print(json.dumps(result))
+        print_json(result)
     else:
         _print(result)
     return 0
 
 
-def _plan(config: Any, length: int) -> dict[str, Any]:
+def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]]:
+    from chopjax.checkpoint.describe import describe
+    from chopjax.checkpoint.summary import summary
+
+    found = describe(args.model, args.revision, args.step)
+    result = summary(found)
+    if args.check:
+        from chopjax.checkpoint.verify import check
+
+        result["not_finite"] = check(found)
+    return found.config, result
+
+
+def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | None:
+    """None where MODEL is something else."""
+
+    from chopjax.checkpoint.config_alone import has_weights, is_config, local_config
+    from chopjax.checkpoint.provenance import read_provenance
+    from chopjax.checkpoint.summary import summary_of_config
+    from chopjax.errors import UserError
+    from chopjax.models import families
+    from chopjax.paths import expanded
+
+    path = expanded(args.model)
+    folder = path.parent if is_config(path) else path
+    alone = path.is_dir() and (path / "config.json").is_file() and not has_weights(path)
+    if not (alone or is_config(path)):
+        return None
+    for flag in ("check", "step", "revision"):
+        if getattr(args, flag) not in (None, False):
+            raise UserError(f"--{flag}: {args.model} is a config.json without weights")
+    raw_config = local_config(args.model)
+    assert raw_config is not None
+    config = families.translate(raw_config)[1]
+    reason = "none are there" if not has_weights(folder) else f"not looked at; give {folder}"
+    result = summary_of_config(args.model, raw_config, read_provenance(folder))
+    return config, result | {"no_weights": f"{reason}. All of this follows from config.json"}
+
+
+def _plan(config: ModelConfig, length: int) -> dict[str, Any]:
     import dataclasses
 
     from chopjax.plan import flops, memory
@@ -67,18 +105,18 @@ def _plan(config: Any, length: int) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
+    from chopjax.report.terminal import console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a file or a pipe has no width to keep to
-    tensors = _tensors(result, wide=console.width >= 110)
+    screen = console()
+    if not screen.is_terminal:
+        screen = console(width=160)  # a file or a pipe has no width to keep to
+    tensors = _tensors(result, wide=screen.width >= 110)
     for table in (_facts(result), tensors, _memory(result), _flops(result)):
-        console.print(table)
-        console.print()
+        screen.print(table)
+        screen.print()
     if "not_finite" in result:
         names = result["not_finite"]
-        console.print(f"NaN or infinity: {', '.join(names) or 'none'}", markup=False)
+        screen.print(f"NaN or infinity: {', '.join(names) or 'none'}")
 
 
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Any:
@@ -112,10 +150,12 @@ def _bytes(count: float) -> str:
 def _facts(result: dict[str, Any]) -> Any:
     from rich.text import Text
 
+    from chopjax.errors import escaped
+
     revision = f" at {result['revision'][:12]}" if result["revision"] else ""
-    table = _table(f"{result['model']}{revision} ({result['kind']})", "", "")
+    table = _table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
     for name, value in (_shape_facts(result["config"]) | _size_facts(result)).items():
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(escaped(value)))
     return table
 
 
@@ -156,15 +196,38 @@ def _layers(config: dict[str, Any]) -> str:
 def _size_facts(result: dict[str, Any]) -> dict[str, str]:
     counts = result["parameters"]
     share = counts["blocks"] / counts["total"]
+    sizes = [f"{_bytes(size)} in {dtype}" for dtype, size in result["bytes_by_dtype"].items()]
     facts = {
         "parameters": f"{counts['total']:,}",
         "  a layer": f"{counts['per_layer']:,} (all layers: {share:.1%})",
         "  embeddings": f"{counts['embeddings']:,} (tables and head)",
-        "size": f"{_bytes(result['bytes'])}, config.json says {result['dtype'] or 'no type'}",
+        "  take": ", ".join(sizes),
     }
-    if origin := result["provenance"]:
-        kept = ", ".join(map(str, origin["kept_layers"]))
-        facts["chopped"] = f"from {origin['parent']['name']}, {origin['strategy']}: layers {kept}"
+    facts["size"] = f"{_bytes(result['bytes'])}, config.json says {result['dtype'] or 'no type'}"
+    if not result["weights"]:
+        facts["size"] = f"would be {facts['size']}"
+        facts["weights"] = result["no_weights"]
+    return facts | _history_facts(result["provenance"])
+
+
+def _history_facts(record: dict[str, Any] | None) -> dict[str, str]:
+    """What chopjax did to it, from chopjax.json."""
+    from chopjax.checkpoint.provenance import CHOP, TRAINING, entries
+    from chopjax.chop.configurations import ranges
+
+    if record is None:
+        return {}
+    parent, facts = record["parent"]["name"], {}
+    if entries(record, CHOP):
+        kept = ranges(record["kept_layers"])
+        facts["chopped"] = f"from {parent}, {record['strategy']}: layers {kept}"
+    for number, entry in enumerate(entries(record, TRAINING), 1):
+        loss = (entry.get("held_out") or {}).get("window_loss")
+        measured = "" if loss is None else f"; window loss {loss:.4f} nats per token"
+        facts["trained" if number == 1 else f"  and again ({number})"] = (
+            f"{entry.get('steps')} steps, {entry.get('tokens')} tokens, "
+            f"{(entry.get('optimizer') or {}).get('name')}, {entry.get('kind')}{measured}"
+        )
     return facts
 
 
@@ -200,7 +263,7 @@ def _memory(result: dict[str, Any]) -> Any:
     numbers = ("params", "gradients", "moments", "total")
     table = _table(
         "Training state, over all devices together (activations come on top)",
-        "optimizer", "parameters in", "momentum in", *numbers,
+        "optimizer", "params in", "momentum in", *numbers,
         right=numbers,
     )  # fmt: skip
     for row in result["training_memory"]:

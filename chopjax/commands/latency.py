@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax.commands.flags import check_count
+
 DEFAULT_LENGTH = 512
+
+
+EXAMPLE = """\
+chopjax latency PARENT --remove 25%,50% --plot latency
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="random weights of the model's shapes: its config.json is all that is needed",
     )
-    add("--revision", help="branch, tag or commit of a hub id (default: main)")
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
+    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add = parser.add_argument_group("measurement").add_argument
     add("--batch", type=int, default=1, metavar="B", help="sequences (default: 1)")
     add(
         "--length",
@@ -43,13 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
-    add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
-    add("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-    from pathlib import Path
 
     import jax
 
@@ -58,16 +65,13 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.progress import progress, say
     from chopjax.report import latency as report
     from chopjax.report import plots
-    from chopjax.report.terminal import show
+    from chopjax.report.terminal import print_json, show
     from chopjax.score.latency import PHASES, measure
     from chopjax.score.latency_models import first_layers, open_models
 
     for flag in ("batch", "length", "rounds"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag} {value}: at least 1 is needed")
-    if args.plot and not Path(args.plot).expanduser().parent.is_dir():
-        raise UserError(f"--plot {args.plot}: no folder {Path(args.plot).parent}")
+        check_count(f"--{flag}", getattr(args, flag))
+    plot = plots.check_plot(args.plot, args.overwrite) if args.plot else None
     dtype = args.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -103,15 +107,13 @@ def run(args: argparse.Namespace) -> int:
         "rounds": args.rounds,
     }
     setting = f"batch {args.batch}, {length} tokens, {dtype}, {about['device']}"
-    if args.plot:
-        path = Path(args.plot).expanduser()
-        path = path.with_suffix("") if path.suffix in (".png", ".svg") else path
-        for written in plots.save(report.figure(measured, setting), path):
+    if plot is not None:
+        for written in plots.save(report.figure(measured, setting), plot):
             say(f"wrote {written}")
     if args.json:
-        print(json.dumps(report.as_json(measured, about)))
+        print_json(report.as_json(measured, about))
         return 0
-    show(report.table(measured))
+    show(report.table(measured), groups=(1, 1, 2, 2, 2, 1))
     print(f"\n{setting}; medians of {args.rounds} rounds in turns")
     for phase, meaning in PHASES.items():
         print(f"{phase} is {meaning}.")

@@ -6,6 +6,10 @@ import argparse
 
 from chopjax.commands.flags import add_scoring_model, check_scoring_model
 
+EXAMPLE = """\
+chopjax perplexity healed --data held_out.jsonl
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scoring_model(parser)
@@ -33,16 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
-
-    from rich.console import Console
     from rich.table import Table
 
     from chopjax.data.tokenizer import load_tokenizer
+    from chopjax.report.terminal import console, print_json
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.perplexity import perplexity, read_texts
 
     check_scoring_model(args)
+    texts = read_texts(args.data, args.field)  # a typo is found before the model is loaded
     use_compilation_cache()
     loaded, engine = open_engine(
         args.model,
@@ -54,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
         args.tensor,
     )
     tokenizer = load_tokenizer(loaded.folder)
-    found = perplexity(engine, tokenizer, read_texts(args.data, args.field), args.truncate)
+    found = perplexity(engine, tokenizer, texts, args.truncate)
     result = {"model": args.model, "data": args.data} | found
     if args.json:
-        print(json.dumps(result))
+        print_json(result)
         return 0
     table = Table(box=None, show_header=False)
     for name, text in (
@@ -73,5 +76,5 @@ def run(args: argparse.Namespace) -> int:
         ("convention", result["convention"]),
     ):
         table.add_row(name, text)
-    Console().print(table)
+    console().print(table)
     return 0

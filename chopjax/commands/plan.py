@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import argparse
 
+from chopjax.commands.flags import add_recipe
 from chopjax.errors import UserError
+
+EXAMPLE = """\
+chopjax plan --config configs/just_chop_llama2_7b.py --topology v5p:4x4x4
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the recipe, a Python file of configs/")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="set a field of the config; --config.FIELD=VALUE says the same",
-    )
     add(
         "--topology",
         required=True,
-        metavar="CHIP:SHAPE",
-        help="the TPU slice, such as v5p:4x4x4 or v5e:16x16; mesh.slices of the config says how "
-        "many of them",
+        metavar="SLICE",
+        help="the TPU slice, by its shape (v5p:4x4x4, v5e:16x16) or Cloud's accelerator type "
+        "(v5p-128, v5litepod-256); mesh.slices of the config says how many of them",
     )
     add("--tokens", type=float, metavar="N", help="token budget (default: the config's steps)")
     add(
@@ -35,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Exit code 1 for what does not fit."""
     from chopjax.plan.topology import parse, prepare_environment
 
     parse(args.topology)
     prepare_environment()
 
-    import json
-
     from chopjax.plan.plan import make_plan, settings_of
     from chopjax.plan.tables import show
+    from chopjax.report.terminal import print_json
     from chopjax.train.config_file import load_config
 
     if args.tokens is not None and args.tokens <= 0:
@@ -52,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     topology = parse(args.topology, settings.mesh.slices)
     plan = make_plan(settings, origin, topology, args.tokens, args.machine_code)
     if args.json:
-        print(json.dumps(plan))
+        print_json(plan)
     else:
         show(plan)
-    return 0
+    return 0 if plan["fits"] else 1

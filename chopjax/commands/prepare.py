@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 from typing import TYPE_CHECKING
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 
 if TYPE_CHECKING:
     from chopjax.data.store import TokenStore
+
+
+EXAMPLE = """\
+chopjax prepare corpus.jsonl --tokenizer PARENT --output tokens
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,36 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="folder or hub id of the model that will be trained on the store",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id in --tokenizer")
+    parser.add_argument(
+        "--revision",
+        metavar="REV",
+        help="branch, tag or commit of a hub id in --tokenizer (default: main)",
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="folder to write; appears when everything is in it"
-    )
-    parser.add_argument(
-        "--field", default="text", help="field of a JSON line that holds the text (default: text)"
-    )
-    parser.add_argument(
-        "--unit",
-        choices=("file", "paragraph", "line"),
-        default="file",
-        help="what is one document in plain text files (default: file)",
-    )
-    parser.add_argument(
-        "--before",
-        choices=("auto", "bos", "eos", "none"),
-        default="auto",
-        help="token before each document; auto (the default) is bos, or eos where there is no bos",
-    )
-    parser.add_argument(
-        "--after",
-        choices=("none", "eos", "bos"),
-        default="none",
-        help="token after each document (default: none)",
-    )
-    parser.add_argument(
-        "--held-out",
-        metavar="N|FRACTION",
-        help="hold out so many documents (500) or such a part of them (0.01), chosen by a hash of "
-        "their text; the stores are then DIR/train and DIR/held_out",
     )
     parser.add_argument(
         "--workers",
@@ -74,6 +55,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify", metavar="STORE", help="only read a finished store and compare its checksums"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+    documents = parser.add_argument_group("documents")
+    documents.add_argument(
+        "--field", default="text", help="field of a JSON line that holds the text (default: text)"
+    )
+    documents.add_argument(
+        "--unit",
+        choices=("file", "paragraph", "line"),
+        default="file",
+        help="what is one document in plain text files (default: file)",
+    )
+    documents.add_argument(
+        "--before",
+        choices=("auto", "bos", "eos", "none"),
+        default="auto",
+        help="token before each document; auto (the default) is bos, or eos where there is no bos",
+    )
+    documents.add_argument(
+        "--after",
+        choices=("none", "eos", "bos"),
+        default="none",
+        help="token after each document (default: none)",
+    )
+    documents.add_argument(
+        "--held-out",
+        metavar="N|FRACTION",
+        help="hold out so many documents (500) or such a part of them (0.01), chosen by a hash of "
+        "their text; the stores are then DIR/train and DIR/held_out",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         stores = _prepared(args)
     if args.json:
-        print(json.dumps({name or "store": _summary(store) for name, store in stores.items()}))
+        from chopjax.report.terminal import print_json
+
+        print_json({name or "store": _summary(store) for name, store in stores.items()})
     else:
         _print_table(stores)
     return 0
@@ -113,8 +124,7 @@ def _prepared(args: argparse.Namespace) -> dict[str, TokenStore]:
     ]
     if missing:
         raise UserError(f"missing: {', '.join(missing)} (or --verify STORE)")
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers {args.workers}: at least 1 is needed")
+    interrupts.advise("what is finished is kept, and the same command goes on from there")
     from chopjax.data.prepare import prepare
     from chopjax.data.tokenizer import load_tokenizer
 
@@ -148,8 +158,10 @@ def _summary(store: TokenStore) -> dict[str, object]:
 
 
 def _print_table(stores: dict[str, TokenStore]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import show
 
     table = Table(box=None)
     table.add_column("store")
@@ -157,7 +169,7 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
         table.add_column(column, justify="right")
     for store in stores.values():
         table.add_row(
-            os.path.basename(store.path),
+            escaped(os.path.basename(store.path)),
             f"{store.num_documents:,}",
             f"{store.num_tokens:,}",
             f"{store.text_bytes:,}",
@@ -165,5 +177,5 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
             f"{len(store.shards)} x {store.dtype}",
         )
     for store in stores.values():
-        print(store.path)
-    Console(file=sys.stdout).print(table)
+        print(escaped(store.path))
+    show(table)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from chopjax.commands.flags import add_recipe
+from chopjax import interrupts
+from chopjax.commands.flags import add_recipe, again
+from chopjax.paths import expanded
+
+EXAMPLE = """\
+chopjax run --config configs/chop_and_heal.py --workdir runs/half \\
+    --config.model=HuggingFaceTB/SmolLM-135M \\
+    --config.text.train=corpus.jsonl --config.text.held_out=held_out.jsonl
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, workdir="folder of the run; what is done there already is not done again")
     parser.add_argument(
         "--schedule",
+        dest="set",
+        action="append",
+        type="chop.schedule={}".format,
         metavar="ROUNDSxSTEPS",
         help="remove the layers in rounds, with so many steps of healing between them, such as "
         "3x200, or once (default: what the recipe says, once); the same as --config.chop.schedule",
@@ -29,34 +39,35 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from chopjax import pipeline
+    from chopjax.report.terminal import print_json
     from chopjax.score.model import use_compilation_cache
     from chopjax.train.config_file import load_config
 
+    interrupts.advise("what is done is kept, and the same command goes on from there")
     use_compilation_cache()
 
-    workdir = Path(args.workdir).expanduser()
-    schedule = [f"chop.schedule={args.schedule}"] if args.schedule else []
-    report = pipeline.run(load_config(args.config, [*args.set, *schedule]), workdir)
+    workdir = expanded(args.workdir)
+    report = pipeline.run(load_config(args.config, args.set), workdir, again("run", args))
     if args.json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         _print(report, workdir)
     return 0
 
 
 def _print(report: dict[str, Any], workdir: Path) -> None:
-    from rich.console import Console
+    from chopjax.errors import escaped
+    from chopjax.report.comparison import columns_of_report, rich_table, verdict
+    from chopjax.report.terminal import console, show
 
-    from chopjax.report.comparison import columns_of_report, gap_closed, rich_table
-
-    columns = columns_of_report(report)
-    parent, chopped, _ = columns
-    console = Console()
-    console.print(rich_table(columns))
-    added = chopped.loss - parent.loss
-    console.print(
-        f"\nChopping added {added:.3f} nats per token; healing took away "
-        f"{gap_closed(columns):.0%} of it."
+    columns, place = columns_of_report(report), Path(escaped(str(workdir)))
+    show(rich_table(columns))
+    screen = console(soft_wrap=True)
+    screen.print(f"\n{verdict(columns)}")
+    length = report["settings"]["heal"]["data"]["sequence_length"]
+    screen.print(
+        f"Document loss: every document whole, {report['held_out_tokens']:,} tokens. "
+        f"Window loss: in healing's windows of {length} tokens."
     )
-    console.print(f"Healed checkpoint: {workdir / 'healed'}", soft_wrap=True)
-    console.print(f"Report: {workdir / 'report.json'}, {workdir / 'healing.png'}", soft_wrap=True)
+    screen.print(f"Healed checkpoint: {place / 'healed'}")
+    screen.print(f"Report: {place / 'report.html'}, {place / 'report.json'}")

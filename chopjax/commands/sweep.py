@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from chopjax.commands.flags import add_recipe
+from chopjax import interrupts
+from chopjax.commands.flags import add_recipe, again
+from chopjax.paths import expanded
+
+EXAMPLE = """\
+chopjax sweep --config configs/sweep.py --workdir runs/sweep \\
+    --config.model=PARENT --config.text.train=corpus.jsonl \\
+    --config.text.held_out=held_out.jsonl
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,30 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     import os
-    import shlex
-    from pathlib import Path
 
     # The harness's bars would stand between ours. Read when tqdm is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-    from rich.console import Console
-
+    from chopjax.errors import escaped
     from chopjax.report.sweep import rich_table
+    from chopjax.report.terminal import console, print_json, show
     from chopjax.score.model import use_compilation_cache
     from chopjax.sweep import sweep
     from chopjax.train.config_file import load_config
 
+    interrupts.advise("the points so far are kept, and the same command goes on from there")
     use_compilation_cache()
-    workdir = Path(args.workdir).expanduser()
-    parts = ["chopjax", "sweep", "--config", args.config, "--workdir", args.workdir]
-    parts += [f"--config.{assignment}" for assignment in args.set]
-    report = sweep(load_config(args.config, args.set), workdir, shlex.join(parts))
+    workdir = expanded(args.workdir)
+    report = sweep(load_config(args.config, args.set), workdir, again("sweep", args))
     if args.json:
-        print(json.dumps(report))
+        print_json(report)
         return 0
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(rich_table(report))
-    console.print(f"{workdir / 'report.html'}: figures, tables, settings")
+    show(rich_table(report))
+    screen = console(soft_wrap=True)
+    screen.print(f"{escaped(str(workdir / 'report.html'))}: figures, tables, settings")
     return 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from chopjax.commands.flags import add_recipe
+from chopjax import interrupts
+from chopjax.commands.flags import add_processes, add_recipe
+
+EXAMPLE = """\
+chopjax train --config configs/heal.py --workdir runs/heal \\
+    --config.model=halved --config.data.train=tokens
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from chopjax.train import distributed
-
     add_recipe(
         parser, workdir="where checkpoints and metrics go; a run that is there already is resumed"
     )
@@ -20,39 +23,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="resume although settings changed that change what the run means",
     )
+    add(
+        "--check",
+        nargs="?",
+        const="here",
+        choices=("here", "elsewhere"),
+        help="look at recipe, model and token stores, say what is wrong or missing, and end; "
+        "`elsewhere`: the run is for other machines, and stores may lie there alone",
+    )
     add("--json", action="store_true", help="print one JSON object instead of the table")
-    distributed.add_arguments(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from chopjax.train.peers import EXIT_PREEMPTED
+
+    # A run that has not begun is to be started again, too.
+    with interrupts.watching(EXIT_PREEMPTED):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from chopjax.train import distributed
     from chopjax.train.config_file import load_config
     from chopjax.train.loop import last_words, train
-    from chopjax.train.stopping import end_on_sigterm
 
-    end_on_sigterm()
+    interrupts.advise(lambda: f"the same command goes on. {last_words(args.workdir)}")
     config = load_config(args.config, args.set)  # a typo is found before the others are waited for
+    if args.check:
+        from chopjax.train.check import check
+
+        check(config, args.workdir, args.check)
+        return 0
     launch = distributed.launch_of(args)
     with distributed.joined(launch, lambda: last_words(args.workdir)) as processes:
         summary = train(config, args.workdir, args.force)
     if processes is not None and processes.index != 0:
         return 0  # the first process speaks for all
     if args.json:
-        print(json.dumps(summary))
+        from chopjax.report.terminal import print_json
+
+        print_json(summary)
     else:
         _print(summary)
     return 0
 
 
 def _print(summary: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from chopjax.errors import escaped
+    from chopjax.report.terminal import console
 
     table = Table(title="Training", show_header=False)
     for name, value in summary.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), _text(name, value))
-    Console().print(table)
+            table.add_row(name.replace("_", " "), escaped(_text(name, value)))
+    console().print(table)
 
 
 def _text(name: str, value: object) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 
 NOMINAL_BYTES = 1 << 26  # what a file of the hub counts for when work is divided
 
@@ -76,7 +77,14 @@ def open_split(spec: str, field: str) -> HuggingFaceSplit:
     place, colon, split = spec.rpartition(":")
     if not colon:
         place, split = spec, "train"
-    folder = Path(place).expanduser()
+    elif expanded(spec).is_dir():
+        if expanded(place).is_dir():
+            raise UserError(
+                f"hf:{spec}: {spec} and {place} are folders both; write hf:{spec}:train for the "
+                f"first or hf:{place}/:{split} for the second"
+            )
+        place, split = spec, "train"
+    folder = expanded(place)
     if folder.is_dir():
         dataset, config, revision = str(folder.resolve()), None, None
     elif place.startswith(("/", ".", "~")):

@@ -1,7 +1,8 @@
 """Text → token store: parallel, the same bytes whatever the number of workers, and resumable.
 
 Work goes on in OUT.partial until everything is there, which is then renamed to OUT. A run that was
-killed, or stopped by a mistake in the input, is continued by the same call.
+killed, or stopped by a mistake in the input, is continued by the same call. Both folders carry our
+mark (checkpoint/mark.py); others of these names are left alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from chopjax.checkpoint.atomic import flush, new_file
+from chopjax import interrupts
+from chopjax.checkpoint.atomic import check_free, flush, new_file
+from chopjax.checkpoint.files import read_json_object
+from chopjax.checkpoint.mark import MARK, remove_marked, write_mark
 from chopjax.data.shards import Job, make_shards, read_record, smallest_hashes
 from chopjax.data.sources import Source, find_sources, pieces
 from chopjax.data.store import (
@@ -33,11 +37,19 @@ from chopjax.data.store import (
 )
 from chopjax.data.text_files import Unit, open_binary
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
+from chopjax.data.work_folder import (
+    RECORDS,
+    SETTINGS,
+    VERB,
+    foreign_in,
+    make_work_folder,
+    work_folder,
+)
 from chopjax.errors import UserError, listing
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
 
-SETTINGS = "prepare.json"  # in OUT: what it was made from and how
-RECORDS = "records"  # in OUT.partial: what is in the finished shards
+MOST_WORKERS = 1024
 
 Before = Literal["auto", "bos", "eos", "none"]
 After = Literal["none", "eos", "bos"]
@@ -75,9 +87,11 @@ def prepare(
     """
     if "://" in os.fspath(out):
         raise UserError(f"{out}: prepare writes to a local folder; copy it there afterwards")
-    final = Path(os.path.abspath(Path(out).expanduser()))
+    final = Path(os.path.abspath(expanded(out)))
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer)
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise UserError(f"--workers {workers}: from 1 to {MOST_WORKERS}")
     sources = find_sources([os.fspath(name) for name in inputs], field, unit)
     share = _share(held_out)
     separators = (_separator(tokenizer, before), _separator(tokenizer, after))
@@ -98,7 +112,7 @@ def prepare(
                 (work / SETTINGS).unlink(missing_ok=True)
             return open_stores(final)
         _begin(work, settings, overwrite)
-        workers = workers or os.cpu_count() or 1
+        workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
         job = Job(
             tokenizer=tokenizer,
             before=separators[0],
@@ -184,36 +198,52 @@ def _sha256(name: str) -> str:
 @contextlib.contextmanager
 def _work_folder(final: Path) -> Iterator[Path]:
     """OUT.partial, for this process alone. Stays while it holds unfinished work."""
-    work = final.with_name(final.name + ".partial")
+    work = work_folder(final)
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        make_work_folder(work)
         with (work / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is preparing {final}; wait for it") from None
-            try:
-                yield work
-            finally:
-                if not _holds_work(work):
+
+            def remove_unless_useful() -> None:
+                if not _holds_work(work) and not foreign_in(work):
                     shutil.rmtree(work, ignore_errors=True)
+
+            with interrupts.at_end(remove_unless_useful):
+                try:
+                    yield work
+                finally:
+                    remove_unless_useful()
     except OSError as error:
         raise UserError(f"{error.filename or final}: {error.strerror or error}") from error
 
 
 def _is_finished(final: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether OUT is what is asked for. Raises UserError where something else is in its place."""
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+    if not os.path.lexists(final) or (final.is_dir() and not any(final.iterdir())):
+        check_free(final, VERB)
         return False
     if not (final / SETTINGS).is_file():
         raise UserError(f"{final} exists and is not a token store; give another --output")
-    differences = _differences(json.loads((final / SETTINGS).read_text()), settings)
-    if differences and not overwrite:
+    if overwrite:
+        check_free(final, VERB, overwrite)
+        return False
+    differences = _differences(_read_settings(final), settings)
+    if differences:
         raise UserError(
             f"{final} was prepared with other settings; give another --output, or --overwrite:\n"
             + listing(differences)
         )
-    return not overwrite
+    return True
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    settings = read_json_object(folder / SETTINGS)
+    if not isinstance(settings.get("sources"), list):
+        raise UserError(f"{folder / SETTINGS}: not what `chopjax prepare` writes; move it away")
+    return settings
 
 
 def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -226,7 +256,8 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
         )
     if differences or not _holds_work(work):
         _empty(work)
-    shutil.rmtree(work / "replaced", ignore_errors=True)
+    if (work / "replaced").is_dir():
+        remove_marked(work / "replaced")
     for folder in (work / RECORDS, work / "store", *(work / "store" / p for p in PARTS)):
         folder.mkdir(exist_ok=True)
         for leftover in folder.glob(".*.partial-*"):  # of workers that were killed
@@ -239,7 +270,7 @@ def _unfinished(work: Path, settings: dict[str, Any]) -> list[str]:
     """What the settings of unfinished work differ in; nothing where there is none."""
     if not _holds_work(work):
         return []
-    return _differences(json.loads((work / SETTINGS).read_text()), settings)
+    return _differences(_read_settings(work), settings)
 
 
 def _holds_work(work: Path) -> bool:
@@ -335,20 +366,26 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
             (job.folder / part).rmdir()
     with new_file(job.folder / SETTINGS, overwrite=True) as path:
         path.write_text(json.dumps(settings, indent=1) + "\n")
+    write_mark(job.folder, VERB)
 
 
 def _swap(folder: Path, final: Path, work: Path) -> None:
     """Rename the finished folder to OUT. A kill in between is made good by the next run."""
-    if final.exists():
-        final.rename(work / "replaced")
-    folder.rename(final)
-    flush(final.parent)
-    (work / SETTINGS).unlink()
+    if final.exists() and any(final.iterdir()):
+        check_free(final, VERB, overwrite=True)  # once more: the work took its time
+    with interrupts.whole():
+        if final.exists() and any(final.iterdir()):
+            final.rename(work / "replaced")
+        folder.rename(final)
+        flush(final.parent)
+        (work / SETTINGS).unlink()
+    if (work / "replaced").is_dir():
+        remove_marked(work / "replaced")
 
 
 def _empty(work: Path) -> None:
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name not in ("lock", MARK):
             path.unlink()

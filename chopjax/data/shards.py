@@ -12,19 +12,19 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
-import threading
+import pickle
 import time
+import traceback
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chopjax import interrupts
 from chopjax.checkpoint.atomic import new_file
 from chopjax.data.sources import Piece
 from chopjax.data.store import Shard, documents_file, tokens_file
@@ -134,80 +134,111 @@ def in_processes(
 ) -> Iterator[Any]:
     """Results of `work` on pieces, in no particular order.
 
-    show: called often with the bytes read and the tokens made by all workers so far.
+    show: called often with the bytes read and the tokens made by all workers so far. However this
+    ends, no worker outlives it; a piece that one is at is begun again another time.
     """
     # Fresh processes: a fork of one that runs JAX may hang.
     context = multiprocessing.get_context("spawn")
-    stop, counters = context.Event(), context.Array("q", 2)
     count = max(1, min(workers, len(numbers)))
     threads = max(1, workers // count)  # where there are fewer pieces than workers
-    with ProcessPoolExecutor(
-        count,
-        mp_context=context,
-        initializer=_start,
-        initargs=(job, stop, counters, threads),
-    ) as pool:
-        try:
-            with _without_sigint():  # submitting is what starts the workers
-                waiting = {pool.submit(work, number) for number in numbers}
-            while waiting:
-                done, waiting = wait(waiting, _LOOK_SECONDS, FIRST_EXCEPTION)
-                for future in done:
-                    yield future.result()
-                show(*counters[:])
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process died. If memory was short, run the same command again with fewer "
-                "--workers: what is finished is kept. A Python script that calls prepare needs "
-                'the line `if __name__ == "__main__":` around it'
-            ) from error
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+    read = tokens = 0
+    left = iter(numbers)
+    with contextlib.ExitStack() as stack:
+        pool: dict[Connection, BaseProcess] = {}
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            stack.enter_context(interrupts.running(process))
+            theirs.close()  # so that the end of the worker is the end of the pipe
+            pool[stack.enter_context(ours)] = process
+        while pool:
+            for worker in wait(list(pool), _LOOK_SECONDS):
+                assert isinstance(worker, Connection)
+                with _named_death(pool[worker]):
+                    kind, *content = worker.recv()
+                    if kind == READY:
+                        worker.send((job, work, threads))
+                    if kind in (READY, DONE):
+                        number = next(left, None)
+                        worker.send(number)
+                        if number is None:
+                            del pool[worker]
+                if kind == COUNTED:
+                    read, tokens = read + content[0], tokens + content[1]
+                elif kind == FAILED:
+                    raise content[0]
+                elif kind == DONE:
+                    yield content[0]
+            interrupts.check()
+            show(read, tokens)
 
 
 @contextlib.contextmanager
-def _without_sigint() -> Iterator[None]:
-    """Processes started here never hear of Ctrl-C, not even while Python starts in them, where it
-    would end in a traceback. This one hears of it afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _named_death(process: BaseProcess) -> Iterator[None]:
     try:
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except (EOFError, OSError) as error:
+        interrupts.check()  # a signal for all of us
+        process.join(1)
+        raise UserError(
+            f"a worker process died (exit code {process.exitcode}). If memory was short, run the "
+            "same command again with fewer --workers: what is finished is kept. A Python script "
+            'that calls prepare needs the line `if __name__ == "__main__":` around it'
+        ) from error
 
 
-class _Stopped(Exception):
-    """The main process wants no more."""
+# ------------------------------------------------------------------------- In a worker process
 
-
-# Set in a worker process by _start.
+# What a worker says: it has started, bytes and tokens since it last said so, a piece's result, or
+# what went wrong.
+READY, COUNTED, DONE, FAILED = "ready", "counted", "done", "failed"
+# Set by _work.
 _job: Job
-_stop: Any
-_counters: Any
+_main: Connection
+_counted = [0, 0]  # bytes and tokens that the main process does not know of
 
 
-def _start(job: Job, stop: Any, counters: Any, threads: int) -> None:
-    global _job, _stop, _counters
-    _job, _stop, _counters = job, stop, counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which stops us
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(main: Connection) -> None:
+    """Do the pieces that the main process names, until there are no more."""
+    global _job, _main
+    interrupts.end_with_parent()
+    _main = main
+    try:
+        main.send((READY,))
+        _job, work, threads = main.recv()
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+        while (number := main.recv()) is not None:
+            try:
+                result = work(number)
+            except Exception as error:
+                main.send((FAILED, _sendable(error)))
+                return
+            _tell()
+            main.send((DONE, result))
+    except (EOFError, OSError):
+        pass  # the main process has gone
 
 
-def _end_with_parent() -> None:
-    """A killed main process must not leave workers that write under the next one's feet."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_process([parent.sentinel])
-    os._exit(1)
+def _sendable(error: Exception) -> Exception:
+    """The error as it can go through a pipe, with the traceback that stays here."""
+    if not isinstance(error, UserError):
+        error.add_note(f"in a worker process: {traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    return error
 
 
 def _advance(read: int, tokens: int = 0) -> None:
-    with _counters.get_lock():
-        _counters[0] += read
-        _counters[1] += tokens
+    _counted[0] += read
+    _counted[1] += tokens
+
+
+def _tell() -> None:
+    _main.send((COUNTED, *_counted))
+    _counted[:] = 0, 0
 
 
 def _texts(piece: Piece) -> Iterator[list[str]]:
@@ -220,8 +251,7 @@ def _texts(piece: Piece) -> Iterator[list[str]]:
                 texts.append(text)
                 characters += len(text)
             if characters >= _ENCODE_CHARACTERS:
-                if _stop.is_set():
-                    raise _Stopped
+                _tell()
                 yield texts
                 texts, characters = [], 0
     yield texts

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
-
+from chopjax.checkpoint.source import CONFIG, FOLDER_MARK, INDEX, SINGLE
 from chopjax.data import huggingface_split, tfds_split
+from chopjax.data.store import PARTS, STORE, file_system
 from chopjax.data.text_files import (
     COMPRESSIONS,
     JSON_SUFFIXES,
@@ -73,6 +74,8 @@ def find_sources(inputs: Sequence[str], field: str = "text", unit: Unit = "file"
     """
     found: list[Source] = []
     for name in inputs:
+        if name.startswith(("tfds:", "hf:")) and os.path.exists(name):
+            raise UserError(f"{name}: the name of a data set and of a file; write ./{name} for it")
         if name.startswith("tfds:"):
             found.append(tfds_split.open_split(name.removeprefix("tfds:"), field))
         elif name.startswith("hf:"):
@@ -111,15 +114,17 @@ def _nominal_size(source: Source) -> int:
 
 def _files(name: str, field: str, unit: Unit) -> Iterator[TextFile]:
     local = "://" not in name
+    system, path = file_system(name)
     try:
-        system, path = fsspec.core.url_to_fs(str(Path(name).expanduser()) if local else name)
+        if local and (what := _something_else(path)):
+            raise UserError(f"{name}: {what}, and text is needed here")
         if system.isfile(path):
             paths = [path]
         elif system.isdir(path):
             paths = [p for p in system.find(path) if is_known(p)]
         else:
             paths = [p for p in system.glob(path) if system.isfile(p)]
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, re.error) as error:
         raise UserError(f"{name}: cannot be opened ({error})") from error
     kinds = " ".join((*JSON_SUFFIXES, *TEXT_SUFFIXES)) + ", also with " + " ".join(COMPRESSIONS)
     if not paths:
@@ -129,4 +134,25 @@ def _files(name: str, field: str, unit: Unit) -> Iterator[TextFile]:
         if not is_known(path):
             raise UserError(f"{path}: not a name that says how to read it ({kinds})")
         url = path if local else system.unstrip_protocol(path)
-        yield TextFile(url, system.size(path), field, unit)
+        size = system.size(path)
+        if not size and path.endswith(COMPRESSIONS):
+            raise UserError(
+                f"{path}: 0 bytes, where even compressed nothing has some: it was cut off; "
+                "fetch or compress it again, or delete it"
+            )
+        yield TextFile(url, size, field, unit)
+
+
+def _something_else(path: str) -> str | None:
+    """What a folder is that holds files with known endings and is no folder of text."""
+
+    def holds(*names: str) -> bool:
+        return any(os.path.isfile(os.path.join(path, name)) for name in names)
+
+    if holds(STORE, *(f"{part}/{STORE}" for part in PARTS)):
+        return "a token store (`chopjax prepare` made it)"
+    if holds(FOLDER_MARK):
+        return "a folder of chopjax's own, of `import` or `train`"
+    if holds(CONFIG) and holds(SINGLE, INDEX, "tokenizer.json", "tokenizer_config.json"):
+        return "a model"
+    return None

@@ -19,19 +19,25 @@ import hashlib
 import itertools
 import json
 import os
+import reprlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
+from chopjax.data.text_files import is_known
 from chopjax.errors import UserError, listing
+from chopjax.paths import expanded
 
 STORE = "store.json"
 FORMAT = 1
 PARTS = ("train", "held_out")  # the stores in a folder of `prepare --held-out`
+DTYPES = ("uint16", "uint32")
 _OPEN_SHARDS = 128  # mapped at once, a file descriptor each
+_SMALL = 1 << 26  # bytes that are read through in a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +90,12 @@ class TokenStore:
                 done, shard = done + last - first, shard + 1
         for (n, done, *_), tokens in zip(pieces, self._read(pieces), strict=True):
             rows[n, done : done + len(tokens)] = tokens
+        # A lookup beyond a table is clamped on most devices, and nobody would know.
+        if rows.size and not 0 <= rows.min() <= rows.max() <= self.largest_id:
+            raise UserError(
+                f"{self.path}: damaged: holds a token that is not in 0..{self.largest_id}, what "
+                f"{STORE} says; `chopjax prepare --verify {self.path}` names the file"
+            )
         return rows
 
     def starts(self, start: int, stop: int) -> np.ndarray:
@@ -111,7 +123,22 @@ class TokenStore:
         return self._files.read(ranges, np.dtype(self.dtype).newbyteorder("<"))
 
     def _documents(self, shard: int) -> np.ndarray:
-        return self._files.whole(documents_file(shard), np.dtype("<i8"))
+        starts = self._files.whole(documents_file(shard), np.dtype("<i8"))
+        if shard not in self._in_order:
+            # The first document starts with the shard, and none is empty.
+            edges = np.append(starts, self.shards[shard].tokens)
+            if edges[0] != 0 or (len(starts) and not (np.diff(edges) > 0).all()):
+                raise UserError(
+                    f"{self.path}/{documents_file(shard)}: damaged: documents do not start one "
+                    f"after the other within {edges[-1]:,} tokens; prepare the store again"
+                )
+            self._in_order.add(shard)
+        return starts
+
+    @functools.cached_property
+    def _in_order(self) -> set[int]:
+        """Shards whose documents were looked at."""
+        return set()
 
 
 class _LocalFiles:
@@ -158,22 +185,28 @@ def documents_file(shard: int) -> str:
 
 
 def open_store(path: str | os.PathLike[str]) -> TokenStore:
-    """Open a store. Raises UserError where there is none, or one whose files are not as it says."""
+    """Open a store. Raises UserError where there is none, or one whose files are not as it says.
+
+    Sizes are compared always. Of a local store the order of documents, too, and of a small one the
+    checksums; of a larger one `verify` compares them.
+    """
     name = os.fspath(path)
-    name = name.rstrip("/") if "://" in name else str(Path(name).expanduser())
-    system, folder = _file_system(name)
+    name = name.rstrip("/") if "://" in name else str(expanded(name))
+    system, folder = file_system(name)
     try:
-        record = json.loads(system.cat_file(f"{folder}/{STORE}"))
-    except FileNotFoundError:
-        held = [part for part in PARTS if system.isfile(f"{folder}/{part}/{STORE}")]
-        hint = f"; it holds {' and '.join(f'{name}/{part}' for part in held)}" if held else ""
-        raise UserError(f"{name}: no token store (`chopjax prepare` makes one){hint}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}/{STORE}: cannot be read ({error})") from error
-    store = _parse(record, name)
+        text = system.cat_file(f"{folder}/{STORE}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(_no_store(system, folder, name)) from None
+    except OSError as error:
+        raise UserError(f"{name}/{STORE}: cannot be read ({error.strerror or error})") from error
+    store = read_record(text, name)
     itemsize = np.dtype(store.dtype).itemsize
     wrong = []
-    sizes = {os.path.basename(f["name"]): f["size"] for f in system.ls(folder, detail=True)}
+    sizes = {
+        os.path.basename(f["name"]): f["size"]
+        for f in system.ls(folder, detail=True)
+        if f["type"] == "file"
+    }
     for number, shard in enumerate(store.shards):
         for file, size in (
             (tokens_file(number), itemsize * shard.tokens),
@@ -182,13 +215,47 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
             if sizes.get(file) != size:
                 wrong.append(f"{file}: {sizes.get(file, 'no')} bytes instead of {size}")
     if wrong:
-        raise UserError(f"{name}: damaged; prepare it again:\n{listing(wrong)}")
+        raise UserError(f"{name}: damaged; prepare it again:\n{listing(wrong, 10)}")
+    if "://" not in name:
+        if store.num_documents <= _SMALL // 8:
+            for number in range(len(store.shards)):
+                store._documents(number)
+        if itemsize * store.num_tokens + 8 * store.num_documents <= _SMALL:
+            verify(store)
     return store
+
+
+def _no_store(system: Any, folder: str, name: str) -> str:
+    """What lies there instead, and what to do."""
+
+    def holds(*names: str) -> bool:
+        return any(system.isfile(f"{folder}/{file}") for file in names)
+
+    make = f"  chopjax prepare {name} --tokenizer MODEL --output STORE"
+    if system.isfile(folder):
+        if os.path.basename(folder) == STORE:
+            return f"{name}: a file of a token store; give the folder that it lies in"
+        if is_known(folder):
+            return f"{name}: a text file, and a token store is needed. Make one of it:\n{make}"
+        return f"{name}: a file, and the folder of a token store is needed (`chopjax prepare`)"
+    if not system.isdir(folder):
+        return f"{name}: no such folder (`chopjax prepare` makes a token store)"
+    parts = [part for part in PARTS if holds(f"{part}/{STORE}")]
+    if parts:
+        held = " and ".join(f"{name}/{part}" for part in parts)
+        return f"{name}: no token store (`chopjax prepare` makes one); it holds {held}"
+    if holds("config.json", "chopjax_folder.json"):
+        return f"{name}: a model, and a token store is needed (`chopjax prepare` makes one of text)"
+    files = sorted(os.path.basename(file) for file in system.ls(folder, detail=False))
+    if any(is_known(file) for file in files):
+        return f"{name}: a folder of text, and a token store is needed. Make one of it:\n{make}"
+    held = ", ".join(repr(file) for file in files[:5]) or "nothing"
+    return f"{name}: no token store (`chopjax prepare` makes one); it holds {held}"
 
 
 def open_stores(path: str | os.PathLike[str]) -> dict[str, TokenStore]:
     """The store of a folder under the name "", or those of `prepare --held-out` under theirs."""
-    system, folder = _file_system(os.fspath(path))
+    system, folder = file_system(os.fspath(path))
     parts = [part for part in PARTS if system.isfile(f"{folder}/{part}/{STORE}")]
     return {part: open_store(f"{os.fspath(path)}/{part}") for part in parts} or {
         "": open_store(path)
@@ -197,7 +264,7 @@ def open_stores(path: str | os.PathLike[str]) -> dict[str, TokenStore]:
 
 def verify(store: TokenStore) -> None:
     """Read all of a store and compare checksums. Raises UserError that names the damaged files."""
-    system, folder = _file_system(store.path)
+    system, folder = file_system(store.path)
     expected = {
         file: sha256
         for number, shard in enumerate(store.shards)
@@ -246,21 +313,94 @@ def as_record(store: TokenStore) -> dict[str, Any]:
     return {"format": FORMAT, **record}
 
 
-def _parse(record: Any, name: str) -> TokenStore:
+def read_record(text: bytes, name: str) -> TokenStore:
+    """What store.json says. Raises UserError that names the field that cannot be."""
     try:
-        version = record.pop("format")
-        if version != FORMAT:
-            raise UserError(
-                f"{name}: a token store of format {version}; this chopjax reads {FORMAT}"
-            )
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}/{STORE}: damaged: not JSON ({str(error)[:200]})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{name}/{STORE}: damaged: a JSON object is needed")
+    version = record.pop("format", None)
+    if version != FORMAT:
+        raise UserError(
+            f"{name}: a token store of format {_short(version)}; this chopjax reads {FORMAT}"
+        )
+    problems = _mistyped(record, TokenStore, without="path")
+    for number, shard in enumerate(record.get("shards") or () if not problems else ()):
+        found = _mistyped(shard, Shard) if isinstance(shard, dict) else [_short(shard)]
+        problems += [f"shards[{number}]: {problem}" for problem in found]
+    if not problems and not all(isinstance(source, dict) for source in record["sources"]):
+        problems = ["sources: objects are needed"]
+    if not problems:
         shards = tuple(Shard(**shard) for shard in record.pop("shards"))
         sources = tuple(record.pop("sources"))
-        return TokenStore(path=name, shards=shards, sources=sources, **record)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{name}/{STORE}: damaged ({error})") from error
+        store = TokenStore(path=name, shards=shards, sources=sources, **record)
+        problems = _impossible(store)
+    if problems:
+        raise UserError(
+            f"{name}/{STORE}: damaged; prepare the store again:\n{listing(problems, 5)}"
+        )
+    return store
 
 
-def _file_system(name: str) -> tuple[Any, str]:
+def _mistyped(record: dict[str, Any], kind: type, without: str = "") -> list[str]:
+    """Fields that are missing, unknown or of another type."""
+    types = {name: hint for name, hint in get_type_hints(kind).items() if name != without}
+    problems = [f"{_short(name)}: no such field" for name in record if name not in types]
+    for name, hint in types.items():
+        wanted = list if get_origin(hint) is tuple else hint
+        if name not in record:
+            problems.append(f"{name}: is missing")
+        elif isinstance(record[name], bool) or not isinstance(record[name], wanted):
+            problems.append(f"{name}: is {_short(record[name])}")
+    return problems
+
+
+def _impossible(store: TokenStore) -> list[str]:
+    """What cannot be true of a store that prepare wrote."""
+    shards, most = store.shards, np.iinfo(np.int64).max
+    if store.dtype not in DTYPES:
+        return [f"dtype: is {_short(store.dtype)}, not one of {', '.join(DTYPES)}"]
+    tokens, documents = (sum(getattr(s, n) for s in shards) for n in ("tokens", "documents"))
+    ids = {"largest_id": store.largest_id, "before": store.before, "after": store.after}
+    checks = [
+        (
+            all(0 <= s.documents <= s.tokens <= most for s in shards),
+            "shards: tokens and documents are not numbers that fit",
+        ),
+        (tokens == store.num_tokens, f"num_tokens: is {store.num_tokens}, of all shards {tokens}"),
+        (
+            documents == store.num_documents,
+            f"num_documents: is {store.num_documents}, of all shards {documents}",
+        ),
+        (0 <= store.text_bytes <= most, f"text_bytes: is {store.text_bytes}"),
+        (
+            1 <= store.vocab_size <= np.iinfo(store.dtype).max + 1,
+            f"vocab_size: is {store.vocab_size}, with dtype {store.dtype}",
+        ),
+        *(
+            (
+                value is None or (name == "largest_id") * -1 <= value < store.vocab_size,
+                f"{name}: is {value}, with vocab_size {store.vocab_size}",
+            )
+            for name, value in ids.items()
+        ),
+    ]
+    return [message[:200] for holds, message in checks if not holds]
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+def file_system(name: str) -> tuple[Any, str]:
+    """Of a URL or a local path, and the path in it. Raises UserError for a URL that leads nowhere.
+
+    A local path is taken as it stands, also one with `::`, which fsspec would take for a chain.
+    """
+    if "://" not in name:
+        return LocalFileSystem(), os.path.abspath(expanded(name))
     try:
         system, folder = fsspec.core.url_to_fs(name)
     except (ImportError, ValueError) as error:

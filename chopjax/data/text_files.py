@@ -10,6 +10,7 @@ import gzip
 import io
 import itertools
 import json
+import reprlib
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Literal, cast
@@ -102,7 +103,8 @@ class TextFile:
             raise _BadRecord(f"one JSON object a line is needed, found a {found}")
         text = record.get(self.field)
         if not isinstance(text, str):
-            fields = ", ".join(sorted(name for name, v in record.items() if isinstance(v, str)))
+            strings = sorted(name for name, v in record.items() if isinstance(v, str))
+            fields = ", ".join(reprlib.repr(name)[1:-1] for name in strings[:20])
             raise _BadRecord(
                 f"no text in field {self.field!r}; name another with --field "
                 f"(here: {fields or 'no field with text'})"

@@ -11,16 +11,20 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from chopjax.checkpoint import hub_requests
-from chopjax.checkpoint.assets import ASSETS
+from chopjax.checkpoint.assets import ASSETS, check_assets
 from chopjax.checkpoint.describe import HUGGINGFACE
+from chopjax.checkpoint.files import folder_inside, read_json_object
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 
 # One of these is in every folder that holds a tokenizer.
 _MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")
@@ -50,13 +54,36 @@ class Tokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
 
+def check_ids(
+    sequences: Iterable[Any], vocab_size: int, tokenizer: Callable[[], Tokenizer] | None
+) -> None:
+    """Raises UserError where a sequence of ids holds one for which the embedding table of
+    vocab_size rows has none; a lookup would be clamped to another token's row.
+
+    A tokenizer with more tokens than the table is no error as long as none of them occurs.
+    tokenizer: gives the one that the ids are from, where it is known; called for the message alone.
+    """
+    largest = max((int(np.max(ids)) for ids in sequences if len(ids)), default=-1)
+    if largest < vocab_size:
+        return
+    name, token = "", f"token {largest}"
+    if tokenizer is not None:
+        found = tokenizer()
+        name, token = f"{found.name}: ", f"{token} ({found.backend.id_to_token(largest)!r})"
+    raise UserError(
+        f"{name}the text has {token}, and the model's embedding table has {vocab_size} rows, for "
+        f"0 to {vocab_size - 1}: the tokenizer has tokens that the model does not know. Use the "
+        "tokenizer that belongs to the model, or a checkpoint whose table was enlarged for this one"
+    )
+
+
 def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -> Tokenizer:
     """The tokenizer of a local folder (Hugging Face's or chopjax's own) or of a hub id.
 
     Raises UserError where there is none, or only one that needs code from its author.
     """
     name = os.fspath(model)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         if name.count("/") > 1 or name.startswith((".", "~", "/")):
             raise UserError(f"{name}: no such folder")
@@ -64,7 +91,10 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
     elif revision is not None:
         raise UserError(f"--revision is for hub ids; {name} is a local folder")
     elif (folder / FOLDER_MARK).is_file():
-        folder = folder / HUGGINGFACE
+        own = folder_inside(folder, HUGGINGFACE)
+        if own is None:
+            raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its tokenizer")
+        folder = own
     built = build(folder, name)
     backend = built.backend_tokenizer
     backend.no_truncation()
@@ -139,6 +169,7 @@ def build(folder: Path, name: str, **options: Any) -> Any:
 
     if not any(path.is_file() for mark in _MARKS for path in folder.glob(mark)):
         raise UserError(f"{name}: no tokenizer there (none of {', '.join(_MARKS)})")
+    check_assets(folder)
     try:
         built = AutoTokenizer.from_pretrained(
             str(folder.absolute()), trust_remote_code=False, local_files_only=True, **options
@@ -158,7 +189,11 @@ def _ids_in_config(path: Path) -> tuple[int | None, int | None]:
     """bos_token_id and eos_token_id of config.json; of a list, the first."""
     if not path.is_file():
         return None, None
-    config = json.loads(path.read_text())
-    ids = (config.get("bos_token_id"), config.get("eos_token_id"))
-    bos_id, eos_id = (i[0] if isinstance(i, list) and i else i for i in ids)
-    return bos_id, eos_id
+    config = read_json_object(path)
+
+    def first(key: str) -> int | None:
+        value = config.get(key)
+        value = value[0] if isinstance(value, list) and value else value
+        return value if type(value) is int else None
+
+    return first("bos_token_id"), first("eos_token_id")

@@ -103,6 +103,11 @@ def why_not(implementation: str, length: int, dtype: jnp.dtype, backend: str) ->
     return None
 
 
+def splash_block(length: int) -> int:
+    """Positions along each side of the tiles that the kernel works off, or leaves out, whole."""
+    return SPLASH_BLOCK if length % SPLASH_BLOCK == 0 else SPLASH_LANES
+
+
 def _splash(
     query_BTNH: jax.Array,
     key_BTKH: jax.Array,
@@ -143,7 +148,7 @@ def _splash_on_one_device(
     window: int | None,
 ) -> jax.Array:
     length, num_heads, head_dim = query_BTNH.shape[1:]
-    block = SPLASH_BLOCK if length % SPLASH_BLOCK == 0 else SPLASH_LANES
+    block = splash_block(length)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,

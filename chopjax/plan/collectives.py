@@ -64,7 +64,10 @@ def collect(program: Program, mesh_shape: Mapping[str, int]) -> list[Collectives
             if (chain[1], channel[1]) in seen:
                 continue
             seen.add((chain[1], channel[1]))
-        hidden = bool(chain) or instruction.opcode.endswith("-start")
+        # On SparseCores: a custom call within an async-start.
+        hidden = (
+            bool(chain) or instruction.opcode.endswith("-start") or computation in program.beside
+        )
         # An all-reduce of which each device keeps its slice, fused: a reduce-scatter.
         if computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"

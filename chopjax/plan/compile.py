@@ -9,12 +9,15 @@ is asked for. The depth of the model and the number of chips change none of this
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
+import os
 import re
-import signal
+import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.plan import hlo
@@ -116,16 +120,20 @@ class Compilation:
         self.limit, self.machine_code = topology.chip.usable_hbm, machine_code
         self.begun = time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="chopjax-plan-")
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(self.folder)
+        self._stack.enter_context(interrupts.at_end(self.folder.cleanup))
         context = multiprocessing.get_context("spawn")
         self.answers, answers = context.Pipe(duplex=False)
         arguments = (model, settings, topology, self.folder.name, answers)
         self.process = context.Process(target=_compile, args=arguments, daemon=True)
-        self.process.start()
+        self._stack.enter_context(interrupts.running(self.process))
         answers.close()  # so that the end of the process is the end of the pipe
 
     def result(self) -> Compiled | TooLarge:
         """Waits. Raises UserError where the compiler fails for another reason than memory."""
         while not self.answers.poll(POLL_SECONDS):
+            interrupts.check()
             if not self.machine_code and self._dumped(LAID_OUT):
                 arguments, outputs, temporaries = _layout(self._read(LAYOUT))
                 memory = Memory(arguments, outputs, temporaries, CODE_RESERVE)
@@ -148,9 +156,7 @@ class Compilation:
         raise UserError(f"the TPU compiler: {answer.splitlines()[0]}")
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.folder.cleanup()
+        self._stack.close()
 
     def _compiled(self, memory: Memory) -> Compiled:
         seconds = time.monotonic() - self.begun
@@ -175,7 +181,7 @@ def _compile(
     answers: multiprocessing.connection.Connection,
 ) -> None:
     """The other process: sends the memory of the compiled step, or what the compiler said."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that waits
+    threading.Thread(target=die_with_parent, args=(folder,), daemon=True).start()
     prepare_environment()
     sizes = settings.mesh
     where = devices(topology)
@@ -204,6 +210,15 @@ def _compile(
             stats.generated_code_size_in_bytes,
         )
     )
+
+
+def die_with_parent(folder: str) -> None:
+    """A thread of the other process: who waits for it may be killed, and nobody would close it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def _layout(text: str) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ ELEMENT_BYTES = {
     "s64": 8, "u64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1,
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")
 # Space 0 is HBM and is not written; S(1) is on-chip vector memory, the others hold flags.
 _ELSEWHERE = re.compile(r"S\(\d+\)")
 
@@ -40,6 +40,8 @@ class Program:
     entry: str
     runs: dict[str, int]
     unknown_loops: int  # loops whose trip count could not be read: counted once
+    inner: frozenset[str]  # those that are one instruction's insides: of fusions, custom calls, …
+    beside: frozenset[str]  # of these, those that run while others do: of an async-start
 
     def instructions(self) -> Iterator[tuple[str, Instruction, int]]:
         """(computation, instruction, runs) of all that run."""
@@ -55,6 +57,14 @@ def array_bytes(shape: str, only_hbm: bool = False) -> int:
         if kind in ELEMENT_BYTES and not (only_hbm and _ELSEWHERE.search(layout)):
             total += ELEMENT_BYTES[kind] * math.prod(int(d) for d in dims.split(",") if d)
     return int(total)
+
+
+def elements(shape: str) -> int:
+    """Elements of a shape, a tuple's members together."""
+    counts = (
+        math.prod(int(d) for d in dims.split(",") if d) for _, dims, _ in _ARRAY.findall(shape)
+    )
+    return sum(counts)
 
 
 def members(shape: str) -> list[str]:
@@ -82,9 +92,11 @@ def parse(text: str) -> Program:
             entry = current if header[1] else entry
         elif current and " = " in line and line.startswith("  "):
             instruction = _instruction(line)
+            for operand in instruction.operands:
+                _write_out(operand, computations[current])
             computations[current][instruction.name] = instruction
-    runs, unknown = _count_runs(computations, entry)
-    return Program(computations, entry, runs, unknown)
+    runs, inner, beside, unknown = _count_runs(computations, entry)
+    return Program(computations, entry, runs, unknown, inner, beside)
 
 
 def _instruction(line: str) -> Instruction:
@@ -104,6 +116,20 @@ def _instruction(line: str) -> Instruction:
     )
 
 
+def _write_out(operand: str, computation: dict[str, Instruction]) -> None:
+    """Newer printers write %x#2 for what older ones make a get-tuple-element of %x, index=2: add
+    that, so that both read the same."""
+    whole, mark, index = operand.rpartition("#")
+    if not mark or operand in computation:
+        return
+    _write_out(whole, computation)
+    if whole in computation:
+        shape = members(computation[whole].shape)[int(index)]
+        computation[operand] = Instruction(
+            operand, shape, "get-tuple-element", (whole,), f"%{whole}", f", index={index}", False
+        )
+
+
 def _closing(text: str, start: int) -> int:
     depth = 0
     for i in range(start, len(text)):
@@ -121,34 +147,52 @@ def attribute(instruction: Instruction, name: str) -> str | None:
 
 def _count_runs(
     computations: dict[str, dict[str, Instruction]], entry: str
-) -> tuple[dict[str, int], int]:
+) -> tuple[dict[str, int], frozenset[str], frozenset[str], int]:
+    """runs, inner, beside and unknown_loops of a Program."""
     runs: dict[str, int] = collections.defaultdict(int)
+    inner: set[str] = set()
+    beside: set[str] = set()
     unknown = 0
 
-    def visit(name: str, times: int) -> None:
+    def visit(name: str, times: int, within: bool = False, at_once: bool = False) -> None:
         nonlocal unknown
         runs[name] += times
+        if within:
+            inner.add(name)
+        if at_once:
+            beside.add(name)
         for instruction in computations[name].values():
             if instruction.opcode == "while":
                 trips = _trip_count(instruction, computations, name)
                 unknown += trips is None
                 body = attribute(instruction, "body")
                 if body:
-                    visit(body, times * (1 if trips is None else trips))
-            elif instruction.opcode in ("fusion", "call", "async-start"):
-                called = attribute(instruction, "calls") or attribute(instruction, "to_apply")
-                if called:
-                    visit(called, times)
+                    visit(body, times * (1 if trips is None else trips), within, at_once)
+            elif instruction.opcode in ("fusion", "call", "async-start", "custom-call"):
+                deeper = within or instruction.opcode != "call"
+                for called in _called(instruction):
+                    if called in computations:
+                        visit(called, times, deeper, at_once or instruction.opcode == "async-start")
             elif instruction.opcode == "conditional":
                 # One branch runs; the first stands for all.
                 branch = attribute(instruction, "true_computation") or re.search(
                     r"branch_computations=\{%([\w.\-]+)", instruction.attributes
                 )
                 if branch:
-                    visit(branch if isinstance(branch, str) else branch[1], times)
+                    taken = branch if isinstance(branch, str) else branch[1]
+                    visit(taken, times, within, at_once)
 
     visit(entry, 1)
-    return dict(runs), unknown
+    return dict(runs), frozenset(inner), frozenset(beside), unknown
+
+
+def _called(instruction: Instruction) -> list[str]:
+    """The computations that an instruction hands its operands to."""
+    found = attribute(instruction, "calls")
+    if found is None and instruction.opcode == "call":
+        found = attribute(instruction, "to_apply")
+    listed = re.search(r"\bcalled_computations=\{([^}]*)\}", instruction.attributes)
+    return [found] if found else _NAME.findall(listed[1]) if listed else []
 
 
 def _trip_count(

@@ -13,9 +13,11 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
+from chopjax.checkpoint.config_alone import local_config
 from chopjax.errors import UserError
 from chopjax.models import flops, parameters
 from chopjax.models.attention import choose as choose_attention
+from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.plan.chip_memory import Parts, activations, knobs
 from chopjax.plan.collectives import collect
@@ -42,12 +44,14 @@ from chopjax.train.settings import Settings, default_config, read
 
 SECONDS_A_DAY = 86400
 KNOBS_COMPILED = 4  # at most, in search of one that fits
+TIMES = ("step_seconds", "mfu", "tokens_per_second", "seconds")  # of a phase
 
 
 def settings_of(config: ConfigDict) -> tuple[Settings, Origin]:
     """The training settings of a recipe for `chopjax train` or `chopjax run`, and its model.
 
-    Token stores need not exist, nor the weights of the models in published.py.
+    Of a model on this machine config.json is enough, of those in published.py nothing is needed;
+    token stores need not exist.
     """
     config = _training_part(config)
     config.data.train = config.data.train or "not needed to plan"
@@ -56,6 +60,8 @@ def settings_of(config: ConfigDict) -> tuple[Settings, Origin]:
     if config.scratch:
         config.tokenizer = config.tokenizer or "not needed to plan"
     settings = read(config)
+    if settings.model and (raw_config := local_config(settings.model)) is not None:
+        settings = dataclasses.replace(settings, model="", scratch=raw_config)
     return settings, find_origin(settings)[0]
 
 
@@ -79,12 +85,14 @@ def make_plan(
 ) -> dict[str, Any]:
     """Everything that `chopjax plan` prints, as plain values.
 
+    What does not fit has no times: they, MFU and what follows from them are None then.
+
     tokens: the budget, where it is not that of the settings. machine_code: whether the compiler
     goes on to the end.
     """
     mesh, why_not = _mesh(settings, topology)
-    _check_batch(settings, mesh)
     settings = _with_tpu_attention(settings)
+    _check_sizes(settings, origin, mesh)
     budget = tokens or settings.total_steps * _tokens_a_step(settings)
     steps = round(budget / _tokens_a_step(settings))
     first = origin.chop_after if origin.keep is not None else 0
@@ -98,22 +106,25 @@ def make_plan(
         _phase(name, model, settings, topology, mesh, end - start, compiled)
         for (name, start, end), model, compiled in zip(spans, models, steps_compiled, strict=True)
     ]
-    seconds = sum(phase["step_seconds"] * phase["steps"] for phase in phases)
-    last = phases[-1]
+    fits = all(phase["fits"] for phase in phases)
+    if not fits:
+        phases = [phase | dict.fromkeys(TIMES) for phase in phases]
+    seconds = sum(phase["step_seconds"] * phase["steps"] for phase in phases) if fits else None
     return {
         "topology": topology.name,
+        "accelerator_type": topology.accelerator_type,
         "chips": topology.chips,
         "chip": dataclasses.asdict(topology.chip),
         "mesh": dict(mesh.shape),
         "attention": settings.compute.attention,
         "compiled": why_not is None,
         "not_compiled_because": why_not,
-        "fits": all(phase["fits"] for phase in phases),
+        "fits": fits,
         "phases": phases,
-        "tokens_per_day": last["tokens_per_second"] * SECONDS_A_DAY,
+        "tokens_per_day": phases[-1]["tokens_per_second"] * SECONDS_A_DAY if fits else None,
         "token_budget": budget,
-        "days": seconds / SECONDS_A_DAY,
-        "chip_hours": seconds / 3600 * topology.chips,
+        "days": None if seconds is None else seconds / SECONDS_A_DAY,
+        "chip_hours": None if seconds is None else seconds / 3600 * topology.chips,
         "flops_formula": flops.FORMULA,
         "assumptions": list(ASSUMPTIONS),
     }
@@ -269,10 +280,21 @@ def _parts(
     )
 
 
-def _check_batch(settings: Settings, mesh: Any) -> None:
+def _check_sizes(settings: Settings, origin: Origin, mesh: Any) -> None:
+    """What a training run would refuse at its start (train/loop.py)."""
     shards, parts = meshes.batch_shards(mesh), settings.compute.microbatches
     if settings.data.batch_size % (shards * parts):
         raise UserError(
             f"data.batch_size {settings.data.batch_size}: not a multiple of {shards} shards x "
             f"{parts} microbatches"
         )
+    positions = origin.config_at(0).max_positions
+    if settings.data.sequence_length > positions:
+        raise UserError(
+            f"data.sequence_length {settings.data.sequence_length}: the model has only {positions} "
+            "positions"
+        )
+    dtype = jax.numpy.dtype(settings.compute.dtype)
+    reason = why_not(settings.compute.attention, settings.data.sequence_length, dtype, "tpu")
+    if reason:
+        raise UserError(f"compute.attention: {reason}; auto chooses what can run")

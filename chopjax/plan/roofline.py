@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chopjax.models import flops
+from chopjax.models.attention import splash_block
 from chopjax.models.config import ModelConfig
 from chopjax.plan.collectives import Collectives
 from chopjax.plan.topology import Topology
@@ -40,13 +41,34 @@ class Roofline:
 def executed_flops_per_token(config: ModelConfig, settings: Settings) -> int:
     """What the hardware works off, in training: the model's FLOPs and what is computed twice.
 
-    remat "full" computes every block's forward pass a second time, "dots" no matrix product: on
-    TPUs and GPUs attention's result is kept with what its backward pass needs.
+    remat "full" computes every block's forward pass a second time, "dots" no weight's product.
+    settings.compute.attention is that of the TPU: attention counts as it is computed there.
     """
-    length = settings.data.sequence_length
-    forward = flops.forward_per_token(config, length)
     head = 2 * config.table_dim * config.vocab_size
-    return 3 * forward + (forward - head if settings.compute.remat == "full" else 0)
+    products = 2 * flops.matmul_parameters(config)
+    again = products - head if settings.compute.remat == "full" else 0
+    return 3 * products + again + _attention_flops(config, settings)
+
+
+def _attention_flops(config: ModelConfig, settings: Settings) -> int:
+    """Of all blocks, forward and backward, a token.
+
+    splash works off whole tiles, those on the diagonal too, and computes the scores anew in each of
+    its two backward passes: 2 products of T x T scores with a head's vectors forward and 7 backward
+    (jax/experimental/pallas/ops/tpu/splash_attention). Plain attention computes all T x T scores:
+    2 forward and 4 backward, and the scores anew where they were not kept.
+    """
+    length, remat = settings.data.sequence_length, settings.compute.remat
+    if settings.compute.attention == "splash":
+        tiles = length // splash_block(length)
+        area, number = (tiles + 1) / (2 * tiles), 9
+        number += 2 if remat == "full" else 0
+    elif settings.compute.attention == "xla":
+        area, number = 1.0, 6 + {"none": 0, "dots": 1, "full": 2}[remat]
+    else:
+        area, number = 0.5, 6 + (2 if remat == "full" else 0)
+    scores = config.num_layers * config.num_heads * config.head_dim * length
+    return round(2 * number * area * scores)
 
 
 def estimate(

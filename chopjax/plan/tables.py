@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from chopjax.plan.topology import GIB
+from chopjax.report.terminal import console
 
 _PARTS = {
     "parameters": "parameters",
@@ -20,32 +22,37 @@ _PARTS = {
 
 
 def show(plan: dict[str, Any]) -> None:
-    """Print to standard output."""
-    console = Console()
+    """Print to standard output. Where it does not fit, the last line says so."""
+    screen = console()
     shape = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
-    console.print(
-        f"{plan['topology']}, {plan['chips']} chips; mesh {shape or 'one device'}; "
-        f"attention {plan['attention']}",
-        highlight=False,
+    chips = f"{plan['chips']:,} chip{'s' if plan['chips'] > 1 else ''}"
+    screen.print(
+        f"{plan['topology']} ({plan['accelerator_type']}), {chips}; "
+        f"mesh {shape or 'one device'}; attention {plan['attention']}",
     )
     if not plan["compiled"]:
-        console.print(f"Not compiled: {plan['not_compiled_because']}", markup=False)
+        screen.print(f"Not compiled: {plan['not_compiled_because']}")
     for phase in plan["phases"]:
-        _show_phase(console, phase, plan)
+        _show_phase(screen, phase, plan)
+    if not plan["fits"]:
+        screen.rule()
+        # One line, whatever the width of the terminal: people look at the end, scripts too.
+        screen.print(_not_fitting(plan), soft_wrap=True)
+        return
     table = Table(title="The run", show_header=False)
     table.add_row("tokens", _count(plan["token_budget"]))
     table.add_row("tokens a day", _count(plan["tokens_per_day"]))
     table.add_row("days", f"{plan['days']:,.2f}")
     table.add_row("chip-hours", f"{plan['chip_hours']:,.0f}")
-    console.print(table)
-    console.print(f"Model FLOPs: {plan['flops_formula']}. Assumed, so that this is the best case:")
+    screen.print(table)
+    screen.print(f"Model FLOPs: {plan['flops_formula']}. Assumed, so that this is the best case:")
     for assumption in plan["assumptions"]:
-        console.print(f"  - {assumption}", highlight=False)
+        screen.print(Padding(f"- {assumption}", (0, 0, 0, 2)))
 
 
-def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
+def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
     name = f"{phase['name']}: {phase['layers']} layers, {_count(phase['parameters'])} parameters"
-    console.rule(f"{name}, {phase['steps']:,} steps")
+    screen.rule(f"{name}, {phase['steps']:,} steps")
     memory, limit = phase["memory"], phase["memory"]["limit"]
     table = Table(title=f"Memory of one chip ({plan['chip']['name']})", show_header=False)
     table.add_column()
@@ -58,28 +65,47 @@ def _show_phase(console: Console, phase: dict[str, Any], plan: dict[str, Any]) -
     table.add_section()
     table.add_row("in all", _size(memory["total"]))
     table.add_row("usable", _size(limit))
-    console.print(table)
+    screen.print(table)
     spare = limit - memory["total"]
     verdict = f"It fits, with {_size(spare)} to spare."
     if not phase["fits"]:
         verdict = f"It does not fit, by {_size(-spare)}." if spare < 0 else "It does not fit."
-    console.print(f"[bold]{verdict}[/]", highlight=False)
+    screen.print(verdict, style="bold")
     if phase["refusal"]:
-        console.print(f"The compiler: {phase['refusal']}", highlight=False)
+        screen.print(f"The compiler: {phase['refusal']}")
     if not phase["fits"]:
-        console.print(_advice(phase["knobs"]), highlight=False)
+        screen.print(_advice(phase["knobs"]), soft_wrap=True)
+    if phase["unknown_loops"]:
+        screen.print(
+            f"Loops of unknown length in the program: {phase['unknown_loops']}. They count once: "
+            "what follows is too low. Please report it, with the versions of jax and libtpu."
+        )
     if phase["collectives"]:
-        console.print(_collectives(phase))
-    console.print(_times(phase))
+        screen.print(_collectives(phase))
+    if plan["fits"]:
+        screen.print(_times(phase))
+
+
+def _not_fitting(plan: dict[str, Any]) -> str:
+    """The largest of the phases that do not fit."""
+    phases = [phase for phase in plan["phases"] if not phase["fits"]]
+    phase = max(phases, key=lambda phase: phase["memory"]["total"])
+    memory, chip = phase["memory"], plan["chip"]["name"]
+    if memory["total"] <= memory["limit"]:
+        return f"It does not fit on a {chip} chip ({phase['name']}): the compiler refuses it."
+    return (
+        f"It does not fit: {_size(memory['total'])} of {_size(memory['limit'])} on a {chip} chip "
+        f"({phase['name']})."
+    )
 
 
 def _advice(knobs: list[dict[str, Any]]) -> str:
     if not knobs:
         return "No other setting makes it fit: take more chips, or shorter sequences."
-    words = "; ".join(f"{' '.join(knob['flags'])} ({_size(knob['total'])})" for knob in knobs)
+    lines = [f"  {' '.join(knob['flags'])}   ({_size(knob['total'])})" for knob in knobs]
     if knobs[0]["compiled"]:
-        return f"It fits, and compiles, with {words}."
-    return f"Expected to make it fit, not compiled: {words}."
+        return "\n".join(["It would fit, as the compiler agrees, with", *lines])
+    return "\n".join(["Expected to make it fit, not compiled:", *lines])
 
 
 def _count(number: float) -> str:

@@ -1,4 +1,4 @@
-"""TPU slices by name, such as "v5p:4x4x4": what their chips can do and how they are wired."""
+"""TPU slices by name, "v5p:4x4x4" or "v5p-128": what their chips do and how they are wired."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from chopjax.errors import UserError
+from chopjax.plan.slices import described, exists, spelled, usual_shape
 
 GIB = 2**30
 
@@ -32,6 +33,9 @@ class Chip:
     network_bandwidth: float  # data-centre network, this chip's share
     dimensions: int  # of the torus; a chip has two links in each
     wraps_at: int  # a side of a multiple of so many chips is a ring, a shorter one is a line
+    largest: int  # chips of the largest slice
+    cloud_name: str  # in Cloud's accelerator types: CLOUD_NAME-N …
+    counts: int = 1  # … where N counts cores, so many a chip, or chips
     cores_fused: bool = False  # two cores act as one device if asked to
 
 
@@ -39,13 +43,31 @@ CHIPS = {
     chip.name: chip
     for chip in (
         # v4: 2,400 Gbps of interconnect one way over 6 links; 200 Gbps a host of 4 chips.
-        Chip("v4", 275e12, 32 * GIB, int(30.75 * GIB), 1228e9, 50e9, 6.25e9, 3, 4, True),
+        Chip(
+            "v4",
+            275e12,
+            32 * GIB,
+            int(30.75 * GIB),
+            1228e9,
+            50e9,
+            6.25e9,
+            3,
+            4,
+            4096,
+            "v4",
+            2,
+            True,
+        ),
         # v5e: 400 GB/s both ways over 4 links; 6.4 Tbps a pod of 256 chips.
-        Chip("v5e", 197e12, 16 * GIB, int(15.75 * GIB), 819e9, 50e9, 3.125e9, 2, 16),
+        Chip(
+            "v5e", 197e12, 16 * GIB, int(15.75 * GIB), 819e9, 50e9, 3.125e9, 2, 16, 256, "v5litepod"
+        ),
         # v5p: 1,200 GB/s both ways over 6 links; 50 Gbps a chip.
-        Chip("v5p", 459e12, 95 * GIB, int(95.73 * GIB), 2765e9, 100e9, 6.25e9, 3, 4),
+        Chip(
+            "v5p", 459e12, 95 * GIB, int(95.73 * GIB), 2765e9, 100e9, 6.25e9, 3, 4, 6144, "v5p", 2
+        ),
         # v6e: 800 GB/s both ways over 4 links; 25.6 Tbps a pod of 256 chips.
-        Chip("v6e", 918e12, 32 * GIB, int(31.24 * GIB), 1638e9, 100e9, 12.5e9, 2, 16),
+        Chip("v6e", 918e12, 32 * GIB, int(31.24 * GIB), 1638e9, 100e9, 12.5e9, 2, 16, 256, "v6e"),
     )
 }
 
@@ -60,8 +82,13 @@ class Topology:
 
     @property
     def name(self) -> str:
-        shape = f"{self.chip.name}:{'x'.join(map(str, self.sides))}"
+        shape = f"{self.chip.name}:{spelled(self.sides)}"
         return f"{self.slices} x {shape}" if self.slices > 1 else shape
+
+    @property
+    def accelerator_type(self) -> str:
+        """Cloud's name of one slice, such as "v5p-128"."""
+        return f"{self.chip.cloud_name}-{self.chip.counts * math.prod(self.sides)}"
 
     @property
     def chips(self) -> int:
@@ -81,21 +108,40 @@ class Topology:
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """ "v5p:4x4x4" → Topology. Raises UserError for an unknown chip or an impossible shape."""
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name.strip().lower())
-    chip = CHIPS.get(found[1]) if found else None
+    """ "v5p:4x4x4" or "v5p-128" → Topology. Raises UserError for a slice that does not exist."""
+    found = re.fullmatch(r"(\w+)(?::(\d{1,6}(?:x\d{1,6})+)|-(\d{1,6}))", name.strip().lower())
+    chip = _chip(found[1]) if found else None
     if found is None or chip is None:
+        types = ", ".join(f"{chip.cloud_name}-N" for chip in CHIPS.values())
         raise UserError(
-            f"--topology {name}: write CHIP:SHAPE with a chip of {', '.join(CHIPS)} and the "
-            "chips along each side, for example v5p:4x4x4 or v5e:16x16"
+            f"--topology {name}: write CHIP:SHAPE with a chip of {', '.join(CHIPS)} and the chips "
+            f"along each side, for example v5p:4x4x4 or v5e:16x16; or Cloud's accelerator type "
+            f"({types}), for example v5p-128"
         )
+    there_are = described(chip.name, chip.dimensions, chip.cloud_name, chip.counts, chip.largest)
+    if found[3]:
+        chips, rest = divmod(int(found[3]), chip.counts)
+        usual = None if rest else usual_shape(chips, chip.dimensions, chip.largest)
+        if usual is None:
+            raise UserError(f"--topology {name}: there is no such slice; {there_are}")
+        return Topology(chip, usual, slices)
     sides = tuple(int(side) for side in found[2].split("x"))
-    if len(sides) != chip.dimensions or min(sides) < 1:
+    if len(sides) != chip.dimensions:
         example = "4x4x4" if chip.dimensions == 3 else "16x16"
         raise UserError(
             f"--topology {name}: a {chip.name} slice has {chip.dimensions} sides, such as {example}"
         )
+    if not exists(sides, chip.largest):
+        turned = tuple(sorted(sides))
+        if exists(turned, chip.largest):
+            there_are = f"write {chip.name}:{spelled(turned)}"
+        raise UserError(f"--topology {name}: there is no such slice; {there_are}")
     return Topology(chip, sides, slices)
+
+
+def _chip(name: str) -> Chip | None:
+    """By our name or Cloud's."""
+    return next((chip for chip in CHIPS.values() if name in (chip.name, chip.cloud_name)), None)
 
 
 def prepare_environment() -> None:
@@ -129,7 +175,7 @@ def devices(topology: Topology) -> list[Any]:
         options["chip_config_name"] = "megacore"
     if topology.slices > 1:
         options["num_slices"] = topology.slices
-    shape = f"{topology.chip.name}:{'x'.join(map(str, topology.sides))}"
+    shape = f"{topology.chip.name}:{spelled(topology.sides)}"
     try:
         return list(topologies.get_topology_desc(shape, "tpu", **options).devices)
     except Exception as error:  # a JaxRuntimeError; the type is not public

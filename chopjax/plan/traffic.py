@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from chopjax.plan.hlo import Instruction, Program, array_bytes, attribute, members
+import math
+
+from chopjax.plan.hlo import Instruction, Program, array_bytes, attribute, elements, members
 
 # Moving nothing, or counted where the instructions inside are.
 _FREE = {
@@ -11,51 +13,55 @@ _FREE = {
     "copy-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
     "collective-permute-done", "send-done", "recv-done",
 }  # fmt: skip
+# Room that others fill, and parts that lie beside each other already.
+_FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
 _SLICES = {"dynamic-slice", "slice", "gather"}
+# Of these, a part of the result needs that part of every operand.
+_ELEMENTWISE = {
+    "bitcast", "copy", "convert", "reshape", "transpose", "reduce-precision", "negate", "add",
+    "subtract", "multiply", "divide", "maximum", "minimum", "select", "exponential", "log", "rsqrt",
+    "sqrt", "tanh", "logistic", "sign", "and", "or", "compare",
+}  # fmt: skip
 
 
 def hbm_bytes(program: Program) -> int:
     """Bytes read and written in one step on one chip.
 
     Every instruction outside fusions reads its operands and writes its result, as far as the
-    compiler put them into HBM; a slice reads what it takes, an update in place writes what is new.
+    compiler put them into HBM; a slice reads what it takes, an update in place writes what is new,
+    also deep within a fusion.
     """
-    fused = {
-        attribute(instruction, "calls")
-        for instructions in program.computations.values()
-        for instruction in instructions.values()
-        if instruction.opcode in ("fusion", "async-start")
-    }
     total = 0
     for computation, instruction, runs in program.instructions():
-        if computation not in fused and instruction.opcode not in _FREE:
+        free = instruction.opcode in _FREE or (
+            instruction.opcode == "custom-call"
+            and any(target in instruction.attributes for target in _FREE_CALLS)
+        )
+        if computation not in program.inner and not free:
             total += runs * _moved(program, computation, instruction)
     return total
 
 
 def _moved(program: Program, computation: str, instruction: Instruction) -> int:
     here = program.computations[computation]
-    operands = [here[name] for name in instruction.operands if name in here]
-    inner = program.computations.get(attribute(instruction, "calls") or "", {})
-    root = next((i for i in inner.values() if i.is_root), instruction)
+    operands = [here[name].shape for name in instruction.operands if name in here]
+    inner = program.computations.get(attribute(instruction, "calls") or "")
+    if inner:
+        shares = _shares_read(program, inner)
+        read = (
+            round(shares.get(position, 0.0) * array_bytes(shape, only_hbm=True))
+            for position, shape in enumerate(operands)
+        )
+        return sum(read) + _written(program, inner, _result(instruction))
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * array_bytes(operands[1].shape, only_hbm=True)
-    if root.opcode in _SLICES and instruction.opcode != "fusion":
-        read = array_bytes(root.shape) if array_bytes(operands[0].shape, only_hbm=True) else 0
-        return read + array_bytes(_result(instruction), only_hbm=True)
+        return 2 * array_bytes(operands[1], only_hbm=True)
+    if instruction.opcode in _SLICES:
+        read_part = array_bytes(instruction.shape) if array_bytes(operands[0], only_hbm=True) else 0
+        return read_part + array_bytes(instruction.shape, only_hbm=True)
     if instruction.opcode.endswith("-start"):
         parts = members(instruction.shape)[:2]  # what is read, what is written
         return sum(array_bytes(part, only_hbm=True) for part in parts)
-    if instruction.opcode != "fusion" or not inner:
-        shapes = [operand.shape for operand in operands] + [instruction.shape]
-        return sum(array_bytes(shape, only_hbm=True) for shape in shapes)
-    total = _written(inner, instruction)
-    parameters = [i for i in inner.values() if i.opcode == "parameter"]
-    for parameter in parameters:
-        position = int(parameter.arguments)
-        if position < len(operands):
-            total += _read(inner, parameter, operands[position])
-    return total
+    return sum(array_bytes(shape, only_hbm=True) for shape in [*operands, instruction.shape])
 
 
 def _result(instruction: Instruction) -> str:
@@ -64,28 +70,58 @@ def _result(instruction: Instruction) -> str:
     return members(instruction.shape)[1] if starts else instruction.shape
 
 
-def _read(inner: dict[str, Instruction], parameter: Instruction, operand: Instruction) -> int:
-    """What a fusion reads of one operand: all of it, unless only slices are taken."""
-    whole = array_bytes(operand.shape, only_hbm=True)
-    readers = [i for i in inner.values() if parameter.name in i.operands]
-    if whole and readers and all(_takes_part(reader, parameter) for reader in readers):
-        parts = [r.shape for r in readers if r.opcode in _SLICES]
-        return min(whole, sum(array_bytes(part) for part in parts))
-    return whole
+def _shares_read(
+    program: Program, inner: dict[str, Instruction], of_root: float = 1.0
+) -> dict[int, float]:
+    """Parameter number of a fusion → the share of its elements that are read, all in all.
+
+    of_root: the share of the result that is wanted.
+    """
+    wanted = {next(i.name for i in inner.values() if i.is_root): of_root}
+    shares: dict[int, float] = {}
+    for instruction in reversed(inner.values()):
+        share = wanted.get(instruction.name, 0.0)
+        if instruction.opcode == "parameter":
+            shares[int(instruction.arguments)] = share
+        if not share:
+            continue
+        nested = program.computations.get(attribute(instruction, "calls") or "")
+        deeper = _shares_read(program, nested, share) if nested else {}
+        for position, name in enumerate(instruction.operands):
+            if name not in inner:
+                continue
+            part = 1.0
+            if nested:
+                part = deeper.get(position, 0.0)
+            elif instruction.opcode in _ELEMENTWISE:
+                part = share
+            elif instruction.opcode in _SLICES and position == 0:
+                part = share * elements(instruction.shape) / max(elements(inner[name].shape), 1)
+            elif instruction.opcode == "dynamic-update-slice" and position == 0:
+                part = 0.0  # updated in place
+            wanted[name] = min(1.0, wanted.get(name, 0.0) + part)
+    return shares
 
 
-def _takes_part(reader: Instruction, parameter: Instruction) -> bool:
-    updates_in_place = (
-        reader.opcode == "dynamic-update-slice" and reader.operands[0] == parameter.name
-    )
-    return updates_in_place or (reader.opcode in _SLICES and reader.operands[0] == parameter.name)
-
-
-def _written(inner: dict[str, Instruction], fusion: Instruction) -> int:
-    """What a fusion writes: its result, or the new part where it updates an operand in place."""
+def _written(program: Program, inner: dict[str, Instruction], shape: str) -> int:
+    """What a fusion writes of its result, of this shape: of what it updates in place the new part
+    alone."""
     root = next(i for i in inner.values() if i.is_root)
-    while root.opcode in ("bitcast", "copy") and root.operands[0] in inner:
-        root = inner[root.operands[0]]
-    if root.opcode == "dynamic-update-slice" and root.operands[1] in inner:
-        return array_bytes(inner[root.operands[1]].shape)
-    return array_bytes(fusion.shape, only_hbm=True)
+    if root.opcode == "tuple":
+        parts = zip(root.operands, members(shape), strict=True)
+        return sum(_written_by(program, inner, inner[name], part) for name, part in parts)
+    return _written_by(program, inner, root, shape)
+
+
+def _written_by(
+    program: Program, inner: dict[str, Instruction], source: Instruction, shape: str
+) -> int:
+    while source.opcode in ("bitcast", "copy") and source.operands[0] in inner:
+        source = inner[source.operands[0]]
+    nested = program.computations.get(attribute(source, "calls") or "")
+    if nested:
+        return _written(program, nested, shape)
+    whole = array_bytes(shape, only_hbm=True)
+    if source.opcode != "dynamic-update-slice" or source.operands[1] not in inner:
+        return whole
+    return math.ceil(whole * elements(inner[source.operands[1]].shape) / elements(shape))

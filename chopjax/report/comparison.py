@@ -11,26 +11,49 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One model's figures. Losses are nats per token on the same held-out text."""
+    """One model's figures.
+
+    document_loss, window_loss: nats per token on the same held-out text, in two ways: every
+    document on its own and whole (perplexity and bits per byte come from this one), and in windows
+    of the training length, as healing measures it. texts: name → figures of `chopjax perplexity`.
+    """
 
     name: str
     layers: int
     parameters: int
     bytes: int
-    loss: float
+    document_loss: float
+    window_loss: float
     perplexity: float
     bits_per_byte: float
     accuracies: Mapping[str, tuple[float, float | None]]  # "task metric" → (value, stderr)
+    texts: Mapping[str, Mapping[str, Any]]
     latency_seconds: float
 
 
 def gap_closed(columns: Sequence[Column]) -> float:
-    """The share of the loss that chopping added and healing took away again; 1 is all of it.
+    """The share of the document loss that chopping added and healing took away again; 1 is all.
 
     columns: parent, chopped, healed.
     """
-    parent, chopped, healed = (column.loss for column in columns)
+    parent, chopped, healed = (column.document_loss for column in columns)
     return (chopped - healed) / (chopped - parent) if chopped != parent else float("nan")
+
+
+def verdict(columns: Sequence[Column]) -> str:
+    """What chopping did to the document loss, and healing to that. columns: parent, chopped,
+    healed."""
+    parent, chopped, healed = (column.document_loss for column in columns)
+    unit = "nats per token"
+    if not chopped > parent:
+        return (
+            f"Chopping did not raise the document loss ({chopped - parent:+.3f} {unit}); healed, "
+            f"it is {healed - parent:+.3f} from the parent's."
+        )
+    chopping = f"Chopping added {chopped - parent:.3f} {unit} of document loss"
+    if not healed < chopped:
+        return f"{chopping}; healing took nothing of it away ({healed - chopped:+.3f})."
+    return f"{chopping}; healing took away {gap_closed(columns):.0%} of it."
 
 
 def rows(columns: Sequence[Column]) -> list[list[str]]:
@@ -40,10 +63,16 @@ def rows(columns: Sequence[Column]) -> list[list[str]]:
         ["layers", *(str(c.layers) for c in columns)],
         ["parameters", *(f"{c.parameters / 1e6:,.2f} M" for c in columns)],
         ["bytes", *(f"{c.bytes / 1e6:,.1f} MB" for c in columns)],
-        ["held-out loss, nats/token", *(f"{c.loss:.4f}" for c in columns)],
+        ["document loss, nats/token", *(f"{c.document_loss:.4f}" for c in columns)],
         ["perplexity", *(f"{c.perplexity:.2f}" for c in columns)],
         ["bits per byte", *(f"{c.bits_per_byte:.4f}" for c in columns)],
+        ["window loss, nats/token", *(f"{c.window_loss:.4f}" for c in columns)],
     ]
+    for text in dict.fromkeys(text for column in columns for text in column.texts):
+        found = [column.texts.get(text) for column in columns]
+        table.append(
+            [f"{text}, perplexity", *(f"{t['perplexity']:.2f}" if t else "–" for t in found)]
+        )
     tasks = list(dict.fromkeys(task for column in columns for task in column.accuracies))
     table += [[task, *(_accuracy(c.accuracies.get(task)) for c in columns)] for task in tasks]
     table.append(["forward latency", *(f"{1e3 * c.latency_seconds:.1f} ms" for c in columns)])

@@ -72,8 +72,9 @@ def findings(models: Sequence[Measured]) -> list[str]:
         parts = []
         if through is not None:
             parts.append(
-                f"{_milliseconds(through.slope)} ms a layer + "
-                f"{_milliseconds(through.intercept)} ms (R² {through.r_squared:.4f})"
+                f"{_milliseconds(through.slope)} ms a layer "
+                f"{'-' if through.intercept < 0 else '+'} "
+                f"{_milliseconds(abs(through.intercept))} ms (R² {through.r_squared:.4f})"
             )
         if bare is not None:
             left = bare.timings[phase].seconds
@@ -118,7 +119,7 @@ def as_json(models: Sequence[Measured], about: Mapping[str, Any]) -> dict[str, A
 def figure(models: Sequence[Measured], title: str) -> Figure:
     """A panel a phase: medians with quartiles, the line through them, and what time in proportion
     to the layers would be."""
-    drawn = Figure(figsize=(10.5, 3.6), layout="constrained")
+    drawn = Figure(figsize=(10.5, 3.9), layout="constrained")
     drawn.suptitle(title, fontsize=10)
     parent = models[0]
     for axes, phase in zip(drawn.subplots(1, len(PHASES)), PHASES, strict=True):
@@ -152,7 +153,11 @@ def figure(models: Sequence[Measured], title: str) -> Figure:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     drawn.axes[0].set_ylabel("milliseconds")
-    drawn.axes[0].legend(frameon=False, fontsize=8)
+    # One for all panels, below them: in a panel it would lie over times that hardly fall.
+    handles, labels = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8
+    )
     return drawn
 
 

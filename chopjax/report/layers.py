@@ -47,7 +47,8 @@ def heat_map(analysis: Mapping[str, Any]) -> Figure:
     L = analysis["num_layers"]
     distance_LL = np.array(analysis["measures"]["distance"], np.float64)
     protect = _protect(analysis)
-    figure = Figure(figsize=(max(5.0, 0.22 * L + 3), max(4.0, 0.19 * L + 2)))
+    size = (max(5.0, 0.22 * L + 3), max(4.0, 0.19 * L + 2.4))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     # Blocks that begin with a protected layer may be far off the scale of all others.
     inner = distance_LL[protect.first :]
@@ -78,9 +79,10 @@ def heat_map(analysis: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("layers in the block, n")
     bar = figure.colorbar(image, extend="max" if np.nanmax(distance_LL) > values.max() else None)
     bar.set_label("angular distance d(ℓ, n) (half turns)")
-    axes.legend(
-        loc="upper right", fontsize=8, facecolor="#444444", labelcolor="white", framealpha=1
-    )
+    figure.legend(  # beside the map, of which it would hide cells; dark, for the white rings
+        loc="outside upper center", ncols=2, fontsize=8,
+        facecolor="#444444", labelcolor="white", framealpha=1,
+    )  # fmt: skip
     _whole_numbers(axes, L)
     return figure
 

@@ -1,4 +1,4 @@
-"""What a pipeline leaves for people and for machines: report.json, the curve, the model card."""
+"""What a pipeline leaves for people and for machines: report.html and .json, curve, model card."""
 
 from __future__ import annotations
 
@@ -10,30 +10,47 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_file
+from chopjax.checkpoint.card import CARD, is_ours, write_card
+from chopjax.checkpoint.mark import add_to_mark, marked_by
 from chopjax.checkpoint.provenance import read_provenance
-from chopjax.report import plots
-from chopjax.report.card import card
-from chopjax.report.comparison import Column, as_json, gap_closed
-from chopjax.train.metrics import read_metrics
+from chopjax.checkpoint.training_record import window_convention
+from chopjax.chop.configurations import ranges, removed
+from chopjax.progress import say
+from chopjax.report import html, plots
+from chopjax.report.card import measured
+from chopjax.report.comparison import Column, as_json, gap_closed, verdict
+from chopjax.report.comparison import rows as comparison_rows
+from chopjax.report.own_files import check_files
+from chopjax.train.metrics_file import read_metrics
+from chopjax.train.settings import flat
 
 MODELS = ("parent", "chopped", "healed")
+FIGURE_FILES = ("healing.png", "healing.svg")
+
+
+def check_report(workdir: Path) -> None:
+    """Raise UserError where write_report would write over somebody else's files."""
+    check_files(workdir, FIGURE_FILES, "models")
 
 
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
     """The comparison's columns from the stages' results."""
     columns = []
+    window_losses = results["held-out-loss"] | results["held-out-loss-healed"]
     for name in MODELS:
-        score = results[f"score-{name}"]
+        score, on = results[f"score-{name}"], results[f"tasks-{name}"]
         columns.append(
             Column(
                 name=name,
                 layers=score["layers"],
                 parameters=score["parameters"],
                 bytes=score["bytes"],
-                loss=score["loss"],
+                document_loss=score["document_loss"],
+                window_loss=window_losses[name],
                 perplexity=score["perplexity"],
                 bits_per_byte=score["bits_per_byte"],
-                accuracies={task: tuple(value) for task, value in score["accuracies"].items()},
+                accuracies={task: tuple(value) for task, value in on["accuracies"].items()},
+                texts=on["texts"],
                 latency_seconds=results["latency"]["seconds"][name],
             )
         )
@@ -41,9 +58,13 @@ def columns_of(results: Mapping[str, Any]) -> list[Column]:
 
 
 def write_report(
-    workdir: Path, settings: Mapping[str, Any], results: Mapping[str, Any]
+    workdir: Path, settings: Mapping[str, Any], results: Mapping[str, Any], command: str = ""
 ) -> dict[str, Any]:
-    """Write WORKDIR/report.json, healing.png and .svg, and healed/README.md; returns the report."""
+    """Write WORKDIR/report.json and .html, healing.png and .svg, and healed/README.md; returns the
+    report.
+
+    command: how to do this again.
+    """
     columns = columns_of(results)
     rounds = _rounds(results)
     lines = results["held-out-loss"]
@@ -55,24 +76,69 @@ def write_report(
         chopped_loss=lines["chopped"],
         removals=removals if len(rounds) > 1 else (),
     )
-    plots.save(figure, workdir / "healing.png")
+    plots.save(figure, workdir / "healing")
     report = {
         "chopjax_version": __version__,
+        "command": command,
         "settings": settings,
+        "figures": list(FIGURE_FILES),
         "kept_layers": results["chop"]["kept_layers"],
         "models": as_json(columns),
         "gap_closed": gap_closed(columns),
-        "held_out_loss_in_training_windows": lines,
         "healing": results["heal"],
         "rounds": rounds,
         "latency": results["latency"],
-        "convention": results["score-parent"]["convention"],
+        "conventions": _conventions(settings, results),
         "held_out_tokens": results["score-parent"]["tokens"],
     }
-    with new_file(workdir / "report.json", overwrite=True) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n")
+    for name, text in {
+        "report.json": json.dumps(report, indent=1) + "\n",
+        "report.html": page(report, columns, workdir / "healing.svg"),
+    }.items():
+        with new_file(workdir / name, overwrite=True) as path:
+            path.write_text(text, encoding="utf-8")
     _write_card(workdir, settings, results, columns)
     return report
+
+
+def page(report: Mapping[str, Any], columns: Sequence[Column], curve: Path) -> str:
+    """report.html. curve: the healing curve, as SVG."""
+    settings, keep = report["settings"], report["kept_layers"]
+    parent, _, healed = columns
+    header, *body = [["", *(column.name for column in columns)], *comparison_rows(columns)]
+    name = Path(str(settings["model"])).name
+    parts = [
+        html.paragraph(
+            f"{settings['model']} with {healed.layers} of its {parent.layers} layers. "
+            f"{verdict(columns)} The healed model's document loss is {healed.document_loss:.4f}, "
+            f"the parent's {parent.document_loss:.4f}; a forward pass is "
+            f"{parent.latency_seconds / healed.latency_seconds:.2f} times as fast."
+        ),
+        html.table(header, body),
+        html.paragraph(
+            f"Losses are over {report['held_out_tokens']:,} tokens of "
+            f"{settings['text']['held_out']}: {report['convention']}. ± is one standard error."
+        ),
+        html.figure(curve, "Loss while healing, in windows of the training length."),
+        html.heading("Layers kept"),
+        html.table(
+            ["round", "layers of the parent that stay", "removed", "steps of healing", "tokens"],
+            [
+                [
+                    str(number),
+                    ranges(each["kept_layers"]),
+                    ranges(removed(tuple(each["kept_layers"]), parent.layers)),
+                    f"{each['steps']:,}",
+                    f"{each['tokens']:,}",
+                ]
+                for number, each in enumerate(report["rounds"], 1)
+            ],
+        ),
+    ]
+    if report["command"]:
+        parts += [html.heading("How to do this again"), html.code(report["command"])]
+    parts += [html.heading("Settings"), html.settings(flat(settings))]
+    return html.page(f"{name}, {len(keep)} of {parent.layers} layers", parts)
 
 
 def _rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +155,7 @@ Points = list[tuple[float, float]]
 
 
 def _curve(rounds: Sequence[Mapping[str, Any]]) -> tuple[Points, Points, list[float]]:
-    """Training loss, held-out loss and removals against the tokens of all rounds together."""
+    """Training loss, window loss and removals against the tokens of all rounds together."""
     trained: Points = []
     held_out: Points = []
     removals: list[float] = []
@@ -108,37 +174,36 @@ def _curve(rounds: Sequence[Mapping[str, Any]]) -> tuple[Points, Points, list[fl
     return trained, held_out, removals
 
 
+def _conventions(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, str]:
+    """How the two losses on the held-out text are measured."""
+    data, most = settings["heal"]["data"], settings["heal"]["evaluation"]["max_batches"]
+    window = window_convention(data["sequence_length"], data["mask_documents"])
+    return {
+        "document_loss": results["score-healed"]["convention"],
+        "window_loss": window + (f"; the first {most} batches alone" if most else ""),
+    }
+
+
 def _write_card(
     workdir: Path,
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
     columns: list[Column],
 ) -> None:
+    """The card that `export` wrote, with what was measured."""
     healed = workdir / "healed"
+    existing = healed / CARD
+    if existing.is_file() and not is_ours(existing):
+        say(f"{existing} was edited and stays as it is")
+        return
     provenance = read_provenance(healed)
     assert provenance is not None  # export writes what chop recorded
-    rounds, optimizer = _rounds(results), settings["heal"]["optimizer"]
-    steps, tokens = (sum(each[name] for each in rounds) for name in ("steps", "tokens"))
-    healing = (
-        f"{steps:,} steps, {tokens:,} tokens of continued pretraining of all weights; "
-        f"{optimizer['name']}, peak learning rate {optimizer['peak_learning_rate']:g}"
-    )
-    if len(rounds) > 1:
-        between = ", ".join(f"{each['steps']:,}" for each in rounds[:-1])
-        healing += f"; layers went in {len(rounds)} rounds, {between} steps after each but the last"
-    text = card(
-        healed,
-        provenance,
-        columns,
-        healing,
-        {
-            "held_out": f"`{Path(settings['text']['held_out']).name}`",
-            "tokens": results["score-healed"]["tokens"],
-            "convention": results["score-healed"]["convention"],
-            "batch": results["latency"]["batch"],
-            "length": results["latency"]["length"],
-            "device": results["latency"]["device"],
-        },
-    )
-    with new_file(healed / "README.md", overwrite=True) as path:
-        path.write_text(text)
+    about = {
+        "held_out": f"`{Path(settings['text']['held_out']).name}`",
+        "tokens": results["score-healed"]["tokens"],
+        **_conventions(settings, results),
+        **{name: results["latency"][name] for name in ("batch", "length", "device")},
+    }
+    write_card(healed, provenance, measured(columns, about))
+    if marked_by(healed):
+        add_to_mark(healed, CARD, healed / CARD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from chopjax.checkpoint.files import read_json_object
-from chopjax.errors import UserError
+from chopjax.errors import UserError, listing
+from chopjax.paths import expanded
+from chopjax.report.results_check import problems
 from chopjax.score.suite_tasks import f1_parts
 
 # Of the metrics of a task, the one to show, unless the user names another.
@@ -38,13 +41,13 @@ class Results:
         return {
             key: float(value)
             for key, value in self.results.get(task, {}).items()
-            if "," in key and "_stderr," not in key and isinstance(value, (int, float))
+            if "," in key and "_stderr," not in key and not isinstance(value, str | None)
         }
 
     def stderr(self, task: str, key: str) -> float | None:
         metric, _, kind = key.partition(",")
         value = self.results[task].get(f"{metric}_stderr,{kind}")
-        return float(value) if isinstance(value, (int, float)) else None
+        return None if isinstance(value, str | None) else float(value)
 
     def higher_is_better(self, task: str, key: str) -> bool:
         metric = key.partition(",")[0]
@@ -54,7 +57,7 @@ class Results:
     def leaves(self, group: str) -> list[str]:
         """The tasks that a group comes down to; a task is its own."""
         children = (self.content.get("group_subtasks") or {}).get(group)
-        if not children:
+        if not children or group in children:  # some tasks are the only one of their group
             return [group]
         return [leaf for child in children for leaf in self.leaves(child)]
 
@@ -70,23 +73,23 @@ class Items:
 
 def read_results(place: str) -> Results:
     """A results file, or the newest one under a folder. Raises UserError where there is none."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.is_dir():
-        found = sorted(path.rglob("results_*.json"), key=lambda p: (p.name, str(p)))
+        files = (file for file in path.rglob("results_*.json") if file.is_file())
+        found = sorted(files, key=lambda p: (p.name, str(p)))
         if not found:
             raise UserError(f"{path}: no results_*.json in this folder, which is what score writes")
         path = found[-1]
     elif not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     content = read_json_object(path)
-    results = content.get("results")
-    if not isinstance(results, dict) or not all(isinstance(v, dict) for v in results.values()):
+    if wrong := problems(content):
         raise UserError(
-            f"{path}: not a results file of lm-evaluation-harness: no object `results` in it"
+            f"{path}: not as `chopjax score` or lm_eval writes it:\n{listing(wrong, 8)}"
         )
     date = path.stem.rpartition("_")[2]
     samples = {}
-    for file in sorted(path.parent.glob(f"samples_*_{date}.jsonl")):
+    for file in sorted(path.parent.glob(f"samples_*_{glob.escape(date)}.jsonl")):
         samples[file.name.removeprefix("samples_").removesuffix(f"_{date}.jsonl")] = file
     return Results(path, _model(content, path), content, samples)
 
@@ -116,7 +119,9 @@ def read_items(path: Path, key: str) -> Items | None:
     metric, _, kind = key.partition(",")
     hashes: dict[int, tuple[str, str, str]] = {}
     values: list[Any] = []
-    with path.open(encoding="utf-8") as file:
+    if not path.is_file():
+        raise UserError(f"{path}: not a file")
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 sample = json.loads(line)
@@ -125,11 +130,17 @@ def read_items(path: Path, key: str) -> Items | None:
                 names = ("doc_hash", "prompt_hash", "target_hash")
                 hashes[int(sample["doc_id"])] = tuple(str(sample[name]) for name in names)  # type: ignore[assignment]
                 values.append(sample.get(metric))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (
+                *(ValueError, KeyError, TypeError, AttributeError),
+                *(OverflowError, RecursionError),
+            ) as error:
                 raise UserError(f"{path}, line {number}: not a sample ({error!r})") from None
     if len(hashes) != len(values):
         raise UserError(f"{path}: a document comes twice")
-    summed = _sums(metric, values)
+    try:
+        summed = _sums(metric, values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: {metric} is not a number everywhere ({error})") from None
     return None if summed is None else Items(hashes, *summed)
 
 

@@ -13,12 +13,25 @@ from rich.table import Table
 from chopjax import __version__
 from chopjax.checkpoint.atomic import new_file
 from chopjax.report import html, layers
+from chopjax.report.own_files import check_files, figure_files
 from chopjax.report.plots import save
 from chopjax.report.sweep_figures import accuracies, losses, ranking
 from chopjax.report.sweep_rows import Cell, Row, strategies_of, summary
 from chopjax.train.settings import flat
 
 PARENT = "parent"
+
+
+FIGURE_NAMES = ("loss", "ranking", "accuracy")
+PAGE = "report.html"
+
+
+def check_report(workdir: Path) -> None:
+    """Raise UserError where write_report would write over somebody else's files."""
+    names = [*figure_files(FIGURE_NAMES), PAGE]
+    for folder in workdir.glob("analysis-*"):
+        names += [f"{folder.name}/{name}" for name in figure_files(layers.FIGURES)]
+    check_files(workdir, names, "points")
 
 
 def write_report(
@@ -29,6 +42,7 @@ def write_report(
         "chopjax_version": __version__,
         "command": command,
         "settings": dict(settings),
+        "figures": figure_files(FIGURE_NAMES),
         "num_layers": _parent(rows)["remove"] + _count(_parent(rows)["keep"]),
         "parent": _parent(rows),
         "points": [row for row in rows if row["strategy"] != PARENT],
@@ -46,6 +60,7 @@ def write_report(
         save(drawn, workdir / name)
     parts = [
         html.paragraph(_abstract(report)),
+        *map(html.paragraph, _best(report)),
         html.heading("Curves"),
         *(html.figure(workdir / f"{n}.svg", caption) for n, (caption, _) in figures.items()),
         html.heading("Perplexity by strategy"),
@@ -56,16 +71,21 @@ def write_report(
     for task in report["parent"]["accuracy"]:
         value = functools.partial(_accuracy, task)
         parts += [html.heading(f"{task}, accuracy"), html.table(*table(report, value, "{:.3f}"))]
+    parts += [
+        html.heading("Layers kept"),
+        html.paragraph("Numbered from 0, both ends of a range included."),
+        html.table(*_kept(report), text=True),
+    ]
     parts += _analyses(workdir)
     parts += [html.heading("How to do this again"), html.code(command)]
     parts += [html.heading("Settings"), html.settings(flat(settings))]
     title = f"Layers removed from {Path(str(settings['model'])).name}"
     for name, text in {
         "report.json": json.dumps(report, indent=1) + "\n",
-        "report.html": html.page(title, parts),
+        PAGE: html.page(title, parts),
     }.items():
         with new_file(workdir / name, overwrite=True) as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     return report
 
 
@@ -105,7 +125,44 @@ def _abstract(report: Mapping[str, Any]) -> str:
     return text
 
 
+def _best(report: Mapping[str, Any]) -> list[str]:
+    """A sentence for every number of layers removed."""
+    cells, total, parent = summary(report, "loss"), report["num_layers"], report["parent"]["loss"]
+    kept = {(row["strategy"], row["remove"]): row["keep"] for row in reversed(report["points"])}
+    said = []
+    for count in sorted({n for by_count in cells.values() for n in by_count}):
+        for healed in (True, False):
+            found = {
+                strategy: by_count[count][0]
+                for (strategy, state), by_count in cells.items()
+                if state == healed and count in by_count
+            }
+            if found:
+                best = min(found, key=found.__getitem__)
+                state = "healed" if healed else "not healed"
+                said.append(
+                    f"With {count} of {total} layers removed, {best} is best {state}: loss "
+                    f"{found[best]:.4f}, {found[best] - parent:+.4f} from the parent's; it keeps "
+                    f"layers {kept[best, count]}."
+                )
+                break
+    return said
+
+
 # ------------------------------------------------------------------------------------ Tables
+
+
+def _kept(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The layers that stay, for every strategy and number of layers; of several seeds, each."""
+    counts = sorted({row["remove"] for row in report["points"]})
+    found: dict[tuple[str, int], dict[str, None]] = {}
+    for row in report["points"]:
+        found.setdefault((row["strategy"], row["remove"]), {})[row["keep"]] = None
+    header = ["strategy", *(f"{n} of {report['num_layers']} removed" for n in counts)]
+    return header, [
+        [name, *(" or ".join(found.get((name, n), {"–": None})) for n in counts)]
+        for name in strategies_of(report)
+    ]
 
 
 def table(

@@ -36,6 +36,12 @@ def cells(table: Table) -> list[list[str]]:
     return lines
 
 
+def groups(table: Table) -> list[int]:
+    """Which columns after the first belong together: a model's value and its differences."""
+    size = 4 if len(table.models) <= INTERVALS_UP_TO else 2
+    return [2, *([size] * (len(table.models) - 1))]
+
+
 def _value(cell: Cell | None) -> str:
     if cell is None:
         return "–"

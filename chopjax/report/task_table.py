@@ -42,6 +42,7 @@ class Table:
     notes: list[str]
 
 
+@np.errstate(all="ignore")  # a file may hold infinity
 def compare(files: Sequence[Results], metric: str | None = None) -> Table:
     """All tasks of all files. The first file is what the others are compared with.
 
@@ -171,7 +172,7 @@ class _Pairs:
             return None
         value = float(items.statistic(items.columns_DC.sum(axis=0)))
         said = file.metrics(task).get(key)
-        if said is None or abs(value - said) > 1e-6 * max(1.0, abs(said)):
+        if said is None or not abs(value - said) <= 1e-6 * max(1.0, abs(said)):
             self.notes.append(f"{path}: its samples give {value:.6g}, {file.path} says {said}")
             return None
         return items
@@ -203,11 +204,13 @@ def _weights(file: Results, group: str, key: str) -> np.ndarray | None:
         return np.ones(len(file.leaves(group)))
     leaves = file.leaves(group)
     values = np.array([file.metrics(leaf).get(key, np.nan) for leaf in leaves])
-    sizes = np.array([file.results[leaf].get("sample_len", 0) for leaf in leaves], np.float64)
+    counts = [file.results.get(leaf, {}).get("sample_len") or 0 for leaf in leaves]
+    sizes = np.array(counts, np.float64)
     for weights in (sizes, np.ones_like(sizes)):
-        if weights.sum() and abs(np.average(values, weights=weights) - file.metrics(group)[key]) < (
-            1e-9
-        ):
+        if not weights.sum() > 0:
+            continue
+        mean = np.average(values, weights=weights)
+        if abs(mean - file.metrics(group)[key]) < 1e-9:
             return weights
     return None
 

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from chopjax import interrupts
 from chopjax.compilation import compiled
+from chopjax.data.tokenizer import Tokenizer, check_ids
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
@@ -67,7 +69,7 @@ class Engine:
 
     max_length: tokens that the network may read, the context length by default. mesh: where params
     are sharded; rows are spread over its batch axes. budget: see layout.py; fitted to the backend
-    by default.
+    by default. tokenizer: gives the model's, to spell a token in a message.
     """
 
     def __init__(
@@ -78,10 +80,11 @@ class Engine:
         max_length: int | None = None,
         mesh: Mesh | None = None,
         budget: Budget | None = None,
+        tokenizer: Callable[[], Tokenizer] | None = None,
     ):
         self.config, self.params, self.compute = config, params, compute
         self.max_length = max_length or config.max_positions
-        self.mesh = mesh
+        self.mesh, self.tokenizer = mesh, tokenizer
         self.budget = budget or fitted_budget(config, mesh)
         self.statistics = Statistics()
         self._programs: dict[Any, Any] = {}
@@ -94,8 +97,15 @@ class Engine:
         return other
 
     def plan(self, requests: Sequence[Request]) -> Plan:
-        """What scoring these requests will compute."""
-        return make_plan(requests, self.max_length, self.budget)
+        """What scoring these requests will compute. Raises UserError for an id without a row in
+        the embedding table."""
+        plan = make_plan(requests, self.max_length, self.budget)
+        self.check_ids(path.tokens for path in plan.paths)
+        return plan
+
+    def check_ids(self, sequences: Iterable[Tokens]) -> None:
+        """Every id that enters a forward pass comes by here; see data/tokenizer.py."""
+        check_ids(sequences, self.config.vocab_size, self.tokenizer)
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """For each (context ids, continuation ids): the continuation's log-likelihood in nats, and
@@ -125,6 +135,7 @@ class Engine:
     def _scores(self, plan: Plan) -> Iterator[Score]:
         waiting: collections.deque[tuple[Packed, tuple[jax.Array, jax.Array]]] = collections.deque()
         for batch in plan.batches:
+            interrupts.check()
             packed = pack_batch(plan, batch, self.budget.shards)
             past = None
             if batch.trunk:

@@ -11,9 +11,8 @@ H head size.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,14 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
 from chopjax.models.parameters import Params
 from chopjax.score import processes
+from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused
 from chopjax.score.engine import Engine
 from chopjax.score.layout import row_length
 
+NO_RULES = Rules()
 STRIDE = 8  # tokens that the device generates between two looks of the host
 Cache = tuple[jax.Array, jax.Array]  # keys and values, [L, B, S + G, K, H]
 
@@ -39,24 +41,34 @@ class GenerationSettings:
 
     most: int
     until: tuple[str, ...]
+    rules: Rules = NO_RULES
+
+    @property
+    def length(self) -> int:
+        """Tokens to write: the model's own number goes before the task's, as in the harness."""
+        return self.rules.max_new_tokens or self.most
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 # Without effect on greedy decoding.
-INERT = {"do_sample", "temperature", "top_p", "top_k"}
+INERT = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "use_cache"}
+RULES = {field.name for field in dataclasses.fields(Rules)}
 
 
-def read_settings(given: Mapping[str, Any], name: str) -> GenerationSettings:
+def read_settings(
+    given: Mapping[str, Any], name: str, model: Mapping[str, Any] = MappingProxyType({})
+) -> GenerationSettings:
     """A request's generation arguments as the harness reads them, 256 tokens by default.
 
-    Raises UserError for sampling and for whatever else would change what is generated. name: the
-    request, for the message.
+    model: the options of generation_config.json, behind the request's. Raises UserError for
+    sampling and for whatever else would change what is generated. name: the request, for the
+    message.
     """
     read = dict(normalize_gen_kwargs(dict(given), 256))
-    until, most = read.pop("until"), read.pop("max_gen_toks")
-    problems = sorted(set(read) - INERT)
+    until, most = read.pop("until"), int(read.pop("max_gen_toks"))
+    problems = sorted(set(read) - INERT - RULES - set(REFUSED)) + refused(read)
     if read.get("do_sample"):
         problems.append("do_sample")
     if problems:
@@ -64,17 +76,15 @@ def read_settings(given: Mapping[str, Any], name: str) -> GenerationSettings:
             f"{name}: chopjax decodes greedily and does not know {', '.join(problems)} in the "
             "task's generation_kwargs"
         )
-    return GenerationSettings(int(most), tuple(stop for stop in until if stop))
-
-
-def eos_ids(folder: Path, tokenizer_eos: int | None) -> frozenset[int]:
-    """Tokens that end a text: the tokenizer's, and those that the model's files name."""
-    found = {tokenizer_eos}
-    for name in ("config.json", "generation_config.json"):
-        path = folder / name
-        said = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        found |= set(said) if isinstance(said, list) else {said}
-    return frozenset(token for token in found if token is not None)
+    if problems := refused({**model, **read}):
+        raise UserError(
+            f"{name}: chopjax decodes greedily and does not know {', '.join(problems)} of the "
+            f"model's {GENERATION_CONFIG}, which would change the text; take it out of the file, "
+            "or leave tasks that generate out"
+        )
+    rules = read_rules({**model, **read}, name)
+    stops = tuple(stop for stop in until if stop)
+    return GenerationSettings(most, stops, rules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +100,21 @@ def generate(
     most: int,
     ends: Callable[[list[int]], bool],
     eos_ids: frozenset[int],
+    rules: Rules = NO_RULES,
 ) -> Iterator[tuple[int, list[int]]]:
     """(prompt's index, its continuation) as batches are done, longest prompts first.
 
-    A continuation has `most` tokens, or fewer: it stops before a token of eos_ids, and soon after
+    A continuation has `most` tokens, or fewer: it stops with a token of eos_ids, and soon after
     `ends` has said yes to what there is. Prompts have at least one token, and with `most` more
-    they fit the context length.
+    they fit the context length. Raises UserError for an id without a row in the embedding table.
     """
+    engine.check_ids(prompts)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     generated = -(-most // STRIDE) * STRIDE
     while order:
         shape = _shape(engine, len(prompts[order[0]]), generated, len(order))
         batch, order = order[: shape.rows], order[shape.rows :]
-        given = [prompts[index] for index in batch], shape, most, eos_ids
+        given = [prompts[index] for index in batch], shape, most, eos_ids, rules
         processes.send("generate", *given)
         with processes.computing():
             found = generate_batch(engine, *given, ends)
@@ -123,6 +135,7 @@ def generate_batch(
     shape: Shape,
     most: int,
     eos_ids: frozenset[int],
+    rules: Rules = NO_RULES,
     ends: Callable[[list[int]], bool] = lambda ids: False,
 ) -> list[list[int]]:
     """A batch of `generate`. With several processes, the first one's `ends` decides for all."""
@@ -135,22 +148,25 @@ def generate_batch(
         "config": engine.config,
         "compute": engine.compute,
         "generated": shape.generated,
+        "rules": rules,
     }
     lengths = engine.place(lengths_B)
     arguments = (engine.params, engine.place(tokens_BS), lengths)
-    token_B, cache = engine.program(prefill, shape, arguments, static)
+    key = (shape, rules)
+    token_B, cache, seen_BV = engine.program(prefill, key, arguments, static)
     found: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for start in range(0, shape.generated, STRIDE):
-        step = (engine.params, token_B, lengths, cache, np.int32(start))
-        new_BG, token_B, cache = engine.program(decode, shape, step, static, donate="cache")
+        interrupts.check()
+        step = (engine.params, token_B, lengths, cache, np.int32(start), seen_BV)
+        new_BG, token_B, cache, seen_BV = engine.program(decode, key, step, static, donate="cache")
         new = np.asarray(new_BG)
         for row in sorted(open_rows):
             for token in new[row].tolist():
+                found[row].append(token)
                 if token in eos_ids or len(found[row]) == most:
                     open_rows.discard(row)
                     break
-                found[row].append(token)
             if ends(found[row]):
                 open_rows.discard(row)
         if not processes.said_by_the_first(bool(open_rows)):
@@ -158,11 +174,35 @@ def generate_batch(
     return found
 
 
-def _next(params: Params, config: ModelConfig, compute: Compute, hidden_BE: jax.Array) -> jax.Array:
-    """The most likely token, of equal ones the first."""
+def _next(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    hidden_BE: jax.Array,
+    rules: Rules,
+    seen_BV: jax.Array | None,
+    number: jax.Array | int,
+) -> jax.Array:
+    """The most likely token that the rules leave, of equal ones the first.
+
+    number: of tokens generated before it.
+    """
     kernel_EV = head_kernel(params, config).astype(hidden_BE.dtype)
     with jax.default_matmul_precision(compute.precision):
         logit_BV = jnp.einsum("BE,EV->BV", hidden_BE, kernel_EV, preferred_element_type=jnp.float32)
+    if seen_BV is not None:
+        penalty = rules.repetition_penalty
+        punished_BV = jnp.where(logit_BV < 0, logit_BV * penalty, logit_BV / penalty)
+        logit_BV = jnp.where(seen_BV, punished_BV, logit_BV)
+    for tokens, banned in (
+        (rules.suppress_tokens, True),
+        (rules.begin_suppress_tokens, number == 0),
+        (rules.eos_token_id if rules.min_new_tokens else (), number < rules.min_new_tokens),
+    ):
+        known = [token for token in tokens if 0 <= token < config.vocab_size]
+        if known:
+            without_BV = logit_BV.at[:, np.array(known)].set(-jnp.inf)
+            logit_BV = jnp.where(banned, without_BV, logit_BV)
     return jnp.argmax(logit_BV, axis=-1).astype(jnp.int32)
 
 
@@ -173,8 +213,10 @@ def prefill(
     config: ModelConfig,
     compute: Compute,
     generated: int,
-) -> tuple[jax.Array, Cache]:
-    """The first new token of every row, and the cache with room for `generated` more."""
+    rules: Rules = NO_RULES,
+) -> tuple[jax.Array, Cache, jax.Array | None]:
+    """The first new token of every row, the cache with room for `generated` more, and which tokens
+    a row has, [B, V], where the rules ask for it."""
     B, S = tokens_BS.shape
     slots_S = jnp.arange(S)
     causal_BSS = jnp.broadcast_to(slots_S <= slots_S[:, None], (B, S, S))
@@ -183,7 +225,12 @@ def prefill(
     last_B1E = jnp.take_along_axis(hidden_BSE, lengths_B[:, None, None] - 1, axis=1)
     room = ((0, 0), (0, 0), (0, generated), (0, 0), (0, 0))
     cache = jnp.pad(fresh[0], room), jnp.pad(fresh[1], room)
-    return _next(params, config, compute, last_B1E[:, 0]), cache
+    seen_BV = None
+    if rules.repetition_penalty != 1:
+        real_BS = jnp.where(slots_S < lengths_B[:, None], tokens_BS, config.vocab_size)
+        seen_BV = jnp.zeros((B, config.vocab_size), bool)
+        seen_BV = seen_BV.at[jnp.arange(B)[:, None], real_BS].set(True, mode="drop")
+    return _next(params, config, compute, last_B1E[:, 0], rules, seen_BV, 0), cache, seen_BV
 
 
 def decode(
@@ -192,11 +239,14 @@ def decode(
     lengths_B: jax.Array,
     cache: Cache,
     start: jax.Array,
+    seen_BV: jax.Array | None,
     config: ModelConfig,
     compute: Compute,
     generated: int,
-) -> tuple[jax.Array, jax.Array, Cache]:
-    """STRIDE tokens [B, STRIDE], the given one first; the one that comes after them; the cache.
+    rules: Rules = NO_RULES,
+) -> tuple[jax.Array, jax.Array, Cache, jax.Array | None]:
+    """STRIDE tokens [B, STRIDE], the given one first; the one that comes after them; the cache;
+    which tokens a row has, as `prefill` gives it.
 
     start: tokens generated before the given one.
     """
@@ -205,8 +255,10 @@ def decode(
     in_prompt_BS = slots_S < lengths_B[:, None]
     itself_B11 = jnp.ones((token_B.shape[0], 1, 1), bool)
 
-    def step(carry: tuple[jax.Array, Cache], number: jax.Array) -> tuple[Any, jax.Array]:
-        token_B, cache = carry
+    Carry = tuple[jax.Array, Cache, jax.Array | None]
+
+    def step(carry: Carry, number: jax.Array) -> tuple[Carry, jax.Array]:
+        token_B, cache, seen_BV = carry
         slot = prompt + number
         visible_BS = in_prompt_BS | ((slots_S >= prompt) & (slots_S < slot))
         positions_B1 = (lengths_B + number)[:, None]
@@ -224,8 +276,12 @@ def decode(
             jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
             for old, new in zip(cache, fresh, strict=True)
         )
-        return (_next(params, config, compute, hidden_B1E[:, 0]), (key, value)), token_B
+        if seen_BV is not None:
+            seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+        hidden_BE = hidden_B1E[:, 0]
+        following_B = _next(params, config, compute, hidden_BE, rules, seen_BV, number + 1)
+        return (following_B, (key, value), seen_BV), token_B
 
     numbers = start + jnp.arange(STRIDE)
-    (token_B, cache), tokens_GB = jax.lax.scan(step, (token_B, cache), numbers)
-    return tokens_GB.T, token_B, cache
+    carry, tokens_GB = jax.lax.scan(step, (token_B, cache, seen_BV), numbers)
+    return tokens_GB.T, *carry

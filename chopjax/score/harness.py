@@ -23,9 +23,11 @@ from chopjax.data.tokenizer import build
 from chopjax.errors import UserError
 from chopjax.models import parameters
 from chopjax.progress import progress, say
+from chopjax.score.chat import Template
+from chopjax.score.decoding import GENERATION_CONFIG, read_generation_config
 from chopjax.score.encoding import Encoder, Ids, check_pairs
 from chopjax.score.engine import Engine
-from chopjax.score.generation import GenerationSettings, eos_ids, generate, read_settings
+from chopjax.score.generation import GenerationSettings, generate, read_settings
 from chopjax.score.journal import Journal, pair_key, prompt_key
 from chopjax.score.model import open_engine
 
@@ -95,11 +97,12 @@ class ChopjaxLM(TemplateLM):
                 "empty context; name one with prefix_token_id"
             )
         self._prefix_token_id = int(prefix_token_id)
-        self._eos_ids = eos_ids(loaded.folder, self.tokenizer.eos_token_id)
+        self.template = Template(self.tokenizer, loaded.name)
+        self._generation_config = read_generation_config(loaded.folder)
         self.encoder = Encoder(self.tokenizer, add_bos_token, self._prefix_token_id)
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self.tokenizer.eos_token_id
 
     @property
@@ -165,19 +168,29 @@ class ChopjaxLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The greedy continuation of each context, up to its stop strings."""
         contexts = [request.args[0] for request in requests]
-        settings = [read_settings(request.args[1], _name(request)) for request in requests]
+        settings = [
+            read_settings(request.args[1], _name(request), self._generation_config)
+            for request in requests
+        ]
         encoded = self.encoder.encode(contexts)
         prompts, cut = [], 0
         for ids, setting, request in zip(encoded, settings, requests, strict=True):
             room = self.max_length - setting.most
             if room < 1:
                 raise UserError(
-                    f"{_name(request)}: {setting.most} tokens are to be generated, and the context "
-                    f"length is {self.max_length}"
+                    f"{_name(request)}: {setting.most} tokens are to be generated, and the "
+                    f"context length is {self.max_length}"
                 )
             if not len(ids):
                 raise UserError(f"{_name(request)}: the context has no tokens")
             prompts.append(ids[-room:])
+            if len(prompts[-1]) + setting.length > self.max_length:
+                raise UserError(
+                    f"{_name(request)}: {GENERATION_CONFIG} says max_new_tokens "
+                    f"{setting.length}, which goes before the task's {setting.most} and does not "
+                    f"fit behind {len(prompts[-1])} tokens into the context length "
+                    f"{self.max_length}; take it out of the file"
+                )
             cut += len(ids) > room
         _say_truncated(cut, len(prompts), self.max_length)
         keys = [prompt_key(p, s.as_json()) for p, s in zip(prompts, settings, strict=True)]
@@ -198,14 +211,16 @@ class ChopjaxLM(TemplateLM):
     def _generate(
         self, prompts: Sequence[Ids], setting: GenerationSettings
     ) -> Iterator[tuple[int, str]]:
-        eos = self.tokenizer.decode([self.eot_token_id])
-        stops = [*setting.until, eos]
+        eos = () if self.eot_token_id is None else (self.eot_token_id,)
+        stops = [*setting.until, *(self.tokenizer.decode([token]) for token in eos)]
 
         def ends(ids: list[int]) -> bool:
             text = self.tokenizer.decode(ids)
             return any(stop in text for stop in setting.until)
 
-        found = generate(self.engine, prompts, setting.most, ends, self._eos_ids)
+        # The tokenizer's token ends a text, too: the harness has its spelling among the stops.
+        eos_ids = frozenset((*setting.rules.eos_token_id, *eos))
+        found = generate(self.engine, prompts, setting.length, ends, eos_ids, setting.rules)
         for place, ids in found:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             yield place, postprocess_generated_text(text, stops, None)
@@ -249,13 +264,8 @@ class ChopjaxLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The chat as one text, by the tokenizer's own template."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        """The chat as one text, by the tokenizer's own template or the one that was chosen."""
+        return self.template.apply(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> Mapping[str, Any]:
         """For the results file; the fields of the hf backend."""

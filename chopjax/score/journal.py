@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ class Journal:
     """Opened by a run, removed by it when its results are written."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
-        """identity: what answers depend on (weights, dtype, context length); each has a journal of
-        its own. Raises UserError where it cannot be written."""
+        """identity: what answers depend on (see identity.py); each has a journal of its own. Raises
+        UserError where it cannot be written."""
         head = json.dumps(identity, sort_keys=True)
         name = hashlib.blake2b(head.encode(), digest_size=6).hexdigest()
         self.path = path = folder / f"journal-{name}.txt"
@@ -33,6 +34,8 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._read(head)
+            if not kept:
+                _say_others(folder, identity)
             # Unbuffered: what has been answered is out of this process at once.
             self._file = path.open("r+b" if kept else "wb", buffering=0)
             if kept:
@@ -45,11 +48,16 @@ class Journal:
             raise UserError(f"{path}: {error.strerror}") from error
 
     def _read(self, head: str) -> int:
-        """Fill `_known`; returns the bytes that are good, 0 where the file is not of use."""
-        if not self.path.is_file():
+        """Fill `_known`; returns the bytes that are good, 0 where there are none. Raises UserError
+        where the file is not a journal with this head, perhaps cut short."""
+        if not os.path.lexists(self.path):
             return 0
-        lines = self.path.read_bytes().split(b"\n")
-        if lines[0] != head.encode() or len(lines) == 1:
+        is_file = self.path.is_file() and not self.path.is_symlink()
+        lines = self.path.read_bytes().split(b"\n") if is_file else []
+        whole = f"{head}\n".encode()
+        if not is_file or not whole.startswith(lines[0] + b"\n" * (len(lines) > 1)):
+            raise UserError(f"{self.path}: not the journal that its name says; move it away")
+        if len(lines) == 1:
             return 0
         kept = 0
         for number, line in enumerate(lines[:-1]):  # the last is empty or cut
@@ -81,6 +89,35 @@ class Journal:
         """The results are written: nothing is left to remember."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _say_others(folder: Path, identity: Mapping[str, Any]) -> None:
+    """That a run began here with another model or setting, whose answers are of no use now."""
+    for path in sorted(folder.glob("journal-*.txt")):
+        try:
+            with path.open("rb") as file:
+                other = json.loads(file.readline(1 << 20))
+            changed = _changed(other, identity)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if changed:
+            say(
+                f"note: {path} has the answers of a run with another {', '.join(changed[:4])}; "
+                "they are not used"
+            )
+
+
+def _changed(old: Any, new: Mapping[str, Any]) -> list[str]:
+    """Names of what is not equal in two identities; of files, the files'."""
+    if not isinstance(old, dict):
+        return []
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        both = isinstance(old.get(key), dict) and isinstance(new.get(key), Mapping)
+        found += _changed(old[key], new[key]) if both else [key]
+    return found
 
 
 def pair_key(pair: Pair) -> str:

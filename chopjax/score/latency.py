@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from chopjax import interrupts
 from chopjax.compilation import compiled
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, head_kernel, hidden_states
@@ -76,6 +77,7 @@ def measure(
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
     for turn in range(rounds + 1):
         for key, (run, _) in passes.items():
+            interrupts.check()
             start = time.perf_counter()
             run()
             if turn:
@@ -159,12 +161,12 @@ def _decode_pass(
     token_B = jnp.zeros(batch, jnp.int32)
     lengths_B = jnp.full(batch, length, jnp.int32)
     static: dict[str, Any] = {"config": config, "compute": compute, "generated": STRIDE}
-    arguments = (params, token_B, lengths_B, held[0], np.int32(0))
+    arguments = (params, token_B, lengths_B, held[0], np.int32(0), None)
     program = _compiled(decode, arguments, donate="cache", **static)
 
     def run() -> None:
-        _, _, held[0] = jax.block_until_ready(
-            program(params, token_B, lengths_B, held[0], np.int32(0))
+        _, _, held[0], _ = jax.block_until_ready(
+            program(params, token_B, lengths_B, held[0], np.int32(0), None)
         )
 
     return run, _memory(program)

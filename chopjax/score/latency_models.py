@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
-from chopjax.checkpoint.files import read_json_object
+from chopjax.checkpoint.config_alone import local_config
 from chopjax.checkpoint.load import describe, load
 from chopjax.chop.configurations import resolve_remove
 from chopjax.errors import UserError
@@ -52,10 +51,8 @@ def open_model(name: str, revision: str | None, dtype: str, random: bool) -> Mod
 
 def _config(name: str, revision: str | None, random: bool) -> ModelConfig:
     """What a model computes; for random weights its config.json is enough."""
-    path = Path(name).expanduser()
-    path = path if path.suffix == ".json" else path / "config.json"
-    if random and path.is_file():
-        return families.translate(read_json_object(path))[1]
+    if random and (raw_config := local_config(name)) is not None:
+        return families.translate(raw_config)[1]
     return describe(name, revision).config
 
 

@@ -1,22 +1,24 @@
 """Tasks of the harness over local JSON lines instead of the hub.
 
 DIR/TASK/SPLIT.jsonl, one object a line with the columns of the task's dataset; all subjects of
-MMLU together in DIR/mmlu/SPLIT.jsonl, with the column `subject`.
+MMLU together in DIR/mmlu/SPLIT.jsonl, with the column `subject`. What is wrong with a row is an
+error with its file and line (local_rows.py), or with the document that it makes.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 from jinja2 import Environment, meta
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from chopjax.errors import UserError
+from chopjax.score.local_rows import check_present, read_rows
 
 MMLU = "cais/mmlu"
 
@@ -44,19 +46,67 @@ class LocalTask(ConfigurableTask):
                     f"{files(about, Path(folder))[split]}: no column {', '.join(gone)}; it has "
                     f"{', '.join(sorted(rows.column_names))}"
                 )
+        if self._file().is_file():
+            answers = self._columns("doc_to_choice", "doc_to_target")
+            check_present(self._file(), subject(about), answers)
 
-    def _columns(self) -> set[str]:
+    def _file(self) -> Path:
+        """The documents to score."""
+        about = {key: self.get_config(key) for key in (*SPLITS, "task", *DATASET)}
+        split = str(about["test_split"] or about["validation_split"])
+        return files(about, Path(self.config.metadata["data_dir"]))[split]
+
+    def _columns(self, *keys: str) -> set[str]:
         """The columns that the task's templates name; none where code makes others of them."""
         if self.config.process_docs is not None:
             return set()
         found: set[str] = set()
-        for key in ("doc_to_text", "doc_to_choice", "doc_to_target"):
+        for key in keys or ("doc_to_text", "doc_to_choice", "doc_to_target"):
             template = self.get_config(key)
             if isinstance(template, str):
                 if template.isidentifier():  # a column's name stands for the column
                     found.add(template)
                 found |= meta.find_undeclared_variables(Environment().parse(template))
         return found
+
+    def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The prompt, as the harness makes it."""
+        with self._of_users(doc):
+            return super().fewshot_context(doc, *args, **kwargs)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
+        """As the harness makes them. Raises UserError for an answer that is none of the choices."""
+        with self._of_users(doc):
+            if self.OUTPUT_TYPE == "multiple_choice":
+                choices = self.doc_to_choice(doc)
+                said = self.doc_to_text(doc) if self.multiple_input else self.doc_to_target(doc)
+                for answer in said if isinstance(said, list) else [said]:
+                    if not (
+                        answer in choices
+                        if isinstance(answer, str)
+                        else answer in range(len(choices))
+                    ):
+                        raise ValueError(
+                            f"{answer!r} is the answer, and none of {len(choices)} choices"
+                        )
+            return super().construct_requests(doc, ctx, **kwargs)
+
+    @contextlib.contextmanager
+    def _of_users(self, doc: dict[str, Any]) -> Iterator[None]:
+        """Whatever the task's templates and code make of a document that is not as they expect."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            if (self.config.metadata or {}).get("data_dir") is None:
+                raise
+            told = json.dumps(doc, default=str, ensure_ascii=False)
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(
+                f"{self._file()}: task {self.task_name} cannot use the document "
+                f"{told[:300] + '…' if len(told) > 300 else told}: {reason[:300]}"
+            ) from error
 
     def fewshot_docs(self) -> Any:
         """As the harness chooses them; None where they are in a file that is not there."""
@@ -111,31 +161,3 @@ def where_from(path: Path, about: Mapping[str, Any], split: str) -> str:
 def subject(about: Mapping[str, Any]) -> str | None:
     """Of an MMLU task, the value of the column `subject` in its rows."""
     return str(about["dataset_name"]) if about.get("dataset_path") == MMLU else None
-
-
-def read_rows(path: Path, of_subject: str | None = None) -> datasets.Dataset:
-    """The objects of a file. Raises UserError that names the line that is none."""
-    rows = _rows(path, path.stat().st_mtime_ns)
-    if of_subject is not None:
-        rows = tuple(row for row in rows if row.get("subject") == of_subject)
-    if not rows:
-        raise UserError(f"{path}: no rows{f' of subject {of_subject}' if of_subject else ''}")
-    return datasets.Dataset.from_list(list(rows))
-
-
-@functools.lru_cache(maxsize=4)  # MMLU's subjects share a file
-def _rows(path: Path, modified: int) -> tuple[dict[str, Any], ...]:
-    del modified  # part of the cache's key
-    rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not a JSON object")
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: {error}") from None
-            rows.append(row)
-    return tuple(rows)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from pathlib import Path
 
 import jax
 
-from chopjax.checkpoint.load import Loaded, describe, load
+from chopjax.checkpoint.load import Description, Loaded, describe, load
+from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.errors import UserError
 from chopjax.models.decoder import Compute
+from chopjax.paths import expanded
 from chopjax.score.engine import Engine, fitted_budget
 from chopjax.train.mesh import make_mesh, shardings
 
 
 def open_engine(
-    model: str,
+    model: str | Description,
     revision: str | None = None,
     dtype: str = "auto",
     max_length: int | None = None,
@@ -26,14 +28,16 @@ def open_engine(
 ) -> tuple[Loaded, Engine]:
     """Load a model over all devices and make an engine for it.
 
-    dtype: "auto" is float32 on CPU and bfloat16 elsewhere. rows: sequences of max_length tokens
-    that a forward pass may hold; by default what fits the device. fsdp, tensor: devices that share
-    the parameters, and each layer's work; the rest share the batch.
+    model: by name, or as `describe` gave it, then with its revision. dtype: "auto" is float32 on
+    CPU and bfloat16 elsewhere. rows: sequences of max_length tokens that a forward pass may hold;
+    by default what fits the device. fsdp, tensor: devices that share the parameters, and each
+    layer's work; the rest share the batch.
     """
-    config = describe(model, revision).config
+    found = model if isinstance(model, Description) else describe(model, revision)
+    config = found.config
     if max_length is not None and not 1 <= max_length <= config.max_positions:
         raise UserError(
-            f"{model}: a length of {max_length} tokens was asked for; the context length is "
+            f"{found.name}: a length of {max_length} tokens was asked for; the context length is "
             f"{config.max_positions}"
         )
     if dtype == "auto":
@@ -41,16 +45,22 @@ def open_engine(
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype {dtype}: choose float32, bfloat16 or auto")
     if len(jax.devices()) == 1:
-        loaded = load(model, revision, dtype=dtype)
+        loaded = load(found, dtype=dtype)
         mesh = None
     else:
         mesh = make_mesh(fsdp=fsdp, tensor=tensor)
-        loaded = load(model, revision, shardings=shardings(config, mesh), dtype=dtype)
-    engine = Engine(loaded.config, loaded.params, Compute(dtype=dtype), max_length, mesh)
+        loaded = load(found, shardings=shardings(config, mesh), dtype=dtype)
+    compute = Compute(dtype=dtype)
+    tokenizer = functools.partial(_tokenizer, loaded)
+    engine = Engine(loaded.config, loaded.params, compute, max_length, mesh, tokenizer=tokenizer)
     if rows is not None:
         tokens = rows * engine.max_length
         engine.budget = dataclasses.replace(fitted_budget(config, mesh), tokens=tokens)
     return loaded, engine
+
+
+def _tokenizer(loaded: Loaded) -> Tokenizer:
+    return dataclasses.replace(load_tokenizer(loaded.folder), name=loaded.name)
 
 
 def use_compilation_cache() -> None:
@@ -61,6 +71,6 @@ def use_compilation_cache() -> None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(home).expanduser() / "chopjax" / "compiled"
+    folder = expanded(home) / "chopjax" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from chopjax.data.sources import find_sources, pieces
+from chopjax.data.sources import Source, find_sources, pieces
 from chopjax.data.tokenizer import Tokenizer
 from chopjax.errors import UserError
 from chopjax.progress import progress
@@ -20,14 +20,33 @@ from chopjax.score.planning import Request
 BLOCK = 1 << 20  # tokens that are planned together
 
 
-def read_texts(inputs: Sequence[str], field: str) -> Iterator[str]:
-    """All documents of the inputs (see data/sources.py), in order; progress in bytes of files."""
-    sources = find_sources(inputs, field)
-    total = sum(source.size or 0 for source in sources)
-    with progress("perplexity", total or None, "B") as bar:
-        for piece in pieces(sources):
+def read_texts(inputs: Sequence[str], field: str) -> Texts:
+    """All documents of the inputs, see data/sources.py."""
+    return Texts(find_sources(inputs, field))
+
+
+class Texts:
+    """The documents of sources, in order, and how much of their files is read."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._size = sum(source.size or 0 for source in sources)
+        self._read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in pieces(self._sources):
             for part in piece:
-                yield from part.texts(lambda read: bar.advance(read))
+                yield from part.texts(self._count)
+
+    def _count(self, read: int) -> None:
+        self._read += read
+
+    def expected(self, so_far: int) -> float | None:
+        """What all files hold of something of which what is read holds so much; None where their
+        size is not known."""
+        if not self._size or not self._read:
+            return None
+        return so_far * max(1.0, self._size / self._read)
 
 
 class Document(NamedTuple):
@@ -45,8 +64,15 @@ def perplexity(
 
     See document_losses. Raises UserError where there is nothing to predict.
     """
-    documents = document_losses(engine, tokenizer, texts, truncate=truncate)
-    return summary(engine, tokenizer, documents, truncate=truncate)
+    with progress("perplexity", None, "tokens") as bar:
+
+        def planned(tokens: int) -> None:
+            bar.expect(texts.expected(tokens) if isinstance(texts, Texts) else None)
+
+        documents = document_losses(
+            engine, tokenizer, texts, truncate=truncate, planned=planned, advance=bar.advance
+        )
+        return summary(engine, tokenizer, documents, truncate=truncate)
 
 
 def document_losses(
@@ -57,6 +83,8 @@ def document_losses(
     truncate: bool = False,
     most: int | None = None,
     journal: Journal | None = None,
+    planned: Callable[[int], object] = lambda tokens: None,
+    advance: Callable[[int], object] = lambda tokens: None,
 ) -> Iterator[Document]:
     """The documents with their losses, in order.
 
@@ -65,11 +93,13 @@ def document_losses(
     predicted once: the first id of a window sees the one before it, the last window is full and
     predicts what is left. truncate: instead, only the first `length` ids are taken, BOS included.
     most: the document with which so many tokens are predicted is the last. journal: remembers
-    losses through a kill.
+    losses through a kill. For a progress bar: planned is told how many tokens of the texts read so
+    far will be predicted, advance of those that were.
     """
     length = length or engine.max_length
     prefix = _prefix(tokenizer)
     left = math.inf if most is None else most
+    total = 0
     for block in _blocks(tokenizer, texts):
         kept: list[tuple[str, list[int]]] = []
         for text, ids in block:
@@ -80,7 +110,9 @@ def document_losses(
                 text = _beginning(tokenizer, text, len(ids))
             left -= len(ids)
             kept.append((text, ids))
-        losses = _losses(engine, [[prefix, *ids] for _, ids in kept], length, journal)
+        total += sum(len(ids) for _, ids in kept)
+        planned(total)
+        losses = _losses(engine, [[prefix, *ids] for _, ids in kept], length, journal, advance)
         for (text, ids), loss in zip(kept, losses, strict=True):
             yield Document(text, len(ids), loss)
         if left <= 0:
@@ -88,7 +120,11 @@ def document_losses(
 
 
 def _losses(
-    engine: Engine, sequences: list[list[int]], length: int, journal: Journal | None
+    engine: Engine,
+    sequences: list[list[int]],
+    length: int,
+    journal: Journal | None,
+    advance: Callable[[int], object],
 ) -> list[float]:
     """The summed loss of every id but the first of each sequence."""
     keys = []
@@ -96,6 +132,7 @@ def _losses(
         about = {"windows": length}
         keys = [prompt_key(np.array(ids, np.int32), about) for ids in sequences]
     known = journal.lookup(keys) if journal else {}
+    advance(sum(len(sequences[index]) - 1 for index in known))
     requests: list[Request] = []
     owners: list[int] = []
     for index, ids in enumerate(sequences):
@@ -108,6 +145,7 @@ def _losses(
     for score in engine.scores(engine.plan(requests)):
         index = owners[score.request]
         losses[index] -= float(score.logprobs.sum(dtype=np.float64))
+        advance(len(score.logprobs))
         left[index] -= 1
         if journal and not left[index]:
             journal.add(keys[index], losses[index])

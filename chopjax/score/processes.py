@@ -47,6 +47,12 @@ def follow(kinds: dict[str, Callable[..., Any]]) -> int:
         kinds[kind](*content)
 
 
+def meet() -> None:
+    """All processes, when each has its model: they connect now, which has a time limit of half a
+    minute on CPUs. The others wait for the first one's prompts without one afterwards."""
+    said_by_the_first(True)
+
+
 def said_by_the_first(value: bool) -> bool:
     """The first process's value, in all of them."""
     if jax.process_count() == 1:

@@ -22,27 +22,27 @@ from lm_eval.utils import (
     handle_non_serializable,
     hash_string,
     sanitize_list,
-    sanitize_model_name,
 )
 from rich.table import Table
 
 from chopjax.checkpoint.atomic import new_file
+from chopjax.report.terminal import to_json
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.perplexity import ratio_stderr
 from chopjax.score.suite_tasks import f1_parts
 
 
-def model_folder(output: Path, model: str) -> Path:
-    """Where the harness puts the results of a model: DIR/its name."""
-    return output / sanitize_model_name(model)
-
-
 def complete(
-    results: dict[str, Any], lm: ChopjaxLM, settings: Mapping[str, Any], tracker: Any
+    results: dict[str, Any],
+    lm: ChopjaxLM,
+    settings: Mapping[str, Any],
+    prompts: tuple[str | None, str | None, bool],
+    tracker: Any,
 ) -> None:
     """Add to the harness's evaluate() what its simple_evaluate() adds around it.
 
-    settings: for `config`. tracker: a GeneralConfigTracker, started when the run began.
+    settings: for `config`. prompts: the system's words, the chat template's text, and whether
+    examples are turns. tracker: a GeneralConfigTracker, started when the run began.
     """
     name = lm.loaded.name
     arguments = {"pretrained": name, "dtype": lm.engine.compute.dtype}
@@ -64,7 +64,7 @@ def complete(
         results[f"{package}_version"] = importlib.metadata.version(package)
     results["upper_git_hash"] = None
     add_tokenizer_info(results, lm)
-    tracker.log_experiment_args("chopjax", arguments, None, None, False)
+    tracker.log_experiment_args("chopjax", arguments, *prompts)
     tracker.log_end_time()
     results.update(dataclasses.asdict(tracker))
     hashes = {
@@ -193,7 +193,9 @@ def _dump(value: Any, indent: int | None = None) -> str:
 def as_json(results: Mapping[str, Any]) -> str:
     """What `--json` prints: everything but the samples and the task files' content."""
     left_out = ("samples", "configs")
-    return _dump({key: value for key, value in results.items() if key not in left_out})
+    return to_json(
+        json.loads(_dump({key: value for key, value in results.items() if key not in left_out}))
+    )
 
 
 def table(results: Mapping[str, Any]) -> Table:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import lm_eval.evaluator
 import numpy as np
 
 from chopjax.checkpoint.load import Loaded
-from chopjax.checkpoint.source import Checkpoint
 from chopjax.errors import UserError
-from chopjax.progress import say
+from chopjax.progress import progress, say
 from chopjax.score import results as reports
+from chopjax.score.chat import PLAIN, Chat, Template, choose_template
 from chopjax.score.engine import Engine
+from chopjax.score.folders import model_folder
 from chopjax.score.harness import ChopjaxLM
+from chopjax.score.identity import identity
 from chopjax.score.journal import Journal
 from chopjax.score.tasks import FEWSHOT_SEED, Tasks
 from chopjax.score.texts import Text, add, measure
@@ -36,30 +39,43 @@ def evaluate(
     engine: Engine,
     tasks: Tasks,
     output: Path | None = None,
-    limit: int | None = None,
+    limit: int | float | None = None,
     add_bos_token: bool | None = None,
     log_samples: bool = False,
     texts: Sequence[Text] = (),
+    keep_journal: bool = False,
+    chat: Chat = PLAIN,
 ) -> dict[str, Any]:
     """Results in the harness's format, samples included; written to `output` if that is given.
 
     tasks: from load_tasks. texts: whose perplexity is measured as well. limit: documents of each
-    task and text at most. With `output`, answers are kept
-    as they come: the same call after a kill goes on where that one stopped.
+    task and text at most; below 1, a share of them. With `output`, answers are kept as they come:
+    the same call after a kill goes on where that one stopped. keep_journal: they stay there, so
+    that a later call with further tasks computes only what is missing. chat: what stands around
+    prompts.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: at least 1 is needed")
+    if limit is not None and not 0 < limit < math.inf:
+        raise UserError(f"--limit {limit}: at least 1 is needed, or a share between 0 and 1")
+    flags = chat.as_flags()
     tracker = reports.start_tracker()
     # A task may draw its examples at random: as in the harness, from fixed seeds.
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)
-    folder = reports.model_folder(output, loaded.name) if output else None
     lm = ChopjaxLM.over(loaded, engine, add_bos_token)
+    template = choose_template(lm.tokenizer, chat.template, loaded.name)
+    lm.template = Template(lm.tokenizer, loaded.name, template)
+    folder = model_folder(output, loaded.name) if output else None
     if folder:
-        lm.journal = Journal(folder, _identity(loaded, lm))
+        lm.journal = Journal(folder, identity(loaded, engine))
     # The harness prints while it bootstraps; standard output is for results.
-    with contextlib.redirect_stdout(sys.stderr):
-        found = lm_eval.evaluator.evaluate(lm, dict(tasks), limit=limit, log_samples=True)
+    with progress("tasks"), contextlib.redirect_stdout(sys.stderr):
+        found = lm_eval.evaluator.evaluate(
+            lm,
+            dict(tasks),
+            limit=limit,
+            log_samples=True,
+            **flags,
+        )
     for text in texts:
         measured, samples = measure(text, loaded, engine, lm.journal, limit)
         add(found, text, measured, samples)
@@ -74,30 +90,13 @@ def evaluate(
         "torch_seed": None,
         "fewshot_seed": FEWSHOT_SEED,
     }
-    reports.complete(found, lm, settings, tracker)
+    prompts = flags["system_instruction"], template, flags["fewshot_as_multiturn"]
+    reports.complete(found, lm, settings, prompts, tracker)
     reports.add_f1_errors(found)
     reports.add_means(found, tasks["groups"])
     if folder and lm.journal:
         for path in reports.write_results(found, folder, log_samples):
             say(f"wrote {path}")
-        lm.journal.remove()
+        if not keep_journal:
+            lm.journal.remove()
     return found
-
-
-def _identity(loaded: Loaded, lm: ChopjaxLM) -> Mapping[str, Any]:
-    """What answers depend on besides the tokens of a request."""
-    weights = loaded.weights
-    if isinstance(weights, Checkpoint):
-        files = sorted({tensor.file for tensor in weights.tensors.values()})
-    else:
-        files = sorted(path for path in weights.rglob("*") if path.is_file())
-    stamps = [
-        [path.name, stat.st_size, stat.st_mtime_ns] for path in files for stat in [path.stat()]
-    ]
-    return {
-        "model": loaded.name,
-        "revision": loaded.revision,
-        "weights": stamps,
-        "dtype": lm.engine.compute.dtype,
-        "max_length": lm.max_length,
-    }

@@ -4,7 +4,6 @@ say without one."""
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.progress import progress
 from chopjax.score import local_data
 from chopjax.score.local_data import LocalTask
 
@@ -27,6 +27,7 @@ FOLDERS = "arc glue hellaswag mmlu/default openbookqa piqa sciq super_glue winog
 Tasks = dict[str, Any]  # {"tasks": {name: Task}, "groups": {name: Group}}
 
 
+@progress("look up the tasks")
 def load_tasks(
     names: Sequence[str],
     include_path: str | Path | None = None,
@@ -44,7 +45,7 @@ def load_tasks(
     if not names:
         raise UserError("no tasks; name some with --tasks, separated by commas")
     _be_quiet()
-    manager, found = _find(names, include_path, data_dir)
+    manager, found = find(names, include_path, data_dir)
     if without:
         found = _leave_out(manager, found, without)
     if data_dir is not None:
@@ -67,7 +68,7 @@ def load_tasks(
     return loaded
 
 
-def _find(
+def find(
     names: Sequence[str], include_path: str | Path | None, data_dir: str | Path | None
 ) -> tuple[TaskManager, list[str]]:
     """The task index that knows all names, and the names that they stand for."""
@@ -94,8 +95,8 @@ def _find(
 
 def _is_whole(manager: TaskManager, names: Sequence[str]) -> bool:
     """Whether the index has all that its groups refer to."""
-    leaves = _leaves(manager, _unique(manager, names))
-    return all(name in manager.task_index for name in leaves)
+    parts = leaves(manager, _unique(manager, names))
+    return all(name in manager.task_index for name in parts)
 
 
 def _unique(manager: TaskManager, names: Iterable[str]) -> list[str]:
@@ -103,15 +104,14 @@ def _unique(manager: TaskManager, names: Iterable[str]) -> list[str]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
-    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-    return f"--tasks: {name} is not a task of lm-evaluation-harness nor of --include-path{hint}"
+    near = did_you_mean(name, known, most=5)
+    return f"--tasks: {name} is not a task of lm-evaluation-harness nor of --include-path{near}"
 
 
 # ------------------------------------------------------------------------------ Groups and leaves
 
 
-def _leaves(manager: TaskManager, names: Iterable[str]) -> list[str]:
+def leaves(manager: TaskManager, names: Iterable[str]) -> list[str]:
     """The tasks that groups and tags come down to, in order."""
     found: dict[str, None] = {}
     for name in names:
@@ -119,9 +119,9 @@ def _leaves(manager: TaskManager, names: Iterable[str]) -> list[str]:
         if entry is None:
             found[name] = None
         elif entry.kind.name == "TAG":
-            found |= dict.fromkeys(_leaves(manager, sorted(entry.tags)))
+            found |= dict.fromkeys(leaves(manager, sorted(entry.tags)))
         elif entry.kind.name == "GROUP":
-            found |= dict.fromkeys(_leaves(manager, map(_member, _members(entry.cfg))))
+            found |= dict.fromkeys(leaves(manager, map(_member, _members(entry.cfg))))
         else:
             found[name] = None
     return list(found)
@@ -139,8 +139,8 @@ def _member(item: str | Mapping[str, Any]) -> str:
 def _leave_out(manager: TaskManager, names: list[str], without: Sequence[str]) -> list[str]:
     """The names that are left, and the index's groups without the members named."""
     gone = set(without)
-    there = {name: manager.task_index[name] for name in _reachable(manager, names)}
-    texts = {text["name"] for entry in there.values() if (text := _text(entry.cfg))}
+    there = {name: manager.task_index[name] for name in reachable(manager, names)}
+    texts = {text["name"] for entry in there.values() if (text := text_of(entry.cfg))}
     if unknown := gone - set(there) - texts:
         raise UserError(
             f"--without {','.join(sorted(unknown))}: not in {', '.join(names)}; in it are "
@@ -155,17 +155,17 @@ def _leave_out(manager: TaskManager, names: list[str], without: Sequence[str]) -
         metadata = dict(config.get("metadata") or {})
         if len(config["task"]) < len(members):
             metadata["without"] = sorted(gone & set(map(_member, members)))
-        if (text := _text(config)) and text["name"] in gone:
+        if (text := text_of(config)) and text["name"] in gone:
             del metadata["perplexity"]
         config["metadata"] = metadata
         manager.task_index[name] = dataclasses.replace(entry, yaml_path=None, cfg=config)
-    names = [name for name in names if name not in gone and _leaves(manager, [name])]
+    names = [name for name in names if name not in gone and leaves(manager, [name])]
     if not names:
         raise UserError("--without: nothing is left to score")
     return names
 
 
-def _reachable(manager: TaskManager, names: Iterable[str]) -> Iterator[str]:
+def reachable(manager: TaskManager, names: Iterable[str]) -> Iterator[str]:
     """The names and all that is in their groups, at any depth."""
     for name in names:
         entry = manager.task_index.get(name)
@@ -174,10 +174,10 @@ def _reachable(manager: TaskManager, names: Iterable[str]) -> Iterator[str]:
             inside = sorted(entry.tags) if entry.kind.name == "TAG" else []
             if entry.kind.name == "GROUP":
                 inside = list(map(_member, _members(entry.cfg)))
-            yield from _reachable(manager, inside)
+            yield from reachable(manager, inside)
 
 
-def _text(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def text_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Of a group, the text whose perplexity belongs to it; see texts.py."""
     return ((config or {}).get("metadata") or {}).get("perplexity")
 
@@ -187,7 +187,7 @@ def _read_locally(manager: TaskManager, names: list[str], data_dir: Path) -> Non
     if not data_dir.is_dir():
         raise UserError(f"--data-dir {data_dir}: no such folder")
     absent: dict[Path, str] = {}
-    for name in _leaves(manager, names):
+    for name in leaves(manager, names):
         entry = manager.task_index[name]
         assert entry.yaml_path is not None
         config = load_yaml(entry.yaml_path)
@@ -198,8 +198,8 @@ def _read_locally(manager: TaskManager, names: list[str], data_dir: Path) -> Non
         absent |= local_data.missing(config, data_dir)
         config["class"] = LocalTask
         manager.task_index[name] = dataclasses.replace(entry, yaml_path=None, cfg=config)
-    for name in _reachable(manager, names):
-        if text := _text(manager.task_index[name].cfg):
+    for name in reachable(manager, names):
+        if text := text_of(manager.task_index[name].cfg):
             path = data_dir / text["local"]
             if not path.is_file():
                 absent[path] = f"{path}: text of {text['source']}"
@@ -222,14 +222,15 @@ def _load(manager: TaskManager, name: str) -> Tasks:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, (TypeError, AttributeError, NameError, AssertionError)):
-            raise
         logging.getLogger(__name__).debug("loading task %s", name, exc_info=True)
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         if manager.metadata:
             raise UserError(
-                f"{name}: a file of --data-dir does not have the columns of its dataset: {reason}"
+                f"{name}: its documents in --data-dir are not like those of its dataset"
+                f"{_dataset(manager, name)}: {reason[:500]}"
             ) from error
+        if isinstance(error, (TypeError, AttributeError, NameError, AssertionError)):
+            raise
         raise UserError(
             f"{name}: its dataset{_dataset(manager, name)} cannot be loaded: {reason}\n"
             "Fetch it once with a network (it is then in the datasets cache), or score from local "

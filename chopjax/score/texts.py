@@ -6,21 +6,27 @@ prepare` takes it), local (the file of --data-dir), tokens and context_length.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_eval.utils import hash_string
 
 from chopjax.checkpoint.load import Loaded
-from chopjax.data.sources import Source, find_sources, pieces
+from chopjax.data.sources import Source, find_sources
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.errors import UserError
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
 from chopjax.score.engine import Engine
 from chopjax.score.journal import Journal
-from chopjax.score.perplexity import Document, document_losses, summary
+from chopjax.score.perplexity import Document, Texts, document_losses, summary
 
 METRICS = (
     "nats_per_token",
@@ -28,6 +34,7 @@ METRICS = (
     "loss_over_log_vocabulary",
     "bits_per_byte",
 )
+LONGEST = 120  # characters of a name; a file's name may have 255 bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +59,49 @@ def suite_texts(groups: Mapping[str, Any], data_dir: str | Path | None = None) -
     return list(found.values())
 
 
-def own_text(place: str) -> Text:
-    """A text that the user names: a file, a folder, hf:NAME."""
-    return Text(Path(place).name if "://" not in place else place, _sources(place))
+def find_texts(
+    tasks: Mapping[str, Any], places: Sequence[str], data_dir: str | Path | None = None
+) -> list[Text]:
+    """The texts of the suites in what load_tasks gave, and those that the user names, each under a
+    name that no task, group or other text has. Raises UserError where one cannot be had."""
+    texts = suite_texts(tasks["groups"], data_dir)
+    taken = {*tasks["tasks"], *tasks["groups"], *(text.name for text in texts)}
+    named = zip(places, own_names(places, taken), strict=True)
+    return texts + [Text(name, _sources(place)) for place, name in named]
+
+
+def own_names(places: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """For each place (a file, a folder, hf:NAME) the last part of its path, and as many before it
+    as tell it from the others and from `taken`. Good as parts of file names."""
+    parts = [_parts(place) for place in places]
+    if twice := [place for n, place in enumerate(places) if parts[n] in parts[:n]]:
+        raise UserError(f"--text {twice[0]}: the same text twice")
+    counts = [1] * len(places)
+    while True:
+        names = [
+            "_".join(part[-count:])[-LONGEST:] for part, count in zip(parts, counts, strict=True)
+        ]
+        # Some file systems take A and a for the same.
+        used = collections.Counter(name.casefold() for name in (*names, *set(taken)))
+        same = [n for n, name in enumerate(names) if used[name.casefold()] > 1]
+        longer = [n for n in same if counts[n] < len(parts[n])]
+        if not same:
+            return names
+        if not longer:
+            raise UserError(
+                f"--text {places[same[0]]}: its results would be named {names[same[0]]}, as those "
+                "of another text or task are; rename the file"
+            )
+        for n in longer:
+            counts[n] += 1
+
+
+def _parts(place: str) -> tuple[str, ...]:
+    """What a place's name can be made of, the last part last."""
+    path = expanded(place)
+    whole = os.path.abspath(path) if path.exists() else place
+    parts = [re.sub(r"[^\w.+,@ -]+", "_", part) for part in whole.split("/")]
+    return tuple(part for part in parts if part.strip(".")) or ("text",)
 
 
 def _sources(place: str) -> tuple[Source, ...]:
@@ -62,7 +109,7 @@ def _sources(place: str) -> tuple[Source, ...]:
 
 
 def measure(
-    text: Text, loaded: Loaded, engine: Engine, journal: Journal | None, limit: int | None
+    text: Text, loaded: Loaded, engine: Engine, journal: Journal | None, limit: int | float | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(What `chopjax perplexity` prints, a sample for each document as the harness has them)."""
     tokenizer = load_tokenizer(loaded.folder)
@@ -72,24 +119,30 @@ def measure(
             f"note: {text.name} is to be read in windows of {text.context_length} tokens; this "
             f"model reads {length}"
         )
-    texts: Iterator[str] = itertools.islice(_texts(text), limit)
-    documents: list[Document] = []
-    total = text.tokens if limit is None else None
-    with progress(f"perplexity of {text.name}", total, "tokens") as bar:
-        losses = document_losses(
-            engine, tokenizer, texts, length, most=text.tokens, journal=journal
+    if limit is not None:
+        # As the harness rounds a share of a task's documents.
+        limit = math.ceil(sum(1 for _ in Texts(text.sources)) * limit) if limit < 1 else int(limit)
+    texts = Texts(text.sources)
+    with progress(f"perplexity of {text.name}", text.tokens, "tokens") as bar:
+
+        def planned(tokens: int) -> None:
+            expected = texts.expected(tokens) if limit is None else tokens
+            bar.expect(min(text.tokens or math.inf, expected) if expected else text.tokens)
+
+        documents = list(
+            document_losses(
+                engine,
+                tokenizer,
+                itertools.islice(texts, limit),
+                length,
+                most=text.tokens,
+                journal=journal,
+                planned=planned,
+                advance=bar.advance,
+            )
         )
-        for document in losses:
-            documents.append(document)
-            bar.advance(document.tokens)
     samples = [_sample(number, document) for number, document in enumerate(documents)]
     return summary(engine, tokenizer, documents, length), samples
-
-
-def _texts(text: Text) -> Iterator[str]:
-    for piece in pieces(text.sources):
-        for part in piece:
-            yield from part.texts(lambda read: None)
 
 
 def _sample(number: int, document: Document) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
-import difflib
+import contextlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
+from chopjax.paths import expanded
+from chopjax.train.settings import MOST
 
 
 def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
@@ -21,7 +24,7 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     The recipe is Python, and is executed. Raises UserError where the file or a field does not
     exist (with the names that come near) and where a value does not have the field's type.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise UserError(f"--config {file}: no such file")
     spec = importlib.util.spec_from_file_location(f"chopjax_recipe_{path.stem}", path)
@@ -29,23 +32,31 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
         raise UserError(f"--config {file}: not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        # What a recipe prints must not stand in the JSON that a verb prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f"--config {file}: line {error.lineno}: {error.msg}") from error
+        line = f"line {error.lineno}: " if error.lineno else ""
+        raise UserError(f"--config {file}: {line}{error.msg}") from error
     except PermissionError:
         raise
-    except Exception as error:  # whatever the recipe does is its author's to mend
+    except (Exception, SystemExit) as error:  # whatever the recipe does is its author's to mend
         raise UserError(f"--config {file}: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config {file}: there is no function get_config() in it")
     try:
-        config = module.get_config()
+        with contextlib.redirect_stdout(sys.stderr):
+            config = module.get_config()
     except AttributeError as error:  # a locked ConfigDict refuses fields that it does not have
         raise UserError(f"--config {file}: {_first_line(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--config {file}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config {file}: get_config() must return a ConfigDict")
+        found = type(config).__name__
+        raise UserError(
+            f"--config {file}: get_config() must return a ConfigDict, not {found}; begin with "
+            "default_config() and return what comes of it"
+        )
     for assignment in overrides:
         override(config, assignment)
     return config
@@ -53,7 +64,9 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def _first_line(error: Exception) -> str:
     found = re.search(r'Key "(.*?)" does not exist', str(error))
-    return f"there is no field {found[1]!r} to set" if found else str(error)
+    near = re.search(r'Did you mean "(.*?)" instead', str(error))
+    hint = f"; did you mean {near[1]}?" if near else ""
+    return f"there is no field {found[1]!r} to set{hint}" if found else str(error)
 
 
 def override(config: ConfigDict, assignment: str) -> None:
@@ -67,10 +80,11 @@ def override(config: ConfigDict, assignment: str) -> None:
     for parent in parents:
         node = node.get(parent) if isinstance(node, ConfigDict) else None
     if not isinstance(node, ConfigDict) or last not in node:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        # A right name in the wrong group is the likeliest slip that spelling does not show.
-        near += [field for field in known if field.split(".")[-1] == last and field not in near]
-        hint = f"; near it: {', '.join(near)}" if near else f"; there are {', '.join(known)}"
+        # A right name in the wrong group is the likeliest slip, and spelling does not show it.
+        same = [field for field in known if field.split(".")[-1] == last]
+        near = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(name, known)
+        near = near or did_you_mean(last, {field.split(".")[-1] for field in known})
+        hint = near or "; --print-config shows them all"
         raise UserError(f"--config.{name}: no such field{hint}")
     node[last] = _parse(f"--config.{name}", node[last], text)
 
@@ -92,14 +106,17 @@ def _parse(where: str, current: Any, text: str) -> Any:
         return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e6
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < MOST:
         value = float(value)
     if kind is ConfigDict and isinstance(value, dict):
-        return ConfigDict(value)
+        try:
+            return ConfigDict(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{where}={text}: {error}") from error
     if current is not None and type(value) is not kind:
         raise UserError(f"{where}={text}: a value of type {kind.__name__} is needed")
     return value

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
-from chopjax import __version__
+from chopjax import __version__, interrupts
 from chopjax.errors import UserError
 from chopjax.hardware import has_tpu
 from chopjax.progress import say
-from chopjax.train.peers import watched
+from chopjax.train.peers import LEAVE_SECONDS, watched
 from chopjax.train.preflight import Processes, listen, roll_call
 
 TPU_PORT = 8482  # the port that jax itself takes on TPU pods
@@ -46,25 +46,8 @@ class Launch:
     timeout_seconds: float = 300.0  # for all processes to appear
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `Launch`."""
-    group = parser.add_argument_group(
-        "processes", "Found by themselves on TPU pods and under SLURM; one process needs none."
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
-    group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
-    group.add_argument(
-        "--start-timeout",
-        type=float,
-        default=Launch.timeout_seconds,
-        metavar="SECONDS",
-        help="how long to wait until every process has started (default: %(default).0f)",
-    )
-
-
 def launch_of(args: argparse.Namespace) -> Launch:
-    """The parsed flags."""
+    """The parsed flags of `add_processes` (commands/flags.py)."""
     return Launch(args.coordinator, args.num_processes, args.process_id, args.start_timeout)
 
 
@@ -94,6 +77,7 @@ def joined(
     )
     if processes.index == 0:
         say(f"{processes.count} processes ({processes.how}), all there")
+    interrupts.be_patient(LEAVE_SECONDS)  # the others are to hear why
     again = f"Unless a watcher of tpu_scripts/ does, start all again:\n{processes.command}"
     with watched(lines, lambda: "\n".join(filter(None, [last_words(), again]))):
         yield processes
@@ -110,14 +94,14 @@ def find(launch: Launch, environment: Mapping[str, str]) -> Processes | None:
 
 
 def _command() -> list[str]:
-    """This command line without the flags of `add_arguments`."""
+    """This command line without the flags that say which process this is."""
     words, skip = ["chopjax"], False
     for word in sys.argv[1:]:
         if skip:
             skip = False
-        elif word in ("--coordinator", "--num-processes", "--process-id"):
-            skip = True
-        elif not re.match(r"--(coordinator|num-processes|process-id)=", word):
+        elif found := re.fullmatch("--(coordinator|num[-_]processes|process[-_]id)(=.*)?", word):
+            skip = not found[2]
+        else:
             words.append(word)
     return words
 

@@ -12,6 +12,7 @@ from chopjax.data.batches import EvaluationBatches, eval_batches
 from chopjax.data.store import open_store
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
+from chopjax.progress import progress
 from chopjax.train.feed import on_mesh
 from chopjax.train.objectives import next_token
 from chopjax.train.settings import Settings
@@ -41,11 +42,13 @@ def evaluate(
 ) -> tuple[float, int]:
     """Mean loss in nats per token over held-out text, and its tokens; cut short when stopped."""
     total = counted = 0.0
-    for index in range(len(batches)):
-        if stopped():
-            break
-        loss, weight = jax.device_get(eval_step(params, frozen, on_mesh(batches, index, mesh)))
-        total, counted = total + float(loss), counted + float(weight)
+    with progress("held-out loss", len(batches), "batches") as bar:
+        for index in range(len(batches)):
+            if stopped():
+                break
+            loss, weight = jax.device_get(eval_step(params, frozen, on_mesh(batches, index, mesh)))
+            total, counted = total + float(loss), counted + float(weight)
+            bar.advance(loss=total / max(counted, 1))
     return total / max(counted, 1), int(counted)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from chopjax.data.batches import Batches, EvaluationBatches
-from chopjax.data.store import TokenStore, open_store
-from chopjax.errors import UserError
+from chopjax.data.lists import weighted_folders
+from chopjax.data.store import open_store
 from chopjax.train.mesh import batch_sharding
 from chopjax.train.settings import DataSettings
 from chopjax.train.step import Batch
@@ -38,20 +38,7 @@ def on_mesh(source: Batches | EvaluationBatches, index: int, mesh: Mesh) -> Batc
 
 def training_batches(settings: DataSettings, seed: int) -> Batches:
     """The batches of data.train: one store, or several as "FOLDER=WEIGHT,FOLDER=WEIGHT"."""
-    stores: TokenStore | list[tuple[TokenStore, float]]
-    if "=" not in settings.train:
-        stores = open_store(settings.train)
-    else:
-        stores = [_weighted(part) for part in settings.train.split(",")]
+    stores = [(open_store(folder), weight) for folder, weight in weighted_folders(settings.train)]
     return Batches(
         stores, settings.batch_size, settings.sequence_length, seed, settings.mask_documents
     )
-
-
-def _weighted(part: str) -> tuple[TokenStore, float]:
-    folder, _, weight = part.rpartition("=")
-    try:
-        share = float(weight)
-    except ValueError:
-        raise UserError(f"data.train: {part!r}; write FOLDER=WEIGHT") from None
-    return open_store(folder.strip()), share

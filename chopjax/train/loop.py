@@ -37,22 +37,34 @@ from chopjax.data.prefetch import prefetch
 from chopjax.data.store import check_fits
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
+from chopjax.hardware import memory_bytes
 from chopjax.models import flops
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
+from chopjax.paths import expanded
 from chopjax.progress import progress, say
+from chopjax.room import check_training
 from chopjax.train import checkpoints
 from chopjax.train import mesh as meshes
 from chopjax.train.devices import peak_flops
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, training_batches
-from chopjax.train.metrics import Clock, Guard, MetricsWriter, read_metrics
+from chopjax.train.metrics import Clock, Guard, MetricsWriter
+from chopjax.train.metrics_file import read_metrics
 from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import learning_rate, make_optimizer
-from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
+from chopjax.train.origin import (
+    Origin,
+    about_stores,
+    find_origin,
+    from_record,
+    run_record,
+    write_assets,
+)
+from chopjax.train.own_files import check_workdir
 from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
 from chopjax.train.step import (
@@ -69,6 +81,7 @@ from chopjax.train.step import (
 )
 from chopjax.train.stopping import stop_requests
 from chopjax.train.tracer import Tracer
+from chopjax.train.wandb_run import check_wandb, wandb_run
 from chopjax.train.workdir import owned, wait_for_all
 
 CHECKPOINTS = "checkpoints"
@@ -77,7 +90,7 @@ LAST_STEPS = 100  # that the summary's loss is the mean of
 
 def last_words(workdir: str | Path) -> str:
     """What is there of a run that ends without its will."""
-    return checkpoints.newest(Path(workdir).expanduser() / CHECKPOINTS)
+    return checkpoints.newest(expanded(workdir) / CHECKPOINTS)
 
 
 def train(
@@ -90,7 +103,7 @@ def train(
     Raises UserError; SystemExit(75) after SIGTERM and KeyboardInterrupt after Ctrl-C, both with the
     state saved.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     try:
         with contextlib.ExitStack() as stack:
             return _train(config, workdir, force, params, stack)
@@ -114,14 +127,17 @@ def _train(
 
     # ------------------------------------------------------------------------------ Settings
     settings = read(config)
+    check_wandb(settings.log.wandb)
     stop = stack.enter_context(stop_requests())
-    stack.enter_context(owned(workdir))
+    stack.enter_context(owned(workdir, check_workdir))
     folder = workdir / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     first = jax.process_index() == 0
 
     # ------------------------------------------------------------------- Is there a run yet?
-    found_step = checkpoints.latest_good(folder)
+    with progress("check the checkpoints"):
+        found_step = checkpoints.latest_good(folder)
+    read_metrics(workdir)  # what cannot be gone on with is said before anything is loaded
     if first:
         checkpoints.remove_partial(folder)
     record: dict[str, Any] = {}
@@ -138,6 +154,14 @@ def _train(
         _check_same_run("settings", differences(record["config"], asdict(settings)), force)
         say(f"resuming {workdir} after step {step} of {settings.total_steps}")
     model = origin.config_at(step)
+    if first:
+        saved = min(
+            settings.checkpoints.every * (step // settings.checkpoints.every + 1),
+            settings.total_steps,
+        )
+        check_training(
+            folder, origin.config_at(saved), settings, step, len(checkpoints.steps(folder))
+        )
 
     # ---------------------------------------------------------------------------------- Mesh
     mesh = meshes.make_mesh(
@@ -152,6 +176,7 @@ def _train(
     batches = training_batches(settings.data, settings.seed)
     held_out = held_out_batches(settings)
     fingerprints = _fingerprints(workdir, model, batches, held_out)
+    stores = about_stores(batches, held_out)
     if record:
         changed = differences(record["fingerprints"], fingerprints)
         _check_same_run("data", changed, force)
@@ -162,7 +187,8 @@ def _train(
     abstract = _abstract(model, optimizer, settings, mesh)
     frozen: dict[str, Any] = {}  # all of the decoder is trained
     if found_step is not None:
-        state = checkpoints.restore(folder, found_step, abstract)
+        with progress(f"read the checkpoint of step {found_step}"):
+            state = checkpoints.restore(folder, found_step, abstract)
     elif params is not None:
         where = shardings_of(abstract["params"])
         copied = jax.device_put(params, where, may_alias=False)  # `begin` takes its argument
@@ -181,7 +207,9 @@ def _train(
     rates = np.asarray(
         learning_rate(settings.optimizer, settings.total_steps)(np.arange(settings.total_steps))
     )
-    writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard))
+    project = settings.log.wandb if first else ""
+    wandb = stack.enter_context(wandb_run(project, workdir, asdict(settings), step))
+    writer = stack.enter_context(MetricsWriter(workdir, step, settings.log.tensorboard, wandb))
     saver = stack.enter_context(
         checkpoints.Saver(folder, settings.checkpoints.keep_last, settings.checkpoints.keep_every)
     )
@@ -205,7 +233,7 @@ def _train(
         bar.update(begun + 1, loss=values["loss"], **clock.shown())
 
     def evaluate() -> float | None:
-        """The held-out loss, once a step; None where it is known already or cut short."""
+        """The window loss, once a step; None where it is known already or cut short."""
         if held_out is None or writer.has_evaluation(step):
             return None
         loss, counted = evaluate_batches(
@@ -214,7 +242,7 @@ def _train(
         if stop:
             return None
         writer.write(step, {"eval_loss": loss, "eval_tokens": counted})
-        say(f"step {step}: held-out loss {loss:.4f} nats per token over {counted} tokens")
+        say(f"step {step}: window loss {loss:.4f} nats per held-out token, of {counted}")
         return loss
 
     def save() -> None:
@@ -224,7 +252,8 @@ def _train(
         if not is_finite(state):  # the loss would say so only after the next step
             raise UserError(f"step {step}: the state is not finite. {guard.advice()}")
         writer.flush()
-        saver.save(step, state, run_record(settings, origin, fingerprints, step, tokens))
+        about = run_record(settings, origin, fingerprints, stores, step, tokens)
+        saver.save(step, state, about)
         saved_step = step
 
     # -------------------------------------------------------------------------------- Train
@@ -269,7 +298,8 @@ def _train(
         if running:
             report(*running)
         save()
-        saver.wait()
+        with progress(f"save step {step}"):
+            saver.wait()
 
         # ------------------------------------------------------------------------------ End
         if stop:
@@ -318,8 +348,9 @@ def _programs(
         for name, dtype in BATCH_DTYPES.items()
     }
     objective = next_token(model, settings)
-    step = make_train_step(objective, optimizer, settings, abstract, frozen, mesh)
-    train_step = compiled(step.lower(abstract, frozen, batch))
+    with progress("compile the step"):
+        step = make_train_step(objective, optimizer, settings, abstract, frozen, mesh)
+        train_step = compiled(step.lower(abstract, frozen, batch))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
     return train_step, make_eval_step(objective, abstract["params"], frozen, mesh)
 
@@ -375,6 +406,12 @@ def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
             problems.append(
                 f"{name} {size}: not a multiple of {shards} shards x {parts} microbatches"
             )
+    room = memory_bytes() // 2
+    if (host := data.batch_size // shards * data.sequence_length * 4 * len(BATCH_DTYPES)) > room:
+        problems.append(
+            f"data.batch_size {data.batch_size}: a device's part alone is {host:,} bytes on the "
+            f"host, which has {2 * room:,}"
+        )
     reason = why_not(
         settings.compute.attention,
         data.sequence_length,

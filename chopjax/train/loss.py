@@ -161,8 +161,9 @@ def _backward(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None, None]:
     d_hidden_BTE, d_kernel_EV = gradients
-    by = cotangents[0]
-    return d_hidden_BTE * by.astype(d_hidden_BTE.dtype), d_kernel_EV * by, None, None
+    by = cotangents[0]  # float32, which must not widen narrower gradients
+    d_hidden_BTE = (d_hidden_BTE * by).astype(d_hidden_BTE.dtype)
+    return d_hidden_BTE, (d_kernel_EV * by).astype(d_kernel_EV.dtype), None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -1,11 +1,11 @@
-"""What a run reports: metrics.jsonl, TensorBoard, the progress bar, times.
+"""What a run reports: metrics.jsonl, TensorBoard, wandb, the progress bar, times.
 
 metrics.jsonl has one JSON object a line: one for every step ({"step", "loss", "grad_norm",
 "learning_rate", "tokens" so far, and those of Clock}), one for every evaluation ({"step",
-"eval_loss", "eval_tokens"}), and at the end one of the whole run, with percentiles of the step
-time (those of Clock.summary, "run_" before each). TensorBoard gets the same. Losses are in nats
-per token. A run that is resumed cuts off the lines after the checkpoint that it starts from, so
-that no step stands twice.
+"eval_loss", the window loss of the held-out text, "eval_tokens"}), and at the end one of the whole
+run, with percentiles of the step time (those of Clock.summary, "run_" before each). TensorBoard and
+wandb get the same. Losses are in nats per token. A run that is resumed cuts off the lines after the
+checkpoint that it starts from, so that no step stands twice.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from chopjax.errors import UserError
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
 from chopjax.train.checkpoints import newest, steps
+from chopjax.train.metrics_file import METRICS, cut_after, read_metrics
 from chopjax.train.workdir import wait_for_all
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 RECENT_STEPS = 20  # that the progress bar's rates are over
 MOST_SKIPS = 50  # updates left out in a row, by the spike guard, before the run is given up
 
 
 class MetricsWriter:
-    """Appends to WORKDIR/metrics.jsonl and, if asked, to TensorBoard's files.
+    """Appends to WORKDIR/metrics.jsonl and, if asked, to TensorBoard's files and a run of wandb.
 
     Of several processes the first one writes; all know which steps have been evaluated.
     """
 
-    def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
+    def __init__(self, workdir: Path, start_step: int, tensorboard: bool, wandb: Any = None):
         path = workdir / METRICS
         first = jax.process_index() == 0
         if first:
-            _cut_after(path, start_step)
+            cut_after(path, start_step)
         wait_for_all("metrics")
         self._evaluated = {row["step"] for row in read_metrics(workdir) if "eval_loss" in row}
         # All have read before the first one writes; it opens the file that the others have seen.
         wait_for_all("metrics read")
         self._file = path.open("a", buffering=1) if first else None  # a line at a time
+        self._wandb = wandb  # a run; None for none
         self._tensorboard: Any = None
         if tensorboard and first:
             from tensorboardX import SummaryWriter
@@ -73,6 +74,8 @@ class MetricsWriter:
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def flush(self) -> None:
         """To disk: called before a checkpoint, whose resumption relies on the lines before it."""
@@ -97,29 +100,6 @@ class MetricsWriter:
 def _plain(value: float) -> float | int | str:
     """NaN and infinity are not JSON; they are written as strings."""
     return value if isinstance(value, int) or math.isfinite(value) else str(value)
-
-
-def _cut_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; a line that a kill cut off in the middle goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, in order."""
-    path = workdir / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Guard:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
-from chopjax.checkpoint.describe import HUGGINGFACE, Description, describe, write_own
-from chopjax.checkpoint.provenance import compose
-from chopjax.checkpoint.source import FOLDER_MARK
+from chopjax.checkpoint.describe import Description, describe, write_own
+from chopjax.checkpoint.provenance import SCRATCH, compose
 from chopjax.chop.configurations import Keep, choose, parse_keep
 from chopjax.chop.surgery import chop_config
+from chopjax.data.batches import Batches, EvaluationBatches
+from chopjax.data.store import TokenStore
 from chopjax.errors import UserError
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import usual_naming
+from chopjax.paths import expanded
+from chopjax.train.own_files import new_assets
 from chopjax.train.settings import ChopSettings, Settings
-
-SCRATCH = "random weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,36 +93,50 @@ def write_assets(
             origin.keep,
         )
     if found is None:
-        assets = Path(settings.tokenizer).expanduser()
+        assets = expanded(settings.tokenizer)
         if not assets.is_dir():
             raise UserError(f"tokenizer: {assets} is not a folder")
         naming, metadata = usual_naming(family), {"format": "pt"}
     else:
         assets, naming, metadata = found.folder, found.naming, found.metadata
-    temporary = workdir / ".assets.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write_own(
-        temporary,
-        assets,
-        raw_config,
-        naming,
-        None,
-        metadata,
-        provenance,
-        origin.name,
-        origin.revision,
-    )
-    shutil.rmtree(workdir / HUGGINGFACE, ignore_errors=True)
-    for name in (HUGGINGFACE, FOLDER_MARK):
-        (temporary / name).rename(workdir / name)
-    temporary.rmdir()
+    with new_assets(workdir) as folder:
+        write_own(
+            folder,
+            assets,
+            raw_config,
+            naming,
+            None,
+            metadata,
+            provenance,
+            origin.name,
+            origin.revision,
+        )
+
+
+def about_stores(batches: Batches, held_out: EvaluationBatches | None) -> dict[str, Any]:
+    """What a run reads, for run.json: names and fingerprints of its token stores."""
+
+    def about(store: TokenStore) -> dict[str, Any]:
+        return {
+            "name": store.path,
+            "fingerprint": store.fingerprint,
+            "tokens": store.num_tokens,
+            "documents": store.num_documents,
+            "sources": [str(source.get("name")) for source in store.sources],
+        }
+
+    train = [
+        {**about(store), "share": share}
+        for store, share in zip(batches.stores, batches.shares, strict=True)
+    ]
+    return {"train": train, "held_out": None if held_out is None else about(held_out.store)}
 
 
 def run_record(
     settings: Settings,
     origin: Origin,
     fingerprints: dict[str, str | None],
+    stores: dict[str, Any],
     step: int,
     tokens: int,
 ) -> dict[str, Any]:
@@ -135,5 +149,6 @@ def run_record(
         "kept_layers": None if origin.keep is None else list(origin.keep),
         "origin": origin.record(),
         "fingerprints": fingerprints,
+        "stores": stores,
         "config": dataclasses.asdict(settings),
     }

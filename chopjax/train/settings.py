@@ -8,15 +8,20 @@ of the room sees, or lists everything that is wrong with it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, did_you_mean, listing
 
 Dtype = Literal["float32", "bfloat16"]
+
+MOST = 2**53  # of any number: JSON's are exact up to there
+MOST_STEPS = 10_000_000  # the learning rates of all steps are held at once
+MOST_TOKENS = 2**30  # of a step: what one more step would do as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +29,7 @@ class ChopSettings:
     """Which layers go, and when. Without `keep` and `strategy` all stay."""
 
     keep: str = ""  # the layers that stay, such as "0,13-23"
-    strategy: str = ""  # or a name: input, output, middle, both, max-gap, deepest, first
+    strategy: str = ""  # or by name: input, output, middle, both, max-gap, deepest, first
     remove: str = ""  # with strategy: how many layers go, "12", "0.5" or "50%"
     after_steps: int = 0  # train the whole parent so many steps first, for the optimizer's state
 
@@ -33,10 +38,10 @@ class ChopSettings:
 class DataSettings:
     """Token stores, as `chopjax prepare` writes them."""
 
-    train: str = ""  # folder; several as "FOLDER=WEIGHT,FOLDER=WEIGHT"
+    train: str = ""  # folder; several as "FOLDER=WEIGHT,FOLDER=WEIGHT" (data/lists.py)
     evaluation: str = ""  # held-out text; none where empty
     batch_size: int = 8  # sequences a step, over all devices
-    sequence_length: int = 512  # tokens
+    sequence_length: int = 512  # tokens in each
     mask_documents: bool = False  # attention stays within a document; the papers' does not
 
 
@@ -44,15 +49,15 @@ class DataSettings:
 class OptimizerSettings:
     """Just CHOP's recipe (arXiv 2305.14864): Lion with weight decay 1e-4, AdamW with 0.1."""
 
-    name: Literal["lion", "adamw"] = "lion"
-    peak_learning_rate: float = 3e-4
-    warmup_steps: int = 0  # linear up to the peak …
-    final_fraction: float = 0.1  # … then half a cosine down to this part of it at total_steps
-    b1: float = 0.9
-    b2: float = 0.95
+    name: Literal["lion", "adamw"] = "lion"  # what makes updates of gradients
+    peak_learning_rate: float = 3e-4  # the learning rate after the warm-up
+    warmup_steps: int = 0  # steps in which the learning rate rises linearly to its peak
+    final_fraction: float = 0.1  # of the peak, which half a cosine leads down to by total_steps
+    b1: float = 0.9  # decay of the momentum; of Lion, of what the update is made of
+    b2: float = 0.95  # decay of the second moment; of Lion, of its momentum
     weight_decay: float = 1e-4  # not on norms and biases
     clip_norm: float = 1.0  # of the whole gradient; 0: no clipping
-    momentum_dtype: Dtype = "float32"
+    momentum_dtype: Dtype = "float32"  # of the momentum; AdamW's second moment has param_dtype
     z_loss: float = 0.0  # times the squared log-partition, in the loss; PaLM has 1e-4
     # Leave out an update whose loss is above so many times the running mean, or not a number, and
     # count it. 0: no guard, and a loss that is not a number stops the run.
@@ -66,6 +71,7 @@ class ComputeSettings:
     dtype: Dtype = "float32"  # activations and matrix products
     param_dtype: Dtype = "float32"  # parameters, and with them the updates
     remat: Literal["none", "dots", "full"] = "dots"  # what the backward pass computes again
+    # which implementation; auto takes the fastest that the device has
     attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
     loss_chunk: int = 512  # tokens a device whose logits exist at once
@@ -75,29 +81,30 @@ class ComputeSettings:
 class MeshSettings:
     """Devices along each mesh axis (train/mesh.py); one may be -1: what the others leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    slices: int = 1
+    data: int = -1  # devices that share the batch, each with all parameters
+    fsdp: int = 1  # devices that share batch and parameters
+    tensor: int = 1  # devices that share each layer's work
+    slices: int = 1  # TPU slices that share the batch over the data-centre network
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    every: int = 0  # steps; 0: at the end only
-    batch_size: int = 0  # sequences; 0: that of training
-    max_batches: int = 0  # 0: all of the held-out text
+    every: int = 0  # steps from one evaluation to the next; 0: at the end only
+    batch_size: int = 0  # sequences; 0: as many as in training
+    max_batches: int = 0  # of held-out text, at most; 0: all
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    every: int = 500  # steps
-    keep_last: int = 2  # this many of the newest stay …
-    keep_every: int = 0  # … and every one whose step is a multiple of this; 0: none
+    every: int = 500  # steps from one checkpoint to the next
+    keep_last: int = 2  # so many of the newest checkpoints stay
+    keep_every: int = 0  # those whose step is a multiple of this stay, too; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    tensorboard: bool = True
+    tensorboard: bool = True  # write what TensorBoard shows to WORKDIR/tensorboard
+    wandb: str = ""  # project of Weights & Biases to log to; empty: none
     profile: str = ""  # steps to trace for TensorBoard's profiler, such as "10-12"
 
 
@@ -106,10 +113,11 @@ class Settings:
     """A training run."""
 
     model: str = ""  # Hugging Face folder, hub id, or a folder of `chopjax import`
-    revision: str = ""  # of a hub id
-    scratch: dict[str, Any] = dataclasses.field(default_factory=dict)  # or a config.json: random
+    revision: str = ""  # of a hub id: branch, tag or commit
+    # instead of a model: what a config.json holds, to begin with random weights
+    scratch: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = ""  # with scratch: the folder whose tokenizer goes along
-    total_steps: int = 1000  # those before the chop included
+    total_steps: int = 1000  # of training, those before the chop included
     seed: int = 0  # of the order of batches, and of random weights
     chop: ChopSettings = ChopSettings()
     data: DataSettings = DataSettings()
@@ -145,12 +153,20 @@ def default_config() -> ConfigDict:
 def read(config: ConfigDict) -> Settings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     problems: list[str] = []
-    settings = read_as(Settings, config.to_dict(), "", problems)
+    settings = read_as(Settings, fields_of(config), "", problems)
     if not problems:
         problems = _contradictions(settings)
     if problems:
         raise UserError(f"the config does not hold together:\n{listing(problems)}")
     return settings
+
+
+def fields_of(config: ConfigDict) -> dict[str, Any]:
+    """A config as nested dicts. Raises UserError where a field is still to be set."""
+    try:
+        return config.to_dict()
+    except Exception as error:  # placeholders, references and whatever a recipe put there
+        raise UserError(f"the config cannot be read: {error}") from error
 
 
 def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
@@ -160,7 +176,11 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[st
     does not exist and every value that is not of its field's type.
     """
     types = typing.get_type_hints(kind)
-    problems += [f"{prefix}{name}: no such field" for name in values if name not in types]
+    problems += [
+        f"{prefix}{name}: no such field{did_you_mean(name, types)}"
+        for name in values
+        if name not in types
+    ]
     fields = {}
     for name, wanted in types.items():
         if name not in values:
@@ -172,15 +192,39 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[st
             fields[name] = value
             if value not in typing.get_args(wanted):
                 choices = ", ".join(map(str, typing.get_args(wanted)))
-                problems.append(f"{where}: {value!r} is not one of {choices}")
+                near = did_you_mean(str(value), map(str, typing.get_args(wanted)))
+                problems.append(f"{where}: {value!r} is not one of {choices}{near}")
         else:
             kind_wanted = typing.get_origin(wanted) or wanted
-            if kind_wanted is float and isinstance(value, int):
+            if kind_wanted is float and type(value) is int and abs(value) < MOST:
                 value = float(value)
             fields[name] = value
             if type(value) is not kind_wanted:
                 problems.append(f"{where}: {value!r} is not of type {kind_wanted.__name__}")
+            elif isinstance(value, int | float) and not abs(value) < MOST:
+                problems.append(f"{where}: {value!r} is no number that can be meant")
+            elif isinstance(value, dict):
+                fields[name] = _as_json(value, where, problems)
     return kind(**fields)
+
+
+def _as_json(value: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """As run.json will hold it; what JSON cannot hold is a problem."""
+    try:
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        if not _has_names(value):
+            raise TypeError("keys must be text")
+        return plain
+    except (TypeError, ValueError, RecursionError) as error:
+        problems.append(f"{where}: is not what a config.json can hold ({error})")
+        return {}
+
+
+def _has_names(value: Any) -> bool:
+    """Whether all keys are text. JSON would turn the number 1 into "1"."""
+    if isinstance(value, Mapping):
+        return all(type(key) is str and _has_names(inner) for key, inner in value.items())
+    return not isinstance(value, list | tuple) or all(map(_has_names, value))
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -195,7 +239,9 @@ def _contradictions(settings: Settings) -> list[str]:
         "checkpoints.every": checkpoints.every,
         "checkpoints.keep_last": checkpoints.keep_last,
     }
+    tokens = max(data.batch_size, settings.evaluation.batch_size) * data.sequence_length
     not_negative = {
+        "seed": settings.seed,
         "chop.after_steps": chop.after_steps,
         "optimizer.peak_learning_rate": optimizer.peak_learning_rate,
         "optimizer.warmup_steps": optimizer.warmup_steps,
@@ -232,6 +278,14 @@ def _contradictions(settings: Settings) -> list[str]:
         (
             optimizer.warmup_steps <= settings.total_steps,
             f"optimizer.warmup_steps {optimizer.warmup_steps}: more than total_steps",
+        ),
+        (
+            settings.total_steps <= MOST_STEPS,
+            f"total_steps is {settings.total_steps}: at most {MOST_STEPS:,}",
+        ),
+        (
+            tokens <= MOST_TOKENS,
+            f"data.batch_size x data.sequence_length: {tokens:,} tokens, above {MOST_TOKENS:,}",
         ),
         (0 <= optimizer.b1 < 1 and 0 <= optimizer.b2 < 1, "optimizer.b1 and b2 lie in [0, 1)"),
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),

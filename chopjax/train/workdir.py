@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -20,8 +21,10 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def owned(workdir: Path) -> Iterator[None]:
+def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
     """Create the folder and hold it. Raises UserError if it cannot be written or is in use.
+
+    check: raises UserError where others' files stand in the way; nothing is written then.
 
     Of several processes the first one locks it, and all others must find its lock: where a host has
     not mounted the file system, its part of a checkpoint would go nowhere. The lock goes with the
@@ -37,6 +40,7 @@ def owned(workdir: Path) -> Iterator[None]:
     handle, problem = None, None
     if jax.process_index() == 0:
         try:
+            check(workdir)
             handle = _lock(workdir)
         except UserError as error:
             problem = error
@@ -60,6 +64,8 @@ def _lock(workdir: Path) -> int:
     """A descriptor of the lock, with the number of this process in it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / LOCK).is_symlink() or not _is_lock(workdir / LOCK):
+            raise UserError(f"{workdir / LOCK} is not the lock of a run of chopjax's; move it away")
         handle = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         reason = "is not a folder" if isinstance(error, FileExistsError) else error.strerror
@@ -78,6 +84,15 @@ def _lock(workdir: Path) -> int:
     os.truncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)
     return handle
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether a file is what `owned` leaves, or not there: a number or two, or nothing."""
+    if not path.exists():
+        return True
+    if not path.is_file() or path.stat().st_size > 64:
+        return False
+    return bool(re.fullmatch(rb"(\d+( \d+)?)?", path.read_bytes()))
 
 
 def _find_token(workdir: Path, token: int) -> None:

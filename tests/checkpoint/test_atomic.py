@@ -23,7 +23,7 @@ def fill(folder: Path, text: str = "new") -> None:
 
 
 def fail(out: Path, error: type[BaseException], overwrite: bool = False) -> None:
-    with new_folder(out, overwrite) as folder:
+    with new_folder(out, "chop", overwrite) as folder:
         fill(folder)
         raise error
 
@@ -34,18 +34,17 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "config.json").write_text("old")
-    return folder
+    with new_folder(tmp_path / "out", "chop") as folder:
+        (folder / "config.json").write_text("old")
+    return tmp_path / "out"
 
 
 def test_appears_whole_with_its_parents(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b" / "out"
-    with new_folder(out) as folder:
+    with new_folder(out, "chop") as folder:
         fill(folder)
         assert not out.exists()
-    assert names(out) == ["config.json", "sub"]
+    assert names(out) == [".chopjax.json", "config.json", "sub"]
     assert names(out.parent) == ["out"]
     assert out.stat().st_mode & 0o777 == 0o777 & ~_umask()
 
@@ -71,20 +70,20 @@ def test_what_stood_there_survives_an_exception(old: Path) -> None:
 
 
 def test_existing_folders_are_not_touched(old: Path) -> None:
-    with pytest.raises(UserError, match="--overwrite"), new_folder(old):
+    with pytest.raises(UserError, match="--overwrite"), new_folder(old, "chop"):
         raise AssertionError("entered")
     assert names(old.parent) == ["out"]
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with new_folder(tmp_path / "out") as folder:
+    with new_folder(tmp_path / "out", "chop") as folder:
         fill(folder)
-    assert names(tmp_path / "out") == ["config.json", "sub"]
+    assert names(tmp_path / "out") == [".chopjax.json", "config.json", "sub"]
 
 
 def test_overwrite_replaces(old: Path) -> None:
-    with new_folder(old, overwrite=True) as folder:
+    with new_folder(old, "chop", overwrite=True) as folder:
         fill(folder)
         assert (old / "config.json").read_text() == "old"
     assert (old / "config.json").read_text() == "new"
@@ -94,10 +93,10 @@ def test_overwrite_replaces(old: Path) -> None:
 def test_overwrite_deletes_only_its_own_kind(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds no config\.json"):
-        check_free(tmp_path / "out", overwrite=True)
+    with pytest.raises(UserError, match=r"no \.chopjax\.json"):
+        check_free(tmp_path / "out", "chop", overwrite=True)
     with pytest.raises(UserError, match="not a folder"):
-        check_free(tmp_path / "out" / "thesis.tex", overwrite=True)
+        check_free(tmp_path / "out" / "thesis.tex", "chop", overwrite=True)
 
 
 @pytest.mark.parametrize("below", [".", "sub/model"])
@@ -105,7 +104,7 @@ def test_overwrite_never_deletes_the_input(old: Path, below: str) -> None:
     model = old / below
     model.mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match="would delete"):
-        check_free(old, overwrite=True, protect=(model,))
+        check_free(old, "chop", overwrite=True, protect=(model,))
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
@@ -117,23 +116,23 @@ def test_the_current_folder_is_not_replaced(
     monkeypatch.chdir(tmp_path / "out" / ("sub" if name == ".." else "."))
     for overwrite in (False, True):
         with pytest.raises(UserError, match="the current folder"):
-            check_free(Path(name), overwrite)
+            check_free(Path(name), "chop", overwrite)
 
 
 def test_a_link_is_not_replaced(old: Path) -> None:
     link = old.with_name("link")
     link.symlink_to(old)
     with pytest.raises(UserError, match="not a folder"):
-        check_free(link, overwrite=True)
+        check_free(link, "chop", overwrite=True)
     link.unlink()
     link.symlink_to("nowhere")
     with pytest.raises(UserError, match="not a folder"):
-        check_free(link)
+        check_free(link, "chop")
 
 
 def test_written_by_somebody_else_meanwhile(tmp_path: Path) -> None:
     def write() -> None:
-        with new_folder(tmp_path / "out") as folder:
+        with new_folder(tmp_path / "out", "chop") as folder:
             fill(folder)
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "theirs").touch()
@@ -147,7 +146,7 @@ def test_written_by_somebody_else_meanwhile(tmp_path: Path) -> None:
 def test_forbidden_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file" / "out", Path("/proc/out")):
-        with pytest.raises(UserError, match=str(out.parent)), new_folder(out):
+        with pytest.raises(UserError, match=str(out.parent)), new_folder(out, "chop"):
             raise AssertionError("entered")
 
 
@@ -155,7 +154,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from chopjax.checkpoint.atomic import new_folder
-with new_folder(Path(sys.argv[1])) as folder:
+with new_folder(Path(sys.argv[1]), "chop") as folder:
     (folder / "half").write_bytes(b"x" * 100)
     print("writing", flush=True)
     time.sleep(60)
@@ -178,7 +177,7 @@ def test_killed_run_leaves_no_final_name_and_the_next_one_cleans_up(tmp_path: Pa
     process.wait()
     assert not out.exists()
     assert len(names(tmp_path)) == 1
-    with new_folder(out) as folder:
+    with new_folder(out, "chop") as folder:
         fill(folder)
     assert names(tmp_path) == ["out[1]"]
 
@@ -194,7 +193,7 @@ def test_two_at_once_do_not_take_each_others_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = _start_writer(out)
     try:
-        with new_folder(out) as folder:
+        with new_folder(out, "chop") as folder:
             fill(folder)
         assert len(names(tmp_path)) == 2  # the other's is still there
     finally:
@@ -209,7 +208,7 @@ from chopjax.checkpoint.atomic import new_folder
 from chopjax.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
-    with new_folder(Path(sys.argv[1])) as folder:
+    with new_folder(Path(sys.argv[1]), "chop") as folder:
         (folder / "large").write_bytes(bytes(20_000))
 except UserError as error:
     print(error)
@@ -249,5 +248,6 @@ def test_new_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [new_folder, new_file])
 def test_a_url_is_not_taken_for_a_folder(make: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="URL"), make(Path("gs://bucket/model")):
+    more = ("chop",) if make is new_folder else ()
+    with pytest.raises(UserError, match="URL"), make(Path("gs://bucket/model"), *more):
         pass

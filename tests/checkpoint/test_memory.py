@@ -97,7 +97,7 @@ def test_each_of_two_processes_holds_its_half(imported: tuple[Path, list[int]]) 
     # Half the model, one shard on its way, and the buffers of the write and of the collectives.
     assert max(extras) < 0.5 * MODEL_BYTES + LARGEST_BYTES / 2 + 100e6
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["chopjax_folder.json", "huggingface", "params"]
+    assert names == [".chopjax.json", "chopjax_folder.json", "huggingface", "params"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["import", "model"]
 
 

@@ -86,3 +86,5 @@ def test_another_file_begins_anew(tmp_path, change):
     mirror = opened(path, nbytes, "b" if change == "etag" else "a")
     assert mirror.missing(0, nbytes) == [(0, nbytes)]
     assert path.read_bytes() == bytes(nbytes)
+    aside = list(tmp_path.glob("model.safetensors.2*"))
+    assert len(aside) == (change == "no journal"), "a file that no journal speaks of is not ours"

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chopjax.checkpoint.provenance import compose, read_provenance, write_provenance
+from chopjax.checkpoint.provenance import (
+    CHOP,
+    TRAINING,
+    add_training,
+    compose,
+    entries,
+    read_provenance,
+    write_provenance,
+)
 from chopjax.errors import UserError
 
 
@@ -49,6 +57,11 @@ def test_written_and_read(tmp_path: Path) -> None:
         {"parent": "owner/name"},
         {"parent": {"name": "x"}},
         {"history": {}},
+        {"history": ["chop"]},
+        {"history": [{"step": "training", "optimizer": "lion"}]},
+        {"history": [{"step": "training", "data": [{"sources": [1]}]}]},
+        {"history": [{"step": "training", "held_out": {"window_loss": "low"}}]},
+        {"parent": {"name": 5, "num_layers": 4}},
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, change: dict[str, object]) -> None:
@@ -62,3 +75,23 @@ def test_a_record_of_another_model_is_refused() -> None:
     record = compose(None, "owner/name", None, 4, "input", {}, (0, 3))
     with pytest.raises(UserError, match="records 2 kept layers"):
         compose(record, "other", None, 3, "input", {}, (0, 2))
+
+
+def test_chops_and_training_in_one_history() -> None:
+    """Chopped, healed, chopped again, healed again; an old entry says no step and is a chop."""
+    record = compose(None, "owner/name", "abc", 8, "input", {}, (0, 4, 5, 6, 7))
+    del record["history"][0]["step"]
+    record = add_training(record, "chopped", None, 5, {"kind": "full", "steps": 3})
+    assert record["kept_layers"] == [0, 4, 5, 6, 7]
+    assert record["strategy"] == "input"
+    record = compose(record, "healed", None, 5, "output", {}, (0, 1, 4))
+    record = add_training(record, "chopped", None, 3, {"kind": "full", "steps": 4})
+    assert record["parent"] == {"name": "owner/name", "revision": "abc", "num_layers": 8}
+    assert record["kept_layers"] == [0, 4, 7]
+    assert [entry["strategy"] for entry in entries(record, CHOP)] == ["input", "output"]
+    assert [entry["steps"] for entry in entries(record, TRAINING)] == [3, 4]
+    with pytest.raises(UserError, match="records 3 kept layers"):
+        add_training(record, "other", None, 4, {})
+    trained = add_training(None, "owner/name", None, 2, {"steps": 1})
+    assert trained["kept_layers"] == [0, 1]
+    assert trained["strategy"] is None

@@ -17,6 +17,7 @@ import safetensors.numpy
 import transformers
 from checkpoints import write_checkpoint
 
+from chopjax.checkpoint.assets import check_assets
 from chopjax.checkpoint.source import open_checkpoint
 from chopjax.errors import UserError
 
@@ -171,6 +172,78 @@ def test_config_with_another_number_of_layers(single: Path) -> None:
 def test_quantized_weights_are_refused(single: Path) -> None:
     rewrite(single, lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}))
     assert "model.norm.weight is I8" in error(single)
+
+
+def test_far_more_layers_than_the_files_have(single: Path) -> None:
+    """One line at once; a list of what is missing would say nothing."""
+    change_json(single / "config.json", lambda c: c.update(num_hidden_layers=9_999))
+    message = error(single)
+    assert "num_hidden_layers 9,999" in message
+    assert "4 layers" in message
+    assert len(message.splitlines()) == 1
+
+
+# ----------------------------------------------------------------- what is no whole model, and why
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_pointer_of_git_lfs(single: Path, name: str) -> None:
+    (single / name).write_bytes(POINTER)
+    assert f"{name}: a pointer of git-LFS" in error(single)
+    assert "git lfs pull" in error(single)
+
+
+def test_tokenizer_files_are_looked_at_before_they_are_copied(single: Path) -> None:
+    (single / "tokenizer.json").write_bytes(POINTER)
+    with pytest.raises(UserError, match=r"tokenizer\.json: a pointer of git-LFS"):
+        check_assets(single)
+    (single / "tokenizer.json").unlink()
+    (single / "tokenizer.json").symlink_to("/etc/passwd")
+    with pytest.raises(UserError, match="outside the folder"):
+        check_assets(single)
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"adapter_config.json": '{"base_model_name_or_path": "a/b"}'}, "merge_and_unload"),
+        ({"adapter_config.json": '{"base_model_name_or_path": "a/b"}'}, "give a/b"),
+        ({"model-Q4_K_M.gguf": ""}, "convert_hf_to_gguf"),
+        ({"model_index.json": "{}"}, "diffusers"),
+        ({"params.json": "{}", "consolidated.00.pth": ""}, "Meta's own format"),
+        ({"inner/config.json": "{}"}, "give that folder"),
+        ({"config.json": '{"_class_name": "UNet2DConditionModel"}'}, "diffusers"),
+        ({"config.json": '{"model_type": "whisper"}'}, "whisper"),
+        ({}, "holds nothing"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_folders_of_other_kinds(tmp_path: Path, files: dict[str, str], named: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert named in error(tmp_path)
+
+
+def test_a_file_of_llama_cpp(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    assert "convert_hf_to_gguf" in error(tmp_path / "model.gguf")
+
+
+def test_an_adapter_beside_the_config_of_its_model(single: Path) -> None:
+    (single / "model.safetensors").unlink()
+    (single / "adapter_config.json").write_text("{}")
+    assert "merge_and_unload" in error(single)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":' * 99 + "1" + "}" * 99, "[" * 99_999, '{"a": 1' + "0" * 5000]
+)
+def test_json_that_no_checkpoint_has(single: Path, text: str) -> None:
+    (single / "config.json").write_text(text)
+    assert str(single / "config.json") in error(single)
 
 
 # ---------------------------------------------------------------------------------------- index

@@ -130,7 +130,13 @@ def test_none_or_all_layers_cannot_go(text):
         c.resolve_remove(text, 24)
 
 
-@pytest.mark.parametrize("text", ["", "half", "nan", "inf", "1/0", "%", "12 layers", "0x1", "½"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "half", "nan", "inf", "-inf", "1/0", "1/0%", "%", "12 layers", "0x1", "½"),
+        *("1e999999999", "1e-99999", "1e9999%", "9" * 10_000),
+    ],
+)
 def test_remove_that_is_no_number(text):
     with pytest.raises(UserError, match="is not a number of layers"):
         c.resolve_remove(text, 24)

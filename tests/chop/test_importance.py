@@ -23,6 +23,8 @@ from chopjax.chop.importance import (
 )
 from chopjax.errors import UserError
 
+MODEL = {"commit": None, "config": "1", "tensors": "2", "sample": "3"}
+
 
 def analysis(num_layers: int, **measures: Any) -> dict[str, Any]:
     return {
@@ -120,19 +122,42 @@ def test_protect_takes_two_counts(text: str) -> None:
     assert parse_protect("4,2") == Protect(4, 2)
 
 
-def test_an_analysis_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_an_analysis_of_another_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / ANALYSIS).write_text(json.dumps(analysis(4)))
-    assert read_analysis(tmp_path, 4, 1000)["model"] == "somewhere"
+    assert read_analysis(tmp_path, 4, 1000, MODEL)["model"] == "somewhere"
+    assert "does not say which model" in capsys.readouterr().err
     with pytest.raises(UserError, match="4 layers and 1,000 parameters; the model has 5"):
-        read_analysis(tmp_path, 5, 1000)
+        read_analysis(tmp_path, 5, 1000, MODEL)
     (tmp_path / ANALYSIS).write_text(json.dumps(analysis(4) | {"format": 99}))
     with pytest.raises(UserError, match="run `analyze` again"):
-        read_analysis(tmp_path, 4, 1000)
+        read_analysis(tmp_path, 4, 1000, MODEL)
     (tmp_path / ANALYSIS).write_text('{"format"')
     with pytest.raises(UserError, match=r"analysis\.json"):
-        read_analysis(tmp_path, 4, 1000)
+        read_analysis(tmp_path, 4, 1000, MODEL)
     with pytest.raises(UserError, match="analyze"):
-        read_analysis(tmp_path / "nowhere", 4, 1000)
+        read_analysis(tmp_path / "nowhere", 4, 1000, MODEL)
+    for part, words in {"config": "config.json", "tensors": "tensors", "sample": "weights"}.items():
+        seen = MODEL | {part: "other"}
+        (tmp_path / ANALYSIS).write_text(json.dumps(analysis(4) | {"fingerprint": seen}))
+        with pytest.raises(UserError, match=rf"another model, somewhere: .*{words} differ"):
+            read_analysis(tmp_path, 4, 1000, MODEL)
+        assert read_analysis(tmp_path, 4, 1000, MODEL | {part: None})  # not known is not other
+    seen = MODEL | {"sample": "other", "commit": "c"}
+    (tmp_path / ANALYSIS).write_text(json.dumps(analysis(4) | {"fingerprint": seen}))
+    assert read_analysis(tmp_path, 4, 1000, MODEL | {"commit": "c"})
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("strategy", MEASURED)
+@pytest.mark.parametrize(
+    "measure", [None, 1, "x", [], {}, [None] * 3, ["a"] * 4, [[]] * 4, [{"layer": 99}] * 4]
+)
+def test_a_damaged_measure_is_said(strategy: str, measure: Any) -> None:
+    about = analysis(4, **{MEASURED[strategy].measure: measure})
+    with pytest.raises(UserError, match=r"damaged|rounds of SLEB"):
+        choose_measured(strategy, about, 2)
 
 
 def test_choosing_by_an_analysis_needs_no_jax() -> None:
@@ -142,3 +167,21 @@ def test_choosing_by_an_analysis_needs_no_jax() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "similarity" in MEASURED
+
+
+@pytest.mark.parametrize("text", ["", "1", "1,1,1", "-1,0", "1.0,1", "a,b", "²,1", f"1,{9:09999}"])
+def test_protect_that_is_no_pair_of_counts(text: str) -> None:
+    with pytest.raises(UserError, match="two counts are needed"):
+        parse_protect(text)
+
+
+@given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 12))
+def test_one_layer_stays_whatever_is_protected(layers: int, first: int, last: int) -> None:
+    protect = Protect(first, last)
+    most = protect.most(layers)
+    assert most <= layers - 1
+    about = analysis(layers, influence=[0.5] * layers)
+    for count in range(1, most + 1):
+        assert choose_measured("block-influence", about, count, protect)
+    with pytest.raises(UserError, match=rf"can remove 1 to {most} of"):
+        choose_measured("block-influence", about, most + 1, protect)

@@ -105,7 +105,9 @@ def test_bytes_names_and_files(tmp_path):
     assert report.after.parameters == sum(t.numel() for t in after.values())
     found = {path.name for path in (tmp_path / "chopped").iterdir()}
     copied = {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert found == copied | {"config.json", "chopjax.json", "model.safetensors"}
+    own = {"README.md", "PARENT_README.md", ".chopjax.json", "config.json", "chopjax.json"}
+    assert found == copied | own | {"model.safetensors"}
+    assert (tmp_path / "chopped" / "PARENT_README.md").read_text() == "of the parent"
     for name in copied:
         assert (tmp_path / "chopped" / name).read_bytes() == (parent / name).read_bytes()
     with safetensors.safe_open(tmp_path / "chopped" / "model.safetensors", "pt") as file:

@@ -67,3 +67,19 @@ def test_import_and_export(hub: Running, model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
         model / "tokenizer.json"
     ).read_bytes()
+
+
+def test_without_a_connection_it_is_said_once(hub: Running, model: Path, tmp_path: Path) -> None:
+    hub.hub.add(MODEL, model)
+    text = tmp_path / "text.txt"
+    text.write_text("some words to score, and some more words")
+    words = [sys.executable, "-m", "chopjax", "perplexity", MODEL, "--data", text]
+    environment = hub.environment(tmp_path / "home", JAX_PLATFORMS="cpu")
+    first = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    offline = environment | {"HF_HUB_OFFLINE": "1"}
+    again = subprocess.run(words, env=offline, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    lines = again.stderr.splitlines()
+    assert [line for line in lines if "as it was last seen" in line] == lines[:1]
+    assert len(set(lines)) == len(lines)

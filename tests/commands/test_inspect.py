@@ -115,6 +115,38 @@ def test_tables_cut_nothing(mix_llama: Path) -> None:
         assert text in out
 
 
+@pytest.mark.parametrize("named", ["{folder}", "{folder}/config.json"])
+@pytest.mark.parametrize(("family", "options"), [("llama", {}), ("gpt2", {}), ("opt", {})])
+def test_config_json_alone_tells_the_same(
+    tmp_path: Path, family: str, options: dict, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_checkpoint(tmp_path / "model", family, torch.bfloat16, "20KB", **options)
+    whole = inspect(capsys, model)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((model / "config.json").read_bytes())
+    named = named.format(folder=alone)
+    told = inspect(capsys, named)
+    assert (told["weights"], whole["weights"]) == (False, True)
+    assert told["no_weights"].startswith("none are there")
+    for key in ("parameters", "bytes", "bytes_by_dtype", "flops_per_token", "training_memory"):
+        assert told[key] == whole[key]
+    assert told["bytes_by_dtype"]["float32"] == 4 * told["parameters"]["total"]
+    assert main(["inspect", named]) == 0
+    assert "none are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "a.safetensors", "model.gguf"])
+def test_other_weights_are_not_taken_for_none(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    (model / "model.safetensors").rename(model / name)
+    assert main(["inspect", str(model)]) == 2
+    capsys.readouterr()
+    assert inspect(capsys, model / "config.json")["no_weights"].startswith("not looked at; give")
+
+
 def test_quick_and_without_heavy_imports(mix_llama: Path) -> None:
     code = (
         "import sys, time; from chopjax.cli import main; "
@@ -135,7 +167,8 @@ def test_quick_and_without_heavy_imports(mix_llama: Path) -> None:
         (("{model}x",), "no such folder"),
         (("{model}", "--sequence-length", "0"), "--sequence-length"),
         (("{model}", "--step", "1"), "--step"),
-        (("{model}/config.json",), "give the folder"),
+        (("{model}/model.safetensors",), "give the folder"),
+        (("{model}/config.json", "--check"), "--check: "),
     ],
 )
 def test_mistakes(

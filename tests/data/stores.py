@@ -47,7 +47,7 @@ def write_store(
         largest_id=max((i for s in shards for d in s for i in d), default=-1),
         tokenizer="none",
         tokenizer_fingerprint="f" * 64,
-        vocab_size=100,
+        vocab_size=max([99, *(i for s in shards for d in s for i in d)]) + 1,
         dtype=dtype,
         before=before,
         after=None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from data.stores import write_store
 
 from chopjax.data.sources import MAX_PIECES, Source, find_sources, pieces
 from chopjax.data.text_files import TextFile
@@ -176,3 +177,45 @@ def test_tfds_by_random_access_without_tensorflow(
     with pytest.raises(UserError, match=r"no text in field 'body'; --field takes: text, url"):
         read(find_sources(["tfds:toy/en"], field="body"))
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_compressed_file_of_no_bytes(tmp_path: Path, ending: str) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["a"])
+    (tmp_path / f"b.jsonl{ending}").touch()
+    with pytest.raises(UserError, match=rf"b\.jsonl{ending}: 0 bytes"):
+        find_sources([str(tmp_path)])
+
+
+def test_what_is_no_text(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", [[[1, 2]]])
+    write_store(tmp_path / "stores" / "held_out", [[[1, 2]]])
+    for folder, files in {
+        "model": ("config.json", "tokenizer.json"),
+        "run": ("chopjax_folder.json",),
+        "text": ("config.json", "a.jsonl"),
+    }.items():
+        for name in files:
+            write_jsonl(tmp_path / folder / name, ["a"])
+    for folder, message in {
+        "store": "a token store",
+        "stores": "a token store",
+        "model": "a model, and text is needed",
+        "run": "a folder of chopjax's own",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            find_sources([str(tmp_path / folder)])
+    assert len(find_sources([str(tmp_path / "text")])) == 2
+
+
+def test_names_with_prefixes_and_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "hf:a.jsonl", ["a"])
+    write_jsonl(tmp_path / "b::c.jsonl", ["b"])
+    with pytest.raises(UserError, match=r"write \./hf:a\.jsonl"):
+        find_sources(["hf:a.jsonl"])
+    assert read(find_sources(["./hf:a.jsonl", "b::c.jsonl"])) == ["a", "b"]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d:e").mkdir()
+    with pytest.raises(UserError, match=r"folders both; write hf:\./d:e:train"):
+        find_sources(["hf:./d:e"])

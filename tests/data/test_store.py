@@ -82,12 +82,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"documents-00000\.bin: no bytes instead of 8"):
         open_store(tmp_path / "a")
     (tmp_path / "a" / "store.json").write_text("{")
-    with pytest.raises(UserError, match=r"store\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"store\.json: damaged: not JSON"):
         open_store(tmp_path / "a")
 
 
 def test_other_formats_and_other_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no token store \(`chopjax prepare` makes one\)$"):
+    with pytest.raises(UserError, match=r"no token store .*it holds nothing$"):
         open_store(tmp_path)
     store = write_store(tmp_path / "both" / "train", [[[1, 2]]])
     write_store(tmp_path / "both" / "held_out", [[[3]]])
@@ -112,3 +112,125 @@ def test_a_store_that_does_not_fit_the_model(tmp_path: Path) -> None:
         check_fits(store, "f" * 64, 99)
     with pytest.raises(UserError, match=r"another tokenizer.*ffffffffffff.*eeeeeeeeeeee"):
         check_fits(store, "e" * 64, 100)
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "store.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "int16"}, "dtype: is 'int16', not one of uint16, uint32"),
+        ({"dtype": ">u2"}, "dtype: is '>u2'"),
+        ({"dtype": "uint32"}, "8 bytes instead of 16"),
+        ({"dtype": 16}, "dtype: is 16"),
+        ({"vocab_size": 6}, "largest_id: is 6, with vocab_size 6"),
+        ({"vocab_size": 0}, "vocab_size: is 0"),
+        ({"vocab_size": 70_000}, "vocab_size: is 70000, with dtype uint16"),
+        ({"vocab_size": True}, "vocab_size: is True"),
+        ({"largest_id": 5}, "holds a token that is not in 0..5"),
+        ({"before": 100}, "before: is 100"),
+        ({"after": -1}, "after: is -1"),
+        ({"num_tokens": 7}, "num_tokens: is 7, of all shards 6"),
+        ({"num_documents": 10**30}, "num_documents: is 1000"),
+        ({"text_bytes": -1}, "text_bytes: is -1"),
+        ({"shards": {}}, "shards: is {}"),
+        ({"shards": [1]}, r"shards\[0\]: 1"),
+        ({"shards": [{"tokens": 6}]}, r"shards\[0\]: documents: is missing"),
+        ({"sources": ["a"]}, "sources: objects are needed"),
+        ({"tokenizer": None}, "tokenizer: is None"),
+        ({"surprise": 1}, "'surprise': no such field"),
+        ({"format": [1]}, r"a token store of format \[1\]"),
+        ({"x" * 100_000: "y" * 100_000}, "no such field"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused_by_field(
+    tmp_path: Path, changes: dict, message: str
+) -> None:
+    folder = tmp_path / "a"
+    write_store(folder, [[[1, 2, 3], [4]], [[5, 6]]])
+    (folder / "store.json").write_text(json.dumps(record_of(folder) | changes))
+    with pytest.raises(UserError, match=message) as caught:
+        stream(open_store(folder))
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff\xfe{}", b"null", b'{"format": 1}'])
+def test_a_record_that_is_none(tmp_path: Path, content: bytes) -> None:
+    write_store(tmp_path / "a", [[[1, 2, 3]]])
+    (tmp_path / "a" / "store.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"store\.json: damaged"):
+        open_store(tmp_path / "a")
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    for name, message in {
+        "store.json": "store.json: cannot be read",
+        "tokens-00000.bin": "tokens-00000.bin: no bytes instead of 6",
+        "documents-00000.bin": "documents-00000.bin: no bytes instead of 8",
+    }.items():
+        folder = tmp_path / name
+        write_store(folder, [[[1, 2, 3]]])
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        with pytest.raises(UserError, match=message):
+            open_store(folder)
+
+
+@pytest.mark.parametrize(
+    "starts", [[0, 3, 2], [0, 2, 2], [1, 2, 3], [0, -1, 3], [0, 3, 6], [0, 0, 0]]
+)
+@pytest.mark.parametrize("small", [True, False])
+def test_documents_out_of_order(
+    tmp_path: Path, starts: list[int], small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once in a small store, in a large one when a shard's documents are asked for."""
+    folder = tmp_path / "a"
+    write_store(folder, [[[1, 2], [3], [4, 5, 6]]])
+    (folder / "documents-00000.bin").write_bytes(np.array(starts, "<i8").tobytes())
+    if not small:
+        monkeypatch.setattr("chopjax.data.store._SMALL", 0)
+        store = open_store(folder)
+    with pytest.raises(UserError, match=r"documents-00000\.bin: damaged"):
+        open_store(folder) if small else store.starts(0, 6)
+
+
+def test_tokens_that_the_record_does_not_know_are_refused_when_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chopjax.data.store._SMALL", 0)
+    folder = tmp_path / "a"
+    write_store(folder, [[[1, 2], [3]]])
+    (folder / "tokens-00000.bin").write_bytes(np.array([1, 2, 77], "<u2").tobytes())
+    store = open_store(folder)
+    np.testing.assert_array_equal(store.rows(np.array([0]), 2), [[1, 2]])
+    with pytest.raises(UserError, match=r"not in 0\.\.3.*--verify"):
+        stream(store)
+
+
+def test_something_else_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "bin").write_text("x")
+    (tmp_path / "other").mkdir()
+    for name, message in {
+        "corpus.jsonl": r"a text file.*\n  chopjax prepare .*corpus.jsonl --tokenizer",
+        "": r"a folder of text.*\n  chopjax prepare",
+        "model": "a model, and a token store is needed",
+        "bin": "a file, and the folder of a token store",
+        "other": "no token store.*it holds nothing",
+        "absent": "no such folder",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            open_store(tmp_path / name)
+    write_store(tmp_path / "a", [[[1, 2, 3]]])
+    with pytest.raises(UserError, match="give the folder that it lies in"):
+        open_store(tmp_path / "a" / "store.json")
+
+
+def test_a_name_that_fsspec_would_take_for_a_chain(tmp_path: Path) -> None:
+    write_store(tmp_path / "a::b", [[[1, 2, 3]]])
+    assert open_store(tmp_path / "a::b").num_tokens == 3
+    assert list(open_stores(tmp_path / "a::b")) == [""]

@@ -1,6 +1,9 @@
 import dataclasses
+import inspect
+import re
 
 import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from chopjax.models import families, flops
 from chopjax.plan.chip_memory import Parts, activations, knobs
@@ -64,14 +67,60 @@ def test_knobs_for_the_state_itself():
 
 
 def test_executed_flops():
-    length = SETTINGS.data.sequence_length
-    model = flops.training_per_token(LLAMA, length)
-    assert executed_flops_per_token(LLAMA, SETTINGS) == model
+    """Without attention: the products of the weights, and again those of the blocks."""
+    settings = dataclasses.replace(SETTINGS, data=DataSettings(batch_size=1, sequence_length=128))
+    nothing = dataclasses.replace(LLAMA.keep((0,)), num_heads=0, num_kv_heads=0)
+    model = flops.training_per_token(nothing, 128)
     head = 2 * LLAMA.embed_dim * LLAMA.vocab_size
-    full = executed_flops_per_token(LLAMA, with_compute(remat="full"))
-    assert full == model + model // 3 - head
-    dots = executed_flops_per_token(LLAMA, with_compute(remat="dots"))
-    assert dots == model
+
+    def executed(remat: str) -> int:
+        compute = dataclasses.replace(settings.compute, remat=remat, attention="splash")
+        return executed_flops_per_token(nothing, dataclasses.replace(settings, compute=compute))
+
+    assert executed("none") == executed("dots") == model
+    assert executed("full") == model + model // 3 - head
+
+
+@pytest.mark.parametrize(
+    ("attention", "length", "remat", "products", "area"),
+    [
+        ("splash", 2048, "dots", 9, 0.625),  # 10 of 16 tiles of 512
+        ("splash", 2048, "full", 11, 0.625),
+        ("splash", 512, "none", 9, 1.0),  # one tile
+        ("splash", 640, "none", 9, 0.6),  # 15 of 25 tiles of 128
+        ("xla", 2048, "none", 6, 1.0),
+        ("xla", 2048, "dots", 7, 1.0),
+    ],
+)
+def test_executed_flops_of_attention(
+    attention: str, length: int, remat: str, products: int, area: float
+):
+    settings = dataclasses.replace(
+        with_compute(attention=attention, remat=remat),
+        data=DataSettings(batch_size=256, sequence_length=length),
+    )
+    weights = executed_flops_per_token(LLAMA, settings) - round(
+        products * 2 * area * length * LLAMA.num_heads * LLAMA.head_dim * LLAMA.num_layers
+    )
+    head = 2 * LLAMA.embed_dim * LLAMA.vocab_size
+    forward = 2 * flops.matmul_parameters(LLAMA)
+    assert weights == 3 * forward + (forward - head if remat == "full" else 0)
+
+
+def test_splash_s_products_are_those_of_the_kernel():
+    """Two forward, three and four in the passes for queries and for keys and values."""
+    source = inspect.getsource(splash_attention_kernel)
+    bodies = {
+        name: source[source.index(f"def {name}(") :].split("\ndef ")[0]
+        for name in (
+            "flash_attention_kernel",
+            "_flash_attention_dq_kernel",
+            "_flash_attention_dkv_kernel",
+        )
+    }
+    counts = [len(re.findall(r"lax\.dot(?:_general)?\(", body)) for body in bodies.values()]
+    # The last has a fused product for queries as well, which the shipped block sizes leave out.
+    assert counts == [2, 3, 4 + 1]
 
 
 def test_compute_bound():
@@ -82,6 +131,8 @@ def test_compute_bound():
         tokens * flops.training_per_token(LLAMA, 2048) / (64 * 459e12)
     )
     assert roofline.mfu == pytest.approx(1)
+    splash = estimate(LLAMA, with_compute(attention="splash"), topology)
+    assert 0.95 < splash.mfu < 1  # the diagonal's tiles, and the scores once more
     assert roofline.tokens_per_second == pytest.approx(tokens / roofline.step)
     assert roofline.hbm is None
     again = estimate(LLAMA, with_compute(remat="full"), topology)

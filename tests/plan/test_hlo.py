@@ -1,4 +1,6 @@
-"""Reading compiled programs: pieces as the TPU compiler writes them, and a real one from XLA."""
+"""Reading compiled programs: pieces as the TPU compiler writes them, and real ones, whole."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,28 @@ def test_loops_count_their_trips():
     # 32 bytes, 5 times, both ways of an all-reduce over 2.
     (row,) = collect(read, {"data": 2, "tensor": 2})
     assert row == Collectives("all-reduce", ("tensor",), 5, 160, 160, 0)
+
+
+def test_both_spellings_of_a_tuple_s_member():
+    """jax 0.12 writes %p#1 for get-tuple-element(%p), index=1."""
+    newer = LOOP.replace("  %x = f32[8]{0} get-tuple-element(%p), index=1\n", "")
+    newer = newer.replace("all-reduce(%x)", "all-reduce(%p#1)")
+    newer = newer.replace("  %i = s32[] get-tuple-element(%p), index=0\n", "")
+    newer = newer.replace("compare(%i, ", "compare(%p#0, ")
+    older = parse(program(LOOP_ENTRY, LOOP))
+    read = parse(program(LOOP_ENTRY, newer))
+    assert (read.runs, read.unknown_loops) == (older.runs, 0)
+    assert collect(read, {"data": 2, "tensor": 2}) == collect(older, {"data": 2, "tensor": 2})
+    member = read.computations["body"]["p#1"]
+    assert (member.opcode, member.shape) == ("get-tuple-element", "f32[8]{0}")
+
+
+def test_members_of_members():
+    entry = """  %a = (f32[2]{0}, (s32[], f32[8]{0:T(8)S(1)})) parameter(0)
+  ROOT %n = f32[8]{0} negate(%a#1#1)"""
+    read = parse(program(entry))
+    assert read.computations["main"]["a#1#1"].shape == "f32[8]{0:T(8)S(1)}"
+    assert hbm_bytes(read) == 32
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
@@ -175,6 +199,113 @@ def test_traffic_counts_slices_and_updates_by_their_size():
     updated = "  ROOT %f = f32[10,8]{1,0} fusion(%a, %near, %i), kind=kLoop, calls=%updating"
     assert traffic(a + near + updated) == 32
     assert traffic(a + "  ROOT %t = (f32[10,8]{1,0}) tuple(%a)") == 0
+
+
+DEEP = """%part (p: f32[10,8], i: s32[]) -> f32[8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %s = f32[1,8]{1,0} dynamic-slice(%p, %i), dynamic_slice_sizes={1,8}
+  ROOT %b = f32[8]{0} bitcast(%s)
+}
+
+%outer (p: f32[10,8], i: s32[], q: f32[8]) -> f32[8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %q = f32[8]{0} parameter(2)
+  %f = f32[8]{0} fusion(%p, %i), kind=kLoop, calls=%part
+  ROOT %m = f32[8]{0} multiply(%f, %q)
+}
+
+%both (p: f32[10,8], u: f32[1,8], i: s32[]) -> (f32[10,8], f32[8]) {
+  %p = f32[10,8]{1,0} parameter(0)
+  %u = f32[1,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %d = f32[10,8]{1,0} dynamic-update-slice(%p, %u, %i)
+  %b = f32[8]{0} bitcast(%u)
+  ROOT %t = (f32[10,8]{1,0}, f32[8]{0}) tuple(%d, %b)
+}
+
+%half (p: f32[10,8]) -> f32[5,8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  %n = f32[10,8]{1,0} negate(%p)
+  ROOT %s = f32[5,8]{1,0} slice(%n), slice={[0:5], [0:8]}
+}
+
+%start (p: f32[10,8]) -> f32[5,8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  ROOT %s = f32[5,8]{1,0:S(1)} slice(%p), slice={[0:5], [0:8]}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "moved"),
+    [
+        # A layer's 32 bytes of the stack, 32 beside them, 32 written.
+        ("f32[8]{0} fusion(%a, %i, %q), kind=kLoop, calls=%outer", 96),
+        # The new part of the stack, and the same once more; read from near.
+        ("(f32[10,8]{1,0}, f32[8]{0}) fusion(%a, %u, %i), kind=kLoop, calls=%both", 64),
+        # What is not asked for is not read.
+        ("f32[5,8]{1,0} fusion(%a), kind=kLoop, calls=%half", 320),
+        # A slice that is fetched ahead, to near memory.
+        ("((f32[10,8]{1,0}), f32[5,8]{1,0:S(1)}, s32[]) async-start(%a), calls=%start", 160),
+        ('f32[10,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"', 0),
+        ('f32[10,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"', 640),
+    ],
+)
+def test_traffic_looks_into_fusions(line: str, moved: int):
+    operands = """  %a = f32[10,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %u = f32[1,8]{1,0:S(1)} parameter(2)
+  %i = s32[]{:S(6)} parameter(3)
+"""
+    assert hbm_bytes(parse(program(f"{operands}  ROOT %r = {line}", DEEP))) == moved
+
+
+OFFLOADED = """%called (p: bf16[64]) -> bf16[16] {
+  %p = bf16[64]{0} parameter(0)
+  ROOT %r = bf16[16]{0} reduce-scatter(%p), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+}, execution_thread="sparsecore"
+
+%async (p: bf16[64]) -> bf16[16] {
+  %p = bf16[64]{0} parameter(0)
+  ROOT %c = bf16[16]{0} custom-call(%p), custom_call_target="x", called_computations={%called}
+}, execution_thread="sparsecore"
+"""
+
+
+def test_collectives_on_sparse_cores_are_there_and_hidden():
+    start = "((bf16[64]{0}), bf16[16]{0}, u32[]{:S(8)}) async-start(%a)"
+    entry = f"""  %a = bf16[64]{{0}} parameter(0)
+  %s = {start}, async_execution_thread="sparsecore", calls=%async
+  ROOT %d = bf16[16]{{0}} async-done(%s)"""
+    read = parse(program(entry, OFFLOADED))
+    assert collect(read, {"fsdp": 4}) == [Collectives("reduce-scatter", ("fsdp",), 1, 128, 96, 96)]
+    assert hbm_bytes(read) == 128 + 32  # once, and not once more within
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(("version", "written", "read_back"), [("0.10", 3, 5), ("0.12", 2, 3)])
+def test_a_whole_program_as_two_versions_write_it(version: str, written: int, read_back: int):
+    """programs/: libtpu 0.0.52 on four chips of v5e, without metadata and backend_config. Six
+    layers tanh(x @ w) over x [4096, 2048] a chip and w [6, 2048, 2048] in quarters, bfloat16, and
+    w - 0.1 * gradient. The newer jax keeps fewer arrays of a layer for its backward pass.
+    """
+    read = parse((Path(__file__).parent / f"programs/jax_{version}.txt").read_text())
+    assert read.unknown_loops == 0
+    assert sorted(set(read.runs.values())) == [1, 6]
+    found = {row.kind: row for row in collect(read, {"fsdp": 4})}
+    # Each layer's weights twice; the second time beside the products of the layer before.
+    assert (found["all-gather"].count, found["all-gather"].payload) == (12, 12 * 8 * MIB)
+    assert found["all-gather"].hidden == found["all-gather"].wire / 2
+    assert found["reduce-scatter"].count == 6
+    assert found["reduce-scatter"].payload == pytest.approx(6 * 8 * MIB, rel=0.04)
+    # Of a layer: its quarter of the weights twice, what is kept of it for the backward pass, and
+    # each time that a product reads some of that. Besides: x in, w in and out.
+    layer = 2 * 2 + (written + read_back) * 16
+    assert hbm_bytes(read) == pytest.approx((6 * layer + 16 + 2 * 12) * MIB, abs=1024)
 
 
 def test_a_real_program_of_xla():

@@ -12,6 +12,8 @@ from chopjax.cli import main
 from chopjax.errors import UserError
 from chopjax.plan import plan as plans
 from chopjax.plan.compile import CODE_RESERVE
+from chopjax.plan.published import CONFIGS as CONFIGS_OF_MODELS
+from chopjax.plan.tables import show
 from chopjax.plan.topology import GIB, parse
 from chopjax.train.config_file import load_config
 
@@ -94,6 +96,56 @@ class TestArithmetic:
         assert not plan["fits"]
         assert phase["memory"]["total"] > phase["memory"]["limit"] == int(15.75 * GIB)
         assert any("--config.compute.remat=full" in knob["flags"] for knob in phase["knobs"])
+        # What cannot run takes no time.
+        assert plan["days"] is plan["chip_hours"] is plan["tokens_per_day"] is None
+        assert phase["mfu"] is phase["step_seconds"] is phase["tokens_per_second"] is None
+
+    @pytest.mark.parametrize("columns", ["40", "200"])
+    def test_what_does_not_fit_ends_with_that(
+        self, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, columns: str
+    ):
+        monkeypatch.setenv("COLUMNS", columns)
+        recipe = str(CONFIGS / "just_chop_llama2_7b.py")
+        arguments = ["plan", "--config", recipe, "--topology", "v5litepod-4"]
+        assert main(arguments) == 1
+        shown = capsys.readouterr().out
+        last = shown.rstrip("\n").splitlines()[-1]
+        assert last.startswith("It does not fit: ")
+        assert "of 15.75 GiB on a v5e chip (all layers)" in last
+        for word in ("MFU", "days", "tokens a day", "tokens per second"):
+            assert word not in shown
+        assert main([*arguments, "--json"]) == 1
+        assert not json.loads(capsys.readouterr().out)["fits"]
+
+    @pytest.mark.parametrize("named", ["{folder}", "{folder}/config.json"])
+    def test_config_json_alone(self, tmp_path: Path, capsys: pytest.CaptureFixture, named: str):
+        """Without weights, tokenizer or store."""
+        raw = CONFIGS_OF_MODELS["meta-llama/Llama-2-7b-hf"] | {"num_hidden_layers": 6}
+        raw |= {"id2label": {"0": "a.b"}, "pad_token_id": None}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        model = named.format(folder=tmp_path)
+        recipe = str(CONFIGS / "heal.py")
+        arguments = ["plan", "--config", recipe, f"--config.model={model}", "--json"]
+        assert main([*arguments, "--topology", "v5p-8"]) == 0
+        (phase,) = json.loads(capsys.readouterr().out)["phases"]
+        assert phase["layers"] == 6
+        # A layer by hand: four projections, three matrices of the feed-forward, two norms.
+        layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+        assert phase["parameters"] == 6 * layer + 2 * 32000 * 4096 + 4096
+
+    def test_loops_of_unknown_length_are_told(self, tiny: Path, capsys: pytest.CaptureFixture):
+        settings, origin = plans.settings_of(load_config(tiny))
+        plan = plans.make_plan(settings, origin, parse("v5e:2x2"))
+        show(plan)
+        assert "unknown length" not in capsys.readouterr().out
+        plan["phases"][0]["unknown_loops"] = 2
+        show(plan)
+        assert "Loops of unknown length in the program: 2." in capsys.readouterr().out
+
+    def test_both_names_of_a_slice(self):
+        by_shape = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
+        assert plan_of("just_chop_llama2_7b.py", "v5p-128") == by_shape
+        assert by_shape["accelerator_type"] == "v5p-128"
 
     def test_the_pipeline_s_recipe(self):
         overrides = ["model=meta-llama/Llama-2-7b-hf", "heal.data.batch_size=64"]
@@ -121,6 +173,15 @@ class TestArithmetic:
             (["--topology", "v5e:2x2", "--tokens", "0"], "positive"),
             (["--topology", "v5e:2x2", "--config.mesh.fsdp=3"], "does not make 4"),
             (["--topology", "v5e:2x2", "--config.mesh.fdsp=4"], "mesh.fsdp"),
+            (["--topology", "v5e:2x2", "--config.data.sequence_length=8192"], "4096 positions"),
+            (
+                ["--topology", "v5e:2x2", "--config.scratch={}", "--config.model=/no/such"],
+                "/no/such: no such folder",
+            ),
+            (
+                ["--topology", "v5e:2x2", "--config.scratch={}", "--config.model=/"],
+                "no config.json",
+            ),
         ],
     )
     def test_mistakes(
@@ -141,8 +202,10 @@ def compiled(*arguments: str) -> dict:
         timeout=600,
         env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert done.returncode in (0, 1), done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["fits"] == (done.returncode == 0)
+    return plan
 
 
 def test_compiled(tiny: Path):
@@ -227,3 +290,27 @@ def test_refused(tiny: Path):
     (knob,) = phase["knobs"]
     assert knob["compiled"]
     assert knob["total"] <= phase["memory"]["limit"]
+
+
+def test_the_compiler_ends_with_the_one_that_waits(tmp_path: Path):
+    """Killed without a chance to close: neither process nor dump may stay."""
+    code = """
+import multiprocessing, sys, time
+from chopjax.plan.compile import die_with_parent
+process = multiprocessing.get_context("spawn").Process(target=die_with_parent, args=sys.argv[1:])
+process.start()
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+    dumps = tmp_path / "dumps"
+    dumps.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(dumps)], stdout=subprocess.PIPE, text=True
+    ) as waiting:
+        assert waiting.stdout is not None
+        child = int(waiting.stdout.readline())
+        assert Path(f"/proc/{child}").exists()
+        waiting.kill()
+        # The pipe's end: the child, which has it too, is gone.
+        assert waiting.stdout.read() == ""
+    assert not dumps.exists()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from chopjax import __version__
 from chopjax.report import sweep, sweep_figures
 
 
@@ -96,4 +97,15 @@ def test_everything_is_in_one_file(report: dict[str, Any], tmp_path: Path) -> No
     assert "chopjax sweep --config &lt;x&gt;" in text
     assert "60 tokens of t.jsonl" in text
     assert (tmp_path / "loss.png").exists()
+    assert f"chopjax {__version__}" in text
+    assert "With 2 of 8 layers removed, input is best not healed: loss 3.0000, +1.0000" in text
+    assert "With 4 of 8 layers removed, sleb is best healed: loss 2.5000, +0.5000" in text
     assert report["num_layers"] == 8
+
+
+def test_every_point_says_which_layers_it_keeps(report: dict[str, Any]) -> None:
+    header, body = sweep._kept(report | {"points": [*report["points"], row("x", 2, 1.0, seed=3)]})
+    assert header == ["strategy", "2 of 8 removed", "4 of 8 removed"]
+    assert body == [["input", "0", "0"], ["sleb", "–", "0"], ["x", "0", "–"]]
+    two = [row("x", 2, 1.0), row("x", 2, 1.0, seed=1) | {"keep": "1-3"}]
+    assert sweep._kept(report | {"points": two})[1] == [["x", "0 or 1-3"]]

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
 
+from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.score.harness import ChopjaxLM
+from chopjax.score.perplexity import perplexity
 from chopjax.score.tasks import load_tasks
 
 NATS = 1e-3
@@ -141,3 +144,32 @@ def test_token_requests_in_the_harness_form(tiny: Path) -> None:
     (direct,) = ours._loglikelihood_tokens([(("", ""), ids[:length], ids[length:])])
     assert direct == ours.loglikelihood([request])[0]
     assert np.isfinite(direct[0])
+
+
+def test_tokens_without_a_row_in_the_table(tmp_path: Path) -> None:
+    """A lookup would give another token's row. No error as long as no such token occurs."""
+    folder = checkpoints.write_checkpoint(tmp_path, vocab_size=300, max_position_embeddings=48)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints.write_tokenizer(folder, vocab_size=300))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|known|>", "<|extra|>"]})
+    tokenizer.save_pretrained(folder)
+    rows = tokenizer.convert_tokens_to_ids("<|extra|>")
+    checkpoints.write_checkpoint(folder, vocab_size=rows, max_position_embeddings=48)
+    ours = ChopjaxLM(str(folder), dtype="float32")
+
+    def ask(kind: str, *arguments: Any) -> Any:
+        request = Instance(kind, {}, arguments, 0, metadata=("task", 0, 1))
+        return getattr(ours, kind)([request])
+
+    ends = {"until": [], "max_gen_toks": 2}
+    assert ask("loglikelihood", "<|known|> the cat", " sat")[0][0] < 0
+    assert ask("generate_until", "the <|known|> cat", ends)
+    for kind, *arguments in (
+        ("loglikelihood", "the<|extra|> cat", " sat"),
+        ("loglikelihood", "the cat", " sat<|extra|>"),
+        ("loglikelihood_rolling", "the cat<|extra|>"),
+        ("generate_until", "the <|extra|> cat", ends),
+    ):
+        with pytest.raises(UserError, match=rf"token {rows} \('<\|extra\|>'\).* {rows} rows"):
+            ask(kind, *arguments)
+    with pytest.raises(UserError, match=f"{tmp_path}: the text has token"):
+        perplexity(ours.engine, load_tokenizer(folder), ["the cat", "a <|extra|> bird"])

@@ -78,3 +78,22 @@ def test_generated_text(tmp_path: Path) -> None:
     key, other = (prompt_key(prompt, {"most": 4, "until": [end]}) for end in ("\n", "Q:"))
     journal.add(key, "two words\nand “quotes”")
     assert Journal(tmp_path, IDENTITY).lookup([key, other]) == {0: "two words\nand “quotes”"}
+
+
+@pytest.mark.parametrize("content", [b"precious", b"precious\nlines\n", b'{"a": 1}\n'])
+def test_a_file_of_its_name_that_is_no_journal_stays(tmp_path, content):
+    journal = Journal(tmp_path, {"model": "m"})
+    journal.remove()
+    journal.path.write_bytes(content)
+    with pytest.raises(UserError, match="move it away"):
+        Journal(tmp_path, {"model": "m"})
+    assert journal.path.read_bytes() == content
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_one_that_was_cut_in_its_first_line_begins_anew(tmp_path, kept):
+    journal = Journal(tmp_path, {"model": "m"})
+    content = journal.path.read_bytes()
+    journal.remove()
+    journal.path.write_bytes(content[:kept])
+    assert Journal(tmp_path, {"model": "m"}).path.read_bytes() == content

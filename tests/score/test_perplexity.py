@@ -17,7 +17,7 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.score.journal import Journal
 from chopjax.score.model import open_engine
-from chopjax.score.perplexity import document_losses, perplexity, windows
+from chopjax.score.perplexity import document_losses, perplexity, read_texts, windows
 
 
 @hypothesis.given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 20))
@@ -64,6 +64,30 @@ def test_a_journal_remembers_documents(tiny: Path, tmp_path: Path) -> None:
     assert found[0] == first[0]
     whole = [document.loss for document in document_losses(engine, tokenizer, texts)]
     assert [document.loss for document in found] == pytest.approx(whole, abs=1e-4)
+
+
+def test_a_bar_hears_of_every_token_once(tiny: Path, tmp_path: Path) -> None:
+    """Of those that a journal remembers, too, and of what files hold before they are read."""
+    texts = ["the cat sat on the mat. " * 9, "a bird", "", "the old tree"]
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    _, engine = open_engine(str(tiny))
+    tokenizer = load_tokenizer(tiny)
+    for _ in range(2):
+        planned: list[int] = []
+        advanced: list[int] = []
+        found = document_losses(
+            engine, tokenizer, read_texts([str(path)], "text"),
+            journal=Journal(tmp_path, {"model": "tiny"}),
+            planned=planned.append, advance=advanced.append,
+        )  # fmt: skip
+        tokens = sum(document.tokens for document in found)
+        assert planned == [tokens]
+        assert sum(advanced) == tokens > 0
+    lines = read_texts([str(path)], "text")
+    assert lines.expected(1) is None
+    lines._count(path.stat().st_size // 4)
+    assert lines.expected(10) == pytest.approx(40, rel=0.1)
 
 
 def test_bytes_and_tokens(tiny: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,8 +104,10 @@ def test_the_others_end_with_the_first(prepared: tuple[Path, Path], tmp_path: Pa
     model, tasks = prepared
     output = tmp_path / "out"
     output.mkdir()
-    (output / str(model).replace("/", "__")).write_text("a file where a folder belongs")
-    (first, _, first_err), (second, _, second_err) = finish(score(model, tasks, output, 2))
+    mended = tmp_path / "model"
+    shutil.copytree(model, mended)
+    (mended / "generation_config.json").write_text('{"num_beams": 3}')  # found while others wait
+    (first, _, first_err), (second, _, second_err) = finish(score(mended, tasks, output, 2))
     assert first == 2
     assert "chopjax score: error: " in first_err
     assert "Traceback" not in first_err

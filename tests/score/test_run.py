@@ -73,7 +73,7 @@ def test_files_are_those_of_the_harness(
     for task in samples:
         tracker.save_results_samples(task, samples[task])
     (their_folder,) = (tmp_path / "theirs").iterdir()
-    assert their_folder.name == folder.name
+    assert folder.name == tiny.name
     (their_results,) = their_folder.glob("results_*.json")
     expected = json.loads(their_results.read_text())
     assert set(expected) <= set(found)
@@ -133,6 +133,33 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["/nope", "--tasks", "piqa", "--output", "o"], "error: /nope: no such folder"),
+        (["/nope", "--suite", "quick", "--data-dir", "no", "--output", "o"], "error: /nope: no su"),
+        ([], "MODEL and --suite or --tasks and --output are missing"),
+        (["/nope", "--tasks", "piqa"], "--output is missing"),
+        (["/nope", "--taks", "piqa", "--output", "o"], "unrecognized arguments: --taks"),
+    ],
+)
+def test_the_first_mistake_is_named_first(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["score", *words])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_dataset_is_named(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +193,7 @@ def start(model: Path, tasks: Path, output: Path) -> Run:
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    return Run(process, output / str(model).replace("/", "__"))
+    return Run(process, output / model.name)
 
 
 def test_a_killed_run_scores_nothing_twice(tiny: Path, tmp_path: Path) -> None:

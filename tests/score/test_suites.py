@@ -214,6 +214,31 @@ def test_files_that_are_not_right(content: str, message: str, tmp_path: Path) ->
         load_tasks(["piqa"], data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("piqa", {"sol1": None}, "line 5: sol1 is missing or has a null"),
+        ("piqa", {"label": None}, "line 5: label is missing or has a null"),
+        ("piqa", {"label": 2}, "2 is the answer, and none of 2 choices"),
+        ("piqa", {"label": -1}, "-1 is the answer, and none of 2 choices"),
+        ("hellaswag", {"ctx_b": None}, "hellaswag: its documents in --data-dir are not like those"),
+        ("winogrande", {"answer": "7"}, "winogrande cannot use the document .*KeyError|'7'"),
+        ("winogrande", {"sentence": "no gap"}, "winogrande cannot use the document"),
+        ("copa", {"question": "why"}, "copa cannot use the document .*why"),
+    ],
+)
+def test_rows_that_no_question_can_be_made_of(
+    name: str, row: dict[str, Any], message: str, data: Path, tmp_path: Path
+) -> None:
+    """Before any forward pass, and with the file's name."""
+    lines = (data / name / "validation.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    suite_data.put(tmp_path, name, "validation", [*rows, rows[0] | row])
+    with pytest.raises(UserError, match=message) as caught:
+        requests(load_tasks([name], data_dir=tmp_path)["tasks"][name], 5)
+    assert name in str(caught.value)
+
+
 def test_examples_need_their_file(data: Path) -> None:
     with pytest.raises(UserError, match=r"piqa/train.jsonl: dataset baber/piqa, split train"):
         load_tasks(["piqa"], num_fewshot=3, data_dir=data)
@@ -222,8 +247,8 @@ def test_examples_need_their_file(data: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--suite", "just_shop"], "invalid choice"),
-        ([], "one of the arguments --suite --tasks is required"),
+        (["--suite", "just_shop"], "did you mean just_chop"),
+        ([], "--suite or --tasks is missing"),
         (["--suite", "quick", "--tasks", "piqa"], "not allowed with"),
         (["--suite", "quick", "--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
         (["--suite", "quick", "--without", "pika"], "--without pika: not in quick; in it are"),

@@ -19,8 +19,8 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "tpu_scripts"
 # The only other programs within reach of a script under test: no real gcloud can be called.
-TOOLS = """bash sh env cat cp date dirname basename git grep gzip hostname mkdir mktemp mv nohup
-    rm sed setsid sleep sort tail tar touch whoami""".split()
+TOOLS = """bash chmod sh env cat cp date dirname basename git grep gzip hostname mkdir mktemp mv
+    nohup rm sed setsid sleep sort tail tar touch whoami""".split()
 
 
 class Cloud:
@@ -37,6 +37,13 @@ class Cloud:
             # -S -E -s: a bare interpreter starts in 10 ms.
             self.program(name, f'exec "{sys.executable}" -SEs "{__file__}" {name} "$@"')
         (folder / "machines").mkdir()
+        (folder / "temporary").mkdir()
+        self.environment = {
+            "PATH": str(self.bin),
+            "HOME": str(folder),
+            "TMPDIR": str(folder / "temporary"),
+            "STAND_IN": str(folder),
+        }
         self.settings = folder / "settings.sh"
         lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
         self.settings.write_text((SCRIPTS / "settings.sh").read_text() + "\n".join(lines) + "\n")
@@ -51,10 +58,6 @@ class Cloud:
 
     def reply(self, replies: dict[str, list]) -> None:
         (self.folder / "replies.json").write_text(json.dumps(replies))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"PATH": str(self.bin), "HOME": str(self.folder), "STAND_IN": str(self.folder)}
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen:
         command = [str(SCRIPTS / script), *arguments, "--settings", str(self.settings)]
@@ -128,8 +131,8 @@ def _on_machines(folder: Path, arguments: list[str]) -> int:
     for machine in machines:
         if "scp" in arguments:
             start, end = arguments[arguments.index("scp") + 1 :][:2]
-            if end.endswith(":"):
-                shutil.copy(start, machine)
+            if ":" in end:
+                shutil.copy(start, machine / end.partition(":")[2])
             else:
                 shutil.copy(machine / start.partition(":")[2], end)
             continue

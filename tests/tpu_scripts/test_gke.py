@@ -55,11 +55,13 @@ def test_create_setup_launch_collect_delete(cloud: Cloud):
     assert calls[:2] == [
         [*pools, "create", f"llama-{slice}", *cluster, *machines] for slice in (0, 1)
     ]
-    assert [call[:2] for call in calls[2:7]] == [
-        ["gcloud", "container"], kubectl, ["kubectl", "apply"],
+    assert [call[:2] for call in calls[2:8]] == [
+        ["gcloud", "container"], kubectl, kubectl, ["kubectl", "apply"],
         ["docker", "build"], ["docker", "push"],
     ]  # fmt: skip
     assert calls[3] == [*kubectl, "get", "persistentvolumeclaim", "disk"]
+    no_token = [*kubectl, "delete", "secret", "llama-hf-token", "--ignore-not-found"]
+    assert calls.pop(4) == no_token
     assert calls[7] == [*kubectl, "apply", "-f", "-"]
     assert yaml.safe_load((cloud.folder / "stdin").read_text()) == jobset(cloud)
     assert calls[8][2] == "logs"
@@ -84,7 +86,8 @@ def test_create_setup_launch_collect_delete(cloud: Cloud):
     assert calls[15] == [
         *kubectl, "delete", "jobset", "llama", "--ignore-not-found", "--cascade=foreground",
     ]  # fmt: skip
-    assert calls[16:] == [
+    assert calls[16] == no_token
+    assert calls[17:] == [
         [*pools, "delete", f"llama-{slice}", *cluster, "--quiet"] for slice in (0, 1)
     ]
 
@@ -107,7 +110,38 @@ def test_manifest(cloud: Cloud):
     assert pod["volumes"] == [{"name": "share", "persistentVolumeClaim": {"claimName": "disk"}}]
     assert container["volumeMounts"] == [{"name": "share", "mountPath": "/mnt/share"}]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    (token,) = container["env"]
+    assert token["name"] == "HF_TOKEN"
+    secret = {"name": "llama-hf-token", "key": "token", "optional": True}
+    assert token["valueFrom"] == {"secretKeyRef": secret}
     assert "serviceAccountName" not in pod
+
+
+def test_token_becomes_a_secret_and_no_metadata(cloud: Cloud):
+    cloud.environment["HF_TOKEN"] = "hf_SECRET"
+    cloud.program(
+        "kubectl",
+        '''
+        path=${!#}
+        [[ "$*" != *from-file* ]] || cat "${path#--from-file=token=}" >"$STAND_IN/got"
+        echo "$@" >>"$STAND_IN/kubectl"''',
+    )
+    done = cloud.run("gke.sh", "setup")
+    assert done.returncode == 0, done.stderr
+    assert (cloud.folder / "got").read_text() == "hf_SECRET\n"
+    asked = (cloud.folder / "kubectl").read_text()
+    assert "create secret generic llama-hf-token --from-file=token=" in asked
+    assert "hf_SECRET" not in asked + done.stdout + done.stderr
+    assert list((cloud.folder / "temporary").iterdir()) == []
+
+
+def test_stores_lie_on_the_volume(cloud: Cloud):
+    for store, code in (("/mnt/share/a=1,gs://b/c=2", 0), ("/mnt/share/a=1,/mnt/b=2", 2)):
+        with cloud.settings.open("a") as file:
+            file.write(f"TRAIN_STORE={store}\n")
+        done = cloud.run("gke.sh", "launch")
+        assert done.returncode == code, done.stderr
+    assert "/mnt/b, a token store in" in done.stderr
 
 
 def test_75_restarts_without_limit_and_other_failures_are_counted(cloud: Cloud):

@@ -35,7 +35,7 @@ def test_launch(cloud: Cloud):
         "--cpus-per-task=8", "--time=24:00:00", "--signal=TERM@240", "--requeue",
         "--open-mode=append", f"--output={work}/logs/%x-%j.log", f"--chdir={SCRIPTS.parent}",
         "--partition=gpu", f"{SCRIPTS}/slurm_job.sh", "/shared/venv", "240",
-        "chopjax train --config 'my config.py'",
+        "chopjax train --config 'my config.py'", f"{cloud.folder}/.cache/huggingface/token",
     ]  # fmt: skip
     assert (work / "logs").is_dir()
 
@@ -116,7 +116,7 @@ def test_collect_leaves_checkpoints(cloud: Cloud):
 def test_batch_job_requeues_on_75_only(cloud: Cloud, code: int, requeued: bool):
     cloud.reply({"srun": [{"code": code}]})
     done = subprocess.run(
-        [str(SCRIPTS / "slurm_job.sh"), "/shared/venv", "240", "chopjax train; true"],
+        [str(SCRIPTS / "slurm_job.sh"), "/shared/venv", "240", "chopjax train; true", ""],
         env={**cloud.environment, "SLURM_JOB_ID": "17"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == code
@@ -124,6 +124,16 @@ def test_batch_job_requeues_on_75_only(cloud: Cloud, code: int, requeued: bool):
         "srun", "--kill-on-bad-exit=0", "--wait=240", "bash", "-c", "chopjax train; true",
     ]  # fmt: skip
     assert (["scontrol", "requeue", "17"] in cloud.calls) == requeued
+
+
+def test_batch_job_finds_the_token(cloud: Cloud):
+    token = cloud.folder / "token"
+    token.write_text("hf_SECRET")
+    cloud.program("srun", f"echo $HF_TOKEN_PATH >{cloud.folder}/seen")
+    for file, seen in ((token, str(token)), (cloud.folder / "none", "")):
+        command = [str(SCRIPTS / "slurm_job.sh"), "/shared/venv", "240", "x", str(file)]
+        assert subprocess.run(command, env=cloud.environment).returncode == 0
+        assert (cloud.folder / "seen").read_text().strip() == seen
 
 
 def test_shared_folder_is_needed(cloud: Cloud):

@@ -1,6 +1,9 @@
 """tpu.sh against a recording stand-in: exact calls, the watcher's states, failures, Ctrl-C."""
 
+import argparse
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +12,10 @@ from pathlib import Path
 
 import pytest
 from tpu_scripts.cloud import SCRIPTS, Cloud
+
+from chopjax.commands import train
+from chopjax.train.config_file import load_config
+from chopjax.train.settings import read
 
 WHERE = ["--project=my-project", "--zone=us-east5-a"]
 QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -131,7 +138,7 @@ def test_setup_sends_this_checkout_to_every_machine(cloud: Cloud):
     assert copy[len(QUEUED) + 1].endswith("/llama-source.tar.gz")
     assert copy[len(QUEUED) + 2 :] == ["llama:", *WHERE, *EVERYWHERE]
     mount = "remote_job.sh mount /mnt/share/llama 'sudo mount share /mnt/share'; python3 -m pip"
-    assert mount in install[-1]
+    assert f"cd chopjax; tpu_scripts/remote_job.sh token ''; tpu_scripts/{mount}" in install[-1]
     assert install[:-1] == [*QUEUED, "ssh", "llama", *WHERE, *EVERYWHERE]
     assert "uv venv --quiet --python 3.12 .venv" in install[-1]
     assert "'.[tpu]'" in install[-1]
@@ -147,8 +154,9 @@ VERBS = {
 @pytest.mark.parametrize("script", VERBS)
 def test_dry_run_prints_commands_and_runs_nothing(tmp_path: Path, script: str):
     cloud = Cloud(
-        tmp_path, ("mkdir",), NAME="llama", PROJECT="p", ZONE="z", CLUSTER="c",
+        tmp_path, ("mkdir", "chopjax"), NAME="llama", PROJECT="p", ZONE="z", CLUSTER="c",
         CLUSTER_LOCATION="l", IMAGE="i", WORKDIR="/mnt/w", VOLUME_CLAIM="v", MOUNT_PATH="/mnt",
+        MOUNT_COMMAND="mount s /mnt", TRAIN_COMMAND="chopjax train --config c.py",
     )  # fmt: skip
     for verb in VERBS[script]:
         done = cloud.run(script, verb, "--dry-run")
@@ -156,7 +164,9 @@ def test_dry_run_prints_commands_and_runs_nothing(tmp_path: Path, script: str):
         assert done.stderr == ""
         assert done.stdout
         assert verb in done.stdout or verb not in ("create", "delete")
-    assert cloud.calls == []
+    where = "here" if script == "slurm.sh" else "elsewhere"
+    checked = ["chopjax", "train", "--config", "c.py", "--check", where]
+    assert cloud.calls == [checked] * len({"create", "launch", "watch"} & set(VERBS[script]))
     assert not (tmp_path / "runs").exists()
 
 
@@ -193,16 +203,101 @@ def test_mistakes_of_the_user(cloud: Cloud, tmp_path: Path):
         ({"GRACE_SECONDS": "4m"}, "a whole number of at least 1 is needed"),
         ({"WORKDIR": "gs://bucket/llama"}, "an absolute path on a file system that every host"),
         ({"NAME": "My_Run"}, "lower-case letters"),
+        ({"TRAIN_STORE": "c4"}, "TRAIN_STORE=c4 in"),
+        ({"EVALUATION_STORE": "/mnt/a=1,b=2"}, "an absolute path on a file system that every host"),
     ]:
         saved = cloud.settings.read_text()
         more_settings(cloud, **settings)
         assert message in error("launch")
         cloud.settings.write_text(saved)
     cloud.settings.write_text("NAME=x\n")
-    assert "lacks WORKDIR TRAIN_COMMAND" in error("launch")
+    assert "lacks WORKDIR TRAIN_STORE" in error("launch")
     cloud.settings.unlink()
     assert "cannot read the settings file" in error("launch")
     assert cloud.calls == []
+
+
+# ---- the command that is shipped -----------------------------------------------------------------
+
+
+def shipped(folder: Path, **settings: str) -> Cloud:
+    """settings.sh as somebody would edit it: in its place, so that later lines see the values."""
+    cloud = Cloud(folder, ("gcloud", "chopjax"), NAME="llama")
+    text = (SCRIPTS / "settings.sh").read_text()
+    edited = {"PROJECT": "p", "ZONE": "z", "WORKDIR": "/mnt/share/my run"} | settings
+    for name, value in edited.items():
+        text, count = re.subn(f"(?m)^{name}=.*", f"{name}='{value}'", text)
+        assert count == 1
+    cloud.settings.write_text(text)
+    return cloud
+
+
+def test_shipped_command_is_one_that_training_takes(tmp_path: Path):
+    cloud = shipped(
+        tmp_path, TRAIN_STORE="/mnt/share/c4=2,gs://b/wiki=1", EVALUATION_STORE="/mnt/share/v"
+    )
+    done = cloud.run("tpu.sh", "launch", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    ((_, verb, *arguments, _, where),) = cloud.calls
+    assert (verb, where) == ("train", "elsewhere")
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = parser.parse_args([re.sub(r"^--config\.", "--set=", word) for word in arguments])
+    assert args.workdir == "/mnt/share/my run"
+    settings = read(load_config(SCRIPTS.parent / args.config, args.set))
+    assert settings.data.train == "/mnt/share/c4=2,gs://b/wiki=1"
+    assert settings.data.evaluation == "/mnt/share/v"
+
+
+def test_shipped_command_wants_its_store(tmp_path: Path):
+    cloud = shipped(tmp_path)
+    done = cloud.run("tpu.sh", "watch", "--dry-run")
+    assert done.returncode == 2
+    assert "not set: TRAIN_STORE." in done.stderr
+    assert cloud.calls == []
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("verb", ["create", "launch", "watch"])
+def test_nothing_is_asked_for_before_the_command_is_checked(
+    tmp_path: Path, verb: str, dry: tuple[str, ...]
+):
+    cloud = shipped(tmp_path, TRAIN_STORE="/mnt/share/c4")
+    cloud.reply({"--check": [{"code": 2, "err": "a gated model"}]})
+    done = cloud.run("tpu.sh", verb, *dry)
+    assert done.returncode == 2
+    assert "a gated model" in done.stderr
+    assert "TRAIN_COMMAND in" in done.stderr
+    assert [call[0] for call in cloud.calls] == ["chopjax"]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("my_training --x", "there is no `chopjax train` in TRAIN_COMMAND"),
+        ("chopjax train --workdir $NOWHERE", "it is more than words"),
+        ("chopjax train --config c.py | tee log", "it is more than words"),
+    ],
+)
+def test_what_cannot_be_checked_is_said(cloud: Cloud, command: str, message: str):
+    cloud.program("chopjax", "exit 1")
+    more_settings(cloud, TRAIN_COMMAND=command)
+    done = cloud.run("tpu.sh", "launch", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert message in done.stderr
+
+
+def test_a_mount_that_cannot_be_that_of_workdir_is_said(cloud: Cloud):
+    assert "MOUNT_COMMAND" not in cloud.run("tpu.sh", "launch", "--dry-run").stderr
+    for command, message in [
+        ("", "MOUNT_COMMAND is not set"),
+        ("mount x /mnt/sha", "names no folder that WORKDIR=/mnt/share/llama lies in"),
+        ("mount x /mnt/share2", "names no folder"),
+        ("mount x /a/mnt/share", "names no folder"),
+    ]:
+        more_settings(cloud, MOUNT_COMMAND=command)
+        assert message in cloud.run("tpu.sh", "launch", "--dry-run").stderr
 
 
 def test_gcloud_missing(cloud: Cloud):
@@ -417,6 +512,43 @@ def test_two_machines_are_preempted_and_training_resumes(cloud: Cloud):
     assert sorted(path.name for path in (cloud.folder / "runs/chopjax").iterdir()) == [
         "logs", "metrics.jsonl",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("held", ["variable", "file"])
+def test_token_reaches_training_and_nobody_else(cloud: Cloud, held: str):
+    install(cloud)
+    secret, told = "hf_SECRET", cloud.folder / "told"
+    (cloud.folder / "train").write_text(f'#!/bin/bash\ncp "$HF_TOKEN_PATH" {told}')
+    (cloud.folder / "machines/w-0").mkdir()
+    share = cloud.folder / "share"
+    share.mkdir()
+    more_settings(cloud, MOUNT_COMMAND=mountable(cloud), WORKDIR=str(share))
+    if held == "file":
+        (cloud.folder / "mine").write_text(secret)
+        more_settings(cloud, HF_TOKEN_FILE=str(cloud.folder / "mine"))
+    else:
+        cloud.environment["HF_TOKEN"] = secret
+    cloud.reply({"ssh llama": [{"machines": True}], "scp": [{"machines": True}]})
+    dry = cloud.run("tpu.sh", "setup", "--dry-run")
+    outputs = [dry.stdout, dry.stderr]
+    for verb in ("setup", "launch"):
+        done = cloud.run("tpu.sh", verb)
+        assert done.returncode == 0, done.stderr
+        outputs += [done.stdout, done.stderr]
+    deadline = time.monotonic() + 20
+    state = cloud.folder / "machines/w-0/chopjax_job"
+    while not (state / "exit_code").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert told.read_text().strip() == secret
+    assert (state / "hf_token").stat().st_mode & 0o777 == 0o600
+    assert not (cloud.folder / "machines/w-0/llama-hf-token").exists()
+    for text in [*outputs, json.dumps(cloud.calls), (state / "train.log").read_text()]:
+        assert secret not in text
+    assert list((cloud.folder / "temporary").iterdir()) == []
+    # Not to be passed on any more.
+    more_settings(cloud, HF_TOKEN_FILE="")
+    assert cloud.run("tpu.sh", "setup").returncode == 0
+    assert not (state / "hf_token").exists()
 
 
 @pytest.fixture

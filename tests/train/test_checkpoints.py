@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from chopjax.checkpoint.manifest import MANIFEST
+from chopjax.checkpoint.mark import begin_mark
 from chopjax.errors import UserError
 from chopjax.train import checkpoints
 
@@ -96,10 +97,35 @@ def test_all_damaged_stops(folder):
 
 def test_none_is_not_damaged(tmp_path):
     assert checkpoints.latest_good(tmp_path) is None
-    (tmp_path / "7.partial").mkdir()
+    (tmp_path / ".saving-00000000" / "7").mkdir(parents=True)
+    begin_mark(tmp_path / ".saving-00000000", "train")
     assert checkpoints.latest_good(tmp_path) is None
     checkpoints.remove_partial(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_call_so_stays(folder):
+    """Names like those of saves and checkpoints are not enough."""
+    for name in ("7.partial", ".saving-1234abcd", "7.partial.orbax-checkpoint-tmp", "0"):
+        (folder / name).mkdir()
+        (folder / name / "mine").write_text("precious")
+    (folder / "1" / "mine").write_text("precious")
+    checkpoints.remove_partial(folder)
+    assert checkpoints.latest_good(folder) == 3
+    with checkpoints.Saver(folder, 1, 0) as saver:
+        saver.save(4, state_of(4), {})
+        saver.wait()
+    left = {path.parent.name for path in folder.glob("*/mine")}
+    assert left == {"7.partial", ".saving-1234abcd", "7.partial.orbax-checkpoint-tmp", "0", "1"}
+    assert checkpoints.steps(folder) == [0, 1, 4]
+
+
+def test_a_folder_named_like_a_step_is_not_set_aside(folder):
+    (folder / "9").mkdir()
+    (folder / "9" / "run.json").write_text("mine")
+    with pytest.raises(UserError, match=r"9 is not a checkpoint"):
+        checkpoints.latest_good(folder)
+    assert (folder / "9" / "run.json").read_text() == "mine"
 
 
 def test_retention(tmp_path):

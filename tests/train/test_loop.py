@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from train.runs import STEPS, at_step, bits, lines, prepare, recipe, signal_after
 
-from chopjax import cli
+from chopjax import cli, progress
+from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.load import load
+from chopjax.checkpoint.source import open_checkpoint
+from chopjax.chop.stream import chop_checkpoint
+from chopjax.data.store import open_store
 from chopjax.errors import UserError
 from chopjax.train import checkpoints, evaluation, loop
 from chopjax.train.loop import train
@@ -37,6 +46,24 @@ def chopped(data, tmp_path_factory) -> Path:
     return workdir
 
 
+def test_held_out_text_has_a_bar(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step, too: its batches are counted, and it is not alone at 100 %."""
+    bars: list[progress.Bar] = []
+
+    @contextlib.contextmanager
+    def seen(*arguments: Any) -> Iterator[progress.Bar]:
+        bars.append(progress.Bar(*arguments, done=0))
+        yield bars[-1]
+
+    monkeypatch.setattr(evaluation, "progress", seen)
+    train(recipe(data, "total_steps=2", "evaluation.every=2"), tmp_path / "run")
+    assert len(bars) == 2  # at steps 0 and 2
+    assert all(bar.label == "held-out loss" and bar.done == bar.total for bar in bars)
+    assert all("loss" in bar.values for bar in bars)
+
+
 def test_a_run_heals_and_says_what_it_did(chopped):
     evaluations = lines(chopped, "eval_loss")
     assert list(evaluations) == [0, 4, 8, 12]
@@ -55,6 +82,62 @@ def test_the_chop_comes_after_the_steps_and_is_recorded(chopped):
     assert loaded.provenance is not None
     assert loaded.provenance["kept_layers"] == [0, 3]
     assert loaded.raw_config["num_hidden_layers"] == 2
+
+
+def test_an_export_says_how_it_was_trained(chopped, data, tmp_path):
+    export_model(str(chopped), tmp_path / "healed")
+    record = json.loads((tmp_path / "healed" / "chopjax.json").read_text())
+    chop, training = record["history"]
+    assert record["parent"]["name"] == str(data / "model")
+    assert chop["kept_layers"] == [0, 3]
+    assert (training["step"], training["kind"]) == ("training", "full")
+    assert (training["steps"], training["tokens"]) == (STEPS, STEPS * 4 * 16)
+    assert training["chop_after_steps"] == 4
+    assert training["optimizer"]["name"] == "lion"
+    assert (training["optimizer"]["b1"], training["optimizer"]["b2"]) == (0.9, 0.95)
+    assert training["learning_rate"]["peak"] == 3e-3
+    assert training["learning_rate"]["warmup_steps"] == 2
+    assert (training["batch_size"], training["sequence_length"]) == (4, 16)
+    (store,) = training["data"]
+    assert store["fingerprint"] == open_store(data / "train").fingerprint
+    assert store["name"] == "train"
+    held_out = training["held_out"]
+    assert held_out["window_loss"] == lines(chopped, "eval_loss")[STEPS]
+    assert held_out["data"]["fingerprint"] == open_store(data / "held_out").fingerprint
+    assert "windows of 16" in held_out["convention"]
+    card = (tmp_path / "healed" / "README.md").read_text()
+    assert "12 steps, 768 tokens, all weights; the first 4 with all layers" in card
+    assert f"{held_out['window_loss']:.4f}" in card
+    assert str(data) not in card
+    # An earlier checkpoint says where it stood, and a chop of the result adds to the history.
+    early = describe(str(chopped), step=10).provenance
+    assert early["history"][1]["steps"] == 10
+    assert early["history"][1]["held_out"] is None
+    again = chop_checkpoint(
+        open_checkpoint(str(tmp_path / "healed")), (1,), tmp_path / "again", "keep", {"keep": "1"}
+    )
+    assert again.kept_layers == (1,)
+    record = json.loads((tmp_path / "again" / "chopjax.json").read_text())
+    assert [entry["step"] for entry in record["history"]] == ["chop", "training", "chop"]
+    assert record["kept_layers"] == [3]
+
+
+def test_a_run_of_an_earlier_version_names_no_stores(chopped, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(chopped, workdir)
+    path = workdir / f"checkpoints/{STEPS}/run.json"
+    record = json.loads(path.read_text())
+    del record["stores"]
+    path.write_text(json.dumps(record))
+    training = describe(str(workdir)).provenance["history"][1]
+    assert training["data"][0]["fingerprint"] == record["fingerprints"]["data"][0]
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"run\.json: not a record"):
+        describe(str(workdir))
+    # Nor does it matter what lies at metrics.jsonl.
+    path.write_text(json.dumps(record))
+    (workdir / "metrics.jsonl").write_bytes(b'\xff "eval_loss"\n{"eval_loss": NaN, "step": 12}\n')
+    assert describe(str(workdir)).provenance is not None
 
 
 def stop_in(patch: pytest.MonkeyPatch, module: object, name: str, call: int) -> None:
@@ -122,7 +205,17 @@ def test_resuming_gives_the_same_bits_with_every_optimizer(data, tmp_path, monke
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
 
 
-def test_a_full_disk_stops_with_what_is_saved(data, small_disk, capsys):
+def test_a_disk_that_will_be_full_is_seen_before(data, small_disk):
+    config = recipe(data, "data.evaluation=", "checkpoints.every=2", "checkpoints.keep_last=9")
+    with pytest.raises(UserError, match=r"6 more checkpoints of [\d,]+ bytes .* [\d,]+ are free"):
+        train(config, small_disk)
+    assert checkpoints.steps(small_disk / "checkpoints") == []
+    assert not (small_disk / "metrics.jsonl").exists()
+
+
+def test_a_full_disk_stops_with_what_is_saved(data, small_disk, capsys, monkeypatch):
+    # Others may fill it meanwhile.
+    monkeypatch.setattr("chopjax.train.loop.check_training", lambda *arguments: None)
     config = recipe(data, "data.evaluation=", "checkpoints.every=2", "checkpoints.keep_last=9")
     with pytest.raises(UserError, match="No space left on device") as full:
         train(config, small_disk)
@@ -292,4 +385,4 @@ def test_the_command(data, tmp_path, capsys):
     assert summary["eval_tokens"] == 4 * 41 - 1
     assert summary["mfu"] > 0
     assert cli.main([*command, "--config.total_stepz=2"]) == 2
-    assert "near it: total_steps" in capsys.readouterr().err
+    assert "did you mean total_steps" in capsys.readouterr().err

@@ -79,19 +79,20 @@ CONFIG = families.translate(RAW)[1]
 B, T = 4, 8
 
 
-def make(**changes):
+def make(raw=RAW, **changes):
+    config = families.translate(raw)[1]
     settings = Settings(
-        scratch=RAW,
+        scratch=raw,
         data=DataSettings(batch_size=B, sequence_length=T),
         optimizer=changes.get("optimizer", OptimizerSettings(name="adamw")),
         compute=changes.get("compute", ComputeSettings()),
     )
     made = mesh.make_mesh(devices=jax.devices()[:1])
     rule = optimizer.make_optimizer(settings.optimizer, 10)
-    params = step.abstract_params(CONFIG, settings.compute.param_dtype, made)
+    params = step.abstract_params(config, settings.compute.param_dtype, made)
     abstract = step.abstract_state(params, rule, settings, made)
-    state = step.begin_from_scratch(CONFIG, rule, settings, abstract)
-    objective = objectives.next_token(CONFIG, settings)
+    state = step.begin_from_scratch(config, rule, settings, abstract)
+    objective = objectives.next_token(config, settings)
     train_step = step.make_train_step(objective, rule, settings, abstract, {}, made)
     return made, state, lambda state, batch: train_step(state, {}, batch)
 
@@ -154,6 +155,57 @@ def test_bfloat16_parameters_and_compute():
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     assert state["params"]["embed"]["embedding"].dtype == jnp.bfloat16
+
+
+FAMILIES = {
+    "llama": {},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32},
+    "opt": {
+        "intermediate_size": None,
+        "ffn_dim": 24,
+        "word_embed_proj_dim": 8,
+        "do_layer_norm_before": False,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "param_dtype", "dtype", "microbatches"),
+    [
+        ("llama", True, "bfloat16", "float32", 1),
+        ("llama", True, "bfloat16", "bfloat16", 2),
+        ("llama", True, "float32", "bfloat16", 1),
+        ("llama", False, "bfloat16", "float32", 2),
+        ("gpt2", True, "bfloat16", "bfloat16", 1),
+        ("opt", True, "bfloat16", "float32", 1),
+        ("opt", False, "bfloat16", "bfloat16", 1),
+    ],
+)
+def test_types_of_parameters_and_of_computing(family, tied, param_dtype, dtype, microbatches):
+    """Every leaf keeps its type, gradients and their norm are those of float32, roughly."""
+    raw = {"vocab_size": 50} if family == "gpt2" else RAW
+    raw = raw | FAMILIES[family] | {"model_type": family, "tie_word_embeddings": tied}
+    compute = ComputeSettings(dtype=dtype, param_dtype=param_dtype, microbatches=microbatches)
+    adamw = OptimizerSettings(name="adamw", peak_learning_rate=1e-2)
+    made, state, train_step = make(raw, compute=compute, optimizer=adamw)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
+    whole = jax.tree.map(lambda leaf: np.array(leaf, np.float32), state["params"])
+    batch = batch_of(0)
+    config = families.translate(raw)[1]
+
+    def naive(params):
+        hidden = decoder.hidden_states(params, config, decoder.Compute(), batch["tokens"])
+        logp = jax.nn.log_softmax(hidden @ decoder.head_kernel(params, config))
+        nll = -jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0]
+        return (nll * batch["weights"]).sum() / batch["weights"].sum()
+
+    loss, gradient = jax.value_and_grad(naive)(whole)
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradient)))
+    state, metrics = train_step(state, jax.device_put(batch, mesh.batch_sharding(made)))
+    assert jax.tree.map(lambda leaf: leaf.dtype, state) == dtypes
+    assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {jnp.dtype(param_dtype)}
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=2e-2)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=5e-2)
 
 
 def test_loss_and_gradient_norm_are_those_of_the_whole_logits():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, cut
 from chopjax.models.config import ModelConfig
 from chopjax.models.families import gpt2, llama, opt, qwen3
 from chopjax.models.families.table import Family
@@ -17,9 +17,11 @@ def find(raw: Mapping[str, Any]) -> Family:
     """The family that a config.json belongs to."""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        if "_diffusers_version" in raw or "_class_name" in raw:
+            raise UserError("config.json: of a part of a diffusers pipeline, not a language model")
         raise UserError(
-            f"config.json: model_type {model_type!r} is not supported; "
-            f"chopjax knows {', '.join(FAMILIES)}"
+            f"config.json: model_type {cut(repr(model_type), 80)} is not supported; chopjax "
+            f"removes layers from decoders of these kinds: {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
 

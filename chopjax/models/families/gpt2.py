@@ -39,7 +39,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         family="gpt2",
         vocab_size=options.size("vocab_size", 50_257),
         embed_dim=embed_dim,
-        layers=(Layer(),) * options.size("n_layer", 12),
+        layers=(Layer(),) * options.layers("n_layer", 12),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=options.divide("n_embd / n_head", embed_dim, num_heads),

@@ -38,7 +38,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         family="llama",
         vocab_size=options.size("vocab_size", 32_000),
         embed_dim=embed_dim,
-        layers=(layer,) * options.size("num_hidden_layers", 32),
+        layers=(layer,) * options.layers("num_hidden_layers", 32),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,

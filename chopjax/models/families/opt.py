@@ -33,7 +33,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         family="opt",
         vocab_size=options.size("vocab_size", 50_272),
         embed_dim=embed_dim,
-        layers=(Layer(),) * options.size("num_hidden_layers", 12),
+        layers=(Layer(),) * options.layers("num_hidden_layers", 12),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=options.divide("hidden_size / num_attention_heads", embed_dim, num_heads),

@@ -7,8 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, cut, listing
 from chopjax.models.config import Rope
+
+MAX_SIZE = 2**31 - 1  # of an index of JAX's arrays
+MAX_LAYERS = 10_000
+MAX_NUMBER = 1e30  # float32 holds its square root's inverse, and products of a few of them
+SMALL = 1e-30
 
 # Keys that cannot change what the model computes for given tokens at inference: bookkeeping,
 # generation defaults, dropout and initialisation. Families add their own.
@@ -69,40 +74,50 @@ class Options:
         self.seen.add(key)
         return self.raw.get(key, default)
 
-    def size(self, key: str, default: int | None = None) -> int:
+    def size(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         """A whole number of at least 1."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            found = "is missing" if value is None else f"is {value!r}"
+            found = "is missing" if value is None else f"is {_shown(value)}"
             self.problems.append(f"{key} {found}; a whole number of at least 1 is needed")
+            return 1
+        if value > most:
+            self.problems.append(f"{key} is {_shown(value)}; at most {most:,} is supported")
             return 1
         return value
 
+    def layers(self, key: str, default: int) -> int:
+        """The number of layers: whatever has something a layer is then small."""
+        return self.size(key, default, MAX_LAYERS)
+
     def number(self, key: str, default: float, above: float = -math.inf) -> float:
-        """A finite number, above a bound."""
+        """A number that float32 holds, above a bound."""
         value = self.get(key, default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            self.problems.append(f"{key} is {value!r}; a number is needed")
+        # Compared as they are: an integer may be too large to become a float.
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.problems.append(f"{key} is {_shown(value)}; a number is needed")
+            return default
+        if not -MAX_NUMBER <= value <= MAX_NUMBER:
+            self.problems.append(f"{key} is {_shown(value)}; a finite number is needed")
             return default
         if value <= above:
-            self.problems.append(f"{key} is {value!r}; a number above {above:g} is needed")
+            self.problems.append(f"{key} is {_shown(value)}; a number above {above:g} is needed")
+            return default
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):
-            self.problems.append(f"{key} is {value!r}; true or false is needed")
+            self.problems.append(f"{key} is {_shown(value)}; true or false is needed")
         return bool(value)
 
     def choice(self, key: str, names: Mapping[str, str], default: str) -> Any:
         """One of several names, translated; any other is refused by name."""
         value = self.get(key, default)
         if not isinstance(value, str) or value not in names:
-            self.problems.append(f"{key} {value!r} is not supported (only {', '.join(names)})")
+            self.problems.append(
+                f"{key} {_shown(value)} is not supported (only {', '.join(names)})"
+            )
             return names[default]
         return names[value]
 
@@ -110,8 +125,10 @@ class Options:
         """A special token's id; of a list, the first."""
         value = self.get(key)
         first = value[0] if isinstance(value, list) and value else value
-        if first is not None and (isinstance(first, bool) or not isinstance(first, int)):
-            self.problems.append(f"{key} is {value!r}; a token's number is needed")
+        if first is None:
+            return None
+        if isinstance(first, bool) or not isinstance(first, int) or not abs(first) <= MAX_SIZE:
+            self.problems.append(f"{key} is {_shown(value)}; a token's number is needed")
             return None
         return first
 
@@ -125,13 +142,17 @@ class Options:
         for key, value in self.raw.items():
             if key in self.seen or key in self.neutral:
                 continue
-            if key == "layer_types" and value == ["full_attention"] * num_layers:
+            if key == "layer_types" and _is_full_attention(value, num_layers):
                 continue  # what every layer of these families is
-            if key in self.off:
+            if key == "quantization_config" and value is not None:
+                self.problems.append(_quantized(value))
+            elif key in self.off:
                 if value not in self.off[key]:
-                    self.problems.append(f"{key} = {value!r} is not supported")
+                    self.problems.append(f"{key} = {_shown(value)} is not supported")
             elif value is not None:
-                self.problems.append(f"{key} = {value!r} is not an option that chopjax knows")
+                self.problems.append(
+                    f"{cut(key, 80)} = {_shown(value)} is not an option that chopjax knows"
+                )
         if self.problems:
             model_type = self.raw.get("model_type")
             raise UserError(
@@ -140,51 +161,79 @@ class Options:
             )
 
 
+def _shown(value: Any) -> str:
+    """A value as a message has it."""
+    return cut(repr(value), 80)
+
+
+def _is_full_attention(value: Any, num_layers: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == num_layers
+        and all(kind == "full_attention" for kind in value)
+    )
+
+
+def _quantized(value: Any) -> str:
+    """What a quantized checkpoint is, and the way out."""
+    method = value.get("quant_method") if isinstance(value, dict) else None
+    return (
+        f"the weights are quantized (quantization_config: {_shown(method or value)}), and layers "
+        "are removed from weights in floating point alone: take the checkpoint that it was made "
+        "from, chop that, and quantize the result"
+    )
+
+
 def rope(options: Options, max_positions: int) -> Rope:
     """Both spellings: rope_parameters (newer), rope_theta with rope_scaling (older).
 
     Defaults are those of transformers' modeling_rope_utils.
     """
-    theta = options.number("rope_theta", 10_000.0, above=0)
+    theta = options.number("rope_theta", 10_000.0, above=SMALL)
     found = options.get("rope_scaling") or options.get("rope_parameters") or {}
     options.seen |= {"rope_scaling", "rope_parameters"}
     if not isinstance(found, dict):
-        options.problems.append(f"rope_parameters is {found!r}; an object is needed")
+        options.problems.append(f"rope_parameters is {_shown(found)}; an object is needed")
         return Rope()
     inner = Options({key: value for key, value in found.items() if value is not None})
-    kind = str(inner.get("rope_type", inner.get("type", "default")))
+    kind = inner.get("rope_type", inner.get("type", "default"))
     inner.seen.add("type")
-    theta = inner.number("rope_theta", theta, above=0)
+    theta = inner.number("rope_theta", theta, above=SMALL)
     if inner.number("partial_rotary_factor", options.number("partial_rotary_factor", 1.0)) != 1.0:
         inner.problems.append("partial_rotary_factor other than 1 is not supported")
     fields: dict[str, Any] = {"kind": kind, "theta": theta}
     if kind not in ("default", "linear", "llama3", "yarn"):
-        inner.problems.append(f"rope_type {kind!r} is not supported")
+        inner.problems.append(f"rope_type {_shown(kind)} is not supported")
         inner.seen |= set(found)
         fields["kind"] = "default"
     elif kind != "default":
         if "factor" not in inner.raw:
             inner.problems.append(f"rope_type {kind!r} needs a factor")
-        fields["factor"] = inner.number("factor", 1.0, above=0)
+        fields["factor"] = inner.number("factor", 1.0, above=SMALL)
     if kind in ("llama3", "yarn"):
         # transformers gives the key outside rope_parameters the last word.
-        outside = options.get("original_max_position_embeddings")
         inside = inner.size("original_max_position_embeddings", max_positions)
-        fields["original_max_positions"] = outside or inside
+        outside = options.size("original_max_position_embeddings", inside)
+        fields["original_max_positions"] = outside
     if kind == "llama3":
-        fields["low_freq_factor"] = inner.number("low_freq_factor", 1.0)
+        fields["low_freq_factor"] = inner.number("low_freq_factor", 1.0, above=SMALL)
         low = fields["low_freq_factor"]
         fields["high_freq_factor"] = inner.number("high_freq_factor", 4.0, above=low)
     if kind == "yarn":
-        fields["beta_fast"] = inner.number("beta_fast", 32.0)
-        fields["beta_slow"] = inner.number("beta_slow", 1.0)
+        # transformers takes 0 as not given.
+        for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
+            fields[key] = inner.number(key, default) or default
+            if fields[key] < SMALL:
+                inner.problems.append(f"{key} is {fields[key]:g}; a positive number is needed")
         fields["truncate"] = inner.flag("truncate", True)
         fields["attention_factor"] = _yarn_attention_factor(inner, fields["factor"])
+        if theta == 1:
+            inner.problems.append("rope_theta of 1 has no dimensions to tell apart")
     # Keys of other kinds are inert here, as they are in transformers, but must be rope's own.
     known = {f for f in _ROPE_KEYS if f in found}
     inner.seen |= known
     unknown = [key for key in inner.raw if key not in inner.seen]
-    inner.problems += [f"{key} is not an option that chopjax knows" for key in unknown]
+    inner.problems += [f"{cut(key, 80)} is not an option that chopjax knows" for key in unknown]
     options.problems += [f"rope_parameters: {problem}" for problem in inner.problems]
     return Rope(**fields)
 
@@ -205,6 +254,10 @@ def _yarn_attention_factor(inner: Options, factor: float) -> float:
     def scale(by: float = 1.0) -> float:
         return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
 
-    if mscale and mscale_all_dim:
-        return scale(mscale) / scale(mscale_all_dim)
-    return scale()
+    if not (mscale and mscale_all_dim):
+        return scale()
+    below = scale(mscale_all_dim)
+    if abs(below) < SMALL:
+        inner.problems.append(f"mscale_all_dim of {mscale_all_dim:g} divides by zero")
+        return 1.0
+    return scale(mscale) / below

@@ -51,7 +51,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
 
 def _layers(options: Options, max_positions: int) -> tuple[Layer, ...]:
     full = Layer(rope=rope(options, max_positions))
-    count = options.size("num_hidden_layers", 32)
+    count = options.layers("num_hidden_layers", 32)
     slides = options.flag("use_sliding_window", False)
     window = options.nullable("sliding_window", 4096)
     if slides and window is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -47,7 +48,7 @@ class Row:
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The tensor's shape in the checkpoint."""
         left, _ = _sides(self.axes)
-        return tuple(int(np.prod([_size(a, sizes) for a in group])) for group in left)
+        return tuple(math.prod(_size(a, sizes) for a in group) for group in left)
 
     def to_parameters(self, tensor: np.ndarray, sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
         """The tensor as its parameters: views where numpy can, one a target."""
@@ -83,7 +84,7 @@ def _rearrange(array: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.
     flat_right = [axis for group in right for axis in group]
     array = array.reshape([_size(axis, sizes) for axis in flat_left])
     array = array.transpose([flat_left.index(axis) for axis in flat_right])
-    shape = [int(np.prod([_size(axis, sizes) for axis in group])) for group in right]
+    shape = [math.prod(_size(axis, sizes) for axis in group) for group in right]
     return array.reshape(shape)
 
 
@@ -181,6 +182,7 @@ def match(
     tensors: name → shape as the files have it. where: the checkpoint, for the message.
     Raises UserError that lists all missing, unknown and mis-shaped tensors at once.
     """
+    _check_layers(family, config, tensors, where)
     naming = _find_naming(family, config, tensors)
     bindings = bind(family, config, naming)
     size = parameters.sizes(config)
@@ -213,6 +215,19 @@ def match(
     return Match(naming, bindings, duplicates, tuple(buffers))
 
 
+def _check_layers(
+    family: Family, config: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """One line where config.json has far more layers than the files: no list of what is missing."""
+    found = {place[0] for name in tensors if (place := layer_index(family, name))}
+    if config.num_layers > 2 * len(found) + 64:
+        raise UserError(
+            f"{where}: config.json says {family.num_layers_key} {config.num_layers:,}, and the "
+            f"files hold tensors of {len(found)} layers; the wrong config.json lies beside these "
+            "weights"
+        )
+
+
 def _find_naming(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Naming:
     names = set(tensors)
 
@@ -241,7 +256,7 @@ def layer_index(family: Family, name: str) -> tuple[int, str] | None:
     stem = next(row.source for row in family.rows if row.per_layer).split("{l}")[0]
     for prefix in family.prefixes:
         start = stem.replace("{p}", prefix)
-        found = re.fullmatch(re.escape(start) + r"(\d+)(\..+)", name)
+        found = re.fullmatch(re.escape(start) + r"(0|[1-9][0-9]{0,8})(\..+)", name)
         if found:
             return int(found[1]), f"{start}{{l}}{found[2]}"
     return None

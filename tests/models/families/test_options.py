@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 
 from chopjax.errors import UserError
 from chopjax.models.config import Rope
 from chopjax.models.families import FAMILIES, translate
+from chopjax.models.positions import frequencies
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -105,3 +107,73 @@ def test_layer_types_that_say_nothing_new_are_fine() -> None:
     plain = translate({"model_type": "llama", "num_hidden_layers": 2})
     stated = {"layer_types": ["full_attention"] * 2}
     assert translate({"model_type": "llama", "num_hidden_layers": 2} | stated) == plain
+
+
+NUMBERS = [0, -1, 0.5, 1, 32, 1e-300, 1e300, 10**400, float("nan"), float("inf"), True, "4", [], {}]
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+@pytest.mark.parametrize(
+    "key",
+    "rope_theta factor beta_fast beta_slow attention_factor mscale low_freq_factor "
+    "high_freq_factor original_max_position_embeddings".split(),
+)
+def test_rope_is_that_of_transformers_or_refused(kind: str, key: str) -> None:
+    """Odd parameters: frequencies and factor as transformers computes them, or a UserError."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    given = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 64}
+    given |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    given |= {"mscale_all_dim": 0.7} if key == "mscale" else {}
+    raw = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    raw |= {"num_key_value_heads": 4, "max_position_embeddings": 256}
+    agreed = 0
+    for value in NUMBERS:
+        scaling = given | {key: value}
+        try:
+            rope = translate(raw | {"rope_parameters": dict(scaling)})[1].rope
+        except UserError:
+            continue
+        assert rope is not None
+        theirs = transformers.LlamaConfig(**raw, rope_parameters=dict(scaling))
+        want, factor = ROPE_INIT_FUNCTIONS[kind](theirs, device="cpu")
+        np.testing.assert_allclose(frequencies(rope, 16), want.numpy(), rtol=1e-5)
+        assert (rope.attention_factor if kind == "yarn" else 1.0) == pytest.approx(factor)
+        agreed += 1
+    assert agreed
+
+
+def test_zero_means_not_given_in_yarn() -> None:
+    zero = rope_of(rope_scaling=YARN | {"beta_fast": 0, "beta_slow": 0})
+    assert zero == rope_of(rope_scaling=YARN)
+
+
+ODD = [None, True, -1, 0, 0.5, 2**31, 2**64, 10**400, -(10**400), 1e308, float("nan"),
+       float("-inf"), "", "x" * 100_000, "\x1b[31m", [], [[]], {}, {"a": {"b": []}}]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_any_value_of_any_option(name: str) -> None:
+    """Understood or refused; nothing else, and nothing that grows with the number of layers."""
+    full = json.loads(transformers.AutoConfig.for_model(name).to_json_string(use_diff=False))
+    for key in full:
+        for value in ODD:
+            refusal = ""
+            try:
+                translate(full | {key: value})
+            except UserError as error:
+                refusal = str(error)
+            assert len(refusal.encode()) < 1_900, key
+
+
+@pytest.mark.parametrize("count", [10**6, 10**7, 10**18, 10**400])
+def test_more_layers_than_any_model_has(count: int) -> None:
+    raw = {"model_type": "llama", "num_hidden_layers": count, "layer_types": ["full_attention"]}
+    with pytest.raises(UserError, match="num_hidden_layers"):
+        translate(raw)
+
+
+def test_quantized_checkpoints_are_named_with_the_way_out() -> None:
+    raw = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    with pytest.raises(UserError, match=r"gptq.*quantize the result"):
+        translate(raw)

@@ -1,0 +1,312 @@
+"""The model card (README.md) of a checkpoint that chopjax changed, from its chopjax.json. No jax.
+
+Whoever writes a new chopjax.json writes the card with it. The parent's own card stays beside it as
+PARENT_README.md; the licence and the languages that it states are the new card's, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chopjax.checkpoint.assets import CARD, PARENT_CARD
+from chopjax.checkpoint.atomic import new_file
+from chopjax.checkpoint.files import inside
+from chopjax.checkpoint.provenance import (
+    CHOP,
+    SCRATCH,
+    TRAINING,
+    entries,
+    read_provenance,
+    write_provenance,
+)
+from chopjax.checkpoint.training_record import FULL, hub_datasets, public_name
+from chopjax.chop.configurations import ranges, removed
+
+MARK = "<!-- written by chopjax from chopjax.json; without edits its hash is {} -->\n"
+LONGEST_HEADER = 1 << 16  # bytes of a card that are looked at
+_TAKEN = ("license", "license_name", "license_link", "language")  # of the parent's header
+
+
+def write_record(folder: Path, record: Mapping[str, Any] | None) -> None:
+    """Write chopjax.json into a new folder that has its other small files already, and the card
+    unless nothing changed since the one that came along.
+
+    record: None where the checkpoint has none.
+    """
+    if record is None or read_provenance(folder) == record:
+        return
+    write_provenance(folder, record)
+    write_card(folder, record)
+
+
+def write_card(folder: Path, record: Mapping[str, Any], measured: str = "") -> None:
+    """Write README.md. measured: Markdown that goes between what was done and how to use it.
+
+    A card that is not ours is kept as PARENT_README.md, unless one is there.
+    """
+    own, aside = folder / CARD, folder / PARENT_CARD
+    if record["parent"]["name"] == SCRATCH:
+        own.unlink(missing_ok=True)  # it came with the tokenizer and is about another model
+    header = read_header(folder)
+    if own.is_file() and not aside.exists() and not is_ours(own):
+        own.rename(aside)
+    with new_file(own, overwrite=True) as path:
+        path.write_text(card(record, header, folder, measured), encoding="utf-8")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether chopjax wrote this card, and nobody has edited it since."""
+    pattern = re.escape(MARK).replace(re.escape("{}"), "([0-9a-f]{16})")
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    found = re.search(pattern, text)
+    return found is not None and found[1] == _hash(text.replace(found[0], "", 1))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def card(
+    record: Mapping[str, Any], header: Mapping[str, Any], folder: Path, measured: str = ""
+) -> str:
+    """Markdown. header: what read_header found. folder: where the card will be."""
+    chops, trainings = entries(record, CHOP), entries(record, TRAINING)
+    front = yaml.safe_dump(_front_matter(record, header, chops, trainings), sort_keys=False)
+    rows = [f"| {name} | {_cell(value)} |" for name, value in _facts(record, chops, trainings)]
+    head = f"---\n{front}---\n"
+    parts = [
+        f"# {_title(record, trainings)}",
+        _sentence(record, trainings),
+        "\n".join(["| | |", "| --- | --- |", *rows]),
+        measured.strip(),
+        USE,
+        _last_words(record, header, folder),
+    ]
+    body = "\n\n".join(part for part in parts if part) + "\n"
+    return head + MARK.format(_hash(head + body)) + body
+
+
+USE = """\
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file is, or the name of its repository on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```"""
+
+
+# -------------------------------------------------------------------------------------- Header
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Licence and languages as a folder's README.md states them, or else its licence's file.
+
+    Nothing where neither says anything that can be read.
+    """
+    path = inside(folder, CARD)
+    found = _yaml_of(_beginning(path)) if path else {}
+    taken = {key: value for key in _TAKEN if _is_plain(value := found.get(key))}
+    if "license" in taken:
+        return taken
+    files = sorted(p.name for p in folder.glob("LICENSE*") if p.is_file())
+    if files and (licence := inside(folder, files[0])):
+        taken |= _licence_of(_beginning(licence), files[0])
+    return taken
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(LONGEST_HEADER).decode("utf-8", errors="replace")
+
+
+def _yaml_of(text: str) -> dict[str, Any]:
+    """The front matter of a card; somebody else's, so that whatever is wrong with it is nothing."""
+    found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
+    try:
+        value = yaml.safe_load(found[1]) if found else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_plain(value: Any) -> bool:
+    """A short string, or a few of them."""
+    values = value if isinstance(value, list) else [value]
+    plain = (isinstance(v, str) and 0 < len(v) < 300 and v.isprintable() for v in values)
+    return 0 < len(values) < 100 and all(plain)
+
+
+def _licence_of(text: str, name: str) -> dict[str, Any]:
+    """By the hub's name where the text is one that we know by its first words."""
+    words = " ".join(text.split())[:200].lower()
+    if words.startswith("apache license version 2.0"):
+        return {"license": "apache-2.0"}
+    if words.startswith("mit license"):
+        return {"license": "mit"}
+    return {"license": "other", "license_name": "see-file", "license_link": name}
+
+
+def _front_matter(
+    record: Mapping[str, Any],
+    header: Mapping[str, Any],
+    chops: Sequence[Mapping[str, Any]],
+    trainings: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    tags = ["chopjax"]
+    tags += ["layer-pruning"] if chops else []
+    tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    front |= header
+    if _is_on_hub(record):
+        front["base_model"] = record["parent"]["name"]
+    if datasets := hub_datasets(trainings):
+        front["datasets"] = datasets
+    return front | {"tags": tags}
+
+
+def _is_on_hub(record: Mapping[str, Any]) -> bool:
+    """Whether the parent was given as a name of the hub: those alone have a commit."""
+    return bool(record["parent"].get("revision"))
+
+
+# ---------------------------------------------------------------------------------------- Text
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    name = str(record["parent"]["name"])
+    return name if _is_on_hub(record) else public_name(name)
+
+
+def _layers(record: Mapping[str, Any]) -> str:
+    kept, total = len(record["kept_layers"]), record["parent"]["num_layers"]
+    return f"{total} layers" if kept == total else f"{kept} of {total} layers"
+
+
+def _title(record: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> str:
+    healed = ", healed" if trainings and entries(record, CHOP) else ""
+    return f"{_name(record)}, {_layers(record)}{healed}"
+
+
+def _sentence(record: Mapping[str, Any], trainings: Sequence[Mapping[str, Any]]) -> str:
+    kept, total = len(record["kept_layers"]), record["parent"]["num_layers"]
+    if record["parent"]["name"] == SCRATCH:
+        what = f"A model of {_layers(record)}, trained from random weights"
+    else:
+        some = f"with {kept} of its {total} layers" if kept < total else "with all of its layers"
+        how = ", healed by" if kept < total else ", after"
+        what = f"{_name(record)} {some}{f'{how} continued pretraining' if trainings else ''}"
+    return f"{what}. Made with chopjax."
+
+
+Facts = list[tuple[str, str]]
+
+
+def _facts(
+    record: Mapping[str, Any],
+    chops: Sequence[Mapping[str, Any]],
+    trainings: Sequence[Mapping[str, Any]],
+) -> Facts:
+    parent, keep = record["parent"], tuple(record["kept_layers"])
+    revision = f" at {parent['revision']}" if parent.get("revision") else ""
+    facts = [("parent", f"{_name(record)}{revision}")]
+    if chops:
+        facts += [
+            ("layers kept", f"{ranges(keep)} (0-based, of {parent['num_layers']})"),
+            ("layers removed", ranges(removed(keep, parent["num_layers"])) or "none"),
+            ("strategy", _strategies(chops)),
+        ]
+    for number, entry in enumerate(trainings, 1):
+        many = f" {number}" if len(trainings) > 1 else ""
+        facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
+    return [*facts, ("made with", f"chopjax {record.get('chopjax_version')}")]
+
+
+def _strategies(chops: Sequence[Mapping[str, Any]]) -> str:
+    shown = []
+    for entry in chops:
+        # Of a folder or file on this machine the last part.
+        about = [
+            f"{key} {public_name(str(value))}"
+            for key, value in (entry.get("settings") or {}).items()
+            if value not in (None, "", [], {})
+        ]
+        shown.append(f"{entry.get('strategy')}" + (f" ({', '.join(about)})" if about else ""))
+    return "; then ".join(shown)
+
+
+def _training(entry: Mapping[str, Any]) -> Facts:
+    """The rows of one training run, of a record that may be anybody's."""
+    about, rate = entry.get("optimizer") or {}, entry.get("learning_rate") or {}
+    full = entry.get("kind") == FULL
+    kind = "all weights" if full else f"of kind {entry.get('kind')}"
+    optimizer = (
+        f"{about.get('name')}, betas {about.get('b1')} and {about.get('b2')}, weight decay "
+        f"{about.get('weight_decay')}, clip norm {about.get('clip_norm')}"
+    )
+    learning_rate = (
+        f"peak {rate.get('peak')}, warm-up {rate.get('warmup_steps')} steps, "
+        f"final fraction {rate.get('final_fraction')} at step {rate.get('total_steps')} "
+        f"({rate.get('schedule')})"
+    )
+    before = entry.get("chop_after_steps")
+    batch = f"{entry.get('batch_size')} sequences of {entry.get('sequence_length')} tokens"
+    facts = [
+        (
+            "length",
+            f"{_count(entry.get('steps'))} steps, {_count(entry.get('tokens'))} tokens, {kind}"
+            + (f"; the first {_count(before)} with all layers" if before else ""),
+        ),
+        ("optimizer", optimizer),
+        ("learning rate", learning_rate),
+        ("batch", f"{batch}, seed {entry.get('seed')}"),
+    ]
+    facts += [("data", _store(store)) for store in entry.get("data") or ()]
+    if held_out := entry.get("held_out"):
+        data = f" of {_store(held_out['data'])}" if held_out.get("data") else ""
+        loss = f"{held_out['window_loss']:.4f} nats per token over {_count(held_out.get('tokens'))}"
+        facts.append(("window loss", f"{loss} tokens{data}: {held_out.get('convention')}"))
+    return facts
+
+
+def _store(store: Mapping[str, Any]) -> str:
+    share = store.get("share")
+    parts = [str(store.get("name") or "a token store")]
+    parts += [f"{share:.1%} of the batches"] if isinstance(share, float) and share < 1 else []
+    parts += [f"from {', '.join(map(str, store['sources']))}"] if store.get("sources") else []
+    return f"{', '.join(parts)} (fingerprint {str(store.get('fingerprint'))[:16]})"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cell(text: str) -> str:
+    """Text that cannot end a table's cell."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Path) -> str:
+    sentences = ["`chopjax.json` holds the full record."]
+    if record["parent"]["name"] == SCRATCH:
+        return sentences[0]
+    sentences.insert(
+        0,
+        "Nothing but weights and the number of layers differs from the parent, so whatever runs "
+        "the parent runs this.",
+    )
+    if (folder / PARENT_CARD).is_file():
+        sentences.append(f"The parent's card is [{PARENT_CARD}]({PARENT_CARD}).")
+    if _is_on_hub(record):
+        name = record["parent"]["name"]
+        sentences.append(f"The parent is [{name}](https://huggingface.co/{name}).")
+    licence = f" ({header['license']})" if isinstance(header.get("license"), str) else ""
+    return " ".join([*sentences, f"The parent's licence{licence} and its limits apply."])

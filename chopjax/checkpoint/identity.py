@@ -1,0 +1,109 @@
+"""Which model something was measured on, told by content. No jax.
+
+A fingerprint does not read all of it. It has four parts, each of which may be unknown (None):
+
+    commit    of the hub, where the model came from there
+    config    sha256 of what config.json says that the model computes with
+    tensors   sha256 of the names, types and shapes of all tensors
+    sample    sha256 of SAMPLE bytes at the start, the middle and the end of every tensor
+
+The sample is one: weights that differ elsewhere alone are taken for the same. Training changes all
+of them, so that a model and its fine-tuned sibling are told apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chopjax.checkpoint.assets import CARD, PARENT_CARD, assets
+from chopjax.checkpoint.describe import Description
+from chopjax.checkpoint.provenance import PROVENANCE
+from chopjax.checkpoint.safetensors_file import TensorInfo
+from chopjax.checkpoint.source import Checkpoint
+
+SAMPLE = 4096
+
+# Ride along with a model and change no number.
+_INERT = ("LICENSE", "NOTICE", "USE_POLICY", CARD, PARENT_CARD, PROVENANCE)
+# What config.json says that has no say in what a forward pass computes.
+_IDLE = ("transformers_version", "architectures", "torch_dtype", "dtype", "use_cache")
+
+
+def model_files(found: Description) -> dict[str, Path]:
+    """Name → place of every file that a model's numbers depend on: weights, config.json,
+    generation_config.json, the tokenizer's files. For hashes of all content."""
+    weights = found.weights
+    if isinstance(weights, Checkpoint):
+        files = {tensor.file for tensor in weights.tensors.values()}
+        named = {path.name: path for path in sorted(files)}
+    else:
+        files = {path for path in weights.rglob("*") if path.is_file()}
+        named = {path.relative_to(weights).as_posix(): path for path in sorted(files)}
+    riding = [name for name in assets(found.folder) if not Path(name).name.startswith(_INERT)]
+    return named | {name: found.folder / name for name in riding}
+
+
+def fingerprint(
+    raw_config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo] | None,
+    commit: str | None = None,
+) -> dict[str, str | None]:
+    """tensors: of a Hugging Face checkpoint; None for a folder of chopjax's own. Those of a hub
+    model that are not on this machine are not downloaded for it."""
+    config = {
+        key: value
+        for key, value in raw_config.items()
+        if not (key.startswith("_") or key.endswith("_token_id") or key in _IDLE)
+    }
+    spelled = json.dumps(config, sort_keys=True)
+    about = None
+    if tensors is not None:
+        listed = sorted((t.name, t.dtype, t.shape) for t in tensors.values())
+        about = _sha256(json.dumps(listed))
+    return {
+        "commit": commit,
+        "config": _sha256(spelled),
+        "tensors": about,
+        "sample": _sample(tensors) if tensors is not None else None,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What tells two models apart, in words; nothing where they are the same as far as known.
+
+    The same commit is the same model, whatever else is known of it."""
+    if before.get("commit") and before.get("commit") == now.get("commit"):
+        return []
+    names = {
+        "config": "config.json",
+        "tensors": "the names, types or shapes of tensors",
+        "sample": "the weights",
+    }
+    return [
+        words
+        for part, words in names.items()
+        if before.get(part) and now.get(part) and before[part] != now[part]
+    ]
+
+
+def _sample(tensors: Mapping[str, TensorInfo]) -> str | None:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        try:
+            with tensor.open() as file:
+                for place in (0, (tensor.nbytes - SAMPLE) // 2, tensor.nbytes - SAMPLE):
+                    file.seek(tensor.start + max(place, 0))
+                    digest.update(file.read(min(SAMPLE, tensor.nbytes)))
+        except RuntimeError:  # of the hub, and not downloaded
+            return None
+        digest.update(f"{name} {tensor.nbytes} ".encode())
+    return digest.hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

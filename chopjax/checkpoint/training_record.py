@@ -1,0 +1,156 @@
+"""What chopjax.json and the model card say of a training run, out of its run.json. No jax.
+
+{"kind": "full",                       all weights were trained, by continued pretraining
+ "chopjax_version": …, "model": {"name": …, "revision": …},     what the run started from
+ "steps": …, "tokens": …, "chop_after_steps": …,
+ "batch_size": …, "sequence_length": …, "mask_documents": …, "seed": …,
+ "optimizer": {"name": …, "b1": …, "b2": …, "weight_decay": …, …},
+ "learning_rate": {"schedule": …, "peak": …, "warmup_steps": …, "final_fraction": …,
+                   "total_steps": …},
+ "dtype": …, "param_dtype": …, "tokenizer_fingerprint": …,
+ "data": [{"name": …, "fingerprint": …, "share": …, "sources": […], …}, …],   token stores
+ "held_out": {"window_loss": …, "tokens": …, "convention": …, "data": {…}}}   or null
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from chopjax.checkpoint.files import read_json_object
+from chopjax.errors import UserError
+
+FULL = "full"  # the kind of training that changes all weights
+SCHEDULE = "linear warm-up, then half a cosine down to final_fraction of the peak at total_steps"
+MOST_SOURCES = 20  # that are named
+_OPTIMIZER = ("name", "b1", "b2", "weight_decay", "clip_norm", "momentum_dtype", "z_loss")
+
+
+def training_entry(workdir: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """What a checkpoint of a training run says of the run so far; None where it says nothing.
+
+    Raises UserError where run.json is damaged.
+    """
+    path = checkpoint / "run.json"
+    if not path.is_file():
+        return None
+    record = read_json_object(path)
+    try:
+        return _entry(record, _evaluation(workdir / "metrics.jsonl", record["step"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a record that chopjax wrote ({type(error).__name__}: {error}); export an "
+            "earlier checkpoint with --step"
+        ) from None
+
+
+def _entry(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    config, origin = record["config"], record["origin"]
+    data, optimizer = config["data"], config["optimizer"]
+    stores = record.get("stores") or _bare_stores(record["fingerprints"])
+    held_out = None
+    if evaluation is not None:
+        held_out = {
+            "window_loss": evaluation["eval_loss"],
+            "tokens": evaluation["eval_tokens"],
+            "convention": window_convention(data["sequence_length"], data["mask_documents"]),
+            "data": stores["held_out"] and _public(stores["held_out"]),
+        }
+    return {
+        "kind": FULL,
+        "chopjax_version": record["chopjax_version"],
+        "model": {"name": origin["name"], "revision": origin["revision"]},
+        "steps": record["step"],
+        "tokens": record["tokens"],
+        "chop_after_steps": origin["chop_after"] if origin["keep"] is not None else None,
+        "batch_size": data["batch_size"],
+        "sequence_length": data["sequence_length"],
+        "mask_documents": data["mask_documents"],
+        "seed": config["seed"],
+        "optimizer": {name: optimizer[name] for name in _OPTIMIZER},
+        "learning_rate": {
+            "schedule": SCHEDULE,
+            "peak": optimizer["peak_learning_rate"],
+            "warmup_steps": optimizer["warmup_steps"],
+            "final_fraction": optimizer["final_fraction"],
+            "total_steps": config["total_steps"],
+        },
+        "dtype": config["compute"]["dtype"],
+        "param_dtype": config["compute"]["param_dtype"],
+        "tokenizer_fingerprint": record["fingerprints"]["tokenizer"],
+        "data": [_public(store) for store in stores["train"]],
+        "held_out": held_out,
+    }
+
+
+def window_convention(sequence_length: int, mask_documents: bool) -> str:
+    """How a training run measures held-out text, in a sentence's middle."""
+    sees = "its own document" if mask_documents else "all of its window"
+    return (
+        f"the text's tokens, documents joined, cut into windows of {sequence_length}; a token sees "
+        f"{sees} before it and nothing of the window before; natural logarithm; mean over all "
+        "predicted tokens"
+    )
+
+
+def _bare_stores(fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run whose record does not name its stores yet."""
+    pairs = zip(fingerprints["data"], fingerprints["shares"], strict=True)
+    train = [{"name": None, "fingerprint": f, "share": s, "sources": []} for f, s in pairs]
+    return {"train": train, "held_out": None}
+
+
+def _public(store: Mapping[str, Any]) -> dict[str, Any]:
+    """A store as others may read of it: of folders and files on this machine the last part."""
+    sources = list(dict.fromkeys(map(public_name, store["sources"])))
+    more = len(sources) - MOST_SOURCES
+    return {
+        **store,
+        "name": store["name"] and public_name(store["name"]),
+        "sources": sources[:MOST_SOURCES] + ([f"… and {more} more"] if more > 0 else []),
+    }
+
+
+def public_name(name: str) -> str:
+    """`hf:OWNER/NAME` for a file of a dataset of the hub, with its commit; URLs and `tfds:…` as
+    they are; of a path the last part."""
+    if found := re.match(r"hf://datasets/([^@/\s]+(?:/[^@/\s]+)?)@([^/\s]+)/", name):
+        return f"hf:{found[1]}@{found[2]}"
+    if "://" in name or name.startswith(("tfds:", "hf:")):
+        return name
+    return Path(name).name or name
+
+
+def hub_datasets(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The hub's datasets that training runs have read."""
+    found = [
+        source.removeprefix("hf:").partition("@")[0]
+        for entry in entries
+        for store in entry.get("data") or ()
+        for source in store.get("sources") or ()
+        if source.startswith("hf:")
+    ]
+    return sorted(set(found))
+
+
+def _evaluation(metrics: Path, step: int) -> dict[str, Any] | None:
+    """The line of metrics.jsonl with the held-out loss after this step."""
+    if not metrics.is_file():
+        return None
+    found = None
+    with metrics.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if '"eval_loss"' not in line:
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:  # a kill cut it
+                continue
+            loss = row.get("eval_loss") if isinstance(row, dict) and "eval_tokens" in row else None
+            if isinstance(loss, float) and math.isfinite(loss) and row.get("step") == step:
+                found = row
+    return found

@@ -1,0 +1,110 @@
+"""OUT.partial of `chopjax prepare`: whose it is, and what belongs in it."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+from chopjax.checkpoint.mark import (
+    check_own,
+    is_taken,
+    is_unfinished,
+    make_folder,
+    mark_new,
+    remove_marked,
+    some,
+)
+from chopjax.errors import UserError
+
+VERB = "prepare"
+SETTINGS = "prepare.json"  # in OUT: what it was made from and how
+RECORDS = "records"  # in OUT.partial: what is in the finished shards
+
+# All names in OUT.partial; those of "replaced", the store that goes, are in its own mark.
+_FILES = r"store\.json|prepare\.json|\.chopjax\.json|(tokens|documents)-\d+\.bin"
+_HIDDEN = r"\.[\w.-]+\.(partial|json\.new)-[0-9a-f]{8}"
+_WORK = re.compile(
+    rf"lock|prepare\.json|held_out_limit\.json|\.chopjax\.json|replaced|records(/\d+\.json)?|"
+    rf"store(/train|/held_out)?(/({_FILES}))?|((records|store|store/train|store/held_out)/)?{_HIDDEN}"
+)
+
+
+def work_folder(final: Path) -> Path:
+    return final.with_name(final.name + ".partial")
+
+
+def make_work_folder(work: Path) -> None:
+    """Appears with its mark in it. Raises UserError where the name is somebody else's."""
+    if os.path.lexists(work):
+        check_work(work)
+        return
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{work}: a part of this path is a file") from None
+    for leftover in work.parent.glob(f".{glob.escape(work.name)}-????????"):
+        if is_unfinished(leftover, VERB):
+            shutil.rmtree(leftover)
+    new = work.with_name(f".{work.name}-{secrets.token_hex(4)}")
+    make_folder(new)
+    mark_new(new, VERB)
+    new.rename(work)
+
+
+def check_work(work: Path) -> None:
+    """Raise UserError where OUT.partial is not unfinished work of ours, and nothing else."""
+    if not _is_work(work):
+        raise UserError(
+            f"{work} is in the way: unfinished work would be there, and `chopjax prepare` did not "
+            "make it. Move it away or give another --output"
+        )
+    if others := foreign_in(work):
+        raise UserError(
+            f"{work} holds what `chopjax prepare` did not write: {some(others)}. Move that away, "
+            "since the folder goes when the work is done"
+        )
+
+
+def check_store(out: Path) -> None:
+    """Raise UserError where a store, or the work on one, is not ours to remove."""
+    if is_taken(out):
+        check_own(out, VERB)
+    if os.path.lexists(work_folder(out)):
+        check_work(work_folder(out))
+
+
+def remove_store(out: Path) -> None:
+    """Remove a store and unfinished work on one. Raises UserError as check_store."""
+    check_store(out)
+    if out.exists():
+        remove_marked(out)
+    if work_folder(out).exists():
+        shutil.rmtree(work_folder(out))
+
+
+def _is_work(work: Path) -> bool:
+    """By its mark; that of an earlier chopjax, which had none, by the settings in it."""
+    if work.is_symlink() or not work.is_dir():
+        return False
+    if is_unfinished(work, VERB):
+        return True
+    try:
+        settings = json.loads((work / SETTINGS).read_text())
+        return {"format", "tokenizer", "sources"} <= settings.keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def foreign_in(work: Path) -> list[str]:
+    """What is in unfinished work and has no name of ours."""
+    found = ((path, path.relative_to(work).as_posix()) for path in work.rglob("*"))
+    return sorted(
+        name
+        for path, name in found
+        if not name.startswith("replaced/") and (path.is_symlink() or not _WORK.fullmatch(name))
+    )

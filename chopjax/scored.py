@@ -1,0 +1,113 @@
+"""What `run` and `sweep` score models on: tasks and texts, found before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from chopjax.data.lists import text_names
+from chopjax.inputs import Contents
+from chopjax.paths import expanded
+from chopjax.pipeline_settings import ScoreSettings, names
+from chopjax.score.tasks import Tasks, load_tasks
+from chopjax.score.texts import Text, find_texts
+
+BOS = {"auto": None, "yes": True, "no": False}  # score.bos → add_bos_token of `evaluate`
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Tasks with their documents, and texts whose perplexity is measured.
+
+    identities: "task NAME" and "text NAME" → what its figures depend on apart from the model.
+    """
+
+    tasks: Tasks
+    texts: tuple[Text, ...]
+    identities: dict[str, Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.identities)
+
+
+def find(settings: ScoreSettings) -> Scored:
+    """Load tasks and open texts. Raises UserError where one is unknown or its data are missing."""
+    wanted = [*names(settings.suite), *names(settings.tasks)]
+    tasks: Tasks = {"tasks": {}, "groups": {}}
+    data_dir = str(expanded(settings.data_dir)) if settings.data_dir else None
+    if wanted:
+        tasks = load_tasks(
+            wanted,
+            settings.include_path or None,
+            None if settings.num_fewshot < 0 else settings.num_fewshot,
+            data_dir,
+            names(settings.without),
+        )
+    texts = find_texts(tasks, text_names(settings.text), data_dir)
+    identities: dict[str, Any] = {f"task {n}": _of_task(t) for n, t in tasks["tasks"].items()}
+    identities |= {f"group {n}": list(g.child_names) for n, g in tasks["groups"].items()}
+    identities |= {f"text {text.name}": _of_text(text) for text in texts}
+    return Scored(tasks, tuple(texts), identities)
+
+
+def _of_task(task: Any) -> str:
+    """A hash of a task's settings and documents; of where they lie only their content counts."""
+    config = task.dump_config()
+    metadata = dict(config.get("metadata") or {})
+    metadata.pop("data_dir", None)
+    digest = hashlib.sha256(_plain(config | {"metadata": metadata}))
+    examples = task.fewshot_docs() if config.get("num_fewshot") else None
+    for documents in (task.eval_docs, examples or ()):
+        for document in documents:
+            digest.update(_plain(document))
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> bytes:
+    """JSON of anything, functions by their names and without their places in memory."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return re.sub(r" at 0x[0-9a-f]+", "", text).encode()
+
+
+def _of_text(text: Text) -> list[Any]:
+    return [text.tokens, text.context_length, *Contents().files(text.sources)]
+
+
+def about(settings: ScoreSettings) -> dict[str, Any]:
+    """The settings that all figures of tasks and texts depend on."""
+    shared = ("limit", "num_fewshot", "dtype", "max_length", "bos")
+    return {name: getattr(settings, name) for name in shared}
+
+
+def measured_on(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, Any]:
+    """Of score's results, {"accuracies": "task metric" → (value, standard error or None),
+    "texts": name → figures with their convention}."""
+    found: dict[str, Any] = {"accuracies": {}, "texts": {}}
+    of_texts = {text.name for text in texts}
+    for task, metrics in results["results"].items():
+        if task in of_texts:
+            found["texts"][task] = _figures(results, task)
+            continue
+        for name, value in metrics.items():
+            metric, _, filtered = name.partition(",")
+            if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
+                continue
+            error = metrics.get(f"{metric}_stderr,{filtered}")
+            error = error if isinstance(error, float) else None
+            found["accuracies"][f"{task} {metric}"] = (value, error)
+    return found
+
+
+def _figures(results: Mapping[str, Any], text: str) -> dict[str, Any]:
+    metrics = results["results"][text]
+    values = {
+        name.partition(",")[0]: value
+        for name, value in metrics.items()
+        if name.endswith(",none") and isinstance(value, float)
+    }
+    about = results["configs"][text]["metadata"]
+    return values | {"tokens": about["tokens"], "convention": about["convention"]}

@@ -1,0 +1,127 @@
+"""Which files of a training run's folder are the run's; the rest is somebody else's.
+
+    WORKDIR/.chopjax.json    the mark (checkpoint/mark.py), of `chopjax train`; it lists
+                             huggingface/ and chopjax_folder.json
+    WORKDIR/checkpoints/     each checkpoint lists its files itself (sha256.json)
+
+A run that an earlier chopjax began has no mark. Its checkpoints are known by what is in them, so
+that it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from chopjax.checkpoint.atomic import flush_tree
+from chopjax.checkpoint.describe import CHECKPOINTS, HUGGINGFACE
+from chopjax.checkpoint.mark import (
+    MARK,
+    foreign,
+    is_taken,
+    is_unfinished,
+    make_folder,
+    mark_new,
+    marked_by,
+    remove_marked,
+    some,
+    write_mark,
+)
+from chopjax.checkpoint.source import FOLDER_MARK
+from chopjax.errors import UserError
+from chopjax.train.checkpoints import extras, is_checkpoint, is_saving
+from chopjax.train.metrics import METRICS, TENSORBOARD
+from chopjax.train.workdir import LOCK
+
+VERB = "train"
+ASSETS = (HUGGINGFACE, FOLDER_MARK)
+PLACES = (*ASSETS, CHECKPOINTS, METRICS, TENSORBOARD)
+_EVENTS = re.compile(r"events\.out\.tfevents\..*|plugins(/profile(/.*)?)?")
+_HIDDEN = re.compile(r"\.(metrics\.jsonl|assets)\.partial-[0-9a-f]{8}")
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raise UserError where a run can neither go on nor begin, since others' files stand there."""
+    made_by = marked_by(workdir)
+    if made_by not in (None, VERB):
+        raise UserError(f"{workdir} is a folder of `chopjax {made_by}`; give another --workdir")
+    folder = workdir / CHECKPOINTS
+    goes_on = folder.is_dir() and any(p.name.isdigit() and is_checkpoint(p) for p in _in(folder))
+    if made_by == VERB or goes_on:
+        return
+    taken = [name for name in PLACES if is_taken(workdir / name)]
+    if taken:
+        raise UserError(
+            f"{workdir} holds {some(taken)}, and no training run of chopjax's is known to have "
+            "put it there; move it away or give another --workdir"
+        )
+
+
+@contextlib.contextmanager
+def new_assets(workdir: Path) -> Iterator[Path]:
+    """A folder to write ASSETS to; they take their places in the run's folder when the block ends.
+
+    Those of an earlier attempt are replaced if they are as it left them.
+    """
+    for leftover in workdir.glob(".assets.partial-????????"):
+        if is_unfinished(leftover, VERB):
+            shutil.rmtree(leftover)
+    if others := _foreign_assets(workdir):
+        raise UserError(f"{workdir} holds {some(others)}, which is not the run's; move it away")
+    temporary = workdir / f".assets.partial-{secrets.token_hex(4)}"
+    make_folder(temporary)
+    try:
+        mark_new(temporary, VERB)
+        yield temporary
+        flush_tree(temporary)
+        remove_marked(workdir)
+        write_mark(temporary, VERB, into=workdir)
+        for name in ASSETS:
+            (temporary / name).rename(workdir / name)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _foreign_assets(workdir: Path) -> list[str]:
+    if marked_by(workdir) != VERB:
+        return [name for name in ASSETS if is_taken(workdir / name)]
+    return [n for n in foreign(workdir) if n.partition("/")[0] in ASSETS]
+
+
+def foreign_files(workdir: Path) -> list[str]:
+    """What is in a run's folder and not the run's; names, sorted."""
+    if marked_by(workdir) != VERB:
+        return [MARK + " of `chopjax train` is missing"]
+    others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK))
+    found = [name for name in others if not _HIDDEN.match(name)]
+    found += [n for n in (METRICS, LOCK) if (workdir / n).is_dir() or (workdir / n).is_symlink()]
+    folder = workdir / TENSORBOARD
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.is_symlink() or not _EVENTS.fullmatch(path.relative_to(folder).as_posix()):
+            found.append(path.relative_to(workdir).as_posix())
+    for path in _in(workdir / CHECKPOINTS):
+        name = path.relative_to(workdir).as_posix()
+        if is_saving(path):
+            continue
+        if is_checkpoint(path):
+            found += [f"{name}/{extra}" for extra in extras(path)]
+        else:
+            found.append(name)
+    return sorted(found)
+
+
+def check_run(workdir: Path) -> None:
+    """Raise UserError where a training run's folder holds what is not the run's."""
+    if is_taken(workdir) and (others := foreign_files(workdir)):
+        raise UserError(
+            f"{workdir} is in the way, and not all in it is known to be a training run's: "
+            f"{some(others)}; move that away"
+        )
+
+
+def _in(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,41 @@
+"""Whatever is damaged, chopjax ends with 0 or 2 and one clear message (fault_runner.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fault_targets import TARGETS
+
+TESTS = Path(__file__).parent
+CASES = {"checkpoints": 240, "runs": 20}  # of a target; of the others 60
+
+
+def test_kinds_of_faults() -> None:
+    assert len(TARGETS["checkpoints"].faults) >= 25
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_manners(target: str) -> None:
+    """In a process of its own, whose forks must not inherit threads of other tests."""
+    command = [sys.executable, TESTS / "fault_runner.py", target, "--seed=1"]
+    command.append(f"--cases={CASES.get(target, 60)}")
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    bad = [
+        f"case {r['number']}, {r['fault']} ({r['did']}): {o['argv'][0]}: {o['problems']}"
+        for r in results
+        for o in r["outcomes"]
+        if o["problems"]
+    ]
+    assert not bad, "\n".join(bad)
+    codes = {o["code"] for r in results for o in r["outcomes"]}
+    assert codes == {0, 2}  # some faults change nothing that is read; most are refused

@@ -1,0 +1,135 @@
+"""A training run takes no place that somebody else's files have, and knows its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from chopjax.checkpoint.mark import MARK, remove_marked
+from chopjax.errors import UserError
+from chopjax.train import checkpoints
+from chopjax.train.metrics import MetricsWriter
+from chopjax.train.own_files import check_workdir, foreign_files, new_assets
+from chopjax.train.workdir import LOCK, owned
+
+
+def begin(workdir: Path, text: str = "{}") -> None:
+    """What a run writes before its first step."""
+    workdir.mkdir(exist_ok=True)
+    with new_assets(workdir) as folder:
+        (folder / "huggingface").mkdir()
+        (folder / "huggingface" / "config.json").write_text(text)
+        (folder / "chopjax_folder.json").write_text("{}")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    workdir = tmp_path / "run"
+    with owned(workdir, check_workdir):
+        begin(workdir)
+        (workdir / "checkpoints").mkdir()
+        with checkpoints.Saver(workdir / "checkpoints", 2, 0) as saver:
+            saver.save(1, {"step": jnp.int32(1)}, {})
+            saver.wait()
+        with MetricsWriter(workdir, 0, tensorboard=True) as writer:
+            writer.write(1, {"loss": 1.0})
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "huggingface/hub/models--big/blob",
+        "chopjax_folder.json",
+        "checkpoints/7/weights",
+        "checkpoints/mine.txt",
+        "tensorboard/events.out",
+        "metrics.jsonl",
+        "huggingface",
+    ],
+)
+def test_places_that_others_have_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("precious")
+    with pytest.raises(UserError, match=name.partition("/")[0]), owned(tmp_path, check_workdir):
+        raise AssertionError("entered")
+    assert path.read_text() == "precious"
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_file_named_like_the_lock_stays(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("precious")
+    with pytest.raises(UserError, match=r"\.lock"), owned(tmp_path, check_workdir):
+        raise AssertionError("entered")
+    assert (tmp_path / LOCK).read_text() == "precious"
+
+
+def test_other_files_of_a_folder_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    (tmp_path / "checkpoints").mkdir()
+    with owned(tmp_path, check_workdir):
+        begin(tmp_path)
+        begin(tmp_path, text="again, before a checkpoint was saved")
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_a_run_of_an_earlier_chopjax_goes_on(run: Path) -> None:
+    (run / MARK).unlink()
+    check_workdir(run)
+    assert foreign_files(run), "but it is not deleted"
+
+
+def test_a_folder_of_another_verb_is_refused(run: Path) -> None:
+    mark = run / MARK
+    mark.write_text(mark.read_text().replace('"train"', '"import"'))
+    with pytest.raises(UserError, match="folder of `chopjax import`"):
+        check_workdir(run)
+
+
+def test_changed_assets_are_not_written_over(run: Path) -> None:
+    note = run / "huggingface" / "notes.txt"
+    note.write_text("precious")
+    with pytest.raises(UserError, match=r"huggingface/notes\.txt"):
+        begin(run)
+    note.unlink()
+    (run / "huggingface" / "config.json").write_text("mended by hand")
+    with pytest.raises(UserError, match=r"huggingface/config\.json"):
+        begin(run)
+    assert (run / "huggingface" / "config.json").read_text() == "mended by hand"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        "huggingface/notes.txt",
+        "checkpoints/notes.txt",
+        "checkpoints/1/notes.txt",
+        "checkpoints/2/notes.txt",
+        "checkpoints/5.partial/notes.txt",
+        "tensorboard/notes.txt",
+    ],
+)
+def test_every_file_of_a_run_is_known(run: Path, name: str) -> None:
+    assert foreign_files(run) == []
+    path = run / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("precious")
+    assert any(name.startswith(found) for found in foreign_files(run))
+
+
+def test_lines_that_no_run_writes_are_not_cut_off(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\nmy notes\n')
+    with pytest.raises(UserError, match="line 2"):
+        MetricsWriter(run, 1, tensorboard=False)
+    assert path.read_text().endswith("my notes\n")
+
+
+def test_a_run_is_not_removed_by_its_mark_alone(run: Path) -> None:
+    """The mark lists what `begin` wrote; checkpoints are not in it."""
+    remove_marked(run)
+    assert checkpoints.verify(run / "checkpoints" / "1") == []
