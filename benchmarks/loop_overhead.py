@@ -30,8 +30,8 @@ import jax
 from kills import prepare_data
 from ml_collections import ConfigDict
 
+from chopjax.models import mesh as meshes
 from chopjax.models.families import translate
-from chopjax.train import mesh as meshes
 from chopjax.train import step as steps
 from chopjax.train.feed import on_mesh, training_batches
 from chopjax.train.loop import train

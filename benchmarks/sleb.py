@@ -48,7 +48,7 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import decoder
 from chopjax.models.decoder import Compute
 from chopjax.models.families import translate
-from chopjax.train.loss import cross_entropy
+from chopjax.models.loss import cross_entropy
 
 RANDOM = {
     "model_type": "llama",

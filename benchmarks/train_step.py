@@ -270,7 +270,7 @@ def ours(folder: Path) -> Step:
 
     from chopjax.checkpoint.load import load
     from chopjax.compilation import compiled
-    from chopjax.train import mesh as meshes
+    from chopjax.models import mesh as meshes
     from chopjax.train import step as steps
     from chopjax.train.optimizer import ADAM_EPSILON, make_optimizer
 
@@ -316,7 +316,7 @@ def lowered(config: Any, optimizer: Any, chosen: Any, mesh: Any, abstract: Any) 
     """The training step, traced for the batch's shape."""
     import jax
 
-    from chopjax.train import mesh as meshes
+    from chopjax.models import mesh as meshes
     from chopjax.train import step as steps
     from chopjax.train.objectives import next_token
 
@@ -429,7 +429,7 @@ def compile_step(layers: int) -> None:
     """Prints the seconds that it takes from a config to a program."""
     import jax
 
-    from chopjax.train import mesh as meshes
+    from chopjax.models import mesh as meshes
     from chopjax.train import step as steps
     from chopjax.train.optimizer import make_optimizer
 

@@ -13,13 +13,12 @@ import jax
 import numpy as np
 
 from chopjax import __version__
-from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import load
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.calibration import Batch, make_batches, predicted_tokens
-from chopjax.chop.configurations import STRATEGIES, Keep, ranges, removed
+from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import (
     ANALYSIS,
     DEFAULT_PROTECT,
@@ -36,15 +35,17 @@ from chopjax.chop.search import one_out, sleb
 from chopjax.chop.taylor import taylor
 from chopjax.data.excerpts import excerpts
 from chopjax.data.tokenizer import check_ids, load_tokenizer
+from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError, did_you_mean
+from chopjax.keep import Keep, ranges, removed
+from chopjax.models import mesh as meshes
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
+from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
 from chopjax.progress import over, progress, say
 from chopjax.report import layers
-from chopjax.train import mesh as meshes
-from chopjax.train.loss import cross_entropy
 
 # What can be measured, by the name of the strategy that needs it; "choices" is the loss of every
 # strategy's choice for every number of layers.

@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from chopjax.chop.configurations import STRATEGIES, Keep, choose, parse_keep, ranges
+from chopjax.chop.configurations import STRATEGIES, choose
 from chopjax.chop.importance import MEASURED, Protect, choose_measured, summary
 from chopjax.chop.merge import MERGES, Recipe, as_json, average_most_similar, bases
+from chopjax.keep import Keep, parse_keep, ranges
 
 if TYPE_CHECKING:
     from chopjax.analysis import AnalysisSettings

@@ -26,9 +26,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    from chopjax.checkpoint.atomic import USERS_ERRORS
     from chopjax.commands import parser
     from chopjax.commands.flags import print_config
+    from chopjax.disk.atomic import USERS_ERRORS
     from chopjax.hardware import skip_absent_tpu
 
     skip_absent_tpu()  # some verbs' flags import jax

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from chopjax.checkpoint.atomic import new_folder
 from chopjax.data.standard_library import documents
+from chopjax.disk.atomic import new_folder
 from chopjax.progress import say
 
 VOCABULARY = 2048

@@ -21,16 +21,16 @@ from jax.sharding import Mesh
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.export import export
 from chopjax.checkpoint.load import load
-from chopjax.chop.configurations import Keep, parse_keep
 from chopjax.chop.surgery import chop_description
 from chopjax.errors import UserError
+from chopjax.keep import Keep, parse_keep
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
 from chopjax.models.linear import linear
+from chopjax.models.loss import cross_entropy
+from chopjax.models.mesh import shardings
 from chopjax.models.parameters import Params
-from chopjax.train.loss import cross_entropy
-from chopjax.train.mesh import shardings
 
 
 class Branch(nnx.Module):

@@ -1,5 +1,5 @@
 """What tells inputs apart: results follow the content of the model and of the texts that they came
-from. Names, sizes and times of files save no more than reading them again (checkpoint/hashes.py).
+from. Names, sizes and times of files save no more than reading them again (disk/hashes.py).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chopjax.checkpoint.describe import Description
-from chopjax.checkpoint.hashes import file_hashes
 from chopjax.checkpoint.identity import model_files
 from chopjax.data.lists import text_names
 from chopjax.data.sources import Source, find_sources
+from chopjax.disk.hashes import file_hashes
 
 # Of a training run's settings: which files it reads is told by their content, not by these.
 _PLACES = ("model", "revision", "data.train", "data.evaluation")

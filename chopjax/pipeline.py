@@ -24,20 +24,21 @@ from ml_collections import ConfigDict
 
 from chopjax import pipeline_work as work
 from chopjax import scored as scores
-from chopjax.checkpoint.atomic import check_free, set_aside
 from chopjax.checkpoint.describe import Description, describe
-from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.choice import LOOKS, by_list, by_name, measure_of
-from chopjax.chop.configurations import Keep, resolve_remove
+from chopjax.chop.configurations import resolve_remove
 from chopjax.chop.importance import check_count, parse_protect
 from chopjax.chop.schedule import parse_schedule, shares, split_keep
 from chopjax.data.lists import text_names
 from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
+from chopjax.disk.atomic import check_free, set_aside
+from chopjax.disk.mark import begin_mark, is_taken, marked_by
 from chopjax.errors import UserError
 from chopjax.inputs import Contents, Inputs, Stamps
+from chopjax.keep import Keep
 from chopjax.pipeline_settings import PipelineSettings, read
 from chopjax.report.pipeline import check_report, write_report
 from chopjax.room import check_pipeline

@@ -16,24 +16,24 @@ from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.importance import parse_protect, read_analysis
 from chopjax.chop.schedule import ONCE, parse_schedule
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.keep import Keep, ranges
+from chopjax.latency import measure as timing
+from chopjax.models import mesh as meshes
 from chopjax.models import parameters
 from chopjax.models.decoder import Compute
 from chopjax.pipeline_settings import PipelineSettings
 from chopjax.progress import progress, say
-from chopjax.score import latency as timing
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
 from chopjax.scored import BOS, Scored, measured_on
-from chopjax.train import mesh as meshes
 from chopjax.train import settings as training
 from chopjax.train.evaluation import held_out_loss
 

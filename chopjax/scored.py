@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from chopjax.data.lists import text_names
+from chopjax.disk.paths import expanded
 from chopjax.inputs import Contents
-from chopjax.paths import expanded
 from chopjax.pipeline_settings import ScoreSettings, names
 from chopjax.score.tasks import Tasks, load_tasks
 from chopjax.score.texts import Text, find_texts

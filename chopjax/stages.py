@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import interrupts
-from chopjax.checkpoint.atomic import new_file
-from chopjax.checkpoint.mark import is_taken
+from chopjax.disk.atomic import new_file
+from chopjax.disk.mark import is_taken
 from chopjax.errors import UserError, listing
 from chopjax.progress import say
 

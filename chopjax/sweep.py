@@ -25,17 +25,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from chopjax import scored as scores
-from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
-from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
-from chopjax.chop.configurations import Keep, ranges, resolve_remove
+from chopjax.chop.configurations import resolve_remove
 from chopjax.chop.surgery import chop_params
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.disk.atomic import USERS_ERRORS, new_file
+from chopjax.disk.mark import begin_mark, is_taken, marked_by, some
 from chopjax.errors import UserError
 from chopjax.inputs import Contents, Inputs, Stamps
+from chopjax.keep import Keep, ranges
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chopjax.analysis import AnalysisSettings, analyze, needed_measure
-from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.describe import describe
-from chopjax.checkpoint.mark import is_taken
-from chopjax.chop.configurations import Keep, choose, resolve_remove
+from chopjax.chop.configurations import choose, resolve_remove
 from chopjax.chop.importance import ANALYSIS, MEASURED, choose_measured, parse_protect
 from chopjax.data.lists import text_names
+from chopjax.disk.atomic import new_file
+from chopjax.disk.mark import is_taken
 from chopjax.errors import UserError
 from chopjax.inputs import Contents, Inputs, Stamps
+from chopjax.keep import Keep
 from chopjax.progress import say
 from chopjax.sweep_settings import SweepSettings, names
 

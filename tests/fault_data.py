@@ -140,7 +140,7 @@ def make_results(thing: Path, rng: random.Random) -> None:
 
 def make_analysis(thing: Path, rng: random.Random) -> None:
     from chopjax.checkpoint.identity import fingerprint
-    from chopjax.checkpoint.source import open_checkpoint
+    from chopjax.checkpoint.open import open_checkpoint
     from chopjax.models import parameters
 
     shutil.copytree(_model(), thing.parent / "model")

@@ -16,8 +16,9 @@ import pytest
 import transformers
 
 from chopjax import cli
-from chopjax.chop.configurations import STRATEGIES, parse_keep
+from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED
+from chopjax.keep import parse_keep
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from safetensors.numpy import load_file
 import chopjax
 from chopjax.checkpoint.load import load
 from chopjax.errors import UserError
+from chopjax.models import mesh
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
-from chopjax.train import mesh, objectives, step
+from chopjax.train import objectives, step
 from chopjax.train.settings import Settings
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "flax.md"

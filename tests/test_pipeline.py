@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from chopjax import __version__, cli
-from chopjax.checkpoint.mark import begin_mark
+from chopjax.disk.mark import begin_mark
 from chopjax.score.engine import Engine
 
 RECIPE = """

@@ -13,11 +13,11 @@ import pytest
 
 from chopjax import cli
 from chopjax.checkpoint.load import load
-from chopjax.checkpoint.mark import begin_mark
-from chopjax.chop.configurations import parse_keep
 from chopjax.chop.surgery import chop_params
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.disk.mark import begin_mark
 from chopjax.errors import UserError
+from chopjax.keep import parse_keep
 from chopjax.models.decoder import Compute
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity

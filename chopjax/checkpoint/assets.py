@@ -12,9 +12,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.files import LFS_ADVICE, LFS_POINTER, inside, read_json_object
 from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.source import CONFIG
+from chopjax.disk.files import LFS_ADVICE, LFS_POINTER, inside, read_json_object
 from chopjax.errors import UserError
 
 CARD = "README.md"

@@ -15,8 +15,6 @@ from typing import Any
 import yaml
 
 from chopjax.checkpoint.assets import CARD, PARENT_CARD
-from chopjax.checkpoint.atomic import new_file
-from chopjax.checkpoint.files import inside
 from chopjax.checkpoint.provenance import (
     CHOP,
     SCRATCH,
@@ -26,7 +24,9 @@ from chopjax.checkpoint.provenance import (
     write_provenance,
 )
 from chopjax.checkpoint.training_record import FULL, hub_datasets, public_name
-from chopjax.chop.configurations import ranges, removed
+from chopjax.disk.atomic import new_file
+from chopjax.disk.files import inside
+from chopjax.keep import ranges, removed
 
 MARK = "<!-- written by chopjax from chopjax.json; without edits its hash is {} -->\n"
 LONGEST_HEADER = 1 << 16  # bytes of a card that are looked at

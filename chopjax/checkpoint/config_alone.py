@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.describe import HUGGINGFACE
-from chopjax.checkpoint.files import read_json_object
 from chopjax.checkpoint.source import FOLDER_MARK, PICKLES, read_config
-from chopjax.paths import expanded
+from chopjax.disk.files import read_json_object
+from chopjax.disk.paths import expanded
 
 # What a folder with weights of whatever kind has.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", *PICKLES)

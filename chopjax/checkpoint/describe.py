@@ -20,16 +20,17 @@ from typing import Any
 
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
-from chopjax.checkpoint.files import folder_inside, inside, read_json_object
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.checkpoint.provenance import add_training, read_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
-from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, open_checkpoint, read_config
+from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, read_config
 from chopjax.checkpoint.training_record import training_entry
+from chopjax.disk.files import folder_inside, inside, read_json_object
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, decoded
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import HEAD, Family, Naming
-from chopjax.paths import expanded
 
 HUGGINGFACE = "huggingface"
 PARAMS = "params"

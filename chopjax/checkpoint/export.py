@@ -12,13 +12,13 @@ from flax.traverse_util import flatten_dict
 
 from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.assets import copy_assets, write_config
-from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.dtypes import tensor_dtypes, with_dtype
 from chopjax.checkpoint.orbax_folder import Unread
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
+from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError, listing
 from chopjax.models import families, parameters
 from chopjax.models.config import ModelConfig

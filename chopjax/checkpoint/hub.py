@@ -31,8 +31,6 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import is_asset
-from chopjax.checkpoint.atomic import new_file
-from chopjax.checkpoint.files import read_json_object
 from chopjax.checkpoint.hub_download import Piece, connections, download, download_piece, sleeper
 from chopjax.checkpoint.mirror import Mirror, Range, locked, merge, stored
 from chopjax.checkpoint.safetensors_file import (
@@ -53,6 +51,8 @@ from chopjax.checkpoint.source import (
     read_config,
     read_weight_map,
 )
+from chopjax.disk.atomic import new_file
+from chopjax.disk.files import read_json_object
 from chopjax.errors import UserError
 from chopjax.progress import progress, say
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from chopjax.checkpoint.files import inside
+from chopjax.disk.files import inside
 from chopjax.errors import UserError
 
 MANIFEST = "sha256.json"

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from chopjax.checkpoint.atomic import new_file, set_aside
+from chopjax.disk.atomic import new_file, set_aside
 from chopjax.progress import say
 
 Range = tuple[int, int]  # first byte, one past the last

@@ -19,10 +19,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from chopjax.checkpoint.atomic import check_room, new_folder
 from chopjax.checkpoint.describe import PARAMS, Description, write_own
 from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.orbax_disk import check_saved, orbax_path, seal, shapes_by_name
+from chopjax.disk.atomic import check_room, new_folder
 from chopjax.errors import UserError, listing
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig

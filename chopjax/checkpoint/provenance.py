@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
-from chopjax.checkpoint.files import inside, read_json_object
+from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from chopjax.checkpoint.files import LFS_ADVICE, LFS_POINTER
+from chopjax.disk.files import LFS_ADVICE, LFS_POINTER
 from chopjax.errors import UserError, listing
 
 # The format's names → numpy. Types narrower than a byte are missing on purpose.

@@ -6,20 +6,18 @@ Nothing but JSON is read here; weights are mapped into memory when asked for. No
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chopjax.checkpoint.files import inside, read_json_object
 from chopjax.checkpoint.safetensors_file import FLOATS, Header, TensorInfo, open_header
+from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError, cut, listing
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family, Match, match
-from chopjax.paths import expanded
 from chopjax.progress import say
 
 CONFIG = "config.json"
@@ -66,33 +64,6 @@ class Checkpoint:
     def array(self, name: str) -> np.ndarray:
         """A read-only view of the tensor in its file; bytes are read as they are touched."""
         return self.tensors[name].read()
-
-
-def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """Open a local folder or a hub id (`owner/name`).
-
-    Raises UserError with everything that is wrong: the folder, config.json, the index, headers,
-    and tensors missing, unknown, duplicate or of another shape than config.json asks for.
-    """
-    folder = expanded(model)
-    if folder.is_dir():
-        if revision is not None:
-            raise UserError(f"--revision is for hub ids; {model} is a local folder")
-        return open_folder(folder, model)
-    if folder.exists():
-        if any(folder.match(pattern) for pattern in PICKLES):
-            raise UserError(f"{model}: {PICKLE_ADVICE}")
-        if folder.suffix == ".gguf":
-            raise UserError(f"{model}: {GGUF_ADVICE}")
-        raise UserError(f"{model} is a file; give the folder that holds it and its config.json")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model):
-        raise UserError(
-            f"{model}: no such folder, nor does it look like a hub id (owner/name). "
-            f"The current folder is {Path.cwd()}"
-        )
-    from chopjax.checkpoint.hub import open_hub
-
-    return open_hub(model, revision)
 
 
 def open_folder(folder: Path, name: str) -> Checkpoint:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.files import read_json_object
+from chopjax.disk.files import read_json_object
 from chopjax.errors import UserError
 
 FULL = "full"  # the kind of training that changes all weights

@@ -13,9 +13,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from chopjax.checkpoint.atomic import check_room
 from chopjax.checkpoint.safetensors_file import DTYPES, NAMES, TensorInfo
 from chopjax.checkpoint.source import INDEX, SINGLE
+from chopjax.disk.atomic import check_room
 
 MAX_SHARD_BYTES = 5_000_000_000
 COPY_BYTES = 1 << 20

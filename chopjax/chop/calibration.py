@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # hidden_BTE, kernel_EV, targets_BT, weights_BT → Σ w·nll in nats (and a second value, not read):
-# train/loss.py's cross_entropy, given by the caller since that room stands below this one.
+# models/loss.py's cross_entropy, given by the caller since that room stands below this one.
 CrossEntropy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 

@@ -11,12 +11,11 @@ its text says, that the first and the last layer always stay above all.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from fractions import Fraction
 
 from chopjax.errors import UserError, did_you_mean
-
-Keep = tuple[int, ...]
+from chopjax.keep import Keep
 
 
 def input_side(num_layers: int, remove: int) -> Keep:
@@ -158,55 +157,3 @@ def _fraction(text: str) -> Fraction:
 
 def _nearest_half_down(value: Fraction) -> int:
     return -((1 - 2 * value) // 2)
-
-
-def parse_keep(text: str, num_layers: int) -> Keep:
-    """The layers of a list such as "0,13-23": from 0, ends inclusive, ascending.
-
-    Raises UserError where a layer does not exist, stands twice or out of order, or where nothing
-    would be removed.
-    """
-    keep: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part)
-        if not found:
-            raise UserError(
-                f"--keep {text!r}: {part.strip()!r} is not a layer (5) or a range (13-23)"
-            )
-        low, high = int(found[1]), int(found[2] or found[1])
-        if max(low, high) >= num_layers:
-            raise UserError(
-                f"--keep {text!r}: there is no layer {max(low, high)}; "
-                f"the model's {num_layers} layers are numbered 0-{num_layers - 1}"
-            )
-        if low > high:
-            raise UserError(f"--keep {text!r}: {low}-{high} runs backwards; write {high}-{low}")
-        if keep and low <= keep[-1]:
-            fault = "stands twice" if low in keep else f"comes after {keep[-1]}"
-            raise UserError(f"--keep {text!r}: layer {low} {fault}; list layers once, ascending")
-        keep += range(low, high + 1)
-    if len(keep) == num_layers:
-        raise UserError(f"--keep {text!r} keeps all {num_layers} layers; nothing would be removed")
-    return tuple(keep)
-
-
-def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
-    """First and last layer of every run of neighbours: (0, 13, 14, 15) → [(0, 0), (13, 15)]."""
-    found: list[tuple[int, int]] = []
-    for layer in layers:
-        if found and layer == found[-1][1] + 1:
-            found[-1] = (found[-1][0], layer)
-        else:
-            found.append((layer, layer))
-    return found
-
-
-def ranges(layers: Iterable[int]) -> str:
-    """(0, 13, 14, 15) → "0,13-15": what parse_keep reads, and what people are shown."""
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs(layers))
-
-
-def removed(keep: Keep, num_layers: int) -> Keep:
-    """The layers that go."""
-    kept = set(keep)
-    return tuple(layer for layer in range(num_layers) if layer not in kept)

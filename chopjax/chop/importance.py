@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.files import read_json_object
 from chopjax.checkpoint.identity import differences
-from chopjax.chop.configurations import Keep
+from chopjax.disk.files import read_json_object
 from chopjax.errors import UserError
+from chopjax.keep import Keep
 from chopjax.progress import say
 
 ANALYSIS = "analysis.json"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from chopjax.chop.configurations import Keep
 from chopjax.chop.importance import Protect, choose_measured
+from chopjax.keep import Keep
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from chopjax.chop.calibration import (
     predicted_tokens,
     predictions,
 )
-from chopjax.chop.configurations import Keep
+from chopjax.keep import Keep
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute

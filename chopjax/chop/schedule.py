@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from chopjax.chop.configurations import Keep, removed
 from chopjax.errors import UserError
+from chopjax.keep import Keep, removed
 
 
 class Schedule(NamedTuple):

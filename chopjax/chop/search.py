@@ -7,8 +7,8 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 
-from chopjax.chop.configurations import Keep
 from chopjax.chop.prefixes import Prefixes
+from chopjax.keep import Keep
 
 # Of hidden states that a search may hold to save layers in later rounds.
 STATE_BYTES = 1 << 30

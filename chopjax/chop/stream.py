@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from chopjax.checkpoint.assets import copy_assets, write_config
-from chopjax.checkpoint.atomic import new_folder
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.provenance import compose, read_provenance
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
-from chopjax.chop.configurations import Keep, removed
 from chopjax.chop.merge import Blend, Recipe, blend_arrays
 from chopjax.chop.surgery import chop_config
+from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError
+from chopjax.keep import Keep, removed
 from chopjax.models import parameters
 from chopjax.models.families.table import Family, is_buffer, layer_index
 from chopjax.progress import progress

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.provenance import compose
-from chopjax.chop.configurations import Keep, ranges, runs
 from chopjax.errors import UserError, listing
+from chopjax.keep import Keep, ranges, runs
 from chopjax.models.families.table import Family
 
 D = TypeVar("D", bound=Description)

@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from chopjax.analysis import MEASURES, AnalysisSettings, analyze, write_analysis
-    from chopjax.checkpoint.atomic import check_free
     from chopjax.chop.importance import parse_protect
-    from chopjax.report.terminal import print_json
+    from chopjax.disk.atomic import check_free
+    from chopjax.terminal import print_json
 
     settings = AnalysisSettings(
         sequences=args.sequences,
@@ -103,7 +103,7 @@ def _print(analysis: Mapping[str, Any], out: Any, figures: list[str]) -> None:
     from rich.table import Table
 
     from chopjax.errors import escaped
-    from chopjax.report.terminal import console, show
+    from chopjax.terminal import console, show
 
     screen = console(soft_wrap=True)
     if "recommended" in analysis:

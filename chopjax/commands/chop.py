@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, did_you_mean
-from chopjax.paths import expanded
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
@@ -73,10 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.checkpoint.atomic import check_free
-    from chopjax.checkpoint.source import open_checkpoint
+    from chopjax.checkpoint.open import open_checkpoint
     from chopjax.chop.stream import chop_checkpoint, plan
-    from chopjax.report.terminal import print_json
+    from chopjax.disk.atomic import check_free
+    from chopjax.terminal import print_json
 
     _check_flags(args)
     if not args.dry_run:
@@ -178,9 +178,9 @@ def _result(
 def _print(args: argparse.Namespace, done: Plan) -> None:
     from rich.table import Table
 
-    from chopjax.chop.configurations import ranges
     from chopjax.errors import escaped
-    from chopjax.report.terminal import console
+    from chopjax.keep import ranges
+    from chopjax.terminal import console
 
     title = "would be written" if args.dry_run else "written"
     table = Table(

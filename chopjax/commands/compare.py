@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.report.results_file import read_results
     from chopjax.report.task_rendering import figure, groups, legend, markdown, rich_table
     from chopjax.report.task_table import as_json, compare
-    from chopjax.report.terminal import print_json, show
+    from chopjax.terminal import print_json, show
 
     plot = plots.check_plot(args.plot, args.overwrite) if args.plot else None
     files = [read_results(place) for place in args.results]

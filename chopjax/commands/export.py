@@ -41,16 +41,16 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
 
     from chopjax.checkpoint.export import export_model
+    from chopjax.disk.paths import expanded
     from chopjax.errors import UserError
     from chopjax.models import parameters
-    from chopjax.paths import expanded
     from chopjax.progress import say
 
     if args.private and not args.push_to_hub:
         raise UserError("--private is for --push-to-hub OWNER/NAME")
     if args.push_to_hub:
-        from chopjax.checkpoint.atomic import check_free
         from chopjax.checkpoint.hub_upload import check_upload, upload
+        from chopjax.disk.atomic import check_free
 
         check_free(Path(args.out), args.overwrite)  # before the hub is asked
         check_upload(args.push_to_hub, args.private)

@@ -56,15 +56,15 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     import dataclasses
     from pathlib import Path
 
-    from chopjax.checkpoint.atomic import check_free
     from chopjax.checkpoint.describe import describe
     from chopjax.checkpoint.load import load
     from chopjax.checkpoint.orbax_folder import save_import
-    from chopjax.chop.configurations import parse_keep
     from chopjax.chop.surgery import chop_description
+    from chopjax.disk.atomic import check_free
+    from chopjax.keep import parse_keep
     from chopjax.models import parameters
+    from chopjax.models.mesh import make_mesh, shardings
     from chopjax.progress import progress, say
-    from chopjax.train.mesh import make_mesh, shardings
 
     out = Path(args.dir)
     check_free(out, "import", args.overwrite)  # before anything is downloaded

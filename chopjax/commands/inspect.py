@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from chopjax.errors import UserError
-    from chopjax.report.terminal import print_json
+    from chopjax.terminal import print_json
 
     if args.sequence_length is not None and args.sequence_length < 1:
         raise UserError(f"--sequence-length {args.sequence_length}: at least 1 is needed")
@@ -67,9 +67,9 @@ def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]
     from chopjax.checkpoint.config_alone import has_weights, is_config, local_config
     from chopjax.checkpoint.provenance import read_provenance
     from chopjax.checkpoint.summary import summary_of_config
+    from chopjax.disk.paths import expanded
     from chopjax.errors import UserError
     from chopjax.models import families
-    from chopjax.paths import expanded
 
     path = expanded(args.model)
     folder = path.parent if is_config(path) else path
@@ -105,7 +105,7 @@ def _plan(config: ModelConfig, length: int) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from chopjax.report.terminal import console
+    from chopjax.terminal import console
 
     screen = console()
     if not screen.is_terminal:
@@ -213,7 +213,7 @@ def _size_facts(result: dict[str, Any]) -> dict[str, str]:
 def _history_facts(record: dict[str, Any] | None) -> dict[str, str]:
     """What chopjax did to it, from chopjax.json."""
     from chopjax.checkpoint.provenance import CHOP, TRAINING, entries
-    from chopjax.chop.configurations import ranges
+    from chopjax.keep import ranges
 
     if record is None:
         return {}

@@ -61,13 +61,13 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from chopjax.errors import UserError
+    from chopjax.latency.measure import PHASES, measure
+    from chopjax.latency.models import first_layers, open_models
     from chopjax.models.decoder import Compute
     from chopjax.progress import progress, say
     from chopjax.report import latency as report
     from chopjax.report import plots
-    from chopjax.report.terminal import print_json, show
-    from chopjax.score.latency import PHASES, measure
-    from chopjax.score.latency_models import first_layers, open_models
+    from chopjax.terminal import print_json, show
 
     for flag in ("batch", "length", "rounds"):
         check_count(f"--{flag}", getattr(args, flag))

@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from chopjax.data.tokenizer import load_tokenizer
-    from chopjax.report.terminal import console, print_json
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.perplexity import perplexity, read_texts
+    from chopjax.terminal import console, print_json
 
     check_scoring_model(args)
     texts = read_texts(args.data, args.field)  # a typo is found before the model is loaded

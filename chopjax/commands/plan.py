@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.plan.plan import make_plan, settings_of
     from chopjax.plan.tables import show
-    from chopjax.report.terminal import print_json
+    from chopjax.terminal import print_json
     from chopjax.train.config_file import load_config
 
     if args.tokens is not None and args.tokens <= 0:

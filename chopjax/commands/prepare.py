@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         stores = _prepared(args)
     if args.json:
-        from chopjax.report.terminal import print_json
+        from chopjax.terminal import print_json
 
         print_json({name or "store": _summary(store) for name, store in stores.items()})
     else:
@@ -161,7 +161,7 @@ def _print_table(stores: dict[str, TokenStore]) -> None:
     from rich.table import Table
 
     from chopjax.errors import escaped
-    from chopjax.report.terminal import show
+    from chopjax.terminal import show
 
     table = Table(box=None)
     table.add_column("store")

@@ -9,7 +9,7 @@ from typing import Any
 
 from chopjax import interrupts
 from chopjax.commands.flags import add_recipe, again
-from chopjax.paths import expanded
+from chopjax.disk.paths import expanded
 
 EXAMPLE = """\
 chopjax run --config configs/chop_and_heal.py --workdir runs/half \\
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from chopjax import pipeline
-    from chopjax.report.terminal import print_json
     from chopjax.score.model import use_compilation_cache
+    from chopjax.terminal import print_json
     from chopjax.train.config_file import load_config
 
     interrupts.advise("what is done is kept, and the same command goes on from there")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(report: dict[str, Any], workdir: Path) -> None:
     from chopjax.errors import escaped
     from chopjax.report.comparison import columns_of_report, rich_table, verdict
-    from chopjax.report.terminal import console, show
+    from chopjax.terminal import console, show
 
     columns, place = columns_of_report(report), Path(escaped(str(workdir)))
     show(rich_table(columns))

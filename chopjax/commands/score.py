@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chopjax import interrupts
 from chopjax.commands.flags import add_processes, add_scoring_model, check_scoring_model
-from chopjax.paths import expanded
+from chopjax.disk.paths import expanded
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.describe import Description
@@ -177,12 +177,12 @@ def _score(
     """On every process; tasks: None on all but the first."""
     import functools
 
-    from chopjax.report.terminal import show
     from chopjax.score import processes
     from chopjax.score.generation import generate_batch
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.results import as_json, table
     from chopjax.score.run import evaluate
+    from chopjax.terminal import show
 
     use_compilation_cache()
     loaded, engine = open_engine(

@@ -6,7 +6,7 @@ import argparse
 
 from chopjax import interrupts
 from chopjax.commands.flags import add_recipe, again
-from chopjax.paths import expanded
+from chopjax.disk.paths import expanded
 
 EXAMPLE = """\
 chopjax sweep --config configs/sweep.py --workdir runs/sweep \\
@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.errors import escaped
     from chopjax.report.sweep import rich_table
-    from chopjax.report.terminal import console, print_json, show
     from chopjax.score.model import use_compilation_cache
     from chopjax.sweep import sweep
+    from chopjax.terminal import console, print_json, show
     from chopjax.train.config_file import load_config
 
     interrupts.advise("the points so far are kept, and the same command goes on from there")

@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     if processes is not None and processes.index != 0:
         return 0  # the first process speaks for all
     if args.json:
-        from chopjax.report.terminal import print_json
+        from chopjax.terminal import print_json
 
         print_json(summary)
     else:
@@ -73,7 +73,7 @@ def _print(summary: dict) -> None:
     from rich.table import Table
 
     from chopjax.errors import escaped
-    from chopjax.report.terminal import console
+    from chopjax.terminal import console
 
     table = Table(title="Training", show_header=False)
     for name, value in summary.items():

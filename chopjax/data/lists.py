@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from chopjax.data.store import file_system
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
-from chopjax.paths import expanded
 
 Value = TypeVar("Value")
 

@@ -2,7 +2,7 @@
 
 Work goes on in OUT.partial until everything is there, which is then renamed to OUT. A run that was
 killed, or stopped by a mistake in the input, is continued by the same call. Both folders carry our
-mark (checkpoint/mark.py); others of these names are left alone.
+mark (disk/mark.py); others of these names are left alone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chopjax import interrupts
-from chopjax.checkpoint.atomic import check_free, flush, new_file
-from chopjax.checkpoint.files import read_json_object
-from chopjax.checkpoint.mark import MARK, remove_marked, write_mark
 from chopjax.data.shards import Job, make_shards, read_record, smallest_hashes
 from chopjax.data.sources import Source, find_sources, pieces
 from chopjax.data.store import (
@@ -45,8 +42,11 @@ from chopjax.data.work_folder import (
     make_work_folder,
     work_folder,
 )
+from chopjax.disk.atomic import check_free, flush, new_file
+from chopjax.disk.files import read_json_object
+from chopjax.disk.mark import MARK, remove_marked, write_mark
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, listing
-from chopjax.paths import expanded
 from chopjax.progress import progress, say
 
 MOST_WORKERS = 1024

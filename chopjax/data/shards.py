@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from chopjax import interrupts
-from chopjax.checkpoint.atomic import new_file
 from chopjax.data.sources import Piece
 from chopjax.data.store import Shard, documents_file, tokens_file
 from chopjax.data.tokenizer import Tokenizer
+from chopjax.disk.atomic import new_file
 from chopjax.errors import UserError
 from chopjax.progress import progress
 

@@ -29,8 +29,8 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from chopjax.data.text_files import is_known
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, listing
-from chopjax.paths import expanded
 
 STORE = "store.json"
 FORMAT = 1

@@ -21,10 +21,10 @@ from tokenizers import Tokenizer as Backend
 from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import ASSETS, check_assets
 from chopjax.checkpoint.describe import HUGGINGFACE
-from chopjax.checkpoint.files import folder_inside, read_json_object
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
+from chopjax.disk.files import folder_inside, read_json_object
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
-from chopjax.paths import expanded
 
 # One of these is in every folder that holds a tokenizer.
 _MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")

@@ -10,7 +10,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from chopjax.checkpoint.mark import (
+from chopjax.disk.mark import (
     check_own,
     is_taken,
     is_unfinished,

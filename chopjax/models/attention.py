@@ -19,11 +19,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
 from chopjax.models.blocked_attention import blocked_attention
+from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS
 from chopjax.models.remat import NAME, kept
 
-# Mesh axes that hold parts of the batch and of the heads; the names are those of train/mesh.py.
-BATCH_AXES = ("slice", "data", "fsdp")
-HEAD_AXIS = "tensor"
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this many positions
 SPLASH_BLOCK = 512
 

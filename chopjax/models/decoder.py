@@ -20,13 +20,13 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from chopjax.models import masked_attention, parameters, positions
-from chopjax.models.attention import BATCH_AXES, HEAD_AXIS, Scores, attend
+from chopjax.models.attention import Scores, attend
 from chopjax.models.config import ModelConfig, Norm, Rope
 from chopjax.models.linear import project
 from chopjax.models.masked_attention import Reach, attend_visible
+from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, constrain
 from chopjax.models.parameters import Params
 from chopjax.models.remat import is_kept, kept
-from chopjax.models.sharding import constrain
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
 

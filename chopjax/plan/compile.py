@@ -28,9 +28,9 @@ from jax.sharding import Mesh
 from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
+from chopjax.models.mesh import batch_sharding, make_mesh
 from chopjax.plan import hlo
 from chopjax.plan.topology import Topology, devices, prepare_environment
-from chopjax.train.mesh import batch_sharding, make_mesh
 from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings

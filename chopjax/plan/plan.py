@@ -14,8 +14,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
 from chopjax.checkpoint.config_alone import local_config
+from chopjax.checkpoint.published import CONFIGS
 from chopjax.errors import UserError
 from chopjax.models import flops, parameters
+from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
@@ -28,7 +30,6 @@ from chopjax.plan.compile import (
     abstract_inputs,
     bytes_per_chip,
 )
-from chopjax.plan.published import CONFIGS
 from chopjax.plan.roofline import (
     ASSUMPTIONS,
     estimate,
@@ -38,7 +39,6 @@ from chopjax.plan.roofline import (
 from chopjax.plan.topology import Topology, devices
 from chopjax.plan.traffic import hbm_bytes
 from chopjax.progress import say
-from chopjax.train import mesh as meshes
 from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, default_config, read
 

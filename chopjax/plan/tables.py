@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from chopjax.plan.topology import GIB
-from chopjax.report.terminal import console
+from chopjax.terminal import console
 
 _PARTS = {
     "parameters": "parameters",

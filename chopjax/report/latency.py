@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from chopjax.latency.measure import PHASES, Line, Timing, fit
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.report.plots import BLUE, GREY, ORANGE
-from chopjax.score.latency import PHASES, Line, Timing, fit
 
 BARE = "no layers"  # the model that has embedding, final norm and head alone
 

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from chopjax.chop.configurations import parse_keep
 from chopjax.chop.importance import MEASURED, Protect, choose_measured
+from chopjax.keep import parse_keep
 from chopjax.report.plots import BLUE, GREEN, GREY, ORANGE, RED, save
 
 SKY, PINK, BLACK = "#56B4E9", "#CC79A7", "#000000"

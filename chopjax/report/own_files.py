@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.mark import some
+from chopjax.disk.mark import some
 from chopjax.errors import UserError
 
 MAKER = "chopjax"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
-from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.card import CARD, is_ours, write_card
-from chopjax.checkpoint.mark import add_to_mark, marked_by
 from chopjax.checkpoint.provenance import read_provenance
 from chopjax.checkpoint.training_record import window_convention
-from chopjax.chop.configurations import ranges, removed
+from chopjax.disk.atomic import new_file
+from chopjax.disk.mark import add_to_mark, marked_by
+from chopjax.keep import ranges, removed
 from chopjax.progress import say
 from chopjax.report import html, plots
 from chopjax.report.card import measured

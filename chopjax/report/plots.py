@@ -8,9 +8,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from chopjax.checkpoint.atomic import new_file
+from chopjax.disk.atomic import new_file
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
-from chopjax.paths import expanded
 from chopjax.report.own_files import FIGURE_METADATA, FIGURES, is_ours
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from chopjax.checkpoint.files import read_json_object
+from chopjax.disk.files import read_json_object
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, listing
-from chopjax.paths import expanded
 from chopjax.report.results_check import problems
 from chopjax.score.suite_tasks import f1_parts
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from chopjax import __version__
-from chopjax.checkpoint.atomic import new_file
+from chopjax.disk.atomic import new_file
 from chopjax.report import html, layers
 from chopjax.report.own_files import check_files, figure_files
 from chopjax.report.plots import save

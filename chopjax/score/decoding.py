@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.files import inside, read_json_object
 from chopjax.checkpoint.source import CONFIG
+from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError
 
 GENERATION_CONFIG = "generation_config.json"

@@ -25,12 +25,12 @@ from chopjax.data.tokenizer import Tokenizer, check_ids
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, Past, extend, head_kernel
+from chopjax.models.mesh import batch_sharding, batch_shards, replicated
 from chopjax.models.parameters import Params
 from chopjax.score import processes
 from chopjax.score.layout import Budget, Shape
 from chopjax.score.packing import Packed, pack_batch
 from chopjax.score.planning import Plan, Request, Tokens, make_plan
-from chopjax.train.mesh import batch_sharding, batch_shards, replicated
 
 IN_FLIGHT = 2  # batches that the device may have before the host waits for the first
 # Measured on two cores that do 2e11 FLOPs a second; more of them only move the balance a little.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from lm_eval.utils import sanitize_model_name
 
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
-from chopjax.paths import expanded
 
 OWNER = "model.txt"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from chopjax.checkpoint.hashes import file_hashes
 from chopjax.checkpoint.identity import model_files
 from chopjax.checkpoint.load import Loaded
+from chopjax.disk.hashes import file_hashes
 from chopjax.score.engine import Engine
 
 SOFTWARE = ("chopjax", "jax", "tokenizers")  # computes logits, and turns ids into text

@@ -10,11 +10,11 @@ import jax
 
 from chopjax.checkpoint.load import Description, Loaded, describe, load
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
 from chopjax.models.decoder import Compute
-from chopjax.paths import expanded
+from chopjax.models.mesh import make_mesh, shardings
 from chopjax.score.engine import Engine, fitted_budget
-from chopjax.train.mesh import make_mesh, shardings
 
 
 def open_engine(

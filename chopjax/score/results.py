@@ -25,11 +25,11 @@ from lm_eval.utils import (
 )
 from rich.table import Table
 
-from chopjax.checkpoint.atomic import new_file
-from chopjax.report.terminal import to_json
+from chopjax.disk.atomic import new_file
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.perplexity import ratio_stderr
 from chopjax.score.suite_tasks import f1_parts
+from chopjax.terminal import to_json
 
 
 def complete(

@@ -15,12 +15,12 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from ml_collections import ConfigDict
 
+from chopjax.checkpoint.published import CONFIGS
 from chopjax.data.store import TokenStore, check_fits
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, listing
 from chopjax.models.config import ModelConfig
-from chopjax.paths import expanded
-from chopjax.plan.published import CONFIGS
 from chopjax.progress import say
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import training_batches

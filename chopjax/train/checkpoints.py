@@ -4,7 +4,7 @@
     CHECKPOINTS/STEP/run.json       of which run: settings, kept layers, tokenizer, data
     CHECKPOINTS/STEP/sha256.json    size and digest of every file; written last
     CHECKPOINTS/.saving-TOKEN/STEP  a save that is going on, or one that was killed; the folder
-                                    carries our mark (checkpoint/mark.py)
+                                    carries our mark (disk/mark.py)
     CHECKPOINTS/STEP.damaged        found damaged on a resume, and left aside
 
 A save runs in the background: Orbax copies the arrays to the host before `save` returns and
@@ -30,11 +30,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from chopjax.checkpoint.atomic import flush, flush_tree
 from chopjax.checkpoint.manifest import MANIFEST, verify_files, write_manifest
-from chopjax.checkpoint.mark import is_unfinished, make_folder, mark_new
 from chopjax.checkpoint.orbax_disk import Shapes, check_saved, orbax_path, seal, shapes_by_name
 from chopjax.checkpoint.orbax_folder import PYTREE
+from chopjax.disk.atomic import flush, flush_tree
+from chopjax.disk.mark import is_unfinished, make_folder, mark_new
 from chopjax.errors import UserError, listing
 from chopjax.progress import say
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, did_you_mean
-from chopjax.paths import expanded
 from chopjax.train.settings import MOST
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from chopjax.data.batches import Batches, EvaluationBatches
 from chopjax.data.lists import weighted_folders
 from chopjax.data.store import open_store
-from chopjax.train.mesh import batch_sharding
+from chopjax.models.mesh import batch_sharding
 from chopjax.train.settings import DataSettings
 from chopjax.train.step import Batch
 

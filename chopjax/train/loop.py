@@ -26,28 +26,28 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from chopjax.checkpoint.atomic import USERS_ERRORS
 from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
-from chopjax.chop.configurations import ranges
 from chopjax.chop.surgery import chop_tree
 from chopjax.compilation import compiled
 from chopjax.data.batches import Batches, EvaluationBatches
 from chopjax.data.prefetch import prefetch
 from chopjax.data.store import check_fits
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.disk.atomic import USERS_ERRORS
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, listing
 from chopjax.hardware import memory_bytes
+from chopjax.keep import ranges
 from chopjax.models import flops
+from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
-from chopjax.paths import expanded
 from chopjax.progress import progress, say
 from chopjax.room import check_training
 from chopjax.train import checkpoints
-from chopjax.train import mesh as meshes
 from chopjax.train.devices import peak_flops
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches

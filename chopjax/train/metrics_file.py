@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.atomic import new_file
+from chopjax.disk.atomic import new_file
 from chopjax.errors import UserError
 
 METRICS = "metrics.jsonl"

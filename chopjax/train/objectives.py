@@ -9,8 +9,8 @@ import jax
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute
+from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
-from chopjax.train.loss import cross_entropy
 from chopjax.train.settings import Settings
 from chopjax.train.step import Batch, Metrics, Objective
 

@@ -9,15 +9,16 @@ from typing import Any
 from chopjax import __version__
 from chopjax.checkpoint.describe import Description, describe, write_own
 from chopjax.checkpoint.provenance import SCRATCH, compose
-from chopjax.chop.configurations import Keep, choose, parse_keep
+from chopjax.chop.configurations import choose
 from chopjax.chop.surgery import chop_config
 from chopjax.data.batches import Batches, EvaluationBatches
 from chopjax.data.store import TokenStore
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
+from chopjax.keep import Keep, parse_keep
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import usual_naming
-from chopjax.paths import expanded
 from chopjax.train.own_files import new_assets
 from chopjax.train.settings import ChopSettings, Settings
 

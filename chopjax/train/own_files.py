@@ -1,6 +1,6 @@
 """Which files of a training run's folder are the run's; the rest is somebody else's.
 
-    WORKDIR/.chopjax.json    the mark (checkpoint/mark.py), of `chopjax train`; it lists
+    WORKDIR/.chopjax.json    the mark (disk/mark.py), of `chopjax train`; it lists
                              huggingface/ and chopjax_folder.json
     WORKDIR/checkpoints/     each checkpoint lists its files itself (sha256.json)
 
@@ -17,9 +17,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from chopjax.checkpoint.atomic import flush_tree
 from chopjax.checkpoint.describe import CHECKPOINTS, HUGGINGFACE
-from chopjax.checkpoint.mark import (
+from chopjax.checkpoint.source import FOLDER_MARK
+from chopjax.disk.atomic import flush_tree
+from chopjax.disk.mark import (
     MARK,
     foreign,
     is_taken,
@@ -31,7 +32,6 @@ from chopjax.checkpoint.mark import (
     some,
     write_mark,
 )
-from chopjax.checkpoint.source import FOLDER_MARK
 from chopjax.errors import UserError
 from chopjax.train.checkpoints import extras, is_checkpoint, is_saving
 from chopjax.train.metrics import METRICS, TENSORBOARD

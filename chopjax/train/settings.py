@@ -79,7 +79,7 @@ class ComputeSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Devices along each mesh axis (train/mesh.py); one may be -1: what the others leave."""
+    """Devices along each mesh axis (models/mesh.py); one may be -1: what the others leave."""
 
     data: int = -1  # devices that share the batch, each with all parameters
     fsdp: int = 1  # devices that share batch and parameters

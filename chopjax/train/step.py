@@ -22,8 +22,8 @@ from jax.sharding import Mesh
 
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
+from chopjax.models.mesh import batch_sharding, replicated, shardings
 from chopjax.models.parameters import Params
-from chopjax.train.mesh import batch_sharding, replicated, shardings
 from chopjax.train.settings import Settings
 
 State = dict[str, Any]

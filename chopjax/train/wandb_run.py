@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.atomic import new_file
-from chopjax.checkpoint.files import read_json_object
+from chopjax.disk.atomic import new_file
+from chopjax.disk.files import read_json_object
 from chopjax.errors import UserError
 from chopjax.train.settings import differences
 

@@ -270,7 +270,7 @@ def test_a_branch_that_moves_does_not_mix(hub, model, tmp_path):
     first = hub.hub.add(MODEL, model)
     code = """
 import sys
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 checkpoint = open_checkpoint(sys.argv[1])
 print(checkpoint.revision, flush=True)
 input()

@@ -11,7 +11,7 @@ import pytest
 from checkpoints import write_checkpoint, write_tokenizer
 from fake_hub import Fault, Running, running_hub
 
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.cli import main
 
 TOKEN = "hf_" + "x" * 34

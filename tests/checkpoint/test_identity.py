@@ -9,7 +9,7 @@ import checkpoints
 import pytest
 
 from chopjax.checkpoint import identity
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 
 
 def seen(folder: Path) -> dict[str, str | None]:

@@ -18,9 +18,9 @@ from checkpoints import write_checkpoint
 from flax.traverse_util import flatten_dict
 
 from chopjax.checkpoint.load import load
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.checkpoint.orbax_folder import save_import
 from chopjax.checkpoint.safetensors_file import TensorInfo
-from chopjax.checkpoint.source import open_checkpoint
 from chopjax.errors import UserError
 from chopjax.models import parameters
 
@@ -224,7 +224,7 @@ from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import load
 from chopjax.checkpoint.orbax_folder import save_import
 from chopjax.models import parameters
-from chopjax.train.mesh import make_mesh, shardings
+from chopjax.models.mesh import make_mesh, shardings
 from flax.traverse_util import flatten_dict
 from pathlib import Path
 

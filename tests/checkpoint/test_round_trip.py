@@ -21,8 +21,8 @@ from flax.traverse_util import flatten_dict
 from chopjax.checkpoint.describe import describe, write_own
 from chopjax.checkpoint.export import export, export_model
 from chopjax.checkpoint.load import load
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.checkpoint.orbax_folder import save_import, save_params
-from chopjax.checkpoint.source import open_checkpoint
 from chopjax.errors import UserError
 
 

@@ -18,7 +18,7 @@ import transformers
 from checkpoints import write_checkpoint
 
 from chopjax.checkpoint.assets import check_assets
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.errors import UserError
 
 
@@ -83,8 +83,8 @@ def test_the_shared_checkpoints(mix_llama: Path, tinystories: Path) -> None:
 
 def test_neither_jax_nor_transformers_is_imported(single: Path) -> None:
     code = (
-        "import sys; from chopjax.checkpoint.source import open_checkpoint; "
-        "import chopjax.checkpoint.writer, chopjax.checkpoint.atomic, chopjax.checkpoint.describe; "
+        "import sys; from chopjax.checkpoint.open import open_checkpoint; "
+        "import chopjax.checkpoint.writer, chopjax.disk.atomic, chopjax.checkpoint.describe; "
         "import chopjax.checkpoint.provenance, chopjax.checkpoint.assets; "
         f"open_checkpoint({str(single)!r}); "
         "assert not {'jax', 'transformers', 'torch', 'flax', 'orbax'} & set(sys.modules)"

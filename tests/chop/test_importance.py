@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chopjax.chop.configurations import ranges, removed
 from chopjax.chop.importance import (
     ANALYSIS,
     MEASURED,
@@ -22,6 +21,7 @@ from chopjax.chop.importance import (
     read_analysis,
 )
 from chopjax.errors import UserError
+from chopjax.keep import ranges, removed
 
 MODEL = {"commit": None, "config": "1", "tensors": "2", "sample": "3"}
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chopjax.checkpoint.load import load
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.calibration import make_batches
 from chopjax.chop.importance import Protect
 from chopjax.chop.laco import laco, merge_params

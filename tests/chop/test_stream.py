@@ -22,7 +22,7 @@ import transformers
 from checkpoints import random_model, write_checkpoint, write_tokenizer
 
 from chopjax import cli
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.errors import UserError
 from chopjax.models import parameters

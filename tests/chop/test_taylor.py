@@ -15,7 +15,7 @@ from chopjax.checkpoint.load import load
 from chopjax.chop.calibration import make_batches
 from chopjax.chop.taylor import taylor
 from chopjax.models.decoder import Compute
-from chopjax.train.loss import cross_entropy
+from chopjax.models.loss import cross_entropy
 
 IGNORED = -100
 

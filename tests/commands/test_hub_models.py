@@ -13,7 +13,7 @@ import pytest
 from checkpoints import write_checkpoint, write_tokenizer
 from fake_hub import Running, running_hub
 
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 
 MODEL = "somebody/tiny-llama"
 

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from checkpoints import write_checkpoint, write_tokenizer
 
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.cli import main
 
 

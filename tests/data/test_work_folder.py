@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from chopjax.checkpoint.mark import MARK
 from chopjax.data import prepare as module
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import Tokenizer
+from chopjax.disk.mark import MARK
 from chopjax.errors import UserError
 
 

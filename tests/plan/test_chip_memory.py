@@ -5,10 +5,10 @@ import re
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
+from chopjax.checkpoint.published import CONFIGS
 from chopjax.models import families, flops
 from chopjax.plan.chip_memory import Parts, activations, knobs
 from chopjax.plan.collectives import Collectives
-from chopjax.plan.published import CONFIGS
 from chopjax.plan.roofline import estimate, executed_flops_per_token
 from chopjax.plan.topology import GIB, parse
 from chopjax.train.settings import ComputeSettings, DataSettings, OptimizerSettings, Settings

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from chopjax.checkpoint.published import CONFIGS as CONFIGS_OF_MODELS
 from chopjax.cli import main
 from chopjax.errors import UserError
 from chopjax.plan import plan as plans
 from chopjax.plan.compile import CODE_RESERVE
-from chopjax.plan.published import CONFIGS as CONFIGS_OF_MODELS
 from chopjax.plan.tables import show
 from chopjax.plan.topology import GIB, parse
 from chopjax.train.config_file import load_config

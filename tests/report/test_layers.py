@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chopjax.chop.configurations import STRATEGIES, ranges, removed
+from chopjax.chop.configurations import STRATEGIES
+from chopjax.keep import ranges, removed
 from chopjax.report import layers
 
 LAYERS = 8

@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from chopjax.errors import UserError
+from chopjax.latency.measure import PHASES, Timing
 from chopjax.models.families import translate
 from chopjax.report import latency, layers
 from chopjax.report.plots import check_plot, healing_curve, save
-from chopjax.score.latency import PHASES, Timing
 
 CONFIG = translate(
     {

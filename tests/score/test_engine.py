@@ -174,7 +174,7 @@ import json, sys
 import jax
 from test_engine import BUDGET, GPT2, LLAMA, random_params, random_requests
 from chopjax.score.engine import Engine
-from chopjax.train.mesh import make_mesh, shardings
+from chopjax.models.mesh import make_mesh, shardings
 assert len(jax.devices()) == 8
 found = {}
 mesh = make_mesh(data=2, fsdp=2, tensor=2)

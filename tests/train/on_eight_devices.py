@@ -16,8 +16,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax
 import numpy as np
 
-from chopjax.models import families
-from chopjax.train import mesh, objectives, optimizer, step
+from chopjax.models import families, mesh
+from chopjax.train import objectives, optimizer, step
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,

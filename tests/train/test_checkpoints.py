@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chopjax.checkpoint.manifest import MANIFEST
-from chopjax.checkpoint.mark import begin_mark
+from chopjax.disk.mark import begin_mark
 from chopjax.errors import UserError
 from chopjax.train import checkpoints
 

@@ -21,7 +21,7 @@ from chopjax import cli, progress
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.load import load
-from chopjax.checkpoint.source import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.store import open_store
 from chopjax.errors import UserError

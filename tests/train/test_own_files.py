@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from chopjax.checkpoint.mark import MARK, remove_marked
+from chopjax.disk.mark import MARK, remove_marked
 from chopjax.errors import UserError
 from chopjax.train import checkpoints
 from chopjax.train.metrics import MetricsWriter

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chopjax.models import decoder, families
-from chopjax.train import mesh, objectives, optimizer, step
+from chopjax.models import decoder, families, mesh
+from chopjax.train import objectives, optimizer, step
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,

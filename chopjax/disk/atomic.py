@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from chopjax import interrupts
-from chopjax.checkpoint.mark import (
+from chopjax.disk.mark import (
     check_own,
     is_unfinished,
     make_folder,
@@ -22,8 +22,8 @@ from chopjax.checkpoint.mark import (
     remove_marked,
     write_mark,
 )
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
-from chopjax.paths import expanded
 from chopjax.progress import say
 
 # A full disk, a forbidden folder: the user's to mend.

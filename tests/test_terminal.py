@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.table import Table
 
-from chopjax.report.terminal import console, print_json, show
+from chopjax.terminal import console, print_json, show
 
 
 def test_numbers_that_json_has_not(capsys: pytest.CaptureFixture[str]) -> None:

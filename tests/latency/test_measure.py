@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from chopjax.cli import main
+from chopjax.latency import measure as latency
+from chopjax.latency.models import first_layers, kept_layers, open_models
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Compute, hidden_states, init
 from chopjax.models.families import translate
-from chopjax.score import latency
-from chopjax.score.latency_models import first_layers, kept_layers, open_models
 
 RAW = {
     "model_type": "llama",

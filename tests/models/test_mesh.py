@@ -11,8 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from chopjax.errors import UserError
-from chopjax.models import families, parameters
-from chopjax.train import mesh
+from chopjax.models import families, mesh, parameters
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 8, "attention_bias": True, "mlp_bias": True},

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from chopjax.train.mesh import BATCH_AXES
+from chopjax.models.mesh import BATCH_AXES
 
 CHUNK = 512
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chopjax.checkpoint.atomic import check_free, new_file, new_folder
+from chopjax.disk.atomic import check_free, new_file, new_folder
 from chopjax.errors import UserError
 
 
@@ -153,7 +153,7 @@ def test_forbidden_folder(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
-from chopjax.checkpoint.atomic import new_folder
+from chopjax.disk.atomic import new_folder
 with new_folder(Path(sys.argv[1]), "chop") as folder:
     (folder / "half").write_bytes(b"x" * 100)
     print("writing", flush=True)
@@ -204,7 +204,7 @@ def test_two_at_once_do_not_take_each_others_folder(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from chopjax.checkpoint.atomic import new_folder
+from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:

@@ -8,8 +8,8 @@ import pytest
 
 import chopjax
 from chopjax import cli
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
-from chopjax.paths import expanded
 
 NOBODY = "~no-such-user-here/x"
 

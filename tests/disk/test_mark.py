@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from chopjax.checkpoint.atomic import new_folder
-from chopjax.checkpoint.mark import MARK, check_own, foreign, marked_by, remove_marked
+from chopjax.disk.atomic import new_folder
+from chopjax.disk.mark import MARK, check_own, foreign, marked_by, remove_marked
 from chopjax.errors import UserError
 
 

@@ -25,6 +25,9 @@ from chopjax.models.config import ModelConfig
 
 AXES = ("slice", "data", "fsdp", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
+HEAD_AXIS = "tensor"
+
+Axes = str | tuple[str, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,3 +187,21 @@ def describe(config: ModelConfig, mesh: Mesh) -> str:
         if axis and rule.whole_if_uneven and sizes[letter] % mesh.shape[axis]:
             line += f"; {letter} of {sizes[letter]} stays whole on the {axis} axis"
     return line
+
+
+def constrain(x: jax.Array, *places: Axes) -> jax.Array:
+    """Ask that the leading axes of x lie over these mesh axes, the others whole.
+
+    Without a mesh this is x. Mesh axes that there are not, or that do not divide the size, are
+    left out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec: list[tuple[str, ...] | None] = []
+    for size, place in zip(x.shape, places, strict=False):
+        names = (place,) if isinstance(place, str) else place or ()
+        present = tuple(name for name in names if name in mesh.axis_names)
+        divides = size % math.prod(mesh.shape[name] for name in present) == 0
+        spec.append(present if present and divides else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.atomic import new_file
+from chopjax.disk.atomic import new_file
 from chopjax.errors import UserError
 from chopjax.progress import progress
 

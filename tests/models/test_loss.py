@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chopjax.train.loss import cross_entropy, token_losses
+from chopjax.models.loss import cross_entropy, token_losses
 
 
 def plain(hidden_BTE, kernel_EV, targets_BT, weights_BT, z_loss):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from chopjax.checkpoint import hashes
-from chopjax.checkpoint.hashes import file_hashes
+from chopjax.disk import hashes
+from chopjax.disk.hashes import file_hashes
 
 LARGE = bytes(range(256)) * 8192
 

@@ -1,0 +1,37 @@
+"""Opening a Hugging Face checkpoint by its name: a folder here, or one on the hub. No jax."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from chopjax.checkpoint.source import GGUF_ADVICE, PICKLE_ADVICE, PICKLES, Checkpoint, open_folder
+from chopjax.disk.paths import expanded
+from chopjax.errors import UserError
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Open a local folder or a hub id (`owner/name`).
+
+    Raises UserError with everything that is wrong: the folder, config.json, the index, headers,
+    and tensors missing, unknown, duplicate or of another shape than config.json asks for.
+    """
+    folder = expanded(model)
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"--revision is for hub ids; {model} is a local folder")
+        return open_folder(folder, model)
+    if folder.exists():
+        if any(folder.match(pattern) for pattern in PICKLES):
+            raise UserError(f"{model}: {PICKLE_ADVICE}")
+        if folder.suffix == ".gguf":
+            raise UserError(f"{model}: {GGUF_ADVICE}")
+        raise UserError(f"{model} is a file; give the folder that holds it and its config.json")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model):
+        raise UserError(
+            f"{model}: no such folder, nor does it look like a hub id (owner/name). "
+            f"The current folder is {Path.cwd()}"
+        )
+    from chopjax.checkpoint.hub import open_hub  # needed where the model is not here
+
+    return open_hub(model, revision)
