@@ -116,7 +116,14 @@ def foreign_files(workdir: Path) -> list[str]:
 
 def check_run(workdir: Path) -> None:
     """Raise UserError where a training run's folder holds what is not the run's."""
-    if is_taken(workdir) and (others := foreign_files(workdir)):
+    if not is_taken(workdir):
+        return
+    if marked_by(workdir) != VERB:
+        raise UserError(
+            f"{workdir} has no {MARK} of `chopjax train`: an earlier chopjax made it, or somebody "
+            "else. It is neither replaced nor set aside; move it away"
+        )
+    if others := foreign_files(workdir):
         raise UserError(
             f"{workdir} is in the way, and not all in it is known to be a training run's: "
             f"{some(others)}; move that away"
