@@ -44,7 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
     add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
-    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
     add("--json", action="store_true", help="print one JSON object instead of a table")
 
 
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag} {value}: at least 1 is needed")
-    plot = plots.check_plot(args.plot, args.overwrite) if args.plot else None
+    plot = plots.check_plot(args.plot) if args.plot else None
     dtype = args.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
