@@ -109,14 +109,14 @@ VERBS = {
     ),
     "compare": Verb(
         lambda m, out: ["compare", str(m / "a.json"), str(m / "b.json"), "--plot", str(out)],
-        True, 4, (), "plot.png",
+        False, 4, (), "plot.png",
     ),
     "latency": Verb(
         lambda m, out: [
             "latency", str(m / "parent"), "--remove", "1", "--rounds", "1", "--length", "8",
             "--plot", str(out),
         ],
-        True, 1, (), "plot",
+        False, 1, (), "plot",
     ),
     "sweep": Verb(recipe_words("sweep"), False, 3, ("--config.remove=2",)),
     "run": Verb(recipe_words("run"), False, 4, ("--config.heal.total_steps=3",)),
