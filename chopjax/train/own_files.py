@@ -35,6 +35,7 @@ from chopjax.checkpoint.source import FOLDER_MARK
 from chopjax.errors import UserError
 from chopjax.train.checkpoints import extras, is_checkpoint, is_saving
 from chopjax.train.metrics import METRICS, TENSORBOARD
+from chopjax.train.wandb_run import FILES as WANDB_FILES
 from chopjax.train.workdir import LOCK
 
 VERB = "train"
@@ -96,7 +97,7 @@ def foreign_files(workdir: Path) -> list[str]:
     """What is in a run's folder and not the run's; names, sorted."""
     if marked_by(workdir) != VERB:
         return [MARK + " of `chopjax train` is missing"]
-    others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK))
+    others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK, *WANDB_FILES))
     found = [name for name in others if not _HIDDEN.match(name)]
     found += [n for n in (METRICS, LOCK) if (workdir / n).is_dir() or (workdir / n).is_symlink()]
     folder = workdir / TENSORBOARD
