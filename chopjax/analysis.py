@@ -183,8 +183,8 @@ def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSetting
             f"--sequence-length {settings.sequence_length}: between 2 and the model's "
             f"{config.max_positions} positions"
         )
-    if config.num_layers < 2:
-        raise UserError("the model has one layer; there is nothing to choose from")
+    if config.num_layers == 1:
+        raise UserError("the model has one layer, and one must stay: there is nothing to choose")
     if settings.protect.most(config.num_layers) < 1:
         raise UserError(
             f"--protect {settings.protect.first},{settings.protect.last}: all "

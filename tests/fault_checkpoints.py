@@ -373,7 +373,7 @@ TARGETS: dict[str, Target] = {
             Command(("chop", "{thing}", "{out}", "--strategy", "middle", "--remove", "1"), 0.3),
             Command(("import", "{thing}", "{out}"), 0.04),
             Command(("export", "{thing}", "{out}"), 0.5, after=True),
-            Command(("perplexity", "{thing}", "{folder}/text.txt", "--json"), 0.02),
+            Command(("perplexity", "{thing}", "--data", "{folder}/text.txt", "--json"), 0.02),
             Command(
                 (
                     "analyze",

@@ -122,6 +122,8 @@ def resolve_remove(remove: str | int | float, num_layers: int) -> int:
     the nearest whole number of layers, halves down: 0.5 of 25 layers removes 12. Raises UserError
     unless at least one layer goes and one stays.
     """
+    if num_layers == 1:
+        raise UserError(f"--remove {remove}: the model has one layer, and one must stay")
     text = str(remove).strip()
     if re.fullmatch(r"-?\d{1,99}", text):
         count = int(text)

@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show this metric (default: acc_norm where a task has it, else acc, else its first)",
     )
     add("--plot", metavar="PATH", help="draw it: PATH.png and PATH.svg")
-    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     kind.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.report.task_table import as_json, compare
     from chopjax.terminal import print_json, show
 
-    plot = plots.check_plot(args.plot, args.overwrite) if args.plot else None
+    plot = plots.check_plot(args.plot) if args.plot else None
     files = [read_results(place) for place in args.results]
     if len({file.path.resolve() for file in files}) < len(files):
         raise UserError(f"the same results twice: {', '.join(str(file.path) for file in files)}")

@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add("--plot", metavar="PATH", help="draw latency against layers: PATH.png and PATH.svg")
-    add("--overwrite", action="store_true", help="draw over files that chopjax did not draw, too")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add = parser.add_argument_group("measurement").add_argument
     add("--batch", type=int, default=1, metavar="B", help="sequences (default: 1)")
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     for flag in ("batch", "length", "rounds"):
         check_count(f"--{flag}", getattr(args, flag))
-    plot = plots.check_plot(args.plot, args.overwrite) if args.plot else None
+    plot = plots.check_plot(args.plot) if args.plot else None
     dtype = args.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"

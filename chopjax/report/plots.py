@@ -32,7 +32,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return names
 
 
-def check_plot(path: str, overwrite: bool) -> Path:
+def check_plot(path: str) -> Path:
     """--plot PATH, without .png or .svg. Raises UserError where a file there is not a figure that
     chopjax drew, or the folder is missing."""
     found = expanded(path)
@@ -42,10 +42,10 @@ def check_plot(path: str, overwrite: bool) -> Path:
     for name in _names(found):
         if name.is_dir():
             raise UserError(f"--plot {path}: {name} is a folder")
-        if os.path.lexists(name) and not is_ours(name) and not overwrite:
+        if os.path.lexists(name) and not is_ours(name):
             raise UserError(
                 f"--plot {path}: {name} is not a figure that chopjax drew; give another name or "
-                "--overwrite"
+                "move it away"
             )
     return found
 

@@ -35,6 +35,7 @@ from chopjax.disk.mark import (
 from chopjax.errors import UserError
 from chopjax.train.checkpoints import extras, is_checkpoint, is_saving
 from chopjax.train.metrics import METRICS, TENSORBOARD
+from chopjax.train.wandb_run import FILES as WANDB_FILES
 from chopjax.train.workdir import LOCK
 
 VERB = "train"
@@ -96,7 +97,7 @@ def foreign_files(workdir: Path) -> list[str]:
     """What is in a run's folder and not the run's; names, sorted."""
     if marked_by(workdir) != VERB:
         return [MARK + " of `chopjax train` is missing"]
-    others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK))
+    others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK, *WANDB_FILES))
     found = [name for name in others if not _HIDDEN.match(name)]
     found += [n for n in (METRICS, LOCK) if (workdir / n).is_dir() or (workdir / n).is_symlink()]
     folder = workdir / TENSORBOARD
@@ -116,7 +117,14 @@ def foreign_files(workdir: Path) -> list[str]:
 
 def check_run(workdir: Path) -> None:
     """Raise UserError where a training run's folder holds what is not the run's."""
-    if is_taken(workdir) and (others := foreign_files(workdir)):
+    if not is_taken(workdir):
+        return
+    if marked_by(workdir) != VERB:
+        raise UserError(
+            f"{workdir} has no {MARK} of `chopjax train`: an earlier chopjax made it, or somebody "
+            "else. It is neither replaced nor set aside; move it away"
+        )
+    if others := foreign_files(workdir):
         raise UserError(
             f"{workdir} is in the way, and not all in it is known to be a training run's: "
             f"{some(others)}; move that away"

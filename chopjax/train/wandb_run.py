@@ -22,6 +22,7 @@ from chopjax.errors import UserError
 from chopjax.train.settings import differences
 
 RECORD = "wandb_run.json"
+FILES = (RECORD, "wandb")
 
 
 def check_wandb(project: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
@@ -84,3 +85,12 @@ def test_mistakes(parent, tmp_path, capsys, flags, complaint):
 def test_a_wrong_folder(tmp_path, capsys):
     assert cli.main(["chop", str(tmp_path), str(tmp_path / "out"), "--keep", "0"]) == 2
     assert "no config.json" in capsys.readouterr().err
+
+
+def test_a_model_of_one_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_checkpoint(tmp_path / "model", num_hidden_layers=1)
+    out = str(tmp_path / "out")
+    assert cli.main(["chop", str(model), out, "--strategy", "middle", "--remove", "1"]) == 2
+    assert "one layer" in capsys.readouterr().err
+    assert cli.main(["chop", str(model), out, "--keep", "0"]) == 2
+    assert not (tmp_path / "out").exists()

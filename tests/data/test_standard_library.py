@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from chopjax.data.standard_library import documents
 
 
 def test_the_corpus_is_large_unique_and_the_same_every_time() -> None:
     modules = set(sys.modules)
-    start = time.monotonic()
     texts = list(documents())
-    assert time.monotonic() - start < 20
     assert sum(map(len, texts)) > 1_500_000
     assert len(set(texts)) == len(texts) > 300
     assert all(texts)

@@ -96,21 +96,20 @@ def test_signs_of_the_line_are_written_once(slope: float, intercept: float) -> N
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_only_figures_of_ours_are_drawn_over(tmp_path: Path, suffix: str) -> None:
-    path = check_plot(f"{tmp_path}/v0.5", overwrite=False)
+    path = check_plot(f"{tmp_path}/v0.5")
     names = save(Figure(), path)
     assert [name.name for name in names] == ["v0.5.png", "v0.5.svg"]
-    assert check_plot(f"{tmp_path}/v0.5.png", overwrite=False) == path
+    assert check_plot(f"{tmp_path}/v0.5.png") == path
     theirs = tmp_path / f"v0.5{suffix}"
     Figure().savefig(theirs)  # by matplotlib, too, and not by chopjax
     with pytest.raises(UserError, match=f"v0.5{suffix} is not a figure that chopjax drew"):
-        check_plot(f"{tmp_path}/v0.5", overwrite=False)
-    assert check_plot(f"{tmp_path}/v0.5", overwrite=True) == path
+        check_plot(f"{tmp_path}/v0.5")
     theirs.unlink()
     theirs.mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        check_plot(f"{tmp_path}/v0.5", overwrite=True)
+        check_plot(f"{tmp_path}/v0.5")
 
 
 def test_the_folder_of_a_plot_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
-        check_plot(f"{tmp_path}/none/plot", overwrite=False)
+        check_plot(f"{tmp_path}/none/plot")

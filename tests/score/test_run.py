@@ -140,7 +140,7 @@ def test_mistakes(
         (["/nope", "--suite", "quick", "--data-dir", "no", "--output", "o"], "error: /nope: no su"),
         ([], "MODEL and --suite or --tasks and --output are missing"),
         (["/nope", "--tasks", "piqa"], "--output is missing"),
-        (["/nope", "--taks", "piqa", "--output", "o"], "unrecognized arguments: --taks"),
+        (["/nope", "--taks", "piqa", "--output", "o"], "there is no flag --taks"),
     ],
 )
 def test_the_first_mistake_is_named_first(
