@@ -107,6 +107,7 @@ def page(report: Mapping[str, Any], columns: Sequence[Column], curve: Path) -> s
     parent, _, healed = columns
     header, *body = [["", *(column.name for column in columns)], *comparison_rows(columns)]
     name = Path(str(settings["model"])).name
+    convention = report["conventions"]["document_loss"]
     parts = [
         html.paragraph(
             f"{settings['model']} with {healed.layers} of its {parent.layers} layers. "
@@ -117,7 +118,7 @@ def page(report: Mapping[str, Any], columns: Sequence[Column], curve: Path) -> s
         html.table(header, body),
         html.paragraph(
             f"Losses are over {report['held_out_tokens']:,} tokens of "
-            f"{settings['text']['held_out']}: {report['convention']}. ± is one standard error."
+            f"{settings['text']['held_out']}: {convention}. ± is one standard error."
         ),
         html.figure(curve, "Loss while healing, in windows of the training length."),
         html.heading("Layers kept"),
