@@ -133,9 +133,9 @@ def get_config():
     return config
 """,
     "run": """
-from chopjax.pipeline_settings import default_config
+from chopjax.runs.settings import pipeline_config
 def get_config():
-    config = default_config()
+    config = pipeline_config()
     config.model, config.text.train, config.text.held_out = {parent!r}, {text!r}, {held_out!r}
     config.text.workers, config.chop.strategy, config.chop.remove = 1, "input", "3"
     config.heal.total_steps, config.heal.checkpoints.every = 4, 2
@@ -144,9 +144,9 @@ def get_config():
     return config
 """,
     "sweep": """
-from chopjax.sweep_settings import default_config
+from chopjax.runs.settings import sweep_config
 def get_config():
-    config = default_config()
+    config = sweep_config()
     config.model, config.text.train, config.text.held_out = {parent!r}, {text!r}, {held_out!r}
     config.text.workers, config.strategies, config.remove = 1, "input,magnitude", "3"
     config.calibration.sequences, config.calibration.sequence_length = 4, 16

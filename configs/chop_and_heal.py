@@ -6,11 +6,11 @@ chopjax run --config configs/chop_and_heal.py --workdir runs/halved \\
 
 from ml_collections import ConfigDict
 
-from chopjax.pipeline_settings import default_config
+from chopjax.runs.settings import pipeline_config
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = pipeline_config()
 
     # Just CHOP's choice for Llama-2: the layers next to the input go (arXiv 2305.14864).
     config.chop.strategy = "input"

@@ -5,11 +5,11 @@ chopjax run --config configs/demo.py --workdir demo/run
 
 from ml_collections import ConfigDict
 
-from chopjax.pipeline_settings import default_config
+from chopjax.runs.settings import pipeline_config
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = pipeline_config()
     config.model = "demo/parent"
     config.text.train = "demo/text/train.jsonl"
     config.text.held_out = "demo/text/held_out.jsonl"

@@ -6,11 +6,11 @@ chopjax sweep --config configs/sweep.py --workdir runs/sweep --config.model=PARE
 
 from ml_collections import ConfigDict
 
-from chopjax.sweep_settings import default_config
+from chopjax.runs.settings import sweep_config
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = sweep_config()
     config.remove = "0.25,0.5,0.75"
 
     # Layers are measured on a part of the text to heal on.

@@ -43,10 +43,10 @@ def get_config():
     return config
 """
 SWEEP = """
-from chopjax.sweep_settings import default_config
+from chopjax.runs.settings import sweep_config
 
 def get_config():
-    config = default_config()
+    config = sweep_config()
     config.model = {model!r}
     config.text.train = config.text.held_out = {text!r}
     config.text.workers = 1
@@ -56,10 +56,10 @@ def get_config():
     return config
 """
 RUN = """
-from chopjax.pipeline_settings import default_config
+from chopjax.runs.settings import pipeline_config
 
 def get_config():
-    config = default_config()
+    config = pipeline_config()
     config.model = {model!r}
     config.text.train = config.text.held_out = {text!r}
     config.text.workers = 1

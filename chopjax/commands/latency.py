@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from chopjax.errors import UserError
-    from chopjax.models.decoder import Compute
+    from chopjax.models.compute import Compute
     from chopjax.progress import progress, say
     from chopjax.report import latency as report
     from chopjax.report import plots

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.errors import escaped
     from chopjax.report.sweep import rich_table
     from chopjax.report.terminal import console, print_json, show
+    from chopjax.runs.sweep import sweep
     from chopjax.score.model import use_compilation_cache
-    from chopjax.sweep import sweep
     from chopjax.train.config_file import load_config
 
     interrupts.advise("the points so far are kept, and the same command goes on from there")

@@ -11,7 +11,7 @@ import jax
 from chopjax.checkpoint.load import Description, Loaded, describe, load
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.errors import UserError
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.paths import expanded
 from chopjax.score.engine import Engine, fitted_budget
 from chopjax.train.mesh import make_mesh, shardings

@@ -17,8 +17,8 @@ import optax
 from jax.sharding import Mesh
 
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 from chopjax.train.loss import cross_entropy, token_losses
 from chopjax.train.mesh import batch_sharding, replicated, shardings
@@ -38,12 +38,6 @@ BATCH_DTYPES = {
 }
 
 GUARD_DECAY = 0.99  # of the running mean of the loss that the spike guard compares with
-
-
-def compute_of(settings: Settings) -> Compute:
-    """How the decoder computes."""
-    chosen = settings.compute
-    return Compute(dtype=chosen.dtype, remat=chosen.remat, attention=chosen.attention)
 
 
 def initial_state(
@@ -138,7 +132,7 @@ def make_train_step(
     clipping), `tokens` (the weights' sum) and, with a spike guard, `skipped` (updates left out so
     far).
     """
-    compute, chunk = compute_of(settings), settings.compute.loss_chunk
+    compute, chunk = settings.compute, settings.compute.loss_chunk
     z_loss, parts = settings.optimizer.z_loss, settings.compute.microbatches
 
     def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -188,7 +182,7 @@ def make_train_step(
 
 def make_eval_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted evaluation: (params, batch) → (Σ w·nll in nats, Σ w)."""
-    compute = compute_of(settings)
+    compute = settings.compute
 
     def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         hidden_BTE = _hidden(params, config, compute, settings, batch)

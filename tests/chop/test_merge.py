@@ -28,7 +28,7 @@ from chopjax.chop.merge import (
     plain,
 )
 from chopjax.chop.stream import chop_checkpoint
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.models.parameters import flatten
 
 LAYERS = 6

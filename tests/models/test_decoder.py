@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from chopjax.models import decoder, parameters
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.models.families import table, translate
 
 LENGTH = 500

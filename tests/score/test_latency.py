@@ -12,8 +12,9 @@ import pytest
 
 from chopjax.cli import main
 from chopjax.models import parameters
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute, hidden_states, init
+from chopjax.models.decoder import hidden_states, init
 from chopjax.models.families import translate
 from chopjax.score import latency
 from chopjax.score.latency_models import first_layers, kept_layers, open_models

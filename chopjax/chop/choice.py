@@ -14,7 +14,7 @@ from chopjax.chop.importance import MEASURED, Protect, choose_measured, summary
 from chopjax.chop.merge import MERGES, Recipe, as_json, average_most_similar, bases
 
 if TYPE_CHECKING:
-    from chopjax.analysis import AnalysisSettings
+    from chopjax.chop.analysis import AnalysisSettings
 
 LOOKS = (*MEASURED, *MERGES)  # strategies that look at what layers do
 KNOWN = (*STRATEGIES, *LOOKS)
@@ -45,7 +45,7 @@ def by_name(strategy: str, remove: str, num_layers: int) -> Choice:
 
 def measure_of(strategy: str) -> str:
     """The measure of `chopjax analyze` that by_analysis needs."""
-    from chopjax.analysis import needed_measure
+    from chopjax.chop.analysis import needed_measure
 
     return needed_measure("similarity" if strategy == "average" else strategy)
 
@@ -70,7 +70,7 @@ def by_laco(
     field: str = "text",
 ) -> Choice:
     """LaCo tries merges on text."""
-    from chopjax.analysis import find_merges
+    from chopjax.chop.analysis import find_merges
 
     recipe, about = find_merges(model, inputs, settings, remove, revision, field)
     record = {"remove": remove, "merged": as_json(recipe)} | summary(about, settings.protect)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,11 +38,10 @@ from chopjax.data.excerpts import excerpts
 from chopjax.data.tokenizer import check_ids, load_tokenizer
 from chopjax.errors import UserError, did_you_mean
 from chopjax.models import parameters
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 from chopjax.progress import over, progress, say
-from chopjax.report import layers
 from chopjax.train import mesh as meshes
 from chopjax.train.loss import cross_entropy
 
@@ -293,12 +292,17 @@ def _plain(array: Any) -> Any:
     return [_plain(part) for part in array]
 
 
-def write_analysis(out: Path, analysis: Mapping[str, Any], overwrite: bool = False) -> list[str]:
-    """A folder with analysis.json, analysis.npz and the figures, whose names are returned."""
+def write_analysis(
+    out: Path,
+    analysis: Mapping[str, Any],
+    draw: Callable[[Mapping[str, Any], Path], list[str]],
+    overwrite: bool = False,
+) -> list[str]:
+    """A folder with analysis.json, analysis.npz and the figures that `draw` adds and names."""
     with new_folder(out, "analyze", overwrite) as folder:
         (folder / ANALYSIS).write_text(json.dumps(analysis, indent=1) + "\n")
         _write_arrays(folder / "analysis.npz", analysis)
-        return layers.save_all(analysis, folder)
+        return draw(analysis, folder)
 
 
 def _write_arrays(path: Path, analysis: Mapping[str, Any]) -> None:

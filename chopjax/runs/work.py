@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from chopjax import choice
-from chopjax.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
+from chopjax.chop import choice
+from chopjax.chop.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.chop.configurations import Keep, ranges
 from chopjax.chop.importance import parse_protect, read_analysis
-from chopjax.chop.schedule import ONCE, parse_schedule
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import parameters
-from chopjax.models.decoder import Compute
-from chopjax.pipeline_settings import PipelineSettings
+from chopjax.models.compute import Compute
 from chopjax.progress import progress, say
+from chopjax.report.layers import save_all
+from chopjax.runs.rounds import Round
+from chopjax.runs.schedule import ONCE, parse_schedule
+from chopjax.runs.scored import BOS, Scored, measured_on
+from chopjax.runs.settings import PipelineSettings
 from chopjax.score import latency as timing
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
-from chopjax.scored import BOS, Scored, measured_on
 from chopjax.train import mesh as meshes
 from chopjax.train import settings as training
 from chopjax.train.evaluation import held_out_loss
-
-if TYPE_CHECKING:
-    from chopjax.pipeline import Round
 
 MODELS = ("parent", "chopped", "healed")
 LATENCY_LENGTH = 512  # tokens at most, where the settings leave it open
@@ -60,7 +59,7 @@ def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
     text, field = _calibration_text(settings), settings.text.field
     analysis = analyze(each.model, text, about, _round_revision(settings, each), field)
-    write_analysis(each.analysis, analysis, overwrite=True)
+    write_analysis(each.analysis, analysis, save_all, overwrite=True)
     return {"tokens": analysis["tokens"]}
 
 

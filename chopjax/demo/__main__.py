@@ -18,7 +18,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from chopjax.checkpoint.atomic import new_folder
-from chopjax.data.standard_library import documents
+from chopjax.demo.standard_library import documents
 from chopjax.progress import say
 
 VOCABULARY = 2048

@@ -22,11 +22,11 @@ from chopjax.checkpoint.mark import begin_mark
 from chopjax.score.engine import Engine
 
 RECIPE = """
-from chopjax.pipeline_settings import default_config
+from chopjax.runs.settings import pipeline_config
 
 
 def get_config():
-    config = default_config()
+    config = pipeline_config()
     config.text.workers = 1
     config.chop.strategy = "input"
     config.chop.remove = "2"
@@ -96,7 +96,7 @@ def report_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-WITHOUT_TORCH = Path(__file__).with_name("without_torch.py")
+WITHOUT_TORCH = Path(__file__).parents[1] / "without_torch.py"
 
 
 def command(material: Path, workdir: Path) -> list[str]:

@@ -18,20 +18,20 @@ from chopjax.chop.configurations import parse_keep
 from chopjax.chop.surgery import chop_params
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
+from chopjax.runs.points import coarse_first
+from chopjax.runs.sweep import _append, read_rows
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
-from chopjax.sweep import _append, read_rows
-from chopjax.sweep_points import coarse_first
 from chopjax.train import settings as train_settings
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
 
 RECIPE = """
-from chopjax.sweep_settings import default_config
+from chopjax.runs.settings import sweep_config
 
 def get_config():
-    config = default_config()
+    config = sweep_config()
     config.model = {model!r}
     config.text.train = config.text.held_out = {text!r}
     config.text.workers = 1

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chopjax.analysis import AnalysisSettings, analyze, needed_measure
 from chopjax.checkpoint.atomic import new_file
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.mark import is_taken
+from chopjax.chop.analysis import AnalysisSettings, analyze, needed_measure
 from chopjax.chop.configurations import Keep, choose, resolve_remove
 from chopjax.chop.importance import ANALYSIS, MEASURED, choose_measured, parse_protect
 from chopjax.data.lists import text_names
 from chopjax.errors import UserError
-from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.progress import say
-from chopjax.sweep_settings import SweepSettings, names
+from chopjax.runs.inputs import Contents, Inputs, Stamps
+from chopjax.runs.settings import SweepSettings, split_list
 
 PARENT = "parent"
 
@@ -42,13 +42,13 @@ def plan(
     Measures layers where a strategy needs it and workdir has no analysis yet.
     """
     yield Point(PARENT, 0, tuple(range(num_layers)), False, 0)
-    seeds = [int(seed) for seed in names(settings.seeds)]
-    counts = coarse_first([resolve_remove(n, num_layers) for n in names(settings.remove)])
+    seeds = [int(seed) for seed in split_list(settings.seeds)]
+    counts = coarse_first([resolve_remove(n, num_layers) for n in split_list(settings.remove)])
     analyses = {seed: _analysis(settings, workdir, seed, contents) for seed in seeds}
     for healed in (False, True) if settings.healed else (False,):
         for seed in seeds:
             for count in counts:
-                for strategy in names(settings.strategies):
+                for strategy in split_list(settings.strategies):
                     if strategy not in MEASURED and seed != seeds[0] and not healed:
                         continue  # a name chooses the same layers whatever the text
                     keep = _keep(settings, strategy, analyses[seed], num_layers, count)
@@ -90,7 +90,7 @@ def _analysis(
     settings: SweepSettings, workdir: Path, seed: int, contents: Contents
 ) -> dict[str, Any]:
     """The measures that the strategies need, from workdir where they have been taken before."""
-    measures = [needed_measure(s) for s in names(settings.strategies) if s in MEASURED]
+    measures = [needed_measure(s) for s in split_list(settings.strategies) if s in MEASURED]
     if not measures:
         return {}
     about = AnalysisSettings(

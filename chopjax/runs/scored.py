@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from chopjax.data.lists import text_names
-from chopjax.inputs import Contents
 from chopjax.paths import expanded
-from chopjax.pipeline_settings import ScoreSettings, names
+from chopjax.runs.inputs import Contents
+from chopjax.runs.settings import ScoreSettings, split_list
 from chopjax.score.tasks import Tasks, load_tasks
 from chopjax.score.texts import Text, find_texts
 
@@ -36,7 +36,7 @@ class Scored:
 
 def find(settings: ScoreSettings) -> Scored:
     """Load tasks and open texts. Raises UserError where one is unknown or its data are missing."""
-    wanted = [*names(settings.suite), *names(settings.tasks)]
+    wanted = [*split_list(settings.suite), *split_list(settings.tasks)]
     tasks: Tasks = {"tasks": {}, "groups": {}}
     data_dir = str(expanded(settings.data_dir)) if settings.data_dir else None
     if wanted:
@@ -45,7 +45,7 @@ def find(settings: ScoreSettings) -> Scored:
             settings.include_path or None,
             None if settings.num_fewshot < 0 else settings.num_fewshot,
             data_dir,
-            names(settings.without),
+            split_list(settings.without),
         )
     texts = find_texts(tasks, text_names(settings.text), data_dir)
     identities: dict[str, Any] = {f"task {n}": _of_task(t) for n, t in tasks["tasks"].items()}

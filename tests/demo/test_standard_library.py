@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 import time
 
-from chopjax.data.standard_library import documents
+from chopjax.demo.standard_library import documents
 
 
 def test_the_corpus_is_large_unique_and_the_same_every_time() -> None:

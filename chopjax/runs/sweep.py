@@ -24,7 +24,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from chopjax import scored as scores
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
@@ -32,23 +31,24 @@ from chopjax.chop.configurations import Keep, ranges, resolve_remove
 from chopjax.chop.surgery import chop_params
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
-from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
-from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
-from chopjax.room import check_sweep
+from chopjax.runs import scored as scores
+from chopjax.runs.inputs import Contents, Inputs, Stamps
+from chopjax.runs.points import Point, plan
+from chopjax.runs.settings import SweepSettings, read_sweep, split_list
+from chopjax.runs.space import check_space
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
 from chopjax.score.run import evaluate
-from chopjax.sweep_points import Point, plan
-from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
+from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
@@ -61,7 +61,7 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
 
     command: how to do this again, for the report.
     """
-    settings = read(config)
+    settings = read_sweep(config)
     if settings.healed:
         training.read(_heal_config(settings, workdir, (0,), 0))
         check_wandb(settings.heal.log.wandb)
@@ -77,7 +77,7 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
             settings.score.max_length or None,
         )
         if settings.healed:
-            _check_room(settings, workdir, loaded.config)
+            _check_space(settings, workdir, loaded.config)
         points = list(plan(settings, workdir, loaded.config.num_layers, contents))
         if settings.healed:
             _prepare(settings, workdir)
@@ -116,14 +116,15 @@ def _about_inputs(settings: SweepSettings, loaded: Loaded, inputs: Inputs) -> di
     }
 
 
-def _check_room(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
-    """For every number of layers and every strategy and seed a healed point."""
-    counts = [resolve_remove(n, model.num_layers) for n in names(settings.remove)]
-    times = len(names(settings.strategies)) * len(names(settings.seeds))
-    kept = [model.num_layers - count for count in counts] * times
-    sources = find_sources(text_names(settings.text.train), settings.text.field)
-    texts = [file for source in sources for file in source.files]
-    check_sweep(workdir, model, kept, settings.heal, settings.keep_healed, texts)
+def _check_space(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
+    """Of the healed points, one for every number of layers, strategy and seed, one is on the disk
+    at a time, or all with `keep_healed`."""
+    counts = [resolve_remove(n, model.num_layers) for n in split_list(settings.remove)]
+    kept = [model.with_layers(model.num_layers - count) for count in counts]
+    sizes = [run_bytes(config, settings.heal) for config in kept]
+    times = len(split_list(settings.strategies)) * len(split_list(settings.seeds))
+    total = times * sum(sizes) if settings.keep_healed else max(sizes)
+    check_space(workdir, [settings.text.train], settings.text.field, total)
 
 
 # ------------------------------------------------------------------------------ Doing them
