@@ -24,27 +24,26 @@ from ml_collections import ConfigDict
 
 from chopjax.checkpoint.atomic import check_free, set_aside
 from chopjax.checkpoint.describe import Description, describe
-from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by
+from chopjax.checkpoint.mark import is_taken
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.choice import measure_of
 from chopjax.chop.configurations import Keep
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.errors import UserError
-from chopjax.report.pipeline import check_report, write_report
+from chopjax.report.pipeline import MODELS, check_report, write_report
 from chopjax.runs import scored as scores
 from chopjax.runs import work
-from chopjax.runs.inputs import Contents, Inputs, Stamps
+from chopjax.runs.inputs import WAYS, Inputs
 from chopjax.runs.rounds import Round, rounds_of
-from chopjax.runs.settings import PipelineSettings, read_pipeline
-from chopjax.runs.space import check_space
+from chopjax.runs.settings import PipelineSettings, calibration_text, read_pipeline
 from chopjax.runs.stages import Stage, run_stages
+from chopjax.runs.workdir import check_space, opened
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import check_run
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
-from chopjax.train.workdir import owned
 
 VERB = "run"
 
@@ -66,27 +65,15 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     rounds = rounds_of(settings, workdir, parent.config.num_layers)
     check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
-    with owned(workdir, check_workdir):
-        if marked_by(workdir) is None:
-            begin_mark(workdir, VERB)
+    with opened(workdir, VERB, check_report):  # run_stages looks at the places of stages
         _check_space(settings, workdir, parent, rounds)
         fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
         stages, older = (
             _stages(settings, workdir, parent, rounds, inputs, fingerprint, scored)
-            for inputs in (Contents(), Stamps())
+            for inputs in WAYS
         )
         results = run_stages(workdir, stages, older)
         return write_report(workdir, dataclasses.asdict(settings), results, command)
-
-
-def check_workdir(workdir: Path) -> None:
-    """Raise UserError where the folder is another verb's, or a report of somebody else's is there.
-    Folders in the places of stages are looked at by run_stages."""
-    if marked_by(workdir) not in (None, VERB):
-        raise UserError(
-            f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
-        )
-    check_report(workdir)
 
 
 def _check_space(
@@ -120,9 +107,7 @@ def _stages(
 ) -> list[Stage]:
     """fingerprint: of the tokenizer."""
     last = rounds[-1]
-    folders = dict(
-        zip(work.MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True)
-    )
+    folders = dict(zip(MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True))
     healing = _heal_config(settings, workdir, last)
     for each in rounds:
         training.read(_heal_config(settings, workdir, each))
@@ -210,7 +195,7 @@ def _removal(
     chop, calibration = settings.chop, dataclasses.asdict(settings.calibration)
     source = {} if each.after else origin
     needs = (each.after,) if each.after else ()
-    text = settings.calibration.text or settings.text.train
+    text = calibration_text(settings)
     looked_at = calibration | {
         "text": inputs.texts(text, settings.text.field) if each.keep is None else [],
         "protect": chop.protect,
@@ -244,10 +229,11 @@ def _removal(
 
 def _healing(settings: PipelineSettings, workdir: Path, inputs: Inputs, each: Round) -> list[Stage]:
     """What was trained is never deleted; it is set aside."""
+    healing = _heal_config(settings, workdir, each).to_dict()
     return [
         Stage(
             name=f"heal{each.suffix}",
-            settings=inputs.training(_meaning(_heal_config(settings, workdir, each))),
+            settings=inputs.training(training.meaning(healing)),
             needs=(f"chop{each.suffix}", "tokens-train"),
             run=lambda: train(_heal_config(settings, workdir, each, work.kept(each)), each.heal),
             check=lambda: check_run(each.heal),
@@ -277,36 +263,24 @@ def _heal_config(
 
     keep: as it came out, where a measure chose it.
     """
-    heal = settings.heal
-    stores = {part: str(workdir / "tokens" / part) for part in ("train", "held_out")}
+    heal, tokens = settings.heal, workdir / "tokens"
     # A short round warms up in its first half at most; the last one does what the recipe says.
     warmup = heal.optimizer.warmup_steps
     warmup = min(warmup, each.steps // 2) if each.suffix else warmup
-    heal = dataclasses.replace(
+    start: dict[str, Any] = {"model": str(each.chopped)}
+    if settings.chop.after_steps:
+        text = ",".join(map(str, keep or each.keep or (0,)))
+        chop = training.ChopSettings(keep=text, after_steps=settings.chop.after_steps)
+        start = {"model": settings.model, "revision": settings.revision, "chop": chop}
+    return work.heal_config(
         heal,
-        model=str(each.chopped),
-        data=dataclasses.replace(heal.data, train=stores["train"], evaluation=stores["held_out"]),
+        {"train": str(tokens / "train"), "evaluation": str(tokens / "held_out")},
         total_steps=each.steps,
         # Every round sees the text in an order of its own.
         seed=heal.seed + (each.number if each.suffix else 0),
         optimizer=dataclasses.replace(heal.optimizer, warmup_steps=warmup),
+        **start,
     )
-    if settings.chop.after_steps:
-        text = ",".join(map(str, keep or each.keep or (0,)))
-        chop = training.ChopSettings(keep=text, after_steps=settings.chop.after_steps)
-        heal = dataclasses.replace(
-            heal, model=settings.model, revision=settings.revision, chop=chop
-        )
-    return ConfigDict(dataclasses.asdict(heal), convert_dict=True)
-
-
-def _meaning(healing: ConfigDict) -> dict[str, Any]:
-    """The settings that change what a training run means; the others may change on resuming."""
-    return {
-        name: value
-        for name, value in training.flat(healing.to_dict()).items()
-        if not name.startswith(training.MAY_CHANGE)
-    }
 
 
 def _evaluation_settings(healing: ConfigDict) -> dict[str, Any]:

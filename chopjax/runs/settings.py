@@ -109,6 +109,9 @@ class SweepSettings:
     score: ScoreSettings = ScoreSettings()
 
 
+AnySettings = PipelineSettings | SweepSettings
+
+
 def pipeline_config() -> ConfigDict:
     """The base of every recipe of `chopjax run`. Unknown fields are refused."""
     return _config(PipelineSettings()).lock()
@@ -121,7 +124,7 @@ def sweep_config() -> ConfigDict:
     return config.lock()
 
 
-def _config(settings: PipelineSettings | SweepSettings) -> ConfigDict:
+def _config(settings: AnySettings) -> ConfigDict:
     config = ConfigDict(dataclasses.asdict(settings), convert_dict=True)
     # What the verbs decide cannot be set.
     del config.heal.model, config.heal.revision, config.heal.scratch, config.heal.tokenizer
@@ -141,6 +144,11 @@ def read_sweep(config: ConfigDict) -> SweepSettings:
     settings = read_settings(SweepSettings, config, _sweep_problems)
     parse_protect(settings.protect)
     return settings
+
+
+def calibration_text(settings: AnySettings) -> str:
+    """What strategies that measure look at: files, separated by commas."""
+    return settings.calibration.text or settings.text.train
 
 
 def split_list(text: str) -> list[str]:
@@ -209,9 +217,7 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
     ]
 
 
-def _problems(
-    settings: PipelineSettings | SweepSettings, checks: list[tuple[bool, str]]
-) -> list[str]:
+def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str]:
     """What is wrong, one sentence each: of `checks`, and of the settings that both verbs have."""
     score = settings.score
     checks = [

@@ -13,44 +13,38 @@ again, a sweep does the points that are missing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
-from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
+from chopjax.checkpoint.mark import is_taken, marked_by, some
 from chopjax.chop.configurations import Keep, ranges, resolve_remove
 from chopjax.chop.surgery import chop_params
-from chopjax.data.lists import text_names
-from chopjax.data.prepare import prepare
-from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
 from chopjax.runs import scored as scores
-from chopjax.runs.inputs import Contents, Inputs, Stamps
+from chopjax.runs.inputs import WAYS, digest
 from chopjax.runs.points import Point, plan
 from chopjax.runs.settings import SweepSettings, read_sweep, split_list
-from chopjax.runs.space import check_space
+from chopjax.runs.work import heal_config, held_out, prepare_text
+from chopjax.runs.workdir import check_space, opened
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
-from chopjax.score.perplexity import perplexity, read_texts
-from chopjax.score.run import evaluate
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
-from chopjax.train.workdir import owned
 
 POINTS = "points.jsonl"
 VERB = "sweep"
@@ -66,10 +60,7 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         training.read(_heal_config(settings, workdir, (0,), 0))
         check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
-    with owned(workdir, check_workdir):
-        if marked_by(workdir) is None:
-            begin_mark(workdir, VERB)
-        contents = Contents()
+    with opened(workdir, VERB, _check_places):
         loaded, engine = open_engine(
             settings.model,
             settings.revision or None,
@@ -78,23 +69,15 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         )
         if settings.healed:
             _check_space(settings, workdir, loaded.config)
-        points = list(plan(settings, workdir, loaded.config.num_layers, contents))
+        points = list(plan(settings, workdir, loaded.config.num_layers))
         if settings.healed:
-            _prepare(settings, workdir)
-        about = [
-            _about_inputs(settings, loaded, inputs) | {"scored": scored.identities}
-            for inputs in (contents, Stamps())
-        ]
-        rows = _do(settings, workdir, loaded, engine, scored, points, about)
+            prepare_text(settings, settings.text.train, workdir / "tokens")
+        parent = Parent(loaded, {loaded.config.num_layers: engine}, scored)
+        rows = _do(settings, workdir, parent, points)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
 
 
-def check_workdir(workdir: Path) -> None:
-    """Raise UserError where others' files stand in the way."""
-    if marked_by(workdir) not in (None, VERB):
-        raise UserError(
-            f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
-        )
+def _check_places(workdir: Path) -> None:
     check_report(workdir)
     if marked_by(workdir) == VERB or read_rows(workdir / POINTS):
         return
@@ -105,15 +88,6 @@ def check_workdir(workdir: Path) -> None:
             f"{workdir} holds {some(taken)}, and no sweep is known to have put it there; move it "
             "away or give another --workdir"
         )
-
-
-def _about_inputs(settings: SweepSettings, loaded: Loaded, inputs: Inputs) -> dict[str, Any]:
-    field = settings.text.field
-    return {
-        "parent": inputs.model(loaded),
-        "held_out": inputs.texts(settings.text.held_out, field),
-        "train": inputs.texts(settings.text.train, field) if settings.text.train else [],
-    }
 
 
 def _check_space(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
@@ -130,54 +104,45 @@ def _check_space(settings: SweepSettings, workdir: Path, model: ModelConfig) -> 
 # ------------------------------------------------------------------------------ Doing them
 
 
-def _do(
-    settings: SweepSettings,
-    workdir: Path,
-    loaded: Loaded,
-    engine: Engine,
-    scored: scores.Scored,
-    points: Sequence[Point],
-    about: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """The rows of all points, in order; those that are missing are measured and appended.
+class Parent(NamedTuple):
+    """What all points share. engines: by number of layers, the parent's among them; models of one
+    depth run the same programs."""
 
-    about: parent and texts, as they are now; and as an earlier chopjax would have recorded them.
-    """
+    loaded: Loaded
+    engines: dict[int, Engine]
+    scored: scores.Scored
+
+
+def _do(
+    settings: SweepSettings, workdir: Path, parent: Parent, points: Sequence[Point]
+) -> list[dict[str, Any]]:
+    """The rows of all points, in order; those that are missing are measured and appended."""
     path = workdir / POINTS
     _cut_torn_line(path)
     rows = read_rows(path)
     done = {(row["strategy"], row["seed"], row["key"]): row for row in rows}
     measured = {row["key"]: row for row in rows}
-    engines: dict[int, Engine] = {}
-    found = []
-    keys_of = [[_key(settings, each, point) for each in about] for point in points]
-    known = sum(
-        any((point.strategy, point.seed, key) in done for key in keys)
-        for point, keys in zip(points, keys_of, strict=True)
-    )
-    with progress("points", len(points), "points", known) as bar:
-        for point, keys in zip(points, keys_of, strict=True):
-            key = keys[0]
-            rows_before = [done.get((point.strategy, point.seed, each)) for each in keys]
-            row = next((each for each in rows_before if each is not None), None)
-            if row is None:
-                # Two strategies may keep the same layers: the model is scored once.
-                values = next((measured[each] for each in keys if each in measured), None)
-                if values is None:
-                    folders = [workdir / "heal" / each for each in keys]
-                    folder = next((each for each in folders if each.exists()), folders[0])
-                    values = _score(
-                        settings, workdir, folder, loaded, engine, engines, scored, point
-                    )
-                row = {**values, **_about(point), "key": key}
-                _append(path, row)
-                measured[key] = row
-                if point.healed and not settings.keep_healed:
-                    for each in keys:
-                        _remove_run(workdir / "heal" / each)
-                bar.advance(1, loss=row["loss"])
-            found.append(row)
-    return found
+    jobs = list(zip(points, _keys(settings, parent, points), strict=True))
+    found = [_first(done, [(p.strategy, p.seed, key) for key in keys]) for p, keys in jobs]
+    with progress("points", len(jobs), "points", len(jobs) - found.count(None)) as bar:
+        for index, (point, keys) in enumerate(jobs):
+            if found[index] is not None:
+                continue
+            runs = [workdir / "heal" / key for key in keys]
+            # Two strategies may keep the same layers: the model is scored once.
+            values = _first(measured, keys) or _score(settings, workdir, parent, point, runs)
+            row = {**values, **_about(point), "key": keys[0]}
+            _append(path, row)
+            found[index] = measured[keys[0]] = row
+            if point.healed and not settings.keep_healed:
+                for run in runs:
+                    _remove_run(run)
+            bar.advance(1, loss=row["loss"])
+    return [row for row in found if row is not None]
+
+
+def _first(rows: Mapping[Any, dict[str, Any]], keys: Sequence[Any]) -> dict[str, Any] | None:
+    return next((rows[key] for key in keys if key in rows), None)
 
 
 def _remove_run(folder: Path) -> None:
@@ -200,58 +165,53 @@ def _about(point: Point) -> dict[str, Any]:
     }
 
 
-def _key(settings: SweepSettings, about: Mapping[str, Any], point: Point) -> str:
-    """Of all that a point's figures depend on. about: parent and texts, as they are now."""
-    healing: Any = None
-    if point.healed:
-        flat = training.flat(dataclasses.asdict(settings.heal))
-        healing = {k: v for k, v in flat.items() if not k.startswith(training.MAY_CHANGE)}
-        healing |= {"seed": point.seed, "text": about["train"]}
-    score = scores.about(settings.score) | about["scored"]
-    content = [about["parent"], about["held_out"], list(point.keep), healing, score]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def _keys(settings: SweepSettings, parent: Parent, points: Sequence[Point]) -> list[list[str]]:
+    """Of all that a point's figures depend on, a point a list: as it is recorded now, and as an
+    earlier chopjax would have recorded it."""
+    field, train = settings.text.field, settings.text.train
+    heal = training.meaning(dataclasses.asdict(settings.heal))
+    score = scores.about(settings.score) | parent.scored.identities
+    depends = [
+        (
+            inputs.model(parent.loaded),
+            inputs.texts(settings.text.held_out, field),
+            inputs.texts(train, field) if train else [],
+        )
+        for inputs in WAYS
+    ]
+
+    def key(point: Point, origin: Any, scored: Any, text: Any) -> str:
+        healing = heal | {"seed": point.seed, "text": text} if point.healed else None
+        return digest([origin, scored, list(point.keep), healing, score])[:16]
+
+    return [[key(point, *inputs) for inputs in depends] for point in points]
 
 
 def _score(
-    settings: SweepSettings,
-    workdir: Path,
-    folder: Path,
-    loaded: Loaded,
-    engine: Engine,
-    engines: dict[int, Engine],
-    scored: scores.Scored,
-    point: Point,
+    settings: SweepSettings, workdir: Path, parent: Parent, point: Point, runs: Sequence[Path]
 ) -> dict[str, Any]:
+    """The figures of one model. runs: where its training may have begun; else it goes to the
+    first."""
     begun = time.monotonic()
     say(
         f"{point.strategy}: layers {ranges(point.keep)}"
         + (f", healed, seed {point.seed}" if point.healed else "")
     )
-    params = chop_params(loaded.params, point.keep)
+    params = chop_params(parent.loaded.params, point.keep)
     if point.healed:
         same = settings.score.dtype == settings.heal.compute.param_dtype
         healing = _heal_config(settings, workdir, point.keep, point.seed)
+        folder = next((run for run in runs if run.exists()), runs[0])
         train(healing, folder, params=params if same else None)
         params = load(str(folder), dtype=settings.score.dtype).params
-    config = loaded.config.with_layers(len(point.keep))
-    model = dataclasses.replace(loaded, params=params, config=config)
-    # Models of one depth run the same programs.
-    base = engines.get(len(point.keep))
-    scorer = (
-        base.with_params(params)
-        if base
-        else Engine(
-            config,
-            params,
-            engine.compute,
-            engine.max_length,
-            engine.mesh,
-            tokenizer=engine.tokenizer,
-        )
-    )
-    engines.setdefault(len(point.keep), scorer)
-    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
-    found = perplexity(scorer, load_tokenizer(loaded.folder), texts)
+    config = parent.loaded.config.with_layers(len(point.keep))
+    model = dataclasses.replace(parent.loaded, params=params, config=config)
+    engine = _engine(parent, model)
+    found = held_out(settings, model, engine)
+    on: dict[str, Any] = {"accuracy": {}, "chance": {}, "texts": {}}
+    if parent.scored:
+        results = scores.measure(settings.score, parent.scored, model, engine)
+        on = scores.headlines(results, parent.scored.texts)
     return {
         "loss": found["nats_per_token"],
         "perplexity": found["perplexity"],
@@ -259,62 +219,35 @@ def _score(
         "loss_over_log_vocabulary": found["loss_over_log_vocabulary"],
         "tokens": found["tokens"],
         "convention": found["convention"],
-        **_accuracies(settings, model, scorer, scored),
+        **on,
         "seconds": time.monotonic() - begun,
     }
 
 
-def _accuracies(
-    settings: SweepSettings, model: Loaded, engine: Engine, scored: scores.Scored
-) -> dict[str, Any]:
-    """Accuracy of every task, what guessing would give, and the figures of texts."""
-    if not scored:
-        return {"accuracy": {}, "chance": {}, "texts": {}}
-    found = evaluate(
-        model,
-        engine,
-        scored.tasks,
-        limit=settings.score.limit or None,
-        add_bos_token=scores.BOS[settings.score.bos],
-        texts=scored.texts,
-    )
-    accuracy = {}
-    for task, metrics in found["results"].items():
-        metric = next((m for m in ("acc_norm,none", "acc,none") if m in metrics), None)
-        if metric:
-            error = metrics.get(metric.replace(",", "_stderr,"))
-            accuracy[task] = [metrics[metric], error if isinstance(error, float) else None]
-    return {
-        "accuracy": accuracy,
-        "chance": {task: found["chance"].get(task) for task in accuracy},
-        "texts": scores.measured_on(found, scored.texts)["texts"],
-    }
-
-
-# --------------------------------------------------------------------------------- Healing
-
-
-def _prepare(settings: SweepSettings, workdir: Path) -> None:
-    prepare(
-        text_names(settings.text.train),
-        load_tokenizer(settings.model, settings.revision or None),
-        workdir / "tokens",
-        field=settings.text.field,
-        workers=settings.text.workers,
-    )
+def _engine(parent: Parent, model: Loaded) -> Engine:
+    depth, like = model.config.num_layers, parent.engines[parent.loaded.config.num_layers]
+    if depth not in parent.engines:
+        parent.engines[depth] = Engine(
+            model.config,
+            model.params,
+            like.compute,
+            like.max_length,
+            like.mesh,
+            tokenizer=like.tokenizer,
+        )
+    return parent.engines[depth].with_params(model.params)
 
 
 def _heal_config(settings: SweepSettings, workdir: Path, keep: Keep, seed: int) -> ConfigDict:
-    heal = dataclasses.replace(
+    return heal_config(
         settings.heal,
+        {"train": str(workdir / "tokens")},
         model=settings.model,
         revision=settings.revision,
         seed=seed,
         chop=training.ChopSettings(keep=",".join(map(str, keep))),
-        data=dataclasses.replace(settings.heal.data, train=str(workdir / "tokens")),
         log=dataclasses.replace(settings.heal.log, tensorboard=False),
     )
-    return ConfigDict(dataclasses.asdict(heal), convert_dict=True)
 
 
 # ------------------------------------------------------------------------------- points.jsonl

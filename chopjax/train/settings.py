@@ -311,13 +311,17 @@ def _contradictions(settings: Settings) -> list[str]:
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed between two resolved configs, as far as it changes what the run means."""
-    before, after = flat(saved), flat(now)
-    names = [name for name in before | after if not name.startswith(MAY_CHANGE)]
+    before, after = meaning(saved), meaning(now)
     return [
         f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in names
+        for name in before | after
         if before.get(name) != after.get(name)
     ]
+
+
+def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change what a run means, flat."""
+    return {name: v for name, v in flat(config).items() if not name.startswith(MAY_CHANGE)}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

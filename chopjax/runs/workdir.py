@@ -1,14 +1,38 @@
-"""Whether what `chopjax run` and `chopjax sweep` write will fit on the disk, looked at before they
-begin."""
+"""The folder that `chopjax run` and `chopjax sweep` work in: whose it is, and whether what they
+will write fits on its disk."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from chopjax.checkpoint.mark import begin_mark, marked_by
 from chopjax.data.lists import text_names
 from chopjax.data.sources import find_sources
 from chopjax.errors import UserError
 from chopjax.train.space import free_bytes
+from chopjax.train.workdir import owned
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, verb: str, check: Callable[[Path], None]) -> Iterator[None]:
+    """Hold the folder, marked as the verb's. Raises UserError where it is another verb's.
+
+    check: raises UserError where others' files stand in the way.
+    """
+
+    def check_all(workdir: Path) -> None:
+        if marked_by(workdir) not in (None, verb):
+            raise UserError(
+                f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
+            )
+        check(workdir)
+
+    with owned(workdir, check_all):
+        if marked_by(workdir) is None:
+            begin_mark(workdir, verb)
+        yield
 
 
 def check_space(workdir: Path, texts: list[str], field: str, models: int) -> None:
