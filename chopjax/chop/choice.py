@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chopjax.checkpoint.identity import fingerprint
+from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.configurations import STRATEGIES, Keep, choose, parse_keep, ranges
-from chopjax.chop.importance import MEASURED, Protect, choose_measured, summary
+from chopjax.chop.importance import (
+    MEASURED,
+    Protect,
+    choose_measured,
+    read_analysis,
+    summary,
+)
 from chopjax.chop.merge import MERGES, Recipe, as_json, average_most_similar, bases
+from chopjax.models import parameters
 
 if TYPE_CHECKING:
     from chopjax.chop.analysis import AnalysisSettings
@@ -59,6 +69,16 @@ def by_analysis(
         recipe, keep = average_most_similar(analysis, remove, protect)
         return Choice(strategy, about | {"merged": as_json(recipe)}, keep, recipe)
     return Choice(strategy, about, choose_measured(strategy, analysis, remove, protect))
+
+
+def by_analysis_in(
+    folder: Path, checkpoint: Checkpoint, strategy: str, remove: int, protect: Protect
+) -> Choice:
+    """The same from a folder of `chopjax analyze`. Raises UserError for that of another model."""
+    config = checkpoint.config
+    seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
+    analysis = read_analysis(folder, config.num_layers, parameters.count(config), seen)
+    return by_analysis(strategy, remove, analysis, protect)
 
 
 def by_laco(

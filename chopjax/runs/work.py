@@ -12,14 +12,13 @@ from ml_collections import ConfigDict
 
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
-from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop import choice
 from chopjax.chop.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.chop.configurations import Keep, ranges
-from chopjax.chop.importance import parse_protect, read_analysis
+from chopjax.chop.importance import parse_protect
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
@@ -87,7 +86,7 @@ def chop(settings: PipelineSettings, each: Round) -> dict[str, Any]:
 
 
 def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> choice.Choice:
-    wanted, config = settings.chop, checkpoint.config
+    wanted = settings.chop
     if each.keep is not None:
         if wanted.keep:
             return choice.Choice("keep", {"keep": wanted.keep}, each.keep)
@@ -101,9 +100,8 @@ def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> 
             _analysis_settings(settings, ()),
             settings.text.field,
         )
-    seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
-    analysis = read_analysis(each.analysis, config.num_layers, parameters.count(config), seen)
-    return choice.by_analysis(wanted.strategy, each.remove, analysis, parse_protect(wanted.protect))
+    protect = parse_protect(wanted.protect)
+    return choice.by_analysis_in(each.analysis, checkpoint, wanted.strategy, each.remove, protect)
 
 
 def _analysis_settings(settings: PipelineSettings, measures: tuple[str, ...]) -> AnalysisSettings:
