@@ -267,7 +267,7 @@ def io_null() -> Any:
 
 
 def write_text(folder: Path) -> Path:
-    from chopjax.data.standard_library import documents
+    from chopjax.demo.standard_library import documents
 
     path = folder / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents()))
@@ -275,7 +275,7 @@ def write_text(folder: Path) -> Path:
 
 
 def train_tokenizer(folder: Path, data: Path) -> Path:
-    from chopjax.demo import write_tokenizer
+    from chopjax.demo.__main__ import write_tokenizer
 
     texts = (json.loads(line)["text"] for line in data.open(encoding="utf-8"))
     write_tokenizer(folder / "tokenizer", texts)

@@ -46,7 +46,7 @@ from chopjax.chop.surgery import chop_params
 from chopjax.data.excerpts import excerpts
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import decoder
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.models.families import translate
 from chopjax.models.loss import cross_entropy
 

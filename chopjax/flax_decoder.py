@@ -25,8 +25,8 @@ from chopjax.chop.surgery import chop_description
 from chopjax.errors import UserError
 from chopjax.keep import Keep, parse_keep
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.linear import linear
 from chopjax.models.loss import cross_entropy
 from chopjax.models.mesh import shardings

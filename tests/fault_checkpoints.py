@@ -318,9 +318,8 @@ CHECKPOINT_FAULTS: dict[str, Fault] = {
 
 def _import_all() -> None:
     """What the commands import, without starting jax's backend."""
-    from chopjax import analysis, cli  # noqa: F401
     from chopjax.checkpoint import export, load  # noqa: F401
-    from chopjax.chop import stream  # noqa: F401
+    from chopjax.chop import analysis, stream  # noqa: F401
     from chopjax.score import perplexity  # noqa: F401
 
     _tokenizer()

@@ -27,7 +27,7 @@ ROOMS = (
     "commands",
     "doors",
 )
-DOORS = ("cli", "__main__", "__init__", "flax_decoder")
+DOORS = ("cli", "__main__", "__init__", "flax_decoder", "pipeline_settings", "sweep_settings")
 
 
 def room_of(module: str) -> str:

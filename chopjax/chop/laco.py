@@ -18,8 +18,8 @@ from chopjax.chop.importance import Protect
 from chopjax.chop.merge import Recipe, bases, collapse, matrix, plain
 from chopjax.chop.prefixes import advance, embed
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 
 LAYERS_A_MERGE = 4  # the paper's C: layers that become one

@@ -28,8 +28,8 @@ from chopjax.chop.calibration import (
 )
 from chopjax.keep import Keep
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 
 

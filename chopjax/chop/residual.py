@@ -21,8 +21,8 @@ import numpy as np
 from chopjax import interrupts
 from chopjax.chop.calibration import Batch, positions, real_tokens
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 
 

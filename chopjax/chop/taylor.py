@@ -15,8 +15,9 @@ import numpy as np
 from chopjax import interrupts
 from chopjax.chop.calibration import Batch, CrossEntropy, positions, predictions
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute, Layer
+from chopjax.models.decoder import Layer
 from chopjax.models.parameters import Params
 
 

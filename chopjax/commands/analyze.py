@@ -71,9 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from chopjax.analysis import MEASURES, AnalysisSettings, analyze, write_analysis
+    from chopjax.chop.analysis import MEASURES, AnalysisSettings, analyze, write_analysis
     from chopjax.chop.importance import parse_protect
     from chopjax.disk.atomic import check_free
+    from chopjax.report.layers import save_all
     from chopjax.terminal import print_json
 
     settings = AnalysisSettings(
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.output)
     check_free(out, "analyze", args.overwrite)  # before measuring, which takes its time
     analysis = analyze(args.model, args.data, settings, args.revision, args.field)
-    figures = write_analysis(out, analysis, args.overwrite)
+    figures = write_analysis(out, analysis, save_all, args.overwrite)
     if args.json:
         print_json(analysis)
     else:

@@ -12,7 +12,7 @@ from chopjax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
-    from chopjax.choice import Choice
+    from chopjax.chop.choice import Choice
     from chopjax.chop.stream import Plan
 
 
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    from chopjax.choice import KNOWN
+    from chopjax.chop.choice import KNOWN
 
     if args.strategy not in (None, *KNOWN):
         raise UserError(
@@ -114,11 +114,9 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
-    from chopjax import choice
-    from chopjax.checkpoint.identity import fingerprint
+    from chopjax.chop import choice
     from chopjax.chop.configurations import resolve_remove
-    from chopjax.chop.importance import parse_protect, read_analysis
-    from chopjax.models import parameters
+    from chopjax.chop.importance import parse_protect
 
     config = checkpoint.config
     if args.strategy not in choice.LOOKS:
@@ -141,11 +139,9 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     remove = resolve_remove(args.remove, config.num_layers)
     if args.analysis:
         folder = expanded(args.analysis)
-        seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
-        analysis = read_analysis(folder, config.num_layers, parameters.count(config), seen)
-        return choice.by_analysis(args.strategy, remove, analysis, protect)
+        return choice.by_analysis_in(folder, checkpoint, args.strategy, remove, protect)
 
-    from chopjax.analysis import AnalysisSettings, analyze
+    from chopjax.chop.analysis import AnalysisSettings, analyze
 
     if args.strategy == "laco":
         # The paper looks at five sentences; a few more cost little.

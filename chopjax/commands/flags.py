@@ -131,7 +131,7 @@ def print_config(args: argparse.Namespace) -> int:
     """What --print-config does, with --json as one object."""
     import json
 
-    from chopjax.settings_reference import as_recipe
+    from chopjax.runs.settings_reference import as_recipe
     from chopjax.train.config_file import load_config
 
     config = load_config(args.config, args.set)

@@ -90,7 +90,8 @@ def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]
 def _plan(config: ModelConfig, length: int) -> dict[str, Any]:
     import dataclasses
 
-    from chopjax.plan import flops, memory
+    from chopjax.plan import flops
+    from chopjax.train import memory
 
     return {
         "training_memory": [

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.errors import UserError
     from chopjax.latency.measure import PHASES, measure
     from chopjax.latency.models import first_layers, open_models
-    from chopjax.models.decoder import Compute
+    from chopjax.models.compute import Compute
     from chopjax.progress import progress, say
     from chopjax.report import latency as report
     from chopjax.report import plots

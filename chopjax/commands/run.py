@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     # The harness's bars would stand between ours. Read when tqdm is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-    from chopjax import pipeline
+    from chopjax.runs import pipeline
     from chopjax.score.model import use_compilation_cache
     from chopjax.terminal import print_json
     from chopjax.train.config_file import load_config

@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.errors import escaped
     from chopjax.report.sweep import rich_table
+    from chopjax.runs.sweep import sweep
     from chopjax.score.model import use_compilation_cache
-    from chopjax.sweep import sweep
     from chopjax.terminal import console, print_json, show
     from chopjax.train.config_file import load_config
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from chopjax import interrupts
 from chopjax.compilation import compiled
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute, head_kernel, hidden_states
+from chopjax.models.decoder import head_kernel, hidden_states
 from chopjax.models.flops import decode_per_token, forward_per_token
 from chopjax.models.parameters import Params
 from chopjax.score.generation import STRIDE, decode, prefill

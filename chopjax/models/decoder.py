@@ -9,10 +9,9 @@ N query heads, K key/value heads, H head size, V vocabulary, L layers, P positio
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from flax.traverse_util import unflatten_dict
 
 from chopjax.models import masked_attention, parameters, positions
 from chopjax.models.attention import Scores, attend
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
 from chopjax.models.linear import project
 from chopjax.models.masked_attention import Reach, attend_visible
@@ -29,30 +29,6 @@ from chopjax.models.parameters import Params
 from chopjax.models.remat import is_kept, kept
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How to compute, apart from what.
-
-    dtype: of activations and matrix products; parameters keep their own and are cast block by
-        block inside the scan. With float32 the products are full float32 on every device.
-    remat: what the backward pass keeps of a block. "none" keeps everything; "dots" what the matrix
-        products make (rotated queries, keys and values, attention's result, the residual stream
-        between attention and feed-forward, gate and up), so that norms, activations and, where
-        attention is "xla", scores are computed again; "full" only the block's input.
-    attention: see attention.py.
-    """
-
-    dtype: str = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
-
-    @property
-    def precision(self) -> str:
-        """For jax.default_matmul_precision: TPUs and recent GPUs round float32 operands unless
-        told not to."""
-        return "highest" if self.dtype == "float32" else "default"
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

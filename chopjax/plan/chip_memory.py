@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from chopjax.models.config import ModelConfig
-from chopjax.plan.memory import DTYPE_BYTES
+from chopjax.train.memory import DTYPE_BYTES
 from chopjax.train.settings import Settings
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from chopjax.disk.atomic import new_file
 from chopjax.disk.mark import some
 from chopjax.errors import UserError
 
 MAKER = "chopjax"
+PAGE = "report.html"
 FIGURES = (".png", ".svg")
 # How a figure's file names its maker: PNG's text chunk, SVG's metadata.
 FIGURE_METADATA: dict[str, dict[str, str | None]] = {
@@ -50,6 +52,13 @@ def read_report(path: Path, field: str) -> dict[str, Any] | None:
         return report if {"chopjax_version", "settings", field} <= report.keys() else None
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
+
+
+def write_report_files(workdir: Path, report: Mapping[str, Any], page: str) -> None:
+    """report.json and report.html."""
+    for name, text in {PAGE: page, "report.json": json.dumps(report, indent=1) + "\n"}.items():
+        with new_file(workdir / name, overwrite=True) as path:
+            path.write_text(text, encoding="utf-8")
 
 
 def check_files(workdir: Path, names: Iterable[str], field: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from chopjax import __version__
 from chopjax.checkpoint.card import CARD, is_ours, write_card
 from chopjax.checkpoint.provenance import read_provenance
 from chopjax.checkpoint.training_record import window_convention
-from chopjax.disk.atomic import new_file
 from chopjax.disk.mark import add_to_mark, marked_by
 from chopjax.keep import ranges, removed
 from chopjax.progress import say
@@ -20,7 +18,7 @@ from chopjax.report import html, plots
 from chopjax.report.card import measured
 from chopjax.report.comparison import Column, as_json, gap_closed, verdict
 from chopjax.report.comparison import rows as comparison_rows
-from chopjax.report.own_files import check_files
+from chopjax.report.own_files import check_files, write_report_files
 from chopjax.train.metrics_file import read_metrics
 from chopjax.train.settings import flat
 
@@ -91,12 +89,7 @@ def write_report(
         "conventions": _conventions(settings, results),
         "held_out_tokens": results["score-parent"]["tokens"],
     }
-    for name, text in {
-        "report.json": json.dumps(report, indent=1) + "\n",
-        "report.html": page(report, columns, workdir / "healing.svg"),
-    }.items():
-        with new_file(workdir / name, overwrite=True) as path:
-            path.write_text(text, encoding="utf-8")
+    write_report_files(workdir, report, page(report, columns, workdir / "healing.svg"))
     _write_card(workdir, settings, results, columns)
     return report
 

@@ -11,9 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from chopjax import __version__
-from chopjax.disk.atomic import new_file
 from chopjax.report import html, layers
-from chopjax.report.own_files import check_files, figure_files
+from chopjax.report.own_files import PAGE, check_files, figure_files, write_report_files
 from chopjax.report.plots import save
 from chopjax.report.sweep_figures import accuracies, losses, ranking
 from chopjax.report.sweep_rows import Cell, Row, strategies_of, summary
@@ -23,7 +22,6 @@ PARENT = "parent"
 
 
 FIGURE_NAMES = ("loss", "ranking", "accuracy")
-PAGE = "report.html"
 
 
 def check_report(workdir: Path) -> None:
@@ -80,12 +78,7 @@ def write_report(
     parts += [html.heading("How to do this again"), html.code(command)]
     parts += [html.heading("Settings"), html.settings(flat(settings))]
     title = f"Layers removed from {Path(str(settings['model'])).name}"
-    for name, text in {
-        "report.json": json.dumps(report, indent=1) + "\n",
-        PAGE: html.page(title, parts),
-    }.items():
-        with new_file(workdir / name, overwrite=True) as path:
-            path.write_text(text, encoding="utf-8")
+    write_report_files(workdir, report, html.page(title, parts))
     return report
 
 

@@ -23,8 +23,9 @@ from chopjax import interrupts
 from chopjax.compilation import compiled
 from chopjax.data.tokenizer import Tokenizer, check_ids
 from chopjax.models import parameters
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute, Past, extend, head_kernel
+from chopjax.models.decoder import Past, extend, head_kernel
 from chopjax.models.mesh import batch_sharding, batch_shards, replicated
 from chopjax.models.parameters import Params
 from chopjax.score import processes

@@ -22,8 +22,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from chopjax import interrupts
 from chopjax.errors import UserError
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute, Past, extend, head_kernel
+from chopjax.models.decoder import Past, extend, head_kernel
 from chopjax.models.parameters import Params
 from chopjax.score import processes
 from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused

@@ -12,7 +12,7 @@ from chopjax.checkpoint.load import Description, Loaded, describe, load
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.models.mesh import make_mesh, shardings
 from chopjax.score.engine import Engine, fitted_budget
 

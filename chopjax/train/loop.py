@@ -46,7 +46,6 @@ from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.progress import progress, say
-from chopjax.room import check_training
 from chopjax.train import checkpoints
 from chopjax.train.devices import peak_flops
 from chopjax.train.evaluation import evaluate as evaluate_batches
@@ -67,6 +66,7 @@ from chopjax.train.origin import (
 from chopjax.train.own_files import check_workdir
 from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
+from chopjax.train.space import check_training
 from chopjax.train.step import (
     BATCH_DTYPES,
     State,

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
 from chopjax.train.settings import Settings

@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
 from chopjax.errors import UserError, did_you_mean, listing
-
-Dtype = Literal["float32", "bfloat16"]
+from chopjax.models.compute import Compute, Dtype, Remat
 
 MOST = 2**53  # of any number: JSON's are exact up to there
 MOST_STEPS = 10_000_000  # the learning rates of all steps are held at once
@@ -65,14 +64,12 @@ class OptimizerSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ComputeSettings:
-    """How to compute."""
+class ComputeSettings(Compute):
+    """How to compute: the decoder's part, and what a training step adds to it."""
 
     dtype: Dtype = "float32"  # activations and matrix products
+    remat: Remat = "dots"  # what the backward pass computes again
     param_dtype: Dtype = "float32"  # parameters, and with them the updates
-    remat: Literal["none", "dots", "full"] = "dots"  # what the backward pass computes again
-    # which implementation; auto takes the fastest that the device has
-    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
     loss_chunk: int = 512  # tokens a device whose logits exist at once
 
@@ -152,16 +149,27 @@ def default_config() -> ConfigDict:
 
 def read(config: ConfigDict) -> Settings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
+    return read_settings(Settings, config, _contradictions)
+
+
+Kind = TypeVar("Kind")
+
+
+def read_settings(
+    kind: type[Kind], config: ConfigDict, contradictions: Callable[[Kind], list[str]]
+) -> Kind:
+    """A config as frozen settings of this kind. Raises UserError that lists everything that is
+    wrong: fields and types; where these are right, what `contradictions` finds."""
     problems: list[str] = []
-    settings = read_as(Settings, fields_of(config), "", problems)
+    settings = _read_as(kind, _fields_of(config), "", problems)
     if not problems:
-        problems = _contradictions(settings)
+        problems = contradictions(settings)
     if problems:
         raise UserError(f"the config does not hold together:\n{listing(problems)}")
     return settings
 
 
-def fields_of(config: ConfigDict) -> dict[str, Any]:
+def _fields_of(config: ConfigDict) -> dict[str, Any]:
     """A config as nested dicts. Raises UserError where a field is still to be set."""
     try:
         return config.to_dict()
@@ -169,7 +177,7 @@ def fields_of(config: ConfigDict) -> dict[str, Any]:
         raise UserError(f"the config cannot be read: {error}") from error
 
 
-def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+def _read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
     """`values` as a frozen dataclass of this kind, dataclasses within it included.
 
     prefix: what stands before a field's name in a message. Adds to `problems` every field that
@@ -187,7 +195,7 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[st
             continue
         value, where = values[name], prefix + name
         if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
-            fields[name] = read_as(wanted, value, where + ".", problems)
+            fields[name] = _read_as(wanted, value, where + ".", problems)
         elif typing.get_origin(wanted) is Literal:
             fields[name] = value
             if value not in typing.get_args(wanted):
@@ -303,13 +311,17 @@ def _contradictions(settings: Settings) -> list[str]:
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed between two resolved configs, as far as it changes what the run means."""
-    before, after = flat(saved), flat(now)
-    names = [name for name in before | after if not name.startswith(MAY_CHANGE)]
+    before, after = meaning(saved), meaning(now)
     return [
         f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in names
+        for name in before | after
         if before.get(name) != after.get(name)
     ]
+
+
+def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change what a run means, flat."""
+    return {name: v for name, v in flat(config).items() if not name.startswith(MAY_CHANGE)}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ from chopjax.chop.merge import (
     plain,
 )
 from chopjax.chop.stream import chop_checkpoint
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 
 LAYERS = 6
 

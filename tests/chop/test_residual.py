@@ -16,7 +16,7 @@ from chopjax.checkpoint.load import load
 from chopjax.chop.calibration import make_batches
 from chopjax.chop.residual import measure_residual
 from chopjax.models import decoder
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 
 LENGTHS = (20, 13, 2, 17, 9)
 

@@ -22,7 +22,7 @@ from chopjax.chop.calibration import make_batches
 from chopjax.chop.prefixes import Prefixes
 from chopjax.chop.search import one_out, sleb
 from chopjax.data.tokenizer import load_tokenizer
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.models.loss import cross_entropy
 
 LAYERS = 6

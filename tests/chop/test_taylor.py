@@ -14,7 +14,7 @@ import transformers
 from chopjax.checkpoint.load import load
 from chopjax.chop.calibration import make_batches
 from chopjax.chop.taylor import taylor
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.models.loss import cross_entropy
 
 IGNORED = -100

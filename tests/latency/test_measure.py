@@ -14,8 +14,9 @@ from chopjax.cli import main
 from chopjax.latency import measure as latency
 from chopjax.latency.models import first_layers, kept_layers, open_models
 from chopjax.models import parameters
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute, hidden_states, init
+from chopjax.models.decoder import hidden_states, init
 from chopjax.models.families import translate
 
 RAW = {

@@ -17,7 +17,7 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from chopjax.models import decoder, parameters
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
 from chopjax.models.families import table, translate
 
 LENGTH = 500

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
-from chopjax.models.decoder import Compute, Past
+from chopjax.models.decoder import Past
 
 extend = jax.jit(decoder.extend, static_argnums=(1, 2))
 hidden_states = jax.jit(decoder.hidden_states, static_argnums=(1, 2))

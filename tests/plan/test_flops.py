@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from chopjax.models import decoder, flops
+from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
-from chopjax.models.decoder import Compute
 from chopjax.plan.flops import conventions
 
 LLAMA_2_7B = ModelConfig(

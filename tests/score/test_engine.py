@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
-from chopjax.models.decoder import Compute
 from chopjax.models.parameters import Params
 from chopjax.score.engine import Engine
 from chopjax.score.layout import Budget

@@ -1,6 +1,6 @@
 """What every setting of a recipe means: for --print-config, and as docs/settings.md.
 
-    python -m chopjax.settings_reference > docs/settings.md
+    python -m chopjax.runs.settings_reference > docs/settings.md
 
 The sentences are the comments beside the fields of the settings' dataclasses: on the field's line,
 or on the lines above it.
@@ -21,7 +21,12 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from chopjax import pipeline_settings, sweep_settings
+from chopjax.runs.settings import (
+    PipelineSettings,
+    SweepSettings,
+    pipeline_config,
+    sweep_config,
+)
 from chopjax.train import settings as train_settings
 from chopjax.train.settings import flat
 
@@ -36,7 +41,7 @@ what a recipe comes to:
 chopjax train --config configs/heal.py --config.total_steps=200 --print-config
 ```
 
-This file is made by `python -m chopjax.settings_reference > docs/settings.md`.
+This file is made by `python -m chopjax.runs.settings_reference > docs/settings.md`.
 """
 
 
@@ -72,11 +77,15 @@ def _type(wanted: Any) -> str:
 
 @functools.cache
 def sentences(kind: type) -> Mapping[str, str]:
-    """Field → its comment."""
+    """Field → its comment, those of the classes that it inherits from included."""
+    found: dict[str, str] = {}
+    for base in kind.__bases__:
+        if dataclasses.is_dataclass(base):
+            found |= sentences(base)
     source = textwrap.dedent(inspect.getsource(kind))
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    lines, found = source.splitlines(), {}
+    lines = source.splitlines()
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)
     for node in definition.body:
@@ -108,8 +117,8 @@ def as_recipe(config: ConfigDict) -> str:
 def _kind(config: ConfigDict) -> type:
     """Whose settings a config holds: a sweep's, a pipeline's or a training run's."""
     if "strategies" in config:
-        return sweep_settings.SweepSettings
-    return pipeline_settings.PipelineSettings if "heal" in config else train_settings.Settings
+        return SweepSettings
+    return PipelineSettings if "heal" in config else train_settings.Settings
 
 
 # ----------------------------------------------------------------------------- docs/settings.md
@@ -121,8 +130,8 @@ def as_markdown() -> str:
     trained = settings_of(train_settings.Settings)
     parts.append(_section("chopjax train", train_settings.Settings, trained))
     for verb, kind, default in (
-        ("run", pipeline_settings.PipelineSettings, pipeline_settings.default_config()),
-        ("sweep", sweep_settings.SweepSettings, sweep_settings.default_config()),
+        ("run", PipelineSettings, pipeline_config()),
+        ("sweep", SweepSettings, sweep_config()),
     ):
         there = flat(default.to_dict())
         own = [setting for setting in settings_of(kind) if not setting.name.startswith("heal.")]

@@ -8,7 +8,7 @@ import pytest
 
 from chopjax.models import decoder
 from chopjax.models.config import Layer, ModelConfig, Norm
-from chopjax.plan import memory
+from chopjax.train import memory
 
 CONFIG = ModelConfig(
     family="gpt2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -40,12 +40,11 @@ from chopjax.errors import UserError, did_you_mean
 from chopjax.keep import Keep, ranges, removed
 from chopjax.models import mesh as meshes
 from chopjax.models import parameters
+from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Compute
 from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
 from chopjax.progress import over, progress, say
-from chopjax.report import layers
 
 # What can be measured, by the name of the strategy that needs it; "choices" is the loss of every
 # strategy's choice for every number of layers.
@@ -294,12 +293,17 @@ def _plain(array: Any) -> Any:
     return [_plain(part) for part in array]
 
 
-def write_analysis(out: Path, analysis: Mapping[str, Any], overwrite: bool = False) -> list[str]:
-    """A folder with analysis.json, analysis.npz and the figures, whose names are returned."""
+def write_analysis(
+    out: Path,
+    analysis: Mapping[str, Any],
+    draw: Callable[[Mapping[str, Any], Path], list[str]],
+    overwrite: bool = False,
+) -> list[str]:
+    """A folder with analysis.json, analysis.npz and the figures that `draw` adds and names."""
     with new_folder(out, "analyze", overwrite) as folder:
         (folder / ANALYSIS).write_text(json.dumps(analysis, indent=1) + "\n")
         _write_arrays(folder / "analysis.npz", analysis)
-        return layers.save_all(analysis, folder)
+        return draw(analysis, folder)
 
 
 def _write_arrays(path: Path, analysis: Mapping[str, Any]) -> None:

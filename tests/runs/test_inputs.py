@@ -12,7 +12,7 @@ import checkpoints
 import pytest
 
 from chopjax.checkpoint.describe import describe
-from chopjax.inputs import Contents, Stamps
+from chopjax.runs.inputs import Contents, Stamps
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from chopjax.data.standard_library import documents
+from chopjax.demo.standard_library import documents
 from chopjax.disk.atomic import new_folder
 from chopjax.progress import say
 

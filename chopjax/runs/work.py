@@ -1,23 +1,23 @@
-"""What the pipeline's stages do. Each returns what its record holds, a JSON object."""
+"""What the stages of `chopjax run` do, each returning what its record holds, a JSON object; and
+what a sweep's points have in common with them."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from chopjax import choice
-from chopjax.analysis import AnalysisSettings, analyze, write_analysis
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.export import export_model
-from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.importance import parse_protect, read_analysis
-from chopjax.chop.schedule import ONCE, parse_schedule
+from chopjax.chop import choice
+from chopjax.chop.analysis import AnalysisSettings, analyze, write_analysis
+from chopjax.chop.importance import parse_protect
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
@@ -26,25 +26,29 @@ from chopjax.keep import Keep, ranges
 from chopjax.latency import measure as timing
 from chopjax.models import mesh as meshes
 from chopjax.models import parameters
-from chopjax.models.decoder import Compute
-from chopjax.pipeline_settings import PipelineSettings
+from chopjax.models.compute import Compute
 from chopjax.progress import progress, say
+from chopjax.report.layers import save_all
+from chopjax.runs import scored as scores
+from chopjax.runs.rounds import Round
+from chopjax.runs.schedule import ONCE, parse_schedule
+from chopjax.runs.settings import (
+    AnySettings,
+    CalibrationSettings,
+    PipelineSettings,
+    calibration_text,
+)
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
-from chopjax.score.run import evaluate
-from chopjax.scored import BOS, Scored, measured_on
 from chopjax.train import settings as training
 from chopjax.train.evaluation import held_out_loss
+from chopjax.train.settings import Settings as HealSettings
 
-if TYPE_CHECKING:
-    from chopjax.pipeline import Round
-
-MODELS = ("parent", "chopped", "healed")
 LATENCY_LENGTH = 512  # tokens at most, where the settings leave it open
 
 
-def prepare_text(settings: PipelineSettings, inputs: str, out: Path) -> dict[str, Any]:
+def prepare_text(settings: AnySettings, inputs: str, out: Path) -> dict[str, Any]:
     store = prepare(
         text_names(inputs),
         load_tokenizer(settings.model, settings.revision or None),
@@ -58,9 +62,9 @@ def prepare_text(settings: PipelineSettings, inputs: str, out: Path) -> dict[str
 def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     """What the strategy needs to know of the layers of a round's model, in the round's folder."""
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
-    text, field = _calibration_text(settings), settings.text.field
+    text, field = text_names(calibration_text(settings)), settings.text.field
     analysis = analyze(each.model, text, about, _round_revision(settings, each), field)
-    write_analysis(each.analysis, analysis, overwrite=True)
+    write_analysis(each.analysis, analysis, save_all, overwrite=True)
     return {"tokens": analysis["tokens"]}
 
 
@@ -82,7 +86,7 @@ def chop(settings: PipelineSettings, each: Round) -> dict[str, Any]:
 
 
 def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> choice.Choice:
-    wanted, config = settings.chop, checkpoint.config
+    wanted = settings.chop
     if each.keep is not None:
         if wanted.keep:
             return choice.Choice("keep", {"keep": wanted.keep}, each.keep)
@@ -91,30 +95,39 @@ def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> 
         return choice.by_laco(
             each.model,
             _round_revision(settings, each),
-            _calibration_text(settings),
+            text_names(calibration_text(settings)),
             each.remove,
             _analysis_settings(settings, ()),
             settings.text.field,
         )
-    seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
-    analysis = read_analysis(each.analysis, config.num_layers, parameters.count(config), seen)
-    return choice.by_analysis(wanted.strategy, each.remove, analysis, parse_protect(wanted.protect))
+    protect = parse_protect(wanted.protect)
+    return choice.by_analysis_in(each.analysis, checkpoint, wanted.strategy, each.remove, protect)
 
 
 def _analysis_settings(settings: PipelineSettings, measures: tuple[str, ...]) -> AnalysisSettings:
-    calibration = settings.calibration
+    return analysis_settings(
+        settings.calibration, measures, settings.chop.protect, settings.heal.seed
+    )
+
+
+def analysis_settings(
+    calibration: CalibrationSettings, measures: tuple[str, ...], protect: str, seed: int
+) -> AnalysisSettings:
     return AnalysisSettings(
         sequences=calibration.sequences,
         sequence_length=calibration.sequence_length,
         batch_size=calibration.batch_size,
         measures=measures,
-        protect=parse_protect(settings.chop.protect),
-        seed=settings.heal.seed,
+        protect=parse_protect(protect),
+        seed=seed,
     )
 
 
-def _calibration_text(settings: PipelineSettings) -> list[str]:
-    return text_names(settings.calibration.text or settings.text.train)
+def heal_config(heal: HealSettings, stores: dict[str, Any], **changes: Any) -> ConfigDict:
+    """The training run that heals. stores: of `data`; changes: what else differs from `heal`."""
+    data = dataclasses.replace(heal.data, **stores)
+    heal = dataclasses.replace(heal, data=data, **changes)
+    return ConfigDict(dataclasses.asdict(heal), convert_dict=True)
 
 
 def kept(each: Round) -> Keep:
@@ -144,8 +157,7 @@ def export(heal: Path, healed: Path) -> dict[str, Any]:
 def score(settings: PipelineSettings, name: str, model: str) -> dict[str, Any]:
     """Size and document loss of one model: its loss on held-out text, every document whole."""
     loaded, engine = _open(settings, name, model)
-    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
-    measured = perplexity(engine, load_tokenizer(loaded.folder), texts)
+    measured = held_out(settings, loaded, engine)
     assert isinstance(loaded.weights, Checkpoint)
     return {
         "layers": loaded.config.num_layers,
@@ -159,26 +171,23 @@ def score(settings: PipelineSettings, name: str, model: str) -> dict[str, Any]:
     }
 
 
+def held_out(settings: AnySettings, loaded: Loaded, engine: Engine) -> dict[str, Any]:
+    """The perplexity of the held-out text, every document whole."""
+    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
+    return perplexity(engine, load_tokenizer(loaded.folder), texts)
+
+
 def score_on(
-    settings: PipelineSettings, scored: Scored, name: str, model: str, out: Path
+    settings: PipelineSettings, scored: scores.Scored, name: str, model: str, out: Path
 ) -> dict[str, Any]:
     """Accuracies on tasks and perplexities of texts of one model. Answers that an earlier call
     with other tasks and texts left in `out` are not computed again."""
     if not scored:
         return {"accuracies": {}, "texts": {}}
     loaded, engine = _open(settings, name, model)
-    found = evaluate(
-        loaded,
-        engine,
-        scored.tasks,
-        output=out,
-        limit=settings.score.limit or None,
-        add_bos_token=BOS[settings.score.bos],
-        log_samples=True,
-        texts=scored.texts,
-        keep_journal=True,
-    )
-    return measured_on(found, scored.texts)
+    journal = {"output": out, "log_samples": True, "keep_journal": True}
+    found = scores.measure(settings.score, scored, loaded, engine, **journal)
+    return scores.measured_on(found, scored.texts)
 
 
 def _open(settings: PipelineSettings, name: str, model: str) -> tuple[Loaded, Engine]:

@@ -18,11 +18,14 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.disk.mark import begin_mark
 from chopjax.errors import UserError
 from chopjax.keep import parse_keep
-from chopjax.models.decoder import Compute
+from chopjax.models.compute import Compute
+from chopjax.runs import points as points_module
+from chopjax.runs import sweep as sweep_module
+from chopjax.runs.inputs import Stamps
+from chopjax.runs.points import coarse_first
+from chopjax.runs.sweep import _append, read_rows
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
-from chopjax.sweep import _append, read_rows
-from chopjax.sweep_points import coarse_first
 from chopjax.train import settings as train_settings
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
@@ -156,6 +159,26 @@ def test_fewer_strategies_do_not_measure_again_and_another_text_does(
     err = capsys.readouterr().err
     assert "measuring" in err
     assert "parent:" in err, "what was scored on other text is scored again"
+
+
+def test_points_and_measures_of_an_earlier_chopjax_are_taken(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are recorded under sizes and times of files, not under their content."""
+    words = ["sweep", "--config", str(folder / "recipe.py"), "--workdir", str(tmp_path / "work")]
+    words += ["--config.strategies=magnitude", "--config.remove=2", "--json"]
+    with monkeypatch.context() as earlier:
+        for module in (sweep_module, points_module):
+            earlier.setattr(module, "WAYS", (Stamps(),))
+        assert cli.main(words) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert cli.main(words) == 0
+    after = capsys.readouterr()
+    assert "layers" not in after.err, "nothing is measured or scored again"
+    assert json.loads(after.out) == before
 
 
 @pytest.mark.parametrize(

@@ -18,36 +18,32 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from chopjax import pipeline_work as work
-from chopjax import scored as scores
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.choice import LOOKS, by_list, by_name, measure_of
-from chopjax.chop.configurations import resolve_remove
-from chopjax.chop.importance import check_count, parse_protect
-from chopjax.chop.schedule import parse_schedule, shares, split_keep
-from chopjax.data.lists import text_names
-from chopjax.data.sources import find_sources
+from chopjax.chop.choice import measure_of
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.disk.atomic import check_free, set_aside
-from chopjax.disk.mark import begin_mark, is_taken, marked_by
+from chopjax.disk.mark import is_taken
 from chopjax.errors import UserError
-from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.keep import Keep
-from chopjax.pipeline_settings import PipelineSettings, read
-from chopjax.report.pipeline import check_report, write_report
-from chopjax.room import check_pipeline
-from chopjax.stages import Stage, run_stages
+from chopjax.report.pipeline import MODELS, check_report, write_report
+from chopjax.runs import scored as scores
+from chopjax.runs import work
+from chopjax.runs.inputs import WAYS, Inputs
+from chopjax.runs.rounds import Round, rounds_of
+from chopjax.runs.settings import PipelineSettings, calibration_text, read_pipeline
+from chopjax.runs.stages import Stage, run_stages
+from chopjax.runs.workdir import check_space, opened
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import check_run
+from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
-from chopjax.train.workdir import owned
 
 VERB = "run"
 
@@ -59,128 +55,43 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     Raises UserError before any work is done where the config, the parent or the texts are not
     right.
     """
-    settings = read(config)
+    settings = read_pipeline(config)
     parent = describe(settings.model, settings.revision or None)
     if not isinstance(parent.weights, Checkpoint):
         raise UserError(
             f"model: {settings.model} is a folder of chopjax's own; give what `chopjax export` "
             "makes of it"
         )
-    rounds = _rounds(settings, workdir, parent.config.num_layers)
+    rounds = rounds_of(settings, workdir, parent.config.num_layers)
     check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
-    with owned(workdir, check_workdir):
-        if marked_by(workdir) is None:
-            begin_mark(workdir, VERB)
-        _check_room(settings, workdir, parent, rounds)
+    with opened(workdir, VERB, check_report):  # run_stages looks at the places of stages
+        _check_space(settings, workdir, parent, rounds)
         fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
         stages, older = (
             _stages(settings, workdir, parent, rounds, inputs, fingerprint, scored)
-            for inputs in (Contents(), Stamps())
+            for inputs in WAYS
         )
         results = run_stages(workdir, stages, older)
         return write_report(workdir, dataclasses.asdict(settings), results, command)
 
 
-def check_workdir(workdir: Path) -> None:
-    """Raise UserError where the folder is another verb's, or a report of somebody else's is there.
-    Folders in the places of stages are looked at by run_stages."""
-    if marked_by(workdir) not in (None, VERB):
-        raise UserError(
-            f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
-        )
-    check_report(workdir)
-
-
-def _check_room(
+def _check_space(
     settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
 ) -> None:
+    """Counted are a chopped and a healed model of every round, and the checkpoints of its
+    healing."""
     assert isinstance(parent.weights, Checkpoint)
-    total, left, models = parent.config.num_layers, parent.config.num_layers, []
+    size = sum(tensor.nbytes for tensor in parent.weights.tensors.values())
+    total = left = parent.config.num_layers
+    models = 0
     for each in rounds:
         left -= each.remove
         heal = training.read(_heal_config(settings, workdir, each))
-        models.append((parent.config.keep(range(left)), heal))
-    size = sum(tensor.nbytes for tensor in parent.weights.tensors.values())
-    texts = [
-        file
-        for text in (settings.text.train, settings.text.held_out)
-        for source in find_sources(text_names(text), settings.text.field)
-        for file in source.files
-    ]
-    check_pipeline(workdir, total, size, models, texts)
-
-
-# ------------------------------------------------------------------------------------ Rounds
-
-
-class Round(NamedTuple):
-    """One removal of layers and the healing after it.
-
-    number: from 1. suffix: of its stages' names; empty for the last round. model: what it chops.
-    after: the stage that makes that model; empty for the parent. remove: how many layers go. keep:
-    those that stay, in that model's numbering; None where what layers do will tell.
-    """
-
-    number: int
-    suffix: str
-    model: str
-    after: str
-    folder: Path
-    remove: int
-    keep: Keep | None
-    steps: int  # of healing
-
-    @property
-    def analysis(self) -> Path:
-        return self.folder / "analysis"
-
-    @property
-    def chopped(self) -> Path:
-        return self.folder / "chopped"
-
-    @property
-    def heal(self) -> Path:
-        return self.folder / "heal"
-
-    @property
-    def healed(self) -> Path:
-        return self.folder / "healed"
-
-
-def _rounds(settings: PipelineSettings, workdir: Path, num_layers: int) -> list[Round]:
-    """What goes when. Raises UserError where so many layers cannot go."""
-    chop, schedule = settings.chop, parse_schedule(settings.chop.schedule)
-    keeps: Sequence[Keep | None]
-    if chop.keep or chop.strategy not in LOOKS:
-        chosen = (
-            by_list(chop.keep, num_layers)
-            if chop.keep
-            else by_name(chop.strategy, chop.remove, num_layers)
-        )
-        keeps = split_keep(chosen.keep, num_layers, schedule.rounds)
-        counts = shares(num_layers - len(chosen.keep), schedule.rounds)
-    else:
-        remove = resolve_remove(chop.remove, num_layers)
-        check_count(chop.strategy, num_layers, remove, parse_protect(chop.protect))
-        counts = shares(remove, schedule.rounds)
-        keeps = [None] * schedule.rounds
-    found: list[Round] = []
-    for number, (count, keep) in enumerate(zip(counts, keeps, strict=True), 1):
-        last = number == schedule.rounds
-        found.append(
-            Round(
-                number=number,
-                suffix="" if last else f"-{number}",
-                model=str(found[-1].healed) if found else settings.model,
-                after=f"export{found[-1].suffix}" if found else "",
-                folder=workdir if last else workdir / "rounds" / str(number),
-                remove=count,
-                keep=keep,
-                steps=settings.heal.total_steps if last else schedule.steps,
-            )
-        )
-    return found
+        kept = parent.config.keep(range(left))
+        models += 2 * size * left // total + run_bytes(kept, heal)
+    text = settings.text
+    check_space(workdir, [text.train, text.held_out], text.field, models)
 
 
 # ------------------------------------------------------------------------------------ Stages
@@ -197,9 +108,7 @@ def _stages(
 ) -> list[Stage]:
     """fingerprint: of the tokenizer."""
     last = rounds[-1]
-    folders = dict(
-        zip(work.MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True)
-    )
+    folders = dict(zip(MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True))
     healing = _heal_config(settings, workdir, last)
     for each in rounds:
         training.read(_heal_config(settings, workdir, each))
@@ -287,7 +196,7 @@ def _removal(
     chop, calibration = settings.chop, dataclasses.asdict(settings.calibration)
     source = {} if each.after else origin
     needs = (each.after,) if each.after else ()
-    text = settings.calibration.text or settings.text.train
+    text = calibration_text(settings)
     looked_at = calibration | {
         "text": inputs.texts(text, settings.text.field) if each.keep is None else [],
         "protect": chop.protect,
@@ -321,10 +230,11 @@ def _removal(
 
 def _healing(settings: PipelineSettings, workdir: Path, inputs: Inputs, each: Round) -> list[Stage]:
     """What was trained is never deleted; it is set aside."""
+    healing = _heal_config(settings, workdir, each).to_dict()
     return [
         Stage(
             name=f"heal{each.suffix}",
-            settings=inputs.training(_meaning(_heal_config(settings, workdir, each))),
+            settings=inputs.training(training.meaning(healing)),
             needs=(f"chop{each.suffix}", "tokens-train"),
             run=lambda: train(_heal_config(settings, workdir, each, work.kept(each)), each.heal),
             check=lambda: check_run(each.heal),
@@ -354,36 +264,24 @@ def _heal_config(
 
     keep: as it came out, where a measure chose it.
     """
-    heal = settings.heal
-    stores = {part: str(workdir / "tokens" / part) for part in ("train", "held_out")}
+    heal, tokens = settings.heal, workdir / "tokens"
     # A short round warms up in its first half at most; the last one does what the recipe says.
     warmup = heal.optimizer.warmup_steps
     warmup = min(warmup, each.steps // 2) if each.suffix else warmup
-    heal = dataclasses.replace(
+    start: dict[str, Any] = {"model": str(each.chopped)}
+    if settings.chop.after_steps:
+        text = ",".join(map(str, keep or each.keep or (0,)))
+        chop = training.ChopSettings(keep=text, after_steps=settings.chop.after_steps)
+        start = {"model": settings.model, "revision": settings.revision, "chop": chop}
+    return work.heal_config(
         heal,
-        model=str(each.chopped),
-        data=dataclasses.replace(heal.data, train=stores["train"], evaluation=stores["held_out"]),
+        {"train": str(tokens / "train"), "evaluation": str(tokens / "held_out")},
         total_steps=each.steps,
         # Every round sees the text in an order of its own.
         seed=heal.seed + (each.number if each.suffix else 0),
         optimizer=dataclasses.replace(heal.optimizer, warmup_steps=warmup),
+        **start,
     )
-    if settings.chop.after_steps:
-        text = ",".join(map(str, keep or each.keep or (0,)))
-        chop = training.ChopSettings(keep=text, after_steps=settings.chop.after_steps)
-        heal = dataclasses.replace(
-            heal, model=settings.model, revision=settings.revision, chop=chop
-        )
-    return ConfigDict(dataclasses.asdict(heal), convert_dict=True)
-
-
-def _meaning(healing: ConfigDict) -> dict[str, Any]:
-    """The settings that change what a training run means; the others may change on resuming."""
-    return {
-        name: value
-        for name, value in training.flat(healing.to_dict()).items()
-        if not name.startswith(training.MAY_CHANGE)
-    }
 
 
 def _evaluation_settings(healing: ConfigDict) -> dict[str, Any]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from chopjax.data.standard_library import documents
+from chopjax.demo.standard_library import documents
 
 
 def test_the_corpus_is_large_unique_and_the_same_every_time() -> None:

@@ -96,7 +96,7 @@ def report_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-WITHOUT_TORCH = Path(__file__).with_name("without_torch.py")
+WITHOUT_TORCH = Path(__file__).parents[1] / "without_torch.py"
 
 
 def command(material: Path, workdir: Path) -> list[str]:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from chopjax import cli, pipeline_settings, settings_reference, sweep_settings
-from chopjax.settings_reference import settings_of
+from chopjax import cli
+from chopjax.runs import settings_reference
+from chopjax.runs.settings import PipelineSettings, SweepSettings
+from chopjax.runs.settings_reference import settings_of
 from chopjax.train import settings
 from chopjax.train.config_file import load_config
 
-ROOT = Path(__file__).parents[1]
-KINDS = (settings.Settings, pipeline_settings.PipelineSettings, sweep_settings.SweepSettings)
+ROOT = Path(__file__).parents[2]
+KINDS = (settings.Settings, PipelineSettings, SweepSettings)
 RECIPES = {
     "train": "heal.py",
     "plan": "just_chop_llama2_7b.py",
@@ -26,7 +28,7 @@ RECIPES = {
 def test_docs_are_up_to_date() -> None:
     made = settings_reference.as_markdown()
     assert (ROOT / "docs" / "settings.md").read_text() == made, (
-        "python -m chopjax.settings_reference > docs/settings.md"
+        "python -m chopjax.runs.settings_reference > docs/settings.md"
     )
 
 
@@ -59,12 +61,15 @@ def test_print_config_shows_what_would_run_and_does_nothing(
     shown = capsys.readouterr().out
     # Its lines, in a recipe, set the same.
     copy = tmp_path / "copy.py"
-    base = {"train": "train.settings", "plan": "train.settings"}.get(verb, f"{verb}_settings")
-    base = base.replace("run_", "pipeline_")
+    made = {
+        "run": "pipeline_settings import default_config",
+        "sweep": "sweep_settings import default_config",
+    }
+    base = made.get(verb, "train.settings import default_config")
     body = "".join(f"    {line}\n" for line in shown.splitlines())
     copy.write_text(
-        f"from chopjax.{base} import default_config\n\n\n"
-        f"def get_config():\n    config = default_config()\n{body}    return config\n"
+        f"from chopjax.{base} as made\n\n\n"
+        f"def get_config():\n    config = made()\n{body}    return config\n"
     )
     expected = load_config(file, ["model=a b='c'"]).to_dict()
     assert load_config(copy).to_dict() == expected

@@ -8,18 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chopjax.analysis import AnalysisSettings, analyze, needed_measure
 from chopjax.checkpoint.describe import describe
+from chopjax.chop.analysis import analyze, needed_measure
 from chopjax.chop.configurations import choose, resolve_remove
 from chopjax.chop.importance import ANALYSIS, MEASURED, choose_measured, parse_protect
 from chopjax.data.lists import text_names
 from chopjax.disk.atomic import new_file
 from chopjax.disk.mark import is_taken
 from chopjax.errors import UserError
-from chopjax.inputs import Contents, Inputs, Stamps
 from chopjax.keep import Keep
 from chopjax.progress import say
-from chopjax.sweep_settings import SweepSettings, names
+from chopjax.runs.inputs import WAYS, Inputs
+from chopjax.runs.settings import SweepSettings, calibration_text, split_list
+from chopjax.runs.work import analysis_settings
 
 PARENT = "parent"
 
@@ -34,22 +35,20 @@ class Point(NamedTuple):
     seed: int  # of healing, and of the text that chose the layers
 
 
-def plan(
-    settings: SweepSettings, workdir: Path, num_layers: int, contents: Contents
-) -> Iterator[Point]:
+def plan(settings: SweepSettings, workdir: Path, num_layers: int) -> Iterator[Point]:
     """The points in the order in which they are done: the parent, then all that needs no healing,
     then the healed ones, seed by seed; the number of layers coarsely at first.
 
     Measures layers where a strategy needs it and workdir has no analysis yet.
     """
     yield Point(PARENT, 0, tuple(range(num_layers)), False, 0)
-    seeds = [int(seed) for seed in names(settings.seeds)]
-    counts = coarse_first([resolve_remove(n, num_layers) for n in names(settings.remove)])
-    analyses = {seed: _analysis(settings, workdir, seed, contents) for seed in seeds}
+    seeds = [int(seed) for seed in split_list(settings.seeds)]
+    counts = coarse_first([resolve_remove(n, num_layers) for n in split_list(settings.remove)])
+    analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
     for healed in (False, True) if settings.healed else (False,):
         for seed in seeds:
             for count in counts:
-                for strategy in names(settings.strategies):
+                for strategy in split_list(settings.strategies):
                     if strategy not in MEASURED and seed != seeds[0] and not healed:
                         continue  # a name chooses the same layers whatever the text
                     keep = _keep(settings, strategy, analyses[seed], num_layers, count)
@@ -87,22 +86,14 @@ def _keep(
         return None
 
 
-def _analysis(
-    settings: SweepSettings, workdir: Path, seed: int, contents: Contents
-) -> dict[str, Any]:
+def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, Any]:
     """The measures that the strategies need, from workdir where they have been taken before."""
-    measures = [needed_measure(s) for s in names(settings.strategies) if s in MEASURED]
+    measures = [needed_measure(s) for s in split_list(settings.strategies) if s in MEASURED]
     if not measures:
         return {}
-    about = AnalysisSettings(
-        sequences=settings.calibration.sequences,
-        sequence_length=settings.calibration.sequence_length,
-        batch_size=settings.calibration.batch_size,
-        measures=tuple(dict.fromkeys(measures)),
-        protect=parse_protect(settings.protect),
-        seed=seed,
-    )
-    text = settings.calibration.text or settings.text.train
+    unique = tuple(dict.fromkeys(measures))
+    about = analysis_settings(settings.calibration, unique, settings.protect, seed)
+    text = calibration_text(settings)
     revision, field = settings.revision or None, settings.text.field
     parent = describe(settings.model, revision)
 
@@ -117,13 +108,13 @@ def _analysis(
     path = workdir / f"analysis-{seed}" / ANALYSIS
     if is_taken(path):
         found = _read_own(path)
-        same = found["asked"] in (asked(contents), asked(Stamps()))
-        if same and set(measures) <= set(found["settings"]["measures"]):
+        enough = set(measures) <= set(found["settings"]["measures"])
+        if enough and found["asked"] in map(asked, WAYS):
             return found
     say(f"measuring layers, seed {seed}")
     found = analyze(settings.model, text_names(text), about, revision, field)
     with new_file(path, overwrite=True) as temporary:
-        content = found | {"asked": asked(contents)}
+        content = found | {"asked": asked(WAYS[0])}
         temporary.write_text(json.dumps(content, indent=1) + "\n")
     return found
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chopjax.chop.schedule import ONCE, Schedule, parse_schedule, shares, split_keep
 from chopjax.errors import UserError
+from chopjax.runs.schedule import ONCE, Schedule, parse_schedule, shares, split_keep
 
 
 @given(st.integers(2, 40), st.data())

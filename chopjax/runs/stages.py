@@ -9,7 +9,6 @@ on.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from chopjax.disk.atomic import new_file
 from chopjax.disk.mark import is_taken
 from chopjax.errors import UserError, listing
 from chopjax.progress import say
+from chopjax.runs.inputs import digest
 
 FOLDER = "stages"
 COPIES = "copies"
@@ -147,9 +147,7 @@ def _task(folder: Path, stage: Stage, now: dict[str, str], before: dict[str, str
 def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in stages:
-        content = [stage.name, stage.settings, [found[name] for name in stage.needs]]
-        text = json.dumps(content, sort_keys=True)
-        found[stage.name] = hashlib.sha256(text.encode()).hexdigest()
+        found[stage.name] = digest([stage.name, stage.settings, [found[n] for n in stage.needs]])
     return found
 
 

@@ -9,10 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax.checkpoint.load import Loaded
 from chopjax.data.lists import text_names
 from chopjax.disk.paths import expanded
-from chopjax.inputs import Contents
-from chopjax.pipeline_settings import ScoreSettings, names
+from chopjax.runs.inputs import Contents
+from chopjax.runs.settings import ScoreSettings, split_list
+from chopjax.score.engine import Engine
+from chopjax.score.run import evaluate
 from chopjax.score.tasks import Tasks, load_tasks
 from chopjax.score.texts import Text, find_texts
 
@@ -36,7 +39,7 @@ class Scored:
 
 def find(settings: ScoreSettings) -> Scored:
     """Load tasks and open texts. Raises UserError where one is unknown or its data are missing."""
-    wanted = [*names(settings.suite), *names(settings.tasks)]
+    wanted = [*split_list(settings.suite), *split_list(settings.tasks)]
     tasks: Tasks = {"tasks": {}, "groups": {}}
     data_dir = str(expanded(settings.data_dir)) if settings.data_dir else None
     if wanted:
@@ -45,7 +48,7 @@ def find(settings: ScoreSettings) -> Scored:
             settings.include_path or None,
             None if settings.num_fewshot < 0 else settings.num_fewshot,
             data_dir,
-            names(settings.without),
+            split_list(settings.without),
         )
     texts = find_texts(tasks, text_names(settings.text), data_dir)
     identities: dict[str, Any] = {f"task {n}": _of_task(t) for n, t in tasks["tasks"].items()}
@@ -83,6 +86,36 @@ def about(settings: ScoreSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in shared}
 
 
+def measure(
+    settings: ScoreSettings, scored: Scored, model: Loaded, engine: Engine, **journal: Any
+) -> dict[str, Any]:
+    """What `chopjax score` finds. journal: of `evaluate`, where results and answers are kept."""
+    return evaluate(
+        model,
+        engine,
+        scored.tasks,
+        limit=settings.limit or None,
+        add_bos_token=BOS[settings.bos],
+        texts=scored.texts,
+        **journal,
+    )
+
+
+def headlines(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, Any]:
+    """Of score's results, {"accuracy": task → [value, standard error or None], "chance": task →
+    what guessing would give, "texts": as below}."""
+    accuracy = {}
+    for task, metrics in results["results"].items():
+        metric = next((m for m in ("acc_norm", "acc") if f"{m},none" in metrics), None)
+        if metric:
+            accuracy[task] = [metrics[f"{metric},none"], _error(metrics, metric, "none")]
+    return {
+        "accuracy": accuracy,
+        "chance": {task: results["chance"].get(task) for task in accuracy},
+        "texts": measured_on(results, texts)["texts"],
+    }
+
+
 def measured_on(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, Any]:
     """Of score's results, {"accuracies": "task metric" → (value, standard error or None),
     "texts": name → figures with their convention}."""
@@ -96,10 +129,13 @@ def measured_on(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str
             metric, _, filtered = name.partition(",")
             if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
                 continue
-            error = metrics.get(f"{metric}_stderr,{filtered}")
-            error = error if isinstance(error, float) else None
-            found["accuracies"][f"{task} {metric}"] = (value, error)
+            found["accuracies"][f"{task} {metric}"] = (value, _error(metrics, metric, filtered))
     return found
+
+
+def _error(metrics: Mapping[str, Any], metric: str, filtered: str) -> float | None:
+    error = metrics.get(f"{metric}_stderr,{filtered}")
+    return error if isinstance(error, float) else None
 
 
 def _figures(results: Mapping[str, Any], text: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from. Names, sizes and times of files save no more than reading them again (disk
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,3 +86,12 @@ class Stamps:
 
     def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
+
+
+# What is looked for in records, and what is written there: the first.
+WAYS: tuple[Inputs, ...] = (Contents(), Stamps())
+
+
+def digest(content: Any) -> str:
+    """sha256 of anything that survives JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chopjax.checkpoint.identity import fingerprint
+from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.configurations import STRATEGIES, choose
-from chopjax.chop.importance import MEASURED, Protect, choose_measured, summary
+from chopjax.chop.importance import (
+    MEASURED,
+    Protect,
+    choose_measured,
+    read_analysis,
+    summary,
+)
 from chopjax.chop.merge import MERGES, Recipe, as_json, average_most_similar, bases
 from chopjax.keep import Keep, parse_keep, ranges
+from chopjax.models import parameters
 
 if TYPE_CHECKING:
-    from chopjax.analysis import AnalysisSettings
+    from chopjax.chop.analysis import AnalysisSettings
 
 LOOKS = (*MEASURED, *MERGES)  # strategies that look at what layers do
 KNOWN = (*STRATEGIES, *LOOKS)
@@ -46,7 +56,7 @@ def by_name(strategy: str, remove: str, num_layers: int) -> Choice:
 
 def measure_of(strategy: str) -> str:
     """The measure of `chopjax analyze` that by_analysis needs."""
-    from chopjax.analysis import needed_measure
+    from chopjax.chop.analysis import needed_measure
 
     return needed_measure("similarity" if strategy == "average" else strategy)
 
@@ -62,6 +72,16 @@ def by_analysis(
     return Choice(strategy, about, choose_measured(strategy, analysis, remove, protect))
 
 
+def by_analysis_in(
+    folder: Path, checkpoint: Checkpoint, strategy: str, remove: int, protect: Protect
+) -> Choice:
+    """The same from a folder of `chopjax analyze`. Raises UserError for that of another model."""
+    config = checkpoint.config
+    seen = fingerprint(checkpoint.raw_config, checkpoint.tensors, checkpoint.revision)
+    analysis = read_analysis(folder, config.num_layers, parameters.count(config), seen)
+    return by_analysis(strategy, remove, analysis, protect)
+
+
 def by_laco(
     model: str,
     revision: str | None,
@@ -71,7 +91,7 @@ def by_laco(
     field: str = "text",
 ) -> Choice:
     """LaCo tries merges on text."""
-    from chopjax.analysis import find_merges
+    from chopjax.chop.analysis import find_merges
 
     recipe, about = find_merges(model, inputs, settings, remove, revision, field)
     record = {"remove": remove, "merged": as_json(recipe)} | summary(about, settings.protect)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chopjax import room
 from chopjax.errors import UserError
 from chopjax.models import families, parameters
+from chopjax.train import space
 from chopjax.train.settings import CheckpointSettings, OptimizerSettings, Settings
 
 CONFIG = families.translate(
@@ -44,37 +44,30 @@ def most_at_once(total: int, every: int, keep_last: int, keep_every: int, step: 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 20), st.data())
 def test_never_fewer_than_there_will_be(total, every, keep_last, keep_every, data) -> None:
-    said = room.checkpoints_at_once(settings(total, every, keep_last, keep_every))
+    said = space.checkpoints_at_once(settings(total, every, keep_last, keep_every))
     exact = most_at_once(total, every, keep_last, keep_every, 0, 0)
     assert exact <= said <= exact + 1  # a multiple of keep_every may be among the newest, too
 
 
 def test_bytes_are_parameters_and_moments() -> None:
     count = parameters.count(CONFIG)
-    assert room.checkpoint_bytes(CONFIG, settings()) == 2 * 4 * count
+    assert space.checkpoint_bytes(CONFIG, settings()) == 2 * 4 * count
     adamw = dataclasses.replace(
         settings(), optimizer=OptimizerSettings(name="adamw", momentum_dtype="bfloat16")
     )
-    assert room.checkpoint_bytes(CONFIG, adamw) == (4 + 2 + 4) * count
+    assert space.checkpoint_bytes(CONFIG, adamw) == (4 + 2 + 4) * count
 
 
 def test_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = room.checkpoint_bytes(CONFIG, settings())
+    size = space.checkpoint_bytes(CONFIG, settings())
     free = 2 * size - 1
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: Usage(10**9, 0, free))
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda folder: Usage(10**9, 0, free))
     with pytest.raises(UserError, match=rf"2 more checkpoints of {size:,} bytes.* {free:,} are"):
-        room.check_training(tmp_path, CONFIG, settings(), 0, 0)
-    room.check_training(tmp_path, CONFIG, settings(), 5, 1)  # one more
-    room.check_training(tmp_path, CONFIG, settings(), 10, 2)  # done
-    with pytest.raises(UserError, match=r"about .* bytes will be written"):
-        room.check_pipeline(tmp_path, 4, 10**6, [(CONFIG, settings())], [])
-    with pytest.raises(UserError, match=r"about .* bytes will be written"):
-        room.check_sweep(tmp_path, CONFIG, [4], settings(), False, [{"size": 10**6}])
-    room.check_sweep(tmp_path, CONFIG, [1], settings(5), False, [{"name": "hf:x"}])
-    (tmp_path / "there").write_bytes(bytes(3 * 10**6))
-    room.check_pipeline(tmp_path, 4, 10**6, [(CONFIG, settings())], [])
+        space.check_training(tmp_path, CONFIG, settings(), 0, 0)
+    space.check_training(tmp_path, CONFIG, settings(), 5, 1)  # one more
+    space.check_training(tmp_path, CONFIG, settings(), 10, 2)  # done
 
 
 def test_a_file_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: Usage(0, 0, 0))
-    room.check_training(tmp_path, CONFIG, settings(), 0, 0)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda folder: Usage(0, 0, 0))
+    space.check_training(tmp_path, CONFIG, settings(), 0, 0)

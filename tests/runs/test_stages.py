@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chopjax.errors import UserError
-from chopjax.stages import Stage, run_stages
+from chopjax.runs.stages import Stage, run_stages
 
 
 class Recorder:

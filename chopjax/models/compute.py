@@ -1,0 +1,35 @@
+"""How a decoder computes. No jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
+Attention = Literal["auto", "xla", "blocked", "cudnn", "splash"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How to compute, apart from what.
+
+    dtype: of activations and matrix products; parameters keep their own and are cast block by
+        block inside the scan. With float32 the products are full float32 on every device.
+    remat: what the backward pass keeps of a block. "none" keeps everything; "dots" what the matrix
+        products make (rotated queries, keys and values, attention's result, the residual stream
+        between attention and feed-forward, gate and up), so that norms, activations and, where
+        attention is "xla", scores are computed again; "full" only the block's input.
+    attention: see attention.py.
+    """
+
+    dtype: str = "float32"  # activations and matrix products
+    remat: Remat = "none"  # what the backward pass computes again
+    # which implementation; auto takes the fastest that the device has
+    attention: Attention = "auto"
+
+    @property
+    def precision(self) -> str:
+        """For jax.default_matmul_precision: TPUs and recent GPUs round float32 operands unless
+        told not to."""
+        return "highest" if self.dtype == "float32" else "default"

@@ -1,0 +1,241 @@
+"""Every setting of `chopjax run` and `chopjax sweep`, with its default."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Literal
+
+from ml_collections import ConfigDict
+
+from chopjax.chop.choice import KNOWN
+from chopjax.chop.configurations import STRATEGIES
+from chopjax.chop.importance import MEASURED, parse_protect
+from chopjax.chop.merge import MERGES
+from chopjax.data.prepare import MOST_WORKERS
+from chopjax.errors import did_you_mean
+from chopjax.models.compute import Dtype
+from chopjax.runs.schedule import ONCE, parse_schedule
+from chopjax.train.settings import Settings as HealSettings
+from chopjax.train.settings import read_settings
+
+SUITES = sorted(
+    path.stem for path in (Path(__file__).parents[1] / "score" / "suites").glob("*.yaml")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """Text to heal on and to measure on: .txt or .jsonl files; several separated by commas."""
+
+    train: str = ""  # file to heal on (.txt, .jsonl); several separated by commas
+    held_out: str = ""  # likewise, to measure on
+    field: str = "text"  # of a JSON line, where the text is
+    workers: int = 2  # processes that tokenise
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSettings:
+    """What strategies that measure look at."""
+
+    text: str = ""  # files, separated by commas; empty: text.train
+    sequences: int = 128  # documents that are drawn
+    sequence_length: int = 0  # tokens of each at most; 0: the context length, at most 2048
+    batch_size: int = 8  # sequences at once
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovalSettings:
+    """Which layers go, and when. A keep list goes before the strategy, so that it can be given on
+    top of a recipe."""
+
+    keep: str = ""  # the layers that stay, such as "0,13-23"
+    strategy: str = "input"  # any of `chopjax chop`: by name, by measure, or merged
+    remove: str = "0.5"  # with strategy: how many layers go, "12", "0.5" or "50%"
+    protect: str = "1,1"  # layers that measured strategies leave alone: first and last
+    schedule: str = "once"  # or "3x200": in three rounds, 200 steps of healing between them
+    after_steps: int = 0  # train the whole parent so many steps first, for the optimizer's state
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSettings:
+    """What parent, chopped and healed model are measured by: what `chopjax score` takes."""
+
+    tasks: str = ""  # of lm-evaluation-harness, separated by commas; none: perplexity alone
+    suite: str = ""  # of a paper, in place of tasks or beside them, such as just_chop
+    data_dir: str = ""  # read documents from DIR/TASK/SPLIT.jsonl, not from the hub
+    without: str = ""  # tasks to leave out of suite and groups, separated by commas
+    text: str = ""  # texts whose perplexity is measured, too; several separated by commas
+    include_path: str = ""  # folder of further task files (YAML)
+    limit: int = 0  # documents of each task and text at most; 0: all
+    num_fewshot: int = -1  # examples before each question; -1: what the task says
+    max_length: int = 0  # ids that the network may read; 0: the model's context length
+    bos: Literal["auto", "yes", "no"] = "auto"  # special tokens around each text of a task
+    dtype: Dtype = "float32"  # of parameters and activations while scoring
+    latency_batch: int = 1  # sequences in the forward pass that is timed
+    latency_length: int = 0  # tokens in each of them; 0: the context length, at most 512
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineSettings:
+    """Parent → score → chop → score → heal → score → export."""
+
+    model: str = ""  # the parent: a Hugging Face folder or hub id
+    revision: str = ""  # of a hub id: branch, tag or commit
+    text: TextSettings = TextSettings()
+    chop: RemovalSettings = RemovalSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
+    score: ScoreSettings = ScoreSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepSettings:
+    """Strategies times numbers of layers: chop, perhaps heal, score."""
+
+    model: str = ""  # the parent: a Hugging Face folder or hub id
+    revision: str = ""  # of a hub id: branch, tag or commit
+    # which layers go; several separated by commas
+    strategies: str = ",".join([*STRATEGIES, *MEASURED])
+    remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions, percentages
+    protect: str = "1,1"  # layers that measured strategies leave alone: first and last
+    seeds: str = "0"  # of calibration text and healing; each measured point once for each
+    healed: bool = False  # heal every point, too, with the same budget (`heal`)
+    keep_healed: bool = False  # leave the healed models on disk
+    text: TextSettings = TextSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
+    score: ScoreSettings = ScoreSettings()
+
+
+AnySettings = PipelineSettings | SweepSettings
+
+
+def pipeline_config() -> ConfigDict:
+    """The base of every recipe of `chopjax run`. Unknown fields are refused."""
+    return _config(PipelineSettings()).lock()
+
+
+def sweep_config() -> ConfigDict:
+    """The base of every recipe of `chopjax sweep`. Unknown fields are refused."""
+    config = _config(SweepSettings())
+    del config.heal.seed  # `seeds` has them
+    return config.lock()
+
+
+def _config(settings: AnySettings) -> ConfigDict:
+    config = ConfigDict(dataclasses.asdict(settings), convert_dict=True)
+    # What the verbs decide cannot be set.
+    del config.heal.model, config.heal.revision, config.heal.scratch, config.heal.tokenizer
+    del config.heal.chop, config.heal.data.train, config.heal.data.evaluation
+    return config
+
+
+def read_pipeline(config: ConfigDict) -> PipelineSettings:
+    """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
+    settings = read_settings(PipelineSettings, config, _pipeline_problems)
+    parse_protect(settings.chop.protect)
+    return settings
+
+
+def read_sweep(config: ConfigDict) -> SweepSettings:
+    """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
+    settings = read_settings(SweepSettings, config, _sweep_problems)
+    parse_protect(settings.protect)
+    return settings
+
+
+def calibration_text(settings: AnySettings) -> str:
+    """What strategies that measure look at: files, separated by commas."""
+    return settings.calibration.text or settings.text.train
+
+
+def split_list(text: str) -> list[str]:
+    """ "a, b" → ["a", "b"]."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+# ------------------------------------------------------------------------- Does it hold together?
+
+
+def _pipeline_problems(settings: PipelineSettings) -> list[str]:
+    chop, text = settings.chop, settings.text
+    rounds = parse_schedule(chop.schedule) != ONCE
+    merges = not chop.keep and chop.strategy in MERGES
+    checks = [
+        (bool(text.train), "text.train: the text to heal on is missing"),
+        (
+            bool(chop.keep or (chop.strategy and chop.remove)),
+            "chop: give chop.keep, or chop.strategy and chop.remove",
+        ),
+        (
+            bool(chop.keep) or not chop.strategy or chop.strategy in KNOWN,
+            f"chop.strategy: {chop.strategy!r} is not one of {', '.join(KNOWN)}"
+            + did_you_mean(chop.strategy, KNOWN),
+        ),
+        (
+            not (chop.after_steps and rounds),
+            "chop.after_steps and chop.schedule: give one of them",
+        ),
+        (
+            not (chop.after_steps and merges),
+            f"chop.after_steps: not with {chop.strategy}, which changes the weights that stay",
+        ),
+        (
+            1 <= text.workers <= MOST_WORKERS,
+            f"text.workers is {text.workers}: from 1 to {MOST_WORKERS}",
+        ),
+    ]
+    return _problems(settings, checks)
+
+
+def _sweep_problems(settings: SweepSettings) -> list[str]:
+    known, strategies = [*STRATEGIES, *MEASURED], split_list(settings.strategies)
+    seeds = split_list(settings.seeds)
+    checks = [
+        (bool(strategies), "strategies: name at least one"),
+        (bool(split_list(settings.remove)), "remove: give at least one number of layers"),
+        (
+            bool(settings.text.train) or not settings.healed,
+            "text.train: the text to heal on is missing",
+        ),
+        (
+            bool(settings.text.train or settings.calibration.text)
+            or not set(strategies) & set(MEASURED),
+            "calibration.text: text for strategies that measure is missing",
+        ),
+        (
+            bool(seeds) and all(re.fullmatch("[0-9]{1,9}", seed) for seed in seeds),
+            f"seeds: {settings.seeds!r}: numbers separated by commas are needed",
+        ),
+    ]
+    return _problems(settings, checks) + [
+        f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
+        for name in strategies
+        if name not in known
+    ]
+
+
+def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str]:
+    """What is wrong, one sentence each: of `checks`, and of the settings that both verbs have."""
+    score = settings.score
+    checks = [
+        (bool(settings.model), "model: the parent is missing (a Hugging Face folder or hub id)"),
+        *checks,
+        (bool(settings.text.held_out), "text.held_out: text to measure on is missing"),
+        (
+            not score.suite or score.suite in SUITES,
+            f"score.suite: {score.suite!r} is not one of {', '.join(SUITES)}",
+        ),
+        (
+            bool(score.tasks or score.suite) or not (score.data_dir or score.without),
+            "score.data_dir and score.without: give score.tasks or score.suite with them",
+        ),
+        (score.limit >= 0, f"score.limit is {score.limit}: not below 0"),
+        (score.max_length >= 0, f"score.max_length is {score.max_length}: not below 0"),
+        (score.num_fewshot >= -1, f"score.num_fewshot is {score.num_fewshot}: not below -1"),
+        (score.latency_batch >= 1, "score.latency_batch: at least 1 is needed"),
+        (score.latency_length >= 0, "score.latency_length: not below 0"),
+    ]
+    return [message for holds, message in checks if not holds]

@@ -1,0 +1,65 @@
+"""Whether a run's checkpoints will fit on the disk, looked at before it begins. No jax."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+from chopjax.errors import UserError
+from chopjax.models.config import ModelConfig
+from chopjax.train import memory
+from chopjax.train.settings import Settings
+
+
+def checkpoint_bytes(config: ModelConfig, settings: Settings) -> int:
+    """One checkpoint of a training run: parameters and the optimizer's moments, uncompressed."""
+    state = memory.training(
+        config,
+        settings.optimizer.name,
+        settings.compute.param_dtype,
+        settings.optimizer.momentum_dtype,
+    )
+    return state.params + state.moments
+
+
+def run_bytes(config: ModelConfig, settings: Settings) -> int:
+    """All checkpoints that a run from its beginning has at a time."""
+    return checkpoint_bytes(config, settings) * checkpoints_at_once(settings)
+
+
+def checkpoints_at_once(settings: Settings, step: int = 0, there: int = 0) -> int:
+    """How many more a run will have at a time than the `there` that it has after `step` updates.
+
+    The one that is being written lies beside the `keep_last` that stay.
+    """
+    every, total, kept = settings.checkpoints.every, settings.total_steps, settings.checkpoints
+    if step >= total:
+        return 0
+    saves = -(-total // every) - step // every
+    # At the end: total and the multiples of `every` before it are the newest; of what is older,
+    # those stay whose step is a multiple of both.
+    oldest = max(((total - 1) // every - kept.keep_last + 1) * every, step + 1)
+    both = math.lcm(kept.keep_every, every)
+    held = (oldest - 1) // both - step // both if both else 0
+    return max(1, min(there + saves, kept.keep_last + 1 + held) - there)
+
+
+def check_training(
+    folder: Path, config: ModelConfig, settings: Settings, step: int, there: int
+) -> None:
+    """Raise UserError where the checkpoints of a run do not fit on the disk of `folder`."""
+    size, count = checkpoint_bytes(config, settings), checkpoints_at_once(settings, step, there)
+    free = free_bytes(folder)
+    if free is not None and size * count > free:
+        raise UserError(
+            f"{folder}: {count} more checkpoints of {size:,} bytes each (parameters and optimizer) "
+            f"will lie there at a time, {size * count:,} bytes, and {free:,} are free on that "
+            "disk; make room, give another --workdir, or lower checkpoints.keep_last"
+        )
+
+
+def free_bytes(folder: Path) -> int | None:
+    """None where the file system does not say."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else None

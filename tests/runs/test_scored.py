@@ -1,0 +1,37 @@
+"""Score's results as reports take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chopjax.runs.scored import headlines, measured_on
+
+RESULTS: dict[str, Any] = {
+    "results": {
+        "both": {"alias": "both", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 0.75}
+        | {"acc_norm_stderr,none": "N/A"},
+        "plain": {"acc,none": 0.25, "acc_stderr,none": 0.05},
+        "worded": {"exact_match,strict": 0.125, "exact_match_stderr,strict": 0.01},
+    },
+    "chance": {"both": 0.5, "plain": 0.25},
+}
+
+
+def test_a_headline_is_the_length_normalised_accuracy_where_there_is_one() -> None:
+    assert headlines(RESULTS, ()) == {
+        "accuracy": {"both": [0.75, None], "plain": [0.25, 0.05]},
+        "chance": {"both": 0.5, "plain": 0.25},
+        "texts": {},
+    }
+
+
+def test_every_metric_of_every_task() -> None:
+    assert measured_on(RESULTS, ()) == {
+        "accuracies": {
+            "both acc": (0.5, 0.1),
+            "both acc_norm": (0.75, None),
+            "plain acc": (0.25, 0.05),
+            "worded exact_match": (0.125, 0.01),
+        },
+        "texts": {},
+    }
