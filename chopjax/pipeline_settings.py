@@ -1,4 +1,4 @@
-"""What a recipe of `chopjax run` begins with; recipes lie with their users, so that this name stays."""
+"""What a recipe of `chopjax run` begins with. Recipes lie with their users: this name stays."""
 
 from chopjax.runs.settings import pipeline_config as default_config
 

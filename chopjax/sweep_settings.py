@@ -1,4 +1,4 @@
-"""What a recipe of `chopjax sweep` begins with; recipes lie with their users, so that this name stays."""
+"""What a recipe of `chopjax sweep` begins with. Recipes lie with their users: this name stays."""
 
 from chopjax.runs.settings import sweep_config as default_config
 
