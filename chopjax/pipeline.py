@@ -38,6 +38,7 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.errors import UserError
 from chopjax.inputs import Contents, Inputs, Stamps
+from chopjax.launch.workdir import owned
 from chopjax.pipeline_settings import PipelineSettings, read
 from chopjax.report.pipeline import check_report, write_report
 from chopjax.room import check_pipeline
@@ -46,7 +47,6 @@ from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import check_run
 from chopjax.train.wandb_run import check_wandb
-from chopjax.train.workdir import owned
 
 VERB = "run"
 

@@ -36,6 +36,7 @@ from chopjax.data.sources import find_sources
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.inputs import Contents, Inputs, Stamps
+from chopjax.launch.workdir import owned
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
@@ -50,7 +51,6 @@ from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
 from chopjax.train.wandb_run import check_wandb
-from chopjax.train.workdir import owned
 
 POINTS = "points.jsonl"
 VERB = "sweep"

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.train import distributed
+    from chopjax.launch import distributed
 
     sizes = _mesh_sizes(args.mesh)
     with distributed.joined(distributed.launch_of(args)):

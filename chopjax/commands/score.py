@@ -133,9 +133,9 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.checkpoint.describe import describe
     from chopjax.errors import UserError
+    from chopjax.launch import distributed
     from chopjax.score.tasks import load_tasks
     from chopjax.score.texts import find_texts
-    from chopjax.train import distributed
 
     if args.list_tasks:
         return _list_tasks(args)
@@ -177,8 +177,8 @@ def _score(
     """On every process; tasks: None on all but the first."""
     import functools
 
+    from chopjax.launch import leader
     from chopjax.report.terminal import show
-    from chopjax.score import processes
     from chopjax.score.generation import generate_batch
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.results import as_json, table
@@ -194,13 +194,13 @@ def _score(
         args.fsdp,
         args.tensor,
     )
-    processes.meet()
+    leader.meet()
     if tasks is None:
         generate = functools.partial(generate_batch, engine)
-        return processes.follow({"scores": engine.compute_scores, "generate": generate})
+        return leader.follow({"scores": engine.compute_scores, "generate": generate})
     bos = {"auto": None, "yes": True, "no": False}[args.bos]
     interrupts.advise("the answers so far are kept, and the same command goes on from there")
-    with processes.leading():
+    with leader.leading():
         results = evaluate(
             loaded, engine, tasks, output, limit, bos, args.log_samples, texts, chat=chat
         )

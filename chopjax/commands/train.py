@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.train.peers import EXIT_PREEMPTED
+    from chopjax.launch.peers import EXIT_PREEMPTED
 
     # A run that has not begun is to be started again, too.
     with interrupts.watching(EXIT_PREEMPTED):
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from chopjax.train import distributed
+    from chopjax.launch import distributed
     from chopjax.train.config_file import load_config
     from chopjax.train.loop import last_words, train
 

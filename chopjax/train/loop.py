@@ -38,6 +38,9 @@ from chopjax.data.store import check_fits
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
 from chopjax.hardware import memory_bytes
+from chopjax.launch.peers import EXIT_PREEMPTED
+from chopjax.launch.stopping import stop_requests
+from chopjax.launch.workdir import owned, wait_for_all
 from chopjax.models import flops
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
@@ -64,7 +67,6 @@ from chopjax.train.origin import (
     write_assets,
 )
 from chopjax.train.own_files import check_workdir
-from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
 from chopjax.train.step import (
     BATCH_DTYPES,
@@ -77,10 +79,8 @@ from chopjax.train.step import (
     make_train_step,
     shardings_of,
 )
-from chopjax.train.stopping import stop_requests
 from chopjax.train.tracer import Tracer
 from chopjax.train.wandb_run import check_wandb, wandb_run
-from chopjax.train.workdir import owned, wait_for_all
 
 CHECKPOINTS = "checkpoints"
 LAST_STEPS = 100  # that the summary's loss is the mean of

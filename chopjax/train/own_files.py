@@ -33,9 +33,9 @@ from chopjax.checkpoint.mark import (
 )
 from chopjax.checkpoint.source import FOLDER_MARK
 from chopjax.errors import UserError
+from chopjax.launch.workdir import LOCK
 from chopjax.train.checkpoints import extras, is_checkpoint, is_saving
 from chopjax.train.metrics import METRICS, TENSORBOARD
-from chopjax.train.workdir import LOCK
 
 VERB = "train"
 ASSETS = (HUGGINGFACE, FOLDER_MARK)

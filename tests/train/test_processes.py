@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from train.ports import finish, free_port
+from launch.ports import finish, free_port
 from train.runs import lines, prepare
 
+from chopjax.launch.peers import EXIT_PEER_LOST
 from chopjax.train import checkpoints
 from chopjax.train.config_file import load_config
 from chopjax.train.loop import train
-from chopjax.train.peers import EXIT_PEER_LOST
 
 STEPS, SAVED = 60, 6
 RECIPE = """

@@ -11,15 +11,15 @@ import textwrap
 import threading
 
 import pytest
-from train.ports import free_port
+from launch.ports import free_port
 
-from chopjax.train import peers
+from chopjax.launch import peers
 
 PROGRAM = textwrap.dedent("""
     import sys, time
     from chopjax.errors import UserError
-    from chopjax.train import peers
-    from chopjax.train.preflight import Processes, roll_call
+    from chopjax.launch import peers
+    from chopjax.launch.preflight import Processes, roll_call
 
     peers.PATIENCE_SECONDS, peers.NOTICE_SECONDS = 1, 0.5
     port, index, action = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -17,8 +17,8 @@ import socket
 import time
 
 from chopjax.errors import UserError
+from chopjax.launch.peers import Line
 from chopjax.progress import say
-from chopjax.train.peers import Line
 
 HELLO_BYTES = 4096  # a longer hello is not from one of us
 RETRY_SECONDS = 0.5

@@ -6,10 +6,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from train.ports import free_port
+from launch.ports import free_port
 
 from chopjax.errors import UserError
-from chopjax.train.preflight import Processes, roll_call
+from chopjax.launch.preflight import Processes, roll_call
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import socket
 import subprocess
 
 from chopjax.errors import UserError
-from chopjax.train.preflight import listen
+from chopjax.launch.preflight import listen
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from chopjax import interrupts
-from chopjax.train.peers import EXIT_PREEMPTED
+from chopjax.launch.peers import EXIT_PREEMPTED
 
 ANNOUNCEMENT = "stopping after this step and saving; Ctrl-C to stop without"
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from train.ports import finish, free_port
+from launch.ports import finish, free_port
 
 from chopjax.errors import UserError
-from chopjax.train import distributed
-from chopjax.train.distributed import Launch, find, first_node, joined
+from chopjax.launch import distributed
+from chopjax.launch.distributed import Launch, find, first_node, joined
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +192,7 @@ def test_a_tpu_machine_whose_metadata_server_is_silent(monkeypatch: pytest.Monke
 PROGRAM = textwrap.dedent("""
     import json, os, sys
     from chopjax.errors import UserError
-    from chopjax.train.distributed import Launch, joined
+    from chopjax.launch.distributed import Launch, joined
     try:
         with joined(Launch(timeout_seconds=float(sys.argv[1]))):
             import jax, numpy as np

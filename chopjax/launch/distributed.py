@@ -24,9 +24,9 @@ import jax
 from chopjax import __version__, interrupts
 from chopjax.errors import UserError
 from chopjax.hardware import has_tpu
+from chopjax.launch.peers import LEAVE_SECONDS, watched
+from chopjax.launch.preflight import Processes, listen, roll_call
 from chopjax.progress import say
-from chopjax.train.peers import LEAVE_SECONDS, watched
-from chopjax.train.preflight import Processes, listen, roll_call
 
 TPU_PORT = 8482  # the port that jax itself takes on TPU pods
 FLAGS = {
