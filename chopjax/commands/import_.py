@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.launch import distributed
 
     sizes = _mesh_sizes(args.mesh)
-    with distributed.joined(distributed.launch_of(args)):
+    shared = {"mesh": sizes, "keep": args.keep, "dtype": args.dtype, "revision": args.revision}
+    with distributed.joined(distributed.launch_of(args), shared):
         _import(args, sizes)
     return 0
 

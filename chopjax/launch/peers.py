@@ -1,26 +1,28 @@
-"""Noticing that another process of the run has ended, so that the others end with its name.
+"""When one process of a run fails, the others end as well and say why.
 
-Without this they would wait in a collective until jax's heartbeat aborts them, minutes later and
-with a C++ stack trace. The connections of the roll call stay open: process 0 holds one to each of
-the others. The kernel closes those of a process that ends, however it ends; probes find a machine
-that is gone. Who ends in order says goodbye before. A thread listens, for the main one may be held
-up in a collective; it ends the process by itself. No jax here.
+jax aborts the others when a process is gone and its heartbeat stops. A process whose Python raised
+is not gone: at its exit jax waits five minutes for the others, which wait for it in a collective.
+So it writes why it failed into jax's key-value store, where a thread of every other process looks
+once a second (the main thread may be in a collective), and exits without waiting.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
-import errno
 import json
 import os
-import select
+import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
+from jax.errors import JaxRuntimeError
+
+from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.progress import say
 
@@ -28,150 +30,122 @@ from chopjax.progress import say
 EXIT_PREEMPTED = 75
 # EX_UNAVAILABLE: another process died. Start all again, but look at why.
 EXIT_PEER_LOST = 69
+EXIT_INTERRUPTED = 130  # as a shell says it for SIGINT
 
-PROBE_AFTER, PROBE_EVERY, PROBES = 20, 10, 6  # seconds of silence: a machine is gone after 80
-PATIENCE_SECONDS = 10.0  # for ending by oneself, after another process ended with an error
-NOTICE_SECONDS = 2.0  # in which a loss is noticed, after a collective has failed by it
-LEAVE_SECONDS = 20.0  # for all that an error has left to do
-_MACHINE_GONE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH}
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """An open connection to another process."""
-
-    index: int
-    host: str
-    connection: socket.socket
-
-    def __str__(self) -> str:
-        return f"process {self.index} on {self.host}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _End:
-    """Why all must end, and how."""
-
-    text: str
-    code: int
-    patience: float  # seconds
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 3.0  # in which a process may fail by itself, over the same mistake
+EXIT_SECONDS = 20.0  # in which a process that failed exits, whatever threads it still has
+LAST_SECONDS = 10.0  # for which process 0 waits for the others to exit
+FAILURE, EXITING = "chopjax/failure", "chopjax/exiting"  # folders of the key-value store
+# What collectives on CPUs and GPUs raise when the process at the other end is gone.
+LOST_CONNECTION = re.compile(
+    r"gloo.*(connection (reset|closed)|broken pipe)|remote process exited", re.I | re.S
+)
 
 
 @contextlib.contextmanager
-def watched(lines: Sequence[Line], last_words: Callable[[], str]) -> Iterator[None]:
-    """While the block runs, end this process when another one has ended; tell them how it ends.
+def ending_together(
+    store: Any, count: int, index: int, advice: Callable[[], str]
+) -> Iterator[None]:
+    """While the block runs, a failure of one process ends all of them.
 
-    lines: of process 0 to all others, of the others to process 0. last_words: what to say after
-    who is gone: what is saved, what to do.
+    store: jax's client of its key-value store. count, index: of the processes. advice: what to say
+    after another one's failure: what is saved, what to do.
     """
-    watch = _Watch(lines, last_words)
-    try:
-        yield
-    except BaseException as error:
-        watch.fail(error)
-        raise
-    watch.say_goodbye(0, "")
+    group = _Group(store, count, index, advice)
+    threading.Thread(target=group.watch, name="peers", daemon=True).start()
+    with interrupts.at_end(group.interrupted):
+        try:
+            yield
+        except BaseException as error:
+            group.fail(error)
+            raise
+        finally:
+            group.leaving.set()
 
 
-class _Watch:
-    def __init__(self, lines: Sequence[Line], last_words: Callable[[], str]):
-        self._lines, self._last_words = lines, last_words
-        self._leaving = threading.Event()  # this process ends by itself: no more to notice
-        self._alone = threading.Event()  # all lines are closed
-        self._bad_news = threading.Event()
-        self._end: _End | None = None
-        for line in lines:
-            _probe(line.connection)
-        threading.Thread(target=self._listen, name="peers", daemon=True).start()
+class _Group:
+    def __init__(self, store: Any, count: int, index: int, advice: Callable[[], str]):
+        self._store, self._count, self._index, self._advice = store, count, index, advice
+        self.leaving = threading.Event()  # this process ends by itself
+        self._ending = threading.Lock()
 
-    def say_goodbye(self, code: int, why: str) -> None:
-        self._send({"goodbye": code, "why": why}, self._lines)
+    def watch(self) -> None:
+        """In a thread of its own: exit after another process's failure."""
+        while not self.leaving.wait(POLL_SECONDS):
+            if failure := self._failure():
+                if not self.leaving.wait(0 if failure[1] == EXIT_INTERRUPTED else GRACE_SECONDS):
+                    self._follow(*failure)
+                return
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others, and see to it that this process ends without waiting for them."""
-        # What a collective throws where a process is lost is not the reason, which is on its way.
-        expected = isinstance(error, UserError)
-        if isinstance(error, Exception) and self._bad_news.wait(NOTICE_SECONDS):
-            assert self._end is not None
-            if not self._end.patience or not expected:
-                threading.Event().wait()  # the other thread ends this process
-        self._leaving.set()
+        """Tell the others, and see to it that this process exits without waiting for them."""
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            # A collective raises where another process has gone: the reason to tell is that one's.
+            if failure := self._failure():
+                self._follow(*failure)
+            if LOST_CONNECTION.search(str(error)):
+                self._publish(
+                    "lost its connection to another process, which crashed or was killed (as for "
+                    "want of memory)",
+                    EXIT_PEER_LOST,
+                )
+                self._follow(*self._failure() or ("", EXIT_PEER_LOST))
         code = _code_of(error)
-        why = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error)
-        self.say_goodbye(code, (why or type(error).__name__).splitlines()[0])
-        if code == EXIT_PREEMPTED:
+        if isinstance(error, KeyboardInterrupt):
+            self.interrupted()
+        elif code not in (0, EXIT_PREEMPTED):  # with those all processes end, in order
+            self._publish(f"failed: {_first_line(error)}", code)
+        else:
             return
-        if any(line.index for line in self._lines):
-            # With process 0 jax's service ends, which aborts those who are still there.
-            self._alone.wait(PATIENCE_SECONDS + NOTICE_SECONDS)
-        # jax would wait minutes for the others at the end, and so may threads of Orbax.
-        atexit.register(_exit, code)  # runs before jax's, which was registered earlier
-        timer = threading.Timer(LEAVE_SECONDS, _exit, (code,))
+        atexit.register(self._exit, code)  # runs before jax's, which was registered earlier
+        timer = threading.Timer(EXIT_SECONDS, self._exit, (code,))
         timer.daemon = True
         timer.start()
 
-    def _listen(self) -> None:
-        lines = {line.connection: line for line in self._lines}
-        in_order = set()
-        while lines:
-            for connection in select.select(list(lines), [], [])[0]:
-                line = lines[connection]
-                try:
-                    message = json.loads(_read_line(connection) or b"null")
-                    gone = "its process was killed, as for want of memory, or crashed"
-                    code = EXIT_PEER_LOST
-                except (OSError, ValueError) as error:
-                    message, code, gone = None, EXIT_PEER_LOST, f"its connection broke ({error})"
-                    if isinstance(error, OSError) and error.errno in _MACHINE_GONE:
-                        code, gone = EXIT_PREEMPTED, "its machine does not answer any more"
-                if message is None:
-                    del lines[connection]
-                    if line not in in_order:
-                        self._act(_End(f"{line} was lost: {gone}", code, 0), line)
-                elif "goodbye" in message:
-                    in_order.add(line)
-                    if message["goodbye"] not in (0, EXIT_PREEMPTED):
-                        text = f"{line} has stopped: {message['why']}"
-                        self._act(_End(text, message["goodbye"], PATIENCE_SECONDS), line)
-                else:
-                    self._act(_End(**message), line)
-        self._alone.set()
+    def interrupted(self) -> None:
+        self._publish("was interrupted", EXIT_INTERRUPTED)
+        self._go_last()  # what follows a Ctrl-C may skip `_exit`
 
-    def _act(self, end: _End, origin: Line) -> None:
-        """Pass the news on, and end this process unless it does so by itself in time."""
-        if self._leaving.is_set():
-            return
-        self._end = end
-        self._bad_news.set()
-        others = [line for line in self._lines if line is not origin]
-        self._send(dataclasses.asdict(end), others)
-        if self._leaving.wait(end.patience):
-            return
-        say(f"\nerror: {end.text}\n{self._last_words()}")
-        for line in others:  # as above: process 0 ends last
-            with contextlib.suppress(OSError):
-                line.connection.settimeout(NOTICE_SECONDS)
-                line.connection.recv(1)
-        _exit(end.code)
+    def _publish(self, what: str, code: int) -> None:
+        """The first failure counts; later ones come of it."""
+        who = f"process {self._index} on {socket.gethostname()}"
+        with contextlib.suppress(JaxRuntimeError):  # one is there, or process 0 is gone
+            self._store.key_value_set(f"{FAILURE}/first", json.dumps([f"{who} {what}", code]))
 
-    def _send(self, message: dict[str, object], lines: Sequence[Line]) -> None:
-        for line in lines:
-            with contextlib.suppress(OSError):  # gone as well
-                line.connection.sendall(json.dumps(message).encode() + b"\n")
+    def _failure(self) -> tuple[str, int] | None:
+        """What happened and the exit code for all; None while nothing has."""
+        try:
+            found = self._store.key_value_dir_get(FAILURE)
+        except JaxRuntimeError:  # process 0 is gone, and jax ends this process
+            return None
+        return tuple(json.loads(found[0][1])) if found else None
+
+    def _follow(self, what: str, code: int) -> NoReturn:
+        self._ending.acquire()  # and never released: of two threads one speaks
+        say(f"\nerror: {what}\n{self._advice()}")
+        self._exit(code)
+
+    def _exit(self, code: int) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        self._go_last()
+        os._exit(code)
+
+    def _go_last(self) -> None:
+        """Process 0 waits for the others, which jax aborts when its service is gone."""
+        deadline = time.monotonic() + LAST_SECONDS
+        with contextlib.suppress(JaxRuntimeError):
+            if self._index:
+                self._store.key_value_set(f"{EXITING}/{self._index}", "", allow_overwrite=True)
+            for other in range(1, self._count if self._index == 0 else 0):
+                left = max(0, int(1000 * (deadline - time.monotonic())))
+                self._store.blocking_key_value_get(f"{EXITING}/{other}", left)
 
 
-def _read_line(connection: socket.socket) -> bytes:
-    with connection.makefile("rb", buffering=0) as file:
-        return file.readline()
-
-
-def _probe(connection: socket.socket) -> None:
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):  # elsewhere the system's own, slower ones
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EVERY)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _code_of(error: BaseException) -> int:
@@ -179,12 +153,5 @@ def _code_of(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return EXIT_INTERRUPTED
     return 2 if isinstance(error, UserError) else 1
-
-
-def _exit(code: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)

@@ -125,8 +125,7 @@ class Engine:
         With several processes, the first calls this and the others `compute_scores`.
         """
         leader.send("scores", plan)
-        with leader.computing():
-            yield from self._scores(plan)
+        yield from self._scores(plan)
 
     def compute_scores(self, plan: Plan) -> None:
         """What the other processes do while the first is in `scores`."""

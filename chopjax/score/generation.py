@@ -116,8 +116,7 @@ def generate(
         batch, order = order[: shape.rows], order[shape.rows :]
         given = [prompts[index] for index in batch], shape, most, eos_ids, rules
         leader.send("generate", *given)
-        with leader.computing():
-            found = generate_batch(engine, *given, ends)
+        found = generate_batch(engine, *given, ends)
         yield from zip(batch, found, strict=True)
 
 
@@ -169,7 +168,7 @@ def generate_batch(
                     break
             if ends(found[row]):
                 open_rows.discard(row)
-        if not leader.said_by_the_first(bool(open_rows)):
+        if not leader.from_first(bool(open_rows)):
             break
     return found
 

@@ -38,9 +38,10 @@ from chopjax.data.store import check_fits
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, listing
 from chopjax.hardware import memory_bytes
+from chopjax.launch.distributed import wait_for_all
 from chopjax.launch.peers import EXIT_PREEMPTED
 from chopjax.launch.stopping import stop_requests
-from chopjax.launch.workdir import owned, wait_for_all
+from chopjax.launch.workdir import owned
 from chopjax.models import flops
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
@@ -86,8 +87,8 @@ CHECKPOINTS = "checkpoints"
 LAST_STEPS = 100  # that the summary's loss is the mean of
 
 
-def last_words(workdir: str | Path) -> str:
-    """What is there of a run that ends without its will."""
+def newest(workdir: str | Path) -> str:
+    """A sentence about the newest checkpoint, for a run that was stopped."""
     return checkpoints.newest(expanded(workdir) / CHECKPOINTS)
 
 
@@ -109,7 +110,7 @@ def train(
         if error.errno not in USERS_ERRORS:
             raise
         raise UserError(
-            f"{error.filename or workdir}: {error.strerror}. {last_words(workdir)} "
+            f"{error.filename or workdir}: {error.strerror}. {newest(workdir)} "
             "Make room or mend the folder, then start again."
         ) from error
 
@@ -334,6 +335,7 @@ def _programs(
         step = make_train_step(model, optimizer, settings, mesh)
         train_step = compiled(step.lower(abstract, batch))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
+    wait_for_all("compiled")  # on CPUs a collective waits half a minute for the others
     return train_step, make_eval_step(model, settings, mesh)
 
 

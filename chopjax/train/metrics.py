@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from chopjax.errors import UserError
-from chopjax.launch.workdir import wait_for_all
+from chopjax.launch.distributed import wait_for_all
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
 from chopjax.train.checkpoints import newest, steps
