@@ -1,17 +1,18 @@
-"""Ctrl-C and SIGTERM: work ends between two pieces of it, or, where that takes too long, at once.
+"""Ctrl-C and SIGTERM: work stops at its next safe point or, after too long, at once.
 
-A signal's handler must not raise. What it raises comes up wherever the main thread happens to be:
+A signal handler must not raise: the exception would surface wherever the main thread happens to be,
 in a callback of the garbage collector or of C++, which swallow it, or half-way through taking a
-lock. So the handler takes a note, and work looks at it between its pieces: `check` raises there.
+lock. So the handler only records the signal, and work calls `check` between its pieces, which
+raises.
 
-Where no piece comes to its end within PATIENCE_SECONDS (imports, a compilation, a disk that does
-not answer), and at a second signal, a thread ends the process at once. It hears of signals through
-the wakeup descriptor, also while the main thread is in C. What is half-written and the process's
-children go first (`at_end`); renames that belong together are not cut in two (`whole`). Nothing is
-lost that way, since what bears its final name is complete; training, which has its state to save,
+When no piece finishes within PATIENCE_SECONDS (imports, a compilation, a disk that does not
+answer), or at a second signal, a thread ends the process at once. It learns of signals through the
+wakeup descriptor, even while the main thread is in C. Half-written files and child processes are
+removed first (`at_end`); renames that belong together are not interrupted (`whole`). Nothing is
+lost, since a file under its final name is always complete; training, which has to save its state,
 asks for more time (`deferred`).
 
-This is imported before everything else, so that it needs the standard library alone.
+This module is imported before everything else and therefore uses the standard library only.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-PATIENCE_SECONDS = 2.0  # in which a piece of work ends, or the process does
-END_SECONDS = 5.0  # for all that the end has left to do
-LOOK_SECONDS = 0.1  # between looks at the clock, once a signal has come
-EXIT_TERMINATED = 128 + signal.SIGTERM  # as a shell says it
+PATIENCE_SECONDS = 2.0  # for a piece of work to finish before the process is ended
+END_SECONDS = 5.0  # for cleaning up
+LOOK_SECONDS = 0.1  # between looks at the clock after a signal
+EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells do
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 
 
@@ -43,41 +44,40 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Watch:
-    """Signals of one process, from now on.
+    """Records the signals of this process.
 
-    name: of the program, for its last words; None where others own the process, as a notebook
-    does: there Ctrl-C raises KeyboardInterrupt as usual, save where work has asked to be left to
-    its end. terminated: the exit code after SIGTERM.
+    name: of the program, for its final message; None where the process belongs to someone else,
+    such as a notebook: there Ctrl-C raises KeyboardInterrupt as usual, except while work has
+    deferred it. terminated: the exit code after SIGTERM.
     """
 
     def __init__(self, name: str | None, terminated: int):
         self.name, self.terminated = name, terminated
         self.asked: int | None = None  # the first signal
-        self.announcement: str | None = None  # of work that looks at `asked` by itself
-        self.patience = PATIENCE_SECONDS
+        self.announcement: str | None = None  # of work that looks at `asked` itself
         self.advice: Callable[[], str] = lambda: "the same command starts again"
-        self._first: int | None = None  # as heard by the thread
-        self._since = math.inf  # when the time began to run
+        self._first: int | None = None  # that the thread read
+        self._since = math.inf  # when PATIENCE_SECONDS began
 
     def start(self) -> Callable[[], None]:
-        """Returns what takes it all back."""
+        """Returns a function that undoes this."""
         ours, theirs = os.pipe()
         os.set_blocking(theirs, False)
         descriptor = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(ours,), name="signals", daemon=True).start()
-        # What is ignored stays so: whoever started us wants that, as nohup and `&` in scripts do.
+        # An ignored signal stays ignored: nohup and `&` in scripts rely on it.
         kept = (signal.SIG_IGN, None)
         before = {n: h for n in WORDS if (h := signal.getsignal(n)) not in kept}
         for number in before:
             signal.signal(number, self._note)
 
-        def take_back() -> None:
+        def undo() -> None:
             signal.set_wakeup_fd(descriptor)
             os.close(theirs)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-        return take_back
+        return undo
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The handler, in the main thread."""
@@ -88,7 +88,7 @@ class _Watch:
             self.asked = number
 
     def _listen(self, signals: int) -> None:
-        """In a thread of its own."""
+        """The body of the thread."""
         while True:
             seconds = None if self._first is None else LOOK_SECONDS
             if select.select([signals], [], [], seconds)[0]:
@@ -98,13 +98,13 @@ class _Watch:
                     return  # the other end was closed
                 for number in numbers:
                     self._hear(number)
-            if not self.announcement and time.monotonic() - self._since > self.patience:
+            if not self.announcement and time.monotonic() - self._since > PATIENCE_SECONDS:
                 self.end()
 
     def _hear(self, number: int) -> None:
         ours = self.name is not None
         if number not in WORDS or not (ours or self.announcement or number == signal.SIGTERM):
-            return  # not of interest, or raised by `_note`
+            return  # irrelevant, or raised by `_note`
         if self._first is None:
             self._first, self._since = number, time.monotonic()
             if ours and self.asked is None:
@@ -112,7 +112,7 @@ class _Watch:
             if self.announcement:
                 which = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
                 _write(f"\n{which}: {self.announcement}\n")
-        # A machine that is taken away may say so twice; there is still time to save.
+        # A machine that is being preempted may send SIGTERM twice; there is still time to save.
         elif ours and (number == signal.SIGINT or not self.announcement):
             self.asked = number
             self.end()
@@ -135,17 +135,17 @@ class _Watch:
             guard = threading.Timer(END_SECONDS, os._exit, (self.code,))
             guard.daemon = True
             guard.start()
-        _whole.acquire()  # and never given back: who comes next waits for the end
+        _whole.acquire()  # never released: any other thread that asks for it waits for the exit
         if self.name is not None:
             with contextlib.suppress(Exception):
                 words = WORDS[signal.Signals(self._number)]
-                _write(f"{_past_bar()}{self.name}: {words}; {self.advice()}\n")
-            # What falls over in other threads, now that their files go, is of no interest.
+                _write(f"{_leave_bar()}{self.name}: {words}; {self.advice()}\n")
+            # Errors of other threads, whose files are now being removed, would only confuse.
             with contextlib.suppress(OSError):
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, 1)
                 os.dup2(nothing, 2)
-        for _ in range(2):  # other threads may write on while the first round goes
+        for _ in range(2):  # other threads may write again during the first round
             for action in reversed(list(_actions)):
                 with contextlib.suppress(Exception):
                     action()
@@ -157,20 +157,20 @@ _actions: list[Callable[[], object]] = []
 _whole = threading.RLock()
 
 
-# ------------------------------------------------------------------ For who starts the work
+# ------------------------------------------------------------------ For whoever starts work
 
 
 @contextlib.contextmanager
 def program(name: str) -> Iterator[None]:
-    """The block is all that this process is for. name: said when it is interrupted.
+    """The block is the whole purpose of this process. name: for the message after a signal.
 
-    Handlers stay after the block, for the interpreter's own end takes its time as well.
+    Handlers stay installed after the block, because the interpreter's exit takes time as well.
     """
     global _watch
     if _watch is None and threading.current_thread() is threading.main_thread():
         _watch = _Watch(name, EXIT_TERMINATED)
         _watch.start()
-        atexit.register(_ignore)  # the first one in, which is the last to be called
+        atexit.register(_ignore)  # registered first, so called last
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -178,14 +178,14 @@ def program(name: str) -> Iterator[None]:
             end()
         raise
     finally:
-        with _whole:  # held for ever by a thread that ends the process
+        with _whole:  # held forever by a thread that ends the process
             pass
 
 
 @contextlib.contextmanager
 def watching(terminated: int) -> Iterator[None]:
-    """Signals are noted while the block runs, also where nobody has done so for the whole process.
-    In another thread than the main one nothing changes: signals reach that one alone.
+    """Record signals while the block runs, even if nothing does so for the whole process.
+    Does nothing outside the main thread, which is the only one that receives signals.
 
     terminated: the exit code after SIGTERM.
     """
@@ -194,31 +194,31 @@ def watching(terminated: int) -> Iterator[None]:
         yield
     elif _watch is not None:
         before, _watch.terminated = _watch.terminated, terminated
-        yield  # left by an error, the process ends with this block's code
+        yield  # after an exception the process ends with this block's code
         _watch.terminated = before
     else:
         _watch = _Watch(None, terminated)
-        take_back = _watch.start()
+        undo = _watch.start()
         try:
             yield
         finally:
-            take_back()
+            undo()
             _watch = None
 
 
 def end() -> None:
-    """End the program as a signal would; returns where the process is not ours to end."""
+    """End the program as a signal would; returns if the process is not ours to end."""
     if _watch is not None and _watch.name is not None:
         _watch.end()
 
 
 def _ignore() -> None:
-    """All is done; the interpreter would otherwise put back what kills."""
+    """At the very end: the interpreter would otherwise restore the default, which kills."""
     for number in WORDS:
         signal.signal(number, signal.SIG_IGN)
 
 
-# ----------------------------------------------------------------------- For those who work
+# --------------------------------------------------------------------------- For work itself
 
 
 def asked() -> int | None:
@@ -227,7 +227,7 @@ def asked() -> int | None:
 
 
 def check() -> None:
-    """Between two pieces of work, in any thread: raise if a signal asks to stop.
+    """Call between two pieces of work, in any thread: raises if a signal asks to stop.
 
     Raises Interrupted, or SystemExit after SIGTERM.
     """
@@ -239,15 +239,15 @@ def check() -> None:
 
 
 def advise(advice: str | Callable[[], str]) -> None:
-    """How to go on after an interruption from here on; a function is asked at the end."""
+    """From here on, what the message after a signal advises; a function is called at that time."""
     if _watch is not None:
         _watch.advice = advice if callable(advice) else lambda: advice
 
 
 @contextlib.contextmanager
 def deferred(announcement: str) -> Iterator[None]:
-    """The block looks at `asked` by itself and ends when it has saved, however long that takes;
-    only a second Ctrl-C ends it sooner. announcement: said after the first signal."""
+    """The block looks at `asked` itself and ends once it has saved, however long that takes; only
+    a second Ctrl-C ends it sooner. announcement: printed after the first signal."""
     check()
     watch = _watch
     if watch is None:
@@ -261,15 +261,9 @@ def deferred(announcement: str) -> Iterator[None]:
         watch.announcement = None
 
 
-def be_patient(seconds: float) -> None:
-    """From here on a signal has so much time to take effect, for others have to be told."""
-    if _watch is not None:
-        _watch.patience = seconds
-
-
 @contextlib.contextmanager
 def at_end(action: Callable[[], object]) -> Iterator[None]:
-    """Do this, quickly, if the process ends at once while the block runs."""
+    """Call `action`, which must be quick, if the process is ended while the block runs."""
     _actions.append(action)
     try:
         yield
@@ -279,21 +273,21 @@ def at_end(action: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole() -> Iterator[None]:
-    """Quick work that the end of the process waits for."""
+    """Quick work that must not be cut in two by the end of the process."""
     with _whole:
         yield
 
 
 @contextlib.contextmanager
 def running(process: BaseProcess) -> Iterator[None]:
-    """Start a process, which is gone when the block ends, or this process does.
+    """Start a process; it is killed when the block ends, or when this process does.
 
-    It never hears of signals itself, not even while Python starts in it, where Ctrl-C would end in
-    a traceback. Its arguments should be small: until they are read, the end waits.
+    It never receives these signals, not even while its Python starts, where Ctrl-C would end in a
+    traceback. Its arguments should be small: this process cannot be ended until they are read.
     """
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # else started with the process, and that unblocks signals
+    resource_tracker.ensure_running()  # else it starts with the process, which unblocks signals
     with contextlib.ExitStack() as stack:
         with _whole:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, set(WORDS))
@@ -310,7 +304,7 @@ def running(process: BaseProcess) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a process of `running`: end with the one that started it, even if that is killed."""
+    """In a process started by `running`: exit when its parent exits, even if that is killed."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()
@@ -323,16 +317,16 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-# ------------------------------------------------------------------------------ Last words
+# ------------------------------------------------------------------------------- Messages
 
 
 def _write(text: str) -> None:
-    """Past Python's own buffers, which the main thread may hold; never waiting for the reader."""
+    """Bypasses Python's buffers, which the main thread may hold; never waits for the reader."""
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [2], [], 0.5)[1]:
             os.write(2, text.encode(errors="replace"))
 
 
-def _past_bar() -> str:
-    """A progress bar may stand on this line, with the cursor hidden."""
+def _leave_bar() -> str:
+    """Leaves the line of a progress bar and shows the cursor, which the bar has hidden."""
     return "\x1b[?25h\n" if os.isatty(2) else ""

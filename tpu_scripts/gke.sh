@@ -91,7 +91,7 @@ spec:
             containers:
             - name: train
               image: $IMAGE
-              ports: [{containerPort: 8471}, {containerPort: 8080}, {containerPort: 8482}, {containerPort: 8483}]
+              ports: [{containerPort: 8471}, {containerPort: 8080}, {containerPort: 8482}]
               resources:
                 limits:
                   google.com/tpu: $CHIPS_PER_HOST

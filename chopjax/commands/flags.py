@@ -147,7 +147,7 @@ def again(verb: str, args: argparse.Namespace) -> str:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Which process of several this is; read by chopjax/train/distributed.py."""
+    """Which process of several this is; read by chopjax/launch/distributed.py."""
     group = parser.add_argument_group(
         "processes", "Found by themselves on TPU pods and under SLURM; one process needs none."
     )

@@ -44,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.train import distributed
+    from chopjax.launch import distributed
 
     sizes = _mesh_sizes(args.mesh)
-    with distributed.joined(distributed.launch_of(args)):
+    shared = {"mesh": sizes, "keep": args.keep, "dtype": args.dtype, "revision": args.revision}
+    with distributed.joined(distributed.launch_of(args), shared):
         _import(args, sizes)
     return 0
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from chopjax.score.tasks import Tasks
     from chopjax.score.texts import Text
 
+# Flags that make the programs which all processes run.
+SHARED = ("revision", "dtype", "max_length", "batch_size", "fsdp", "tensor")
 SUITES = ("just_chop", "just_chop_v1", "deeper_layers", "quick")  # chopjax/score/suites
 
 
@@ -133,9 +135,9 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.checkpoint.describe import describe
     from chopjax.errors import UserError
+    from chopjax.launch import distributed
     from chopjax.score.tasks import load_tasks
     from chopjax.score.texts import find_texts
-    from chopjax.train import distributed
 
     if args.list_tasks:
         return _list_tasks(args)
@@ -161,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
             names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
         )
         texts = find_texts(tasks, args.text, args.data_dir)
-    with distributed.joined(launch):
+    with distributed.joined(launch, {name: getattr(args, name) for name in SHARED}):
         return _score(args, model, tasks, texts, output, limit, chat)
 
 
@@ -177,7 +179,8 @@ def _score(
     """On every process; tasks: None on all but the first."""
     import functools
 
-    from chopjax.score import processes
+    from chopjax.launch import leader
+    from chopjax.launch.distributed import wait_for_all
     from chopjax.score.generation import generate_batch
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.results import as_json, table
@@ -194,16 +197,20 @@ def _score(
         args.fsdp,
         args.tensor,
     )
-    processes.meet()
+    # On CPUs the first collective has half a minute to connect to the others: have them all here.
+    # Afterwards they wait for the first one's prompts without a limit.
+    wait_for_all("model")
+    leader.from_first(True)
     if tasks is None:
         generate = functools.partial(generate_batch, engine)
-        return processes.follow({"scores": engine.compute_scores, "generate": generate})
+        leader.follow({"scores": engine.compute_scores, "generate": generate})
+        return 0
     bos = {"auto": None, "yes": True, "no": False}[args.bos]
     interrupts.advise("the answers so far are kept, and the same command goes on from there")
-    with processes.leading():
-        results = evaluate(
-            loaded, engine, tasks, output, limit, bos, args.log_samples, texts, chat=chat
-        )
+    results = evaluate(
+        loaded, engine, tasks, output, limit, bos, args.log_samples, texts, chat=chat
+    )
+    leader.send(leader.END)
     if args.json:
         print(as_json(results))
     else:

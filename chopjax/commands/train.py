@@ -7,6 +7,8 @@ import argparse
 from chopjax import interrupts
 from chopjax.commands.flags import add_processes, add_recipe
 
+# Fields of a config that may differ from host to host: the same file system elsewhere.
+PLACES = ("model", "data.train", "data.evaluation")
 EXAMPLE = """\
 chopjax train --config configs/heal.py --workdir runs/heal \\
     --config.model=halved --config.data.train=tokens
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.train.peers import EXIT_PREEMPTED
+    from chopjax.launch.peers import EXIT_PREEMPTED
 
     # A run that has not begun is to be started again, too.
     with interrupts.watching(EXIT_PREEMPTED):
@@ -44,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from chopjax.train import distributed
-    from chopjax.train.config_file import load_config
-    from chopjax.train.loop import last_words, train
+    from chopjax.launch import distributed
+    from chopjax.train.config_file import fields, load_config
+    from chopjax.train.loop import newest, train
 
-    interrupts.advise(lambda: f"the same command goes on. {last_words(args.workdir)}")
+    interrupts.advise(lambda: f"the same command goes on. {newest(args.workdir)}")
     config = load_config(args.config, args.set)  # a typo is found before the others are waited for
     if args.check:
         from chopjax.train.check import check
@@ -56,7 +58,8 @@ def _run(args: argparse.Namespace) -> int:
         check(config, args.workdir, args.check)
         return 0
     launch = distributed.launch_of(args)
-    with distributed.joined(launch, lambda: last_words(args.workdir)) as processes:
+    values = {name: value for name, value in fields(config).items() if name not in PLACES}
+    with distributed.joined(launch, values, lambda: newest(args.workdir)) as processes:
         summary = train(config, args.workdir, args.force)
     if processes is not None and processes.index != 0:
         return 0  # the first process speaks for all

@@ -11,8 +11,8 @@ from chopjax.data.lists import text_names
 from chopjax.data.sources import find_sources
 from chopjax.disk.mark import begin_mark, marked_by
 from chopjax.errors import UserError
+from chopjax.launch.workdir import owned
 from chopjax.train.space import free_bytes
-from chopjax.train.workdir import owned
 
 
 @contextlib.contextmanager

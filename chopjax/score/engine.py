@@ -22,13 +22,13 @@ from jax.sharding import Mesh
 from chopjax import interrupts
 from chopjax.compilation import compiled
 from chopjax.data.tokenizer import Tokenizer, check_ids
+from chopjax.launch import leader
 from chopjax.models import parameters
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Past, extend, head_kernel
 from chopjax.models.mesh import batch_sharding, batch_shards, replicated
 from chopjax.models.parameters import Params
-from chopjax.score import processes
 from chopjax.score.layout import Budget, Shape
 from chopjax.score.packing import Packed, pack_batch
 from chopjax.score.planning import Plan, Request, Tokens, make_plan
@@ -125,9 +125,8 @@ class Engine:
 
         With several processes, the first calls this and the others `compute_scores`.
         """
-        processes.send("scores", plan)
-        with processes.computing():
-            yield from self._scores(plan)
+        leader.send("scores", plan)
+        yield from self._scores(plan)
 
     def compute_scores(self, plan: Plan) -> None:
         """What the other processes do while the first is in `scores`."""

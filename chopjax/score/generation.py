@@ -22,11 +22,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from chopjax import interrupts
 from chopjax.errors import UserError
+from chopjax.launch import leader
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Past, extend, head_kernel
 from chopjax.models.parameters import Params
-from chopjax.score import processes
 from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused
 from chopjax.score.engine import Engine
 from chopjax.score.layout import row_length
@@ -116,9 +116,8 @@ def generate(
         shape = _shape(engine, len(prompts[order[0]]), generated, len(order))
         batch, order = order[: shape.rows], order[shape.rows :]
         given = [prompts[index] for index in batch], shape, most, eos_ids, rules
-        processes.send("generate", *given)
-        with processes.computing():
-            found = generate_batch(engine, *given, ends)
+        leader.send("generate", *given)
+        found = generate_batch(engine, *given, ends)
         yield from zip(batch, found, strict=True)
 
 
@@ -170,7 +169,7 @@ def generate_batch(
                     break
             if ends(found[row]):
                 open_rows.discard(row)
-        if not processes.said_by_the_first(bool(open_rows)):
+        if not leader.from_first(bool(open_rows)):
             break
     return found
 

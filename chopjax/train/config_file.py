@@ -74,7 +74,7 @@ def override(config: ConfigDict, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     if not equals:
         raise UserError(f"--config.{name}: write --config.{name}=VALUE")
-    known = _names(config)
+    known = list(fields(config))
     *parents, last = name.split(".")
     node: Any = config
     for parent in parents:
@@ -89,12 +89,13 @@ def override(config: ConfigDict, assignment: str) -> None:
     node[last] = _parse(f"--config.{name}", node[last], text)
 
 
-def _names(config: ConfigDict, prefix: str = "") -> list[str]:
-    names: list[str] = []
+def fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Field → value, a field of a group by its whole name (data.batch_size)."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
         group = isinstance(value, ConfigDict) and len(value) > 0
-        names += _names(value, f"{prefix}{key}.") if group else [prefix + key]
-    return names
+        found |= fields(value, f"{prefix}{key}.") if group else {prefix + key: value}
+    return found
 
 
 def _parse(where: str, current: Any, text: str) -> Any:

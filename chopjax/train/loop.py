@@ -39,6 +39,10 @@ from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, listing
 from chopjax.hardware import memory_bytes
 from chopjax.keep import ranges
+from chopjax.launch.distributed import wait_for_all
+from chopjax.launch.peers import EXIT_PREEMPTED
+from chopjax.launch.stopping import stop_requests
+from chopjax.launch.workdir import owned
 from chopjax.models import flops
 from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
@@ -64,7 +68,6 @@ from chopjax.train.origin import (
     write_assets,
 )
 from chopjax.train.own_files import check_workdir
-from chopjax.train.peers import EXIT_PREEMPTED
 from chopjax.train.settings import Settings, differences, read
 from chopjax.train.space import check_training
 from chopjax.train.step import (
@@ -79,17 +82,15 @@ from chopjax.train.step import (
     make_train_step,
     shardings_of,
 )
-from chopjax.train.stopping import stop_requests
 from chopjax.train.tracer import Tracer
 from chopjax.train.wandb_run import check_wandb, wandb_run
-from chopjax.train.workdir import owned, wait_for_all
 
 CHECKPOINTS = "checkpoints"
 LAST_STEPS = 100  # that the summary's loss is the mean of
 
 
-def last_words(workdir: str | Path) -> str:
-    """What is there of a run that ends without its will."""
+def newest(workdir: str | Path) -> str:
+    """A sentence about the newest checkpoint, for a run that was stopped."""
     return checkpoints.newest(expanded(workdir) / CHECKPOINTS)
 
 
@@ -111,7 +112,7 @@ def train(
         if error.errno not in USERS_ERRORS:
             raise
         raise UserError(
-            f"{error.filename or workdir}: {error.strerror}. {last_words(workdir)} "
+            f"{error.filename or workdir}: {error.strerror}. {newest(workdir)} "
             "Make room or mend the folder, then start again."
         ) from error
 
@@ -352,6 +353,7 @@ def _programs(
         step = make_train_step(objective, optimizer, settings, abstract, frozen, mesh)
         train_step = compiled(step.lower(abstract, frozen, batch))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
+    wait_for_all("compiled")  # on CPUs a collective waits half a minute for the others
     return train_step, make_eval_step(objective, abstract["params"], frozen, mesh)
 
 

@@ -22,11 +22,11 @@ import jax
 import numpy as np
 
 from chopjax.errors import UserError
+from chopjax.launch.distributed import wait_for_all
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
 from chopjax.train.checkpoints import newest, steps
 from chopjax.train.metrics_file import METRICS, cut_after, read_metrics
-from chopjax.train.workdir import wait_for_all
 
 TENSORBOARD = "tensorboard"
 RECENT_STEPS = 20  # that the progress bar's rates are over

@@ -33,10 +33,10 @@ from chopjax.disk.mark import (
     write_mark,
 )
 from chopjax.errors import UserError
+from chopjax.launch.workdir import LOCK
 from chopjax.train.checkpoints import extras, is_checkpoint, is_saving
 from chopjax.train.metrics import METRICS, TENSORBOARD
 from chopjax.train.wandb_run import FILES as WANDB_FILES
-from chopjax.train.workdir import LOCK
 
 VERB = "train"
 ASSETS = (HUGGINGFACE, FOLDER_MARK)

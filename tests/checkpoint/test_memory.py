@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from train.ports import free_port
+from launch.ports import free_port
 
 from chopjax.checkpoint.load import load
 from chopjax.models import parameters

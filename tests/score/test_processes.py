@@ -12,7 +12,7 @@ from pathlib import Path
 import checkpoints
 import local_tasks
 import pytest
-from train.ports import finish, free_port
+from launch.ports import finish, free_port
 
 GENERATE = """
 task: tiny_generate

@@ -9,10 +9,10 @@ import pytest
 
 from chopjax.disk.mark import MARK, remove_marked
 from chopjax.errors import UserError
+from chopjax.launch.workdir import LOCK, owned
 from chopjax.train import checkpoints
 from chopjax.train.metrics import MetricsWriter
 from chopjax.train.own_files import check_workdir, foreign_files, new_assets
-from chopjax.train.workdir import LOCK, owned
 
 
 def begin(workdir: Path, text: str = "{}") -> None:

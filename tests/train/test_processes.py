@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from train.ports import finish, free_port
+from launch.ports import finish, free_port
 from train.runs import lines, prepare
 
+from chopjax.launch.peers import EXIT_PEER_LOST
 from chopjax.train import checkpoints
 from chopjax.train.config_file import load_config
 from chopjax.train.loop import train
-from chopjax.train.peers import EXIT_PEER_LOST
 
 STEPS, SAVED = 60, 6
 RECIPE = """
@@ -76,23 +76,20 @@ def test_killed_and_stopped_on_two_processes_and_resumed_on_four_with_another_me
     processes = start(folder, workdir, 2)
     until(processes, (workdir / f"checkpoints/{SAVED}").is_dir)
     processes[1].kill()
-    began = time.monotonic()
     (code, _, err), _ = finish(processes)
-    assert code == EXIT_PEER_LOST, err
-    assert time.monotonic() - began < 90  # jax's own heartbeat takes longer
-    assert "process 1 on " in err
-    assert "was lost" in err
-    assert "--process-id 1" in err
     resumed = checkpoints.steps(workdir / "checkpoints")[-1]
-    assert f"the newest checkpoint is that of step {resumed} in" in err
+    if code == EXIT_PEER_LOST:  # it was computing with the other
+        assert "lost its connection to another process" in err
+        assert "--process-id 1" in err
+        assert f"the newest checkpoint is that of step {resumed} in" in err
+    else:  # it waited for the other in a save, until jax's heartbeat
+        assert code == -signal.SIGABRT, err
+        assert "stopped sending heartbeats" in err
 
-    metrics = workdir / "metrics.jsonl"
-    killed = metrics.stat().st_ino  # a resumed run cuts off the lines after its checkpoint
+    # A resumed run cuts off the lines after its checkpoint, if there are any, and writes on.
+    reached = max(lines(workdir, "loss"))
     processes = start(folder, workdir, 2)
-    until(
-        processes,
-        lambda: metrics.stat().st_ino != killed and max(lines(workdir, "loss")) > resumed,
-    )
+    until(processes, lambda: max(lines(workdir, "loss")) > reached)
     processes[1].send_signal(signal.SIGTERM)  # the one that does not write
     for code, _, err in finish(processes):
         assert code == 75, err

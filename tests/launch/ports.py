@@ -4,17 +4,16 @@ import socket
 import subprocess
 
 from chopjax.errors import UserError
-from chopjax.train.preflight import listen
+from chopjax.launch.preflight import check_port
 
 
 def free_port() -> int:
-    """A free even port whose successor is free too."""
+    """A port of 127.0.0.1 that is free on every interface."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1] & ~1
+            port = server.getsockname()[1]
         try:
-            listen(port).close()
-            listen(port + 1).close()
+            check_port(port)
         except UserError:
             continue
         return port

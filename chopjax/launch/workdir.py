@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time owns it, and all of its processes see the same one."""
+"""A run's folder: one run at a time works in it, and all of its processes see the same one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from chopjax.errors import UserError
+from chopjax.launch.distributed import wait_for_all
 from chopjax.progress import say
 
 LOCK = ".lock"
@@ -22,14 +23,14 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
-    """Create the folder and hold it. Raises UserError if it cannot be written or is in use.
+    """Create the folder and lock it. Raises UserError if it cannot be written or is in use.
 
-    check: raises UserError where others' files stand in the way; nothing is written then.
+    check: raises UserError where other files are in the way; nothing is written then.
 
-    Of several processes the first one locks it, and all others must find its lock: where a host has
-    not mounted the file system, its part of a checkpoint would go nowhere. The lock goes with the
-    process, however it ends. The folder lies on a file system: what is saved there counts on
-    renames that happen whole or not at all, which buckets do not have.
+    Of several processes the first one locks it, and the others must see its lock: a host that has
+    not mounted the file system would lose its part of every checkpoint. The lock is released with
+    the process, however it ends. The folder must be on a file system, because checkpoints rely on
+    atomic renames, which buckets do not have.
     """
     if ":/" in str(workdir):  # Path("gs://bucket") is gs:/bucket
         raise UserError(
@@ -46,11 +47,12 @@ def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
             problem = error
     try:
         if jax.process_count() > 1:
-            # Also where it failed: the others wait here.
+            # Even if locking failed: the others wait here.
             token = secrets.randbits(31) if problem is None else 0
             if handle is not None:
                 os.pwrite(handle, f"{os.getpid()} {token}".encode(), 0)
                 os.fsync(handle)
+            wait_for_all("workdir")
             _find_token(workdir, int(multihost_utils.broadcast_one_to_all(np.int32(token))))
         if problem is not None:
             raise problem
@@ -61,11 +63,11 @@ def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
 
 
 def _lock(workdir: Path) -> int:
-    """A descriptor of the lock, with the number of this process in it."""
+    """The locked file's descriptor; the file holds this process's id."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if (workdir / LOCK).is_symlink() or not _is_lock(workdir / LOCK):
-            raise UserError(f"{workdir / LOCK} is not the lock of a run of chopjax's; move it away")
+            raise UserError(f"{workdir / LOCK} is not the lock of a chopjax run; move it away")
         handle = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         reason = "is not a folder" if isinstance(error, FileExistsError) else error.strerror
@@ -80,14 +82,14 @@ def _lock(workdir: Path) -> int:
             "it or give another folder"
         ) from None
     except OSError:  # a file system without locks
-        say(f"{workdir} cannot be locked; take care that no other run works in it")
+        say(f"{workdir} cannot be locked; make sure that no other run works in it")
     os.truncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)
     return handle
 
 
 def _is_lock(path: Path) -> bool:
-    """Whether a file is what `owned` leaves, or not there: a number or two, or nothing."""
+    """Whether the file is missing or one that `owned` wrote: one or two numbers, or nothing."""
     if not path.exists():
         return True
     if not path.is_file() or path.stat().st_size > 64:
@@ -98,7 +100,7 @@ def _is_lock(path: Path) -> bool:
 def _find_token(workdir: Path, token: int) -> None:
     """Raise UserError unless every process finds what process 0 has written."""
     if not token:
-        raise UserError(f"--workdir {workdir}: see what process 0 says")
+        raise UserError(f"--workdir {workdir}: process 0 cannot use it and says why")
     try:
         found = (workdir / LOCK).read_text().endswith(f" {token}")
     except OSError:
@@ -110,9 +112,3 @@ def _find_token(workdir: Path, token: int) -> None:
             f"--workdir {workdir}: processes {blind} do not see the folder of process 0 under that "
             "name; it must lie on a file system that every host has mounted"
         )
-
-
-def wait_for_all(what: str) -> None:
-    """Until every process is here; `what` names the place."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"chopjax train: {what}")

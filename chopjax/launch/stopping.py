@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: what is trained gets saved, and the process ends with a code that says so."""
+"""SIGTERM and Ctrl-C in training: it saves, and the process exits with a code that says why."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import jax
 from jax.experimental import multihost_utils
 
 from chopjax import interrupts
-from chopjax.train.peers import EXIT_PREEMPTED
+from chopjax.launch.peers import EXIT_PREEMPTED
 
-ANNOUNCEMENT = "stopping after this step and saving; Ctrl-C to stop without"
+ANNOUNCEMENT = "stopping after this step and saving; Ctrl-C to stop without saving"
 
 
 class StopRequest:
     """Whether SIGTERM or Ctrl-C has asked the run to stop.
 
     Before training begins there is nothing to save, and the run ends as other work does
-    (interrupts.py). Then it stops after the step at hand, and a second Ctrl-C stops without a save.
-    Of several processes one may be asked: jax's preemption service, which there is the one to catch
-    SIGTERM, tells the others and finds a step that all have yet to reach. Ctrl-C in one of several
-    ends the run without a save.
+    (interrupts.py). After that it stops at the end of the current step and saves; a second Ctrl-C
+    stops it without saving. With several processes, SIGTERM to any of them is enough: jax's
+    preemption service catches it, tells the others and picks a step that none has reached yet.
+    Ctrl-C in one of several ends the run without saving (peers.py).
     """
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
@@ -44,7 +44,7 @@ class StopRequest:
             self._stack.enter_context(interrupts.deferred(ANNOUNCEMENT))
 
     def agreed(self) -> bool:
-        """Whether to stop here. Every process must call it equally often, at the same places."""
+        """Whether to stop here; every process must call it at the same places."""
         self._calls += 1
         if jax.process_count() > 1:
             interrupts.check()

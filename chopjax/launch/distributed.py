@@ -1,9 +1,9 @@
-"""Starting the processes of one run: who they are, whether all are there, jax.distributed.
+"""Which processes make up a run, and joining them by jax.distributed.
 
-Where the processes come from, first match wins: the flags --coordinator, --num-processes and
---process-id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID); SLURM's srun; a TPU
-pod, on Kubernetes by its environment, on Cloud TPU machines by their metadata server. Nothing of
-these: a single process, and `joined` does nothing.
+Sources, first match wins: the flags --coordinator, --num-processes and --process-id (or
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID); SLURM's srun; a TPU pod, on Kubernetes
+by its environment, on Cloud TPU machines by their metadata server. Without any of these there is a
+single process, and `joined` does nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import os
 import platform
 import re
@@ -21,13 +22,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
-from chopjax import __version__, interrupts
+from chopjax import __version__
 from chopjax.errors import UserError
 from chopjax.hardware import has_tpu
+from chopjax.launch import preflight
+from chopjax.launch.peers import ending_together
+from chopjax.launch.preflight import Processes
 from chopjax.progress import say
-from chopjax.train.peers import LEAVE_SECONDS, watched
-from chopjax.train.preflight import Processes, listen, roll_call
 
+SOFTWARE = {
+    "chopjax": __version__,
+    "jax": jax.__version__,
+    "Python": platform.python_version(),
+}
+WAIT_SECONDS = 24 * 3600  # a process that is lost ends the wait sooner
+_barriers = itertools.count()  # all processes count alike, which makes barriers' names unique
 TPU_PORT = 8482  # the port that jax itself takes on TPU pods
 FLAGS = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -38,7 +47,7 @@ FLAGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What the command line says about processes; None where it says nothing."""
+    """The command line's flags about processes; None where a flag was not given."""
 
     coordinator: str | None = None  # HOST:PORT of process 0
     num_processes: int | None = None
@@ -53,38 +62,44 @@ def launch_of(args: argparse.Namespace) -> Launch:
 
 @contextlib.contextmanager
 def joined(
-    launch: Launch = Launch(), last_words: Callable[[], str] = lambda: ""
+    launch: Launch = Launch(),
+    started_with: Mapping[str, object] | None = None,
+    advice: Callable[[], str] = lambda: "",
 ) -> Iterator[Processes | None]:
     """Join the other processes, and end with them; must begin before anything touches a device.
 
-    Yields who they are, or None for a single process. Raises UserError, in every process that did
-    start, when not all of them appear within the time-out: with the missing ones and the command
-    that starts all. While the block runs, a process that is lost ends all others (peers.py), who
-    say who it was, `last_words` and how to start all again.
+    started_with: what must be the same in every process, beside the software (preflight.py).
+    advice: what to say before how to start again when another process has failed (peers.py).
+    Yields who they are, or None for a single process. When not all of them appear within the
+    time-out, every process that did start exits with code 2 and says so. Raises UserError, in every
+    process, when they were not started alike. While the block runs, a failure of one ends all.
     """
     processes = find(launch, os.environ)
     if processes is None or processes.count == 1:
         yield None
         return
-    if processes.index == 0:
-        listen(processes.port).close()  # jax would only say that gRPC failed
-    software = f"chopjax {__version__}, jax {jax.__version__}, Python {platform.python_version()}"
-    lines = roll_call(processes, software, launch.timeout_seconds)
-    jax.distributed.initialize(
-        coordinator_address=processes.coordinator,
-        num_processes=processes.count,
-        process_id=processes.index,
-    )
+    preflight.start(processes, launch.timeout_seconds)
+    preflight.compare(processes, {**SOFTWARE, **(started_with or {})})
     if processes.index == 0:
         say(f"{processes.count} processes ({processes.how}), all there")
-    interrupts.be_patient(LEAVE_SECONDS)  # the others are to hear why
     again = f"Unless a watcher of tpu_scripts/ does, start all again:\n{processes.command}"
-    with watched(lines, lambda: "\n".join(filter(None, [last_words(), again]))):
+    store, count, index = preflight.client(), processes.count, processes.index
+    with ending_together(store, count, index, lambda: "\n".join(filter(None, [advice(), again]))):
         yield processes
 
 
+def wait_for_all(what: str) -> None:
+    """Returns when every process is here, however long that takes; `what` names the place.
+
+    By jax's coordination service and not by a collective, which on CPUs fails after 30 s.
+    """
+    if jax.process_count() > 1:
+        name = f"chopjax/{next(_barriers)} {what}"
+        preflight.client().wait_at_barrier(name, WAIT_SECONDS * 1000)
+
+
 def find(launch: Launch, environment: Mapping[str, str]) -> Processes | None:
-    """The processes of this run, without touching a device; None when there is one alone."""
+    """The processes of this run, without touching a device; None for a single one."""
     platforms = environment.get("JAX_PLATFORMS") or "tpu"
     return (
         _by_flags(launch, environment)
@@ -94,7 +109,7 @@ def find(launch: Launch, environment: Mapping[str, str]) -> Processes | None:
 
 
 def _command() -> list[str]:
-    """This command line without the flags that say which process this is."""
+    """This command line without the flags about processes."""
     words, skip = ["chopjax"], False
     for word in sys.argv[1:]:
         if skip:
@@ -123,12 +138,12 @@ def _by_flags(launch: Launch, environment: Mapping[str, str]) -> Processes | Non
     address = str(given["coordinator"])
     if not re.fullmatch(r"[^:\s]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}", address):
         raise UserError(f"--coordinator {address}: write HOST:PORT, for example 10.0.0.1:8482")
-    if not 0 < int(address.rpartition(":")[2]) < 65535:
-        raise UserError(f"--coordinator {address}: the port must lie between 1 and 65534")
+    if not 0 < int(address.rpartition(":")[2]) <= 65535:
+        raise UserError(f"--coordinator {address}: the port must lie between 1 and 65535")
     try:
         count, index = int(given["num_processes"]), int(given["process_id"])
     except ValueError as error:
-        raise UserError(f"JAX_NUM_PROCESSES and JAX_PROCESS_ID are numbers: {error}") from error
+        raise UserError(f"JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers: {error}") from error
     if not 0 <= index < count:
         raise UserError(f"--process-id {index}: there are {count} processes, 0 to {count - 1}")
     shown = min(count, 16)
@@ -146,13 +161,12 @@ def _by_flags(launch: Launch, environment: Mapping[str, str]) -> Processes | Non
 
 
 def _by_slurm(environment: Mapping[str, str]) -> Processes | None:
-    # SLURM_STEP_NODELIST is there inside srun only, not in the batch script itself.
+    # SLURM_STEP_NODELIST is set by srun only, not in the batch script itself.
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
     if any(name not in environment for name in needed):
         return None
     job, nodes, count, index = (environment[name] for name in needed)
-    # An even port above the ephemeral ones; the roll call takes the next.
-    port = 61440 + int(job) % 2047 * 2
+    port = 61440 + int(job) % 4095  # above the ephemeral ones
     command = shlex.join(["srun", f"--ntasks={count}", *_command()])
     return Processes(f"{first_node(nodes)}:{port}", int(count), int(index), "SLURM", command)
 
@@ -211,12 +225,12 @@ def _pod(
         index,
         how,
         command,
-        tuple(hosts) if slices == 1 else (),  # a slice does not know the others' hosts
+        tuple(hosts) if slices == 1 else (),  # a slice does not know the hosts of the others
     )
 
 
 def _metadata(environment: Mapping[str, str], key: str) -> str | None:
-    """An attribute of this machine by Google's metadata server; None where there is none."""
+    """An attribute of this machine from Google's metadata server; None without one."""
     host = environment.get("GCE_METADATA_IP", "metadata.google.internal")
     request = urllib.request.Request(
         f"http://{host}/computeMetadata/v1/instance/attributes/{key}",
