@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         from chopjax.checkpoint.atomic import check_free
         from chopjax.checkpoint.hub_upload import check_upload, upload
 
-        check_free(Path(args.out), args.overwrite)  # before the hub is asked
+        check_free(Path(args.out), "export", args.overwrite)  # before the hub is asked
         check_upload(args.push_to_hub, args.private)
     found = export_model(
         args.dir,

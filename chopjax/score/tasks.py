@@ -56,6 +56,12 @@ def load_tasks(
         _check_same(loaded["tasks"], part["tasks"], name)
         loaded["tasks"] |= part["tasks"]
         loaded["groups"] |= part["groups"]
+    unsafe = [n for n, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe:
+        raise UserError(
+            f"{', '.join(unsafe)}: runs code that the model writes, which chopjax does not. Leave "
+            "it out, or score it with `lm_eval --confirm_run_unsafe_code`"
+        )
     for task in loaded["tasks"].values():
         usual = task.get_config("num_fewshot")
         if num_fewshot is not None and usual != 0:
