@@ -26,7 +26,7 @@ from chopjax import pipeline_work as work
 from chopjax import scored as scores
 from chopjax.checkpoint.atomic import check_free, set_aside
 from chopjax.checkpoint.describe import Description, describe
-from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by
+from chopjax.checkpoint.mark import begin_mark, check_mark, is_taken, marked_by
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.choice import LOOKS, by_list, by_name, measure_of
 from chopjax.chop.configurations import Keep, resolve_remove
@@ -84,6 +84,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
 def check_workdir(workdir: Path) -> None:
     """Raise UserError where the folder is another verb's, or a report of somebody else's is there.
     Folders in the places of stages are looked at by run_stages."""
+    check_mark(workdir)
     if marked_by(workdir) not in (None, VERB):
         raise UserError(
             f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from chopjax import scored as scores
 from chopjax.checkpoint.atomic import USERS_ERRORS, new_file
 from chopjax.checkpoint.load import Loaded, load
-from chopjax.checkpoint.mark import begin_mark, is_taken, marked_by, some
+from chopjax.checkpoint.mark import begin_mark, check_mark, is_taken, marked_by, some
 from chopjax.chop.configurations import Keep, ranges, resolve_remove
 from chopjax.chop.surgery import chop_params
 from chopjax.data.lists import text_names
@@ -49,6 +49,7 @@ from chopjax.sweep_settings import SweepSettings, names, read
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
+from chopjax.train.settings import LogSettings
 from chopjax.train.wandb_run import check_wandb
 from chopjax.train.workdir import owned
 
@@ -91,6 +92,7 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
 
 def check_workdir(workdir: Path) -> None:
     """Raise UserError where others' files stand in the way."""
+    check_mark(workdir)
     if marked_by(workdir) not in (None, VERB):
         raise UserError(
             f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
@@ -173,17 +175,17 @@ def _do(
                 measured[key] = row
                 if point.healed and not settings.keep_healed:
                     for each in keys:
-                        _remove_run(workdir / "heal" / each)
+                        _remove_run(workdir / "heal" / each, settings.heal.log)
                 bar.advance(1, loss=row["loss"])
             found.append(row)
     return found
 
 
-def _remove_run(folder: Path) -> None:
+def _remove_run(folder: Path, log: LogSettings) -> None:
     """The training run of a point that is written down."""
     if not folder.is_dir():
         return
-    if others := foreign_files(folder):
+    if others := foreign_files(folder, bool(log.wandb), bool(log.profile)):
         say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
     else:
         shutil.rmtree(folder)
@@ -331,17 +333,38 @@ def _whole_lines(path: Path) -> str:
     try:
         text = path.read_text()
         end = text.rfind("\n") + 1
-        rows = [json.loads(line) for line in text[:end].splitlines()]
-        if not all({"strategy", "seed", "key"} <= row.keys() for row in rows):
-            raise ValueError("a line is not a point of a sweep")
+        for number, line in enumerate(text[:end].splitlines(), 1):
+            if not _is_row(json.loads(line)):
+                raise ValueError(f"line {number} is not a point of a sweep")
         if not text[end:].startswith('{"loss": '[: len(text) - end]):
             raise ValueError("the last line is not a point of a sweep")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: damaged ({error}). Delete the line, or move the file away to measure all "
             "points again."
         ) from error
     return text[:end]
+
+
+_ROW: dict[str, type | tuple[type, ...]] = {
+    "strategy": str,
+    "seed": int,
+    "key": str,
+    "remove": int,
+    "keep": str,
+    "healed": bool,
+    "accuracy": dict,
+    "chance": dict,
+}
+_NUMBERS = ("loss", "perplexity", "bits_per_byte", "loss_over_log_vocabulary", "tokens")
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(name), kind) for name, kind in _ROW.items())
+        and all(type(row.get(name)) in (int, float) for name in _NUMBERS)
+    )
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -167,6 +167,7 @@ def test_fewer_strategies_do_not_measure_again_and_another_text_does(
         "points.jsonl",
         "report.html",
         "loss.png",
+        ".chopjax.json",
         ".lock",
     ],
 )
@@ -190,7 +191,12 @@ def test_a_healed_run_that_holds_notes_stays(tmp_path: Path) -> None:
     assert foreign_files(tmp_path) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("content", ["precious", "precious\n", '{"mine": 1}\n', '{"mine": 1}'])
+ROW_WITH_WORDS = '{"loss": "low", "strategy": "random", "seed": 0, "key": "k"}\n'
+
+
+@pytest.mark.parametrize(
+    "content", ["precious", "precious\n", '{"mine": 1}\n', '{"mine": 1}', "[1]\n", ROW_WITH_WORDS]
+)
 def test_points_that_no_sweep_wrote_are_not_cut(tmp_path: Path, content: str) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(content)

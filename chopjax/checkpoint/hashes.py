@@ -18,6 +18,7 @@ from typing import Any
 
 from chopjax.checkpoint.atomic import new_file
 from chopjax.errors import UserError
+from chopjax.paths import expanded
 from chopjax.progress import progress
 
 SMALL = 1 << 20  # bytes; reading so few costs less than remembering them
@@ -71,7 +72,7 @@ def _hash(path: Path) -> str:
 
 def _place() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "chopjax" / "hashes.json"
+    return expanded(home) / "chopjax" / "hashes.json"
 
 
 def _read() -> dict[str, list[Any]] | None:

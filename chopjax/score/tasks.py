@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.paths import expanded
 from chopjax.progress import progress
 from chopjax.score import local_data
 from chopjax.score.local_data import LocalTask
@@ -49,7 +50,7 @@ def load_tasks(
     if without:
         found = _leave_out(manager, found, without)
     if data_dir is not None:
-        _read_locally(manager, found, Path(data_dir))
+        _read_locally(manager, found, expanded(data_dir))
     loaded: Tasks = {"tasks": {}, "groups": {}}
     for name in found:
         part = _load(manager, name)
@@ -80,9 +81,10 @@ def find(
     """The task index that knows all names, and the names that they stand for."""
     own: list[str | Path] = []
     if include_path is not None:
-        if not Path(include_path).is_dir():
+        folder = expanded(include_path)
+        if not folder.is_dir():
             raise UserError(f"--include-path {include_path}: no such folder")
-        own = [str(include_path)]
+        own = [str(folder)]
     metadata: Any = None if data_dir is None else {"data_dir": str(data_dir)}
     # The smallest index that will do. A pattern may mean any of the harness's tasks.
     small: list[list[str | Path]] = [own] if own else []
