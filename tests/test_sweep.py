@@ -16,6 +16,7 @@ from chopjax.checkpoint.load import load
 from chopjax.checkpoint.mark import begin_mark
 from chopjax.chop.configurations import parse_keep
 from chopjax.chop.surgery import chop_params
+from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.models.decoder import Compute
@@ -127,10 +128,11 @@ def test_healed_points_are_trained_and_cleaned_up(
 
 def test_healing_from_memory_is_healing_from_the_file(folder: Path, tmp_path: Path) -> None:
     """And the parent in memory is none the worse for it."""
+    prepare([folder / "text.jsonl"], folder / "model", tmp_path / "tokens", workers=1)
     config = train_settings.default_config()
     with config.unlocked():
         config.model, config.chop.keep, config.total_steps = str(folder / "model"), "0,3-4", 2
-        config.data.train, config.log.tensorboard = str(folder / "work" / "tokens"), False
+        config.data.train, config.log.tensorboard = str(tmp_path / "tokens"), False
         config.data.batch_size, config.data.sequence_length = 2, 16
     parent = load(config.model).params
     before = jax.device_get(parent)
