@@ -43,10 +43,10 @@ def tinystories(shared: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 204 kB, where mounting one is allowed."""
+    """A file system of 224 kB, where mounting one is allowed."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=204k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=224k", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a file system needs root")
     yield folder

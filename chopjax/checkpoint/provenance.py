@@ -35,7 +35,7 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
         return None
     record = read_json_object(path)
     history = record.get("history")
-    if not isinstance(history, list) or not all(map(_is_sound, [record, *history])):
+    if not (isinstance(history, list) and _is_model(record) and all(map(_is_sound, history))):
         raise UserError(
             f"{path}: parent, kept_layers and history are not those of a record that chopjax "
             "wrote; delete the file to treat this checkpoint as a parent of its own"
@@ -43,8 +43,8 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _is_chop(record: Any) -> bool:
-    """Whether it has what a chop records: parent, strategy and kept layers of that parent."""
+def _is_model(record: Any) -> bool:
+    """Whether it has what the record of a model says first: a parent and its kept layers."""
     if not isinstance(record, dict) or not isinstance(record.get("parent"), dict):
         return False
     parent, kept = record["parent"], record.get("kept_layers")
@@ -52,7 +52,7 @@ def _is_chop(record: Any) -> bool:
     return (
         isinstance(parent.get("name"), str)
         and isinstance(parent.get("revision"), str | None)
-        and isinstance(record.get("strategy"), str)
+        and isinstance(record.get("strategy"), str | None)  # None: trained, never chopped
         and isinstance(record.get("settings"), dict)
         and type(num_layers) is int
         and isinstance(kept, list)
@@ -65,7 +65,7 @@ def _is_sound(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
     if entry.get("step", CHOP) == CHOP:
-        return _is_chop(entry)
+        return _is_model(entry) and isinstance(entry["strategy"], str)
     stores, held_out = entry.get("data", []), entry.get("held_out")
     return (
         all(isinstance(entry.get(part, {}), dict) for part in ("optimizer", "learning_rate"))

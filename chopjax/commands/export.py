@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         from chopjax.checkpoint.hub_upload import check_upload, upload
         from chopjax.disk.atomic import check_free
 
-        check_free(Path(args.out), args.overwrite)  # before the hub is asked
+        check_free(Path(args.out), "export", args.overwrite)  # before the hub is asked
         check_upload(args.push_to_hub, args.private)
     found = export_model(
         args.dir,

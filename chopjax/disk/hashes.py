@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.disk.atomic import new_file
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
 from chopjax.progress import progress
 
@@ -71,7 +72,7 @@ def _hash(path: Path) -> str:
 
 def _place() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "chopjax" / "hashes.json"
+    return expanded(home) / "chopjax" / "hashes.json"
 
 
 def _read() -> dict[str, list[Any]] | None:

@@ -108,6 +108,25 @@ def foreign(folder: Path, also: Iterable[str] = ()) -> list[str]:
     return sorted(found)
 
 
+def changed(folder: Path) -> list[str]:
+    """Files that a folder's mark lists and that are gone or hold other bytes: names, sorted.
+
+    Of large files blocks are looked at. Nothing for a folder without a mark.
+    """
+    files = (_read(folder) or {}).get("files") or {}
+    return sorted(
+        name
+        for name, stamp in files.items()
+        if not (folder / name).is_file() or _stamp(folder / name) != stamp
+    )
+
+
+def check_mark(folder: Path) -> None:
+    """Raise UserError where something of the mark's name is not a mark, and would be replaced."""
+    if os.path.lexists(folder / MARK) and _read(folder) is None:
+        raise UserError(f"{folder / MARK}: not a mark that chopjax wrote; move it away")
+
+
 def listed(folder: Path, name: str) -> bool:
     """Whether a file is there as the folder's mark has it."""
     record = _read(folder) or {}
@@ -223,7 +242,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
 def _write(path: Path, record: dict[str, Any]) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f"{MARK}.new-{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(record) + "\n")
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(record) + "\n")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

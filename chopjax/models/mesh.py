@@ -143,16 +143,18 @@ def partition(dims: str, sizes: Mapping[str, int], mesh_shape: Mapping[str, int]
 
 
 def specs(config: ModelConfig, mesh_shape: Mapping[str, int]) -> dict[str, PartitionSpec]:
-    """Parameter path → spec. Raises UserError that lists every parameter that does not fit."""
+    """Parameter path → spec. Raises UserError that names every parameter that does not fit."""
     sizes = parameters.sizes(config)
-    result, problems = {}, []
+    result: dict[str, PartitionSpec] = {}
+    problems: dict[str, list[str]] = {}
     for path, dims in parameters.axes(config).items():
         try:
             result[path] = partition(dims, sizes, mesh_shape)
         except ValueError as problem:
-            problems.append(f"{path} ({dims}): {problem}")
+            problems.setdefault(str(problem), []).append(path)
     if problems:
-        raise UserError(f"the model does not fit the mesh:\n{listing(problems)}")
+        lines = [f"{problem}: {', '.join(paths)}" for problem, paths in problems.items()]
+        raise UserError(f"the model does not fit the mesh:\n{listing(lines)}")
     return result
 
 

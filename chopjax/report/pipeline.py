@@ -12,6 +12,7 @@ from chopjax.checkpoint.card import CARD, is_ours, write_card
 from chopjax.checkpoint.provenance import read_provenance
 from chopjax.checkpoint.training_record import window_convention
 from chopjax.disk.mark import add_to_mark, marked_by
+from chopjax.errors import UserError
 from chopjax.keep import ranges, removed
 from chopjax.progress import say
 from chopjax.report import html, plots
@@ -24,11 +25,12 @@ from chopjax.train.settings import flat
 
 MODELS = ("parent", "chopped", "healed")
 FIGURE_FILES = ("healing.png", "healing.svg")
+PAGE = "report.html"
 
 
 def check_report(workdir: Path) -> None:
     """Raise UserError where write_report would write over somebody else's files."""
-    check_files(workdir, FIGURE_FILES, "models")
+    check_files(workdir, (*FIGURE_FILES, PAGE), "models")
 
 
 def columns_of(results: Mapping[str, Any]) -> list[Column]:
@@ -191,7 +193,10 @@ def _write_card(
         say(f"{existing} was edited and stays as it is")
         return
     provenance = read_provenance(healed)
-    assert provenance is not None  # export writes what chop recorded
+    if provenance is None:
+        raise UserError(
+            f"{healed} has lost its chopjax.json; delete the folder to have it exported again"
+        )
     about = {
         "held_out": f"`{Path(settings['text']['held_out']).name}`",
         "tokens": results["score-healed"]["tokens"],

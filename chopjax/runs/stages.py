@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from chopjax import interrupts
 from chopjax.disk.atomic import new_file
-from chopjax.disk.mark import is_taken
+from chopjax.disk.mark import changed, is_taken, some
 from chopjax.errors import UserError, listing
 from chopjax.progress import say
 from chopjax.runs.inputs import digest
@@ -105,8 +106,9 @@ def run_stages(
 
 def _look(folder: Path, stages: Sequence[Stage], older: Sequence[Stage]) -> list[_Task]:
     """What is done and what is to do. Changes nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; move it away")
+    for place in (folder, folder / COPIES):
+        if os.path.lexists(place) and not place.is_dir():
+            raise UserError(f"{place} is not a folder; move it away")
     now, before = _fingerprints(stages), _fingerprints(older)
     tasks = [_task(folder, stage, now, before) for stage in stages]
     taken = [
@@ -116,15 +118,43 @@ def _look(folder: Path, stages: Sequence[Stage], older: Sequence[Stage]) -> list
         for path in (*task.stage.outputs, *task.stage.places)
         if is_taken(path)
     ]
+    taken += [
+        str(parent)
+        for task in tasks
+        for path in (*task.stage.outputs, *task.stage.places)
+        for parent in (path.parent, path.parent.parent)
+        if parent.is_relative_to(folder.parent) and os.path.lexists(parent)
+        if not parent.is_dir()
+    ]
     if taken:
         raise UserError(
             f"no stage of this run is known to have made what stands in its place:\n"
-            f"{listing(taken)}\nMove that away, or give another --workdir; nothing was changed"
+            f"{listing(list(dict.fromkeys(taken)))}\n"
+            "Move that away, or give another --workdir; nothing was changed"
         )
     for task in tasks:
         if task.redo:
             task.stage.check()
+    _check_inputs(tasks)
     return tasks
+
+
+def _check_inputs(tasks: Sequence[_Task]) -> None:
+    """Raise UserError where a stage that is to run would read what was damaged meanwhile."""
+    by_name = {task.stage.name: task for task in tasks}
+    read = {name for task in tasks if not task.done for name in task.stage.needs}
+    damaged = [
+        f"{output}: {some(names)}"
+        for name in sorted(read)
+        if by_name[name].done
+        for output in by_name[name].stage.outputs
+        if (names := changed(output))
+    ]
+    if damaged:
+        raise UserError(
+            f"what earlier stages made has changed since, and is to be read now:\n"
+            f"{listing(damaged)}\nPut the files back, or delete the folder to have it made again"
+        )
 
 
 def _task(folder: Path, stage: Stage, now: dict[str, str], before: dict[str, str]) -> _Task:
@@ -153,11 +183,11 @@ def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Which settings changed, for people."""
-    changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
-    if not changed:
+    differing = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+    if not differing:
         return "an earlier stage changed"
     parts = []
-    for key in sorted(changed):
+    for key in sorted(differing):
         if key in old and key in new:
             parts.append(f"{key} was {old[key]!r}, is {new[key]!r}")
         else:
@@ -187,11 +217,15 @@ def _read(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _parse(path: Path) -> dict[str, Any] | None:
-    """None where there is no file. Raises ValueError for anything but a record."""
-    if not path.exists():
+    """None where there is no file. Raises ValueError for all but a record as it was written."""
+    if not os.path.lexists(path):
         return None
+    if path.is_symlink():
+        raise ValueError("it is a link")
     try:
         record = json.loads(path.read_bytes())
+        if "digest" in record and record.pop("digest") != digest(record):
+            raise ValueError("it is not as it was written")
         sound = isinstance(record["fingerprint"], str) and isinstance(record["settings"], dict)
         if "result" in record:
             sound = sound and isinstance(record["result"], dict) and record["seconds"] >= 0
@@ -203,6 +237,8 @@ def _parse(path: Path) -> dict[str, Any] | None:
 
 
 def _write(folder: Path, name: str, record: dict[str, Any]) -> None:
+    record = json.loads(json.dumps(record))  # as it will be read
+    record["digest"] = digest(record)
     for path in (folder / COPIES / f"{name}.json", folder / f"{name}.json"):
         with new_file(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")

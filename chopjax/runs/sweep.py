@@ -44,6 +44,7 @@ from chopjax.score.model import open_engine
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import foreign_files
+from chopjax.train.settings import LogSettings
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
 
@@ -137,7 +138,7 @@ def _do(
             found[index] = measured[keys[0]] = row
             if point.healed and not settings.keep_healed:
                 for run in runs:
-                    _remove_run(run)
+                    _remove_run(run, settings.heal.log)
             bar.advance(1, loss=row["loss"])
     return [row for row in found if row is not None]
 
@@ -146,11 +147,11 @@ def _first(rows: Mapping[Any, dict[str, Any]], keys: Sequence[Any]) -> dict[str,
     return next((rows[key] for key in keys if key in rows), None)
 
 
-def _remove_run(folder: Path) -> None:
+def _remove_run(folder: Path, log: LogSettings) -> None:
     """The training run of a point that is written down."""
     if not folder.is_dir():
         return
-    if others := foreign_files(folder):
+    if others := foreign_files(folder, bool(log.wandb), bool(log.profile)):
         say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
     else:
         shutil.rmtree(folder)
@@ -266,17 +267,38 @@ def _whole_lines(path: Path) -> str:
     try:
         text = path.read_text()
         end = text.rfind("\n") + 1
-        rows = [json.loads(line) for line in text[:end].splitlines()]
-        if not all({"strategy", "seed", "key"} <= row.keys() for row in rows):
-            raise ValueError("a line is not a point of a sweep")
+        for number, line in enumerate(text[:end].splitlines(), 1):
+            if not _is_row(json.loads(line)):
+                raise ValueError(f"line {number} is not a point of a sweep")
         if not text[end:].startswith('{"loss": '[: len(text) - end]):
             raise ValueError("the last line is not a point of a sweep")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: damaged ({error}). Delete the line, or move the file away to measure all "
             "points again."
         ) from error
     return text[:end]
+
+
+_ROW: dict[str, type | tuple[type, ...]] = {
+    "strategy": str,
+    "seed": int,
+    "key": str,
+    "remove": int,
+    "keep": str,
+    "healed": bool,
+    "accuracy": dict,
+    "chance": dict,
+}
+_NUMBERS = ("loss", "perplexity", "bits_per_byte", "loss_over_log_vocabulary", "tokens")
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(isinstance(row.get(name), kind) for name, kind in _ROW.items())
+        and all(type(row.get(name)) in (int, float) for name in _NUMBERS)
+    )
 
 
 def _cut_torn_line(path: Path) -> None:

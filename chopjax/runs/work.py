@@ -22,6 +22,7 @@ from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
+from chopjax.errors import UserError
 from chopjax.keep import Keep, ranges
 from chopjax.latency import measure as timing
 from chopjax.models import mesh as meshes
@@ -145,7 +146,10 @@ def _of_parent(each: Round) -> Keep:
 
 def _history(each: Round) -> list[Keep]:
     record = read_provenance(each.chopped)
-    assert record is not None  # chop_checkpoint wrote it
+    if record is None:
+        raise UserError(
+            f"{each.chopped} has lost its chopjax.json; delete the folder to have it chopped again"
+        )
     return [tuple(step["kept_layers"]) for step in entries(record, CHOP)]
 
 

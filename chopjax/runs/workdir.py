@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chopjax.data.lists import text_names
 from chopjax.data.sources import find_sources
-from chopjax.disk.mark import begin_mark, marked_by
+from chopjax.disk.mark import begin_mark, check_mark, marked_by
 from chopjax.errors import UserError
 from chopjax.launch.workdir import owned
 from chopjax.train.space import free_bytes
@@ -23,6 +23,7 @@ def opened(workdir: Path, verb: str, check: Callable[[Path], None]) -> Iterator[
     """
 
     def check_all(workdir: Path) -> None:
+        check_mark(workdir)
         if marked_by(workdir) not in (None, verb):
             raise UserError(
                 f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"

@@ -14,6 +14,7 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.progress import progress
 from chopjax.score import local_data
@@ -49,13 +50,19 @@ def load_tasks(
     if without:
         found = _leave_out(manager, found, without)
     if data_dir is not None:
-        _read_locally(manager, found, Path(data_dir))
+        _read_locally(manager, found, expanded(data_dir))
     loaded: Tasks = {"tasks": {}, "groups": {}}
     for name in found:
         part = _load(manager, name)
         _check_same(loaded["tasks"], part["tasks"], name)
         loaded["tasks"] |= part["tasks"]
         loaded["groups"] |= part["groups"]
+    unsafe = [n for n, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe:
+        raise UserError(
+            f"{', '.join(unsafe)}: runs code that the model writes, which chopjax does not. Leave "
+            "it out, or score it with `lm_eval --confirm_run_unsafe_code`"
+        )
     for task in loaded["tasks"].values():
         usual = task.get_config("num_fewshot")
         if num_fewshot is not None and usual != 0:
@@ -74,9 +81,10 @@ def find(
     """The task index that knows all names, and the names that they stand for."""
     own: list[str | Path] = []
     if include_path is not None:
-        if not Path(include_path).is_dir():
+        folder = expanded(include_path)
+        if not folder.is_dir():
             raise UserError(f"--include-path {include_path}: no such folder")
-        own = [str(include_path)]
+        own = [str(folder)]
     metadata: Any = None if data_dir is None else {"data_dir": str(data_dir)}
     # The smallest index that will do. A pattern may mean any of the harness's tasks.
     small: list[list[str | Path]] = [own] if own else []

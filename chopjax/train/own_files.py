@@ -22,6 +22,7 @@ from chopjax.checkpoint.source import FOLDER_MARK
 from chopjax.disk.atomic import flush_tree
 from chopjax.disk.mark import (
     MARK,
+    check_mark,
     foreign,
     is_taken,
     is_unfinished,
@@ -41,12 +42,14 @@ from chopjax.train.wandb_run import FILES as WANDB_FILES
 VERB = "train"
 ASSETS = (HUGGINGFACE, FOLDER_MARK)
 PLACES = (*ASSETS, CHECKPOINTS, METRICS, TENSORBOARD)
-_EVENTS = re.compile(r"events\.out\.tfevents\..*|plugins(/profile(/.*)?)?")
+_EVENTS = re.compile(r"events\.out\.tfevents\..*")
+_PROFILE = re.compile(r"plugins(/profile(/.*)?)?")
 _HIDDEN = re.compile(r"\.(metrics\.jsonl|assets)\.partial-[0-9a-f]{8}")
 
 
 def check_workdir(workdir: Path) -> None:
     """Raise UserError where a run can neither go on nor begin, since others' files stand there."""
+    check_mark(workdir)
     made_by = marked_by(workdir)
     if made_by not in (None, VERB):
         raise UserError(f"{workdir} is a folder of `chopjax {made_by}`; give another --workdir")
@@ -93,16 +96,23 @@ def _foreign_assets(workdir: Path) -> list[str]:
     return [n for n in foreign(workdir) if n.partition("/")[0] in ASSETS]
 
 
-def foreign_files(workdir: Path) -> list[str]:
-    """What is in a run's folder and not the run's; names, sorted."""
+def foreign_files(workdir: Path, wandb: bool = True, profile: bool = True) -> list[str]:
+    """What is in a run's folder and not the run's; names, sorted.
+
+    wandb, profile: whether the run may have had them written, each into a folder whose files
+    nobody can tell from others'.
+    """
     if marked_by(workdir) != VERB:
         return [MARK + " of `chopjax train` is missing"]
-    others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK, *WANDB_FILES))
+    by_wandb = WANDB_FILES if wandb else ()
+    others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK, *by_wandb))
     found = [name for name in others if not _HIDDEN.match(name)]
     found += [n for n in (METRICS, LOCK) if (workdir / n).is_dir() or (workdir / n).is_symlink()]
     folder = workdir / TENSORBOARD
     for path in folder.rglob("*") if folder.is_dir() else ():
-        if path.is_symlink() or not _EVENTS.fullmatch(path.relative_to(folder).as_posix()):
+        name = path.relative_to(folder).as_posix()
+        ours = _EVENTS.fullmatch(name) or (profile and _PROFILE.fullmatch(name))
+        if path.is_symlink() or not ours:
             found.append(path.relative_to(workdir).as_posix())
     for path in _in(workdir / CHECKPOINTS):
         name = path.relative_to(workdir).as_posix()

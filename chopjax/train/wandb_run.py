@@ -74,8 +74,9 @@ def _run_id(project: str, workdir: Path, config: Mapping[str, Any], start_step: 
     if path.is_file():
         record = read_json_object(path)
         began, same = record.get("config"), record.get("project") == project
-        known = isinstance(record.get("id"), str) and isinstance(began, dict)
-        if known and same and (start_step or not differences(began or {}, config)):
+        if not isinstance(record.get("id"), str) or not isinstance(began, dict):
+            raise UserError(f"{path}: not what a training run writes; move it away")
+        if same and (start_step or not differences(began or {}, config)):
             return str(record["id"])
     found = secrets.token_hex(4)
     with new_file(path, overwrite=True) as temporary:

@@ -77,6 +77,12 @@ def test_a_record_of_another_model_is_refused() -> None:
         compose(record, "other", None, 3, "input", {}, (0, 2))
 
 
+def test_a_trained_model_that_was_never_chopped_is_read(tmp_path: Path) -> None:
+    record = add_training(None, "random weights", None, 2, {"steps": 1})
+    write_provenance(tmp_path, record)
+    assert read_provenance(tmp_path) == record
+
+
 def test_chops_and_training_in_one_history() -> None:
     """Chopped, healed, chopped again, healed again; an old entry says no step and is a chop."""
     record = compose(None, "owner/name", "abc", 8, "input", {}, (0, 4, 5, 6, 7))

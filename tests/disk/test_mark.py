@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from chopjax.disk.atomic import new_folder
-from chopjax.disk.mark import MARK, check_own, foreign, marked_by, remove_marked
+from chopjax.disk.mark import (
+    MARK,
+    changed,
+    check_mark,
+    check_own,
+    foreign,
+    marked_by,
+    remove_marked,
+)
 from chopjax.errors import UserError
 
 
@@ -178,3 +186,28 @@ def test_hidden_names_alone_are_no_mark(tmp_path: Path, kind: str) -> None:
         (folder / "config.json").touch()
     assert os.path.lexists(theirs)
     assert kind == "link" or theirs.is_file() or (theirs / "config.json").read_text()
+
+
+def test_files_that_changed_are_told(made: Path) -> None:
+    assert changed(made) == []
+    (made / "sub" / "weights").write_bytes(b"v" * 100)
+    (made / "config.json").unlink()
+    assert changed(made) == ["config.json", "sub/weights"]
+    assert changed(made / "sub") == [], "no mark"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_something_of_the_marks_name_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    check_mark(tmp_path)
+    path = tmp_path / MARK
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=MARK):
+        check_mark(tmp_path)
+    with new_folder(tmp_path / "out", "chop"):
+        pass
+    check_mark(tmp_path / "out")

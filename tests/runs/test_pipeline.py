@@ -224,7 +224,9 @@ def test_folders_that_others_made_are_named_before_any_work(
     assert not (tmp_path / "stages").exists()
 
 
-@pytest.mark.parametrize("name", ["report.json", "healing.png", ".lock", "stages"])
+@pytest.mark.parametrize(
+    "name", ["report.json", "report.html", "healing.png", ".lock", ".chopjax.json", "stages"]
+)
 def test_files_of_its_names_are_not_written_over(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

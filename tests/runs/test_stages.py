@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError
 from chopjax.runs.stages import Stage, run_stages
 
@@ -95,6 +96,63 @@ def test_a_damaged_record_is_named_and_the_advice_costs_nothing(
     (tmp_path / place).unlink()
     assert recorder.go(tmp_path) == []
     assert (tmp_path / "stages/b.json").exists() or place == "stages/b.json"
+
+
+@pytest.mark.parametrize("place", ["stages/b.json", "stages/copies/b.json"])
+def test_an_edited_record_is_damaged(tmp_path: Path, place: str) -> None:
+    """A digit that changed is no result."""
+    recorder = Recorder()
+    recorder.go(tmp_path)
+    path = tmp_path / place
+    path.write_text(path.read_text().replace('"y": 1', '"y": 7'))
+    with pytest.raises(UserError, match=rf"{place}.*damaged.*not as it was written"):
+        run_stages(tmp_path, recorder.stages())
+
+
+def test_a_linked_record_is_damaged(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.go(tmp_path)
+    path = tmp_path / "stages" / "b.json"
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(UserError, match=r"b\.json.*link"):
+        run_stages(tmp_path, recorder.stages())
+
+
+def test_what_was_damaged_since_is_not_read(tmp_path: Path) -> None:
+    recorder, out = Recorder(), tmp_path / "out"
+    first, second = recorder.stages()
+
+    def run() -> dict[str, Any]:
+        with new_folder(out, "chop") as folder:
+            (folder / "weights").write_text("1")
+        return {}
+
+    stages = [dataclasses.replace(first, run=run, outputs=(out,)), second]
+    run_stages(tmp_path / "run", stages)
+    (out / "weights").write_text("2")
+    assert run_stages(tmp_path / "run", stages), "nothing is read"
+    recorder.settings["b"] = {"y": 2}
+    stages[1] = recorder.stages()[1]
+    recorder.calls = []
+    with pytest.raises(UserError, match=r"changed since.*\n.*/out: weights"):
+        run_stages(tmp_path / "run", stages)
+    assert recorder.calls == []
+
+
+@pytest.mark.parametrize("place", ["stages", "stages/copies", "models"])
+def test_files_in_the_place_of_folders_are_named_before_any_work(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("precious")
+    recorder = Recorder()
+    first, second = recorder.stages()
+    stages = [first, dataclasses.replace(second, outputs=(tmp_path / "models" / "healed",))]
+    with pytest.raises(UserError, match=str(tmp_path / place)):
+        run_stages(tmp_path, stages)
+    assert recorder.calls == []
+    assert (tmp_path / place).read_text() == "precious"
 
 
 def test_others_files_in_the_place_of_records_stay(tmp_path: Path) -> None:

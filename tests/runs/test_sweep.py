@@ -14,6 +14,7 @@ import pytest
 from chopjax import cli
 from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_params
+from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.disk.mark import begin_mark
 from chopjax.errors import UserError
@@ -130,10 +131,11 @@ def test_healed_points_are_trained_and_cleaned_up(
 
 def test_healing_from_memory_is_healing_from_the_file(folder: Path, tmp_path: Path) -> None:
     """And the parent in memory is none the worse for it."""
+    prepare([folder / "text.jsonl"], folder / "model", tmp_path / "tokens", workers=1)
     config = train_settings.default_config()
     with config.unlocked():
         config.model, config.chop.keep, config.total_steps = str(folder / "model"), "0,3-4", 2
-        config.data.train, config.log.tensorboard = str(folder / "work" / "tokens"), False
+        config.data.train, config.log.tensorboard = str(tmp_path / "tokens"), False
         config.data.batch_size, config.data.sequence_length = 2, 16
     parent = load(config.model).params
     before = jax.device_get(parent)
@@ -190,6 +192,7 @@ def test_points_and_measures_of_an_earlier_chopjax_are_taken(
         "points.jsonl",
         "report.html",
         "loss.png",
+        ".chopjax.json",
         ".lock",
     ],
 )
@@ -213,7 +216,12 @@ def test_a_healed_run_that_holds_notes_stays(tmp_path: Path) -> None:
     assert foreign_files(tmp_path) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("content", ["precious", "precious\n", '{"mine": 1}\n', '{"mine": 1}'])
+ROW_WITH_WORDS = '{"loss": "low", "strategy": "random", "seed": 0, "key": "k"}\n'
+
+
+@pytest.mark.parametrize(
+    "content", ["precious", "precious\n", '{"mine": 1}\n', '{"mine": 1}', "[1]\n", ROW_WITH_WORDS]
+)
 def test_points_that_no_sweep_wrote_are_not_cut(tmp_path: Path, content: str) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(content)

@@ -144,7 +144,7 @@ def test_defaults_are_not_refused() -> None:
         (b"", "not valid JSON"),
         (b"null", "a JSON object is needed"),
         (b"[1]", "a JSON object is needed"),
-        (b'{"eos_token_id": ' + b"[" * 100_000, "not valid JSON"),
+        (b'{"eos_token_id": ' + b"[" * 100_000, "nested more than 64 deep"),
         (b'{"eos_token_id": [[1]]}', "eos_token_id must be token ids"),
         (b'{"eos_token_id": {"a": 1}}', "eos_token_id must be token ids"),
         (b'{"eos_token_id": "</s>"}', "eos_token_id must be token ids"),

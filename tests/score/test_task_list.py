@@ -74,3 +74,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ):
         assert main(["score", "--list-tasks", *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_tasks_that_run_what_a_model_writes_are_refused(tmp_path: Path) -> None:
+    include = local_tasks.write_tasks(tmp_path)
+    task = include / "choice.yaml"
+    task.write_text(task.read_text() + "unsafe_code: true\n")
+    with pytest.raises(UserError, match="tiny_choice: runs code that the model writes"):
+        load_tasks(["tiny_choice"], include)

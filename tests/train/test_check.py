@@ -42,7 +42,7 @@ def test_everything_that_is_wrong_at_once(made: Path):
     for message in (
         "--workdir gs://bucket/x: a URL",
         "data.sequence_length 4096: the model has only",
-        "data.train: /no/such: no token store",
+        "data.train: /no/such: no such folder",
         "data.evaluation: ",
     ):
         assert message in str(error.value)

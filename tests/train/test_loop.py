@@ -325,7 +325,10 @@ def test_force_goes_on_all_the_same(data, tmp_path, capsys):
         (1e39, 5, r"step 5: the state is not finite\. .* that of step 4 in"),
     ],
 )
-def test_what_is_not_a_number_stops_the_run_and_is_not_saved(data, tmp_path, rate, every, said):
+def test_what_is_not_a_number_stops_the_run_and_is_not_saved(
+    data, tmp_path, monkeypatch, rate, every, said
+):
+    monkeypatch.setattr("chopjax.train.settings.MOST", 1e50)  # such rates are refused otherwise
     config = recipe(data, "data.evaluation=", f"checkpoints.every={every}")
     train(recipe(data, "data.evaluation=", "total_steps=4", "checkpoints.every=2"), tmp_path)
     before = bits(tmp_path)

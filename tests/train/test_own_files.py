@@ -133,3 +133,11 @@ def test_a_run_is_not_removed_by_its_mark_alone(run: Path) -> None:
     """The mark lists what `begin` wrote; checkpoints are not in it."""
     remove_marked(run)
     assert checkpoints.verify(run / "checkpoints" / "1") == []
+
+
+@pytest.mark.parametrize("name", ["wandb/notes.txt", "tensorboard/plugins/profile/notes.txt"])
+def test_folders_that_others_write_into_are_the_runs_only_if_it_asked(run: Path, name: str) -> None:
+    (run / name).parent.mkdir(parents=True)
+    (run / name).write_text("precious")
+    assert foreign_files(run) == []
+    assert foreign_files(run, wandb=False, profile=False)
