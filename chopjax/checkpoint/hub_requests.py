@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,16 @@ from chopjax.progress import say
 
 LOOK_UP_RETRIES = 2  # few: without a connection, what was seen last serves
 BODY_RETRIES = 5  # of answers that end early, without one byte between them
+
+
+class _AboveBars(logging.Handler):
+    """Where huggingface_hub's remarks on its retries go; its own handler writes into our bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"hub: {record.getMessage()}")
+
+
+logging.getLogger("huggingface_hub").handlers = [_AboveBars()]
 
 
 class RangeRefused(Exception):
