@@ -13,10 +13,20 @@ from chopjax.chop.importance import parse_protect
 from chopjax.chop.merge import MERGES
 from chopjax.chop.schedule import ONCE, parse_schedule
 from chopjax.data.prepare import MOST_WORKERS
-from chopjax.errors import UserError, did_you_mean, listing
-from chopjax.train.settings import Dtype, fields_of, read_as
+from chopjax.errors import did_you_mean
+from chopjax.train.settings import Dtype, config_of, freeze
 from chopjax.train.settings import Settings as HealSettings
 
+# Fields of healing that the pipeline fills in.
+DECIDED = (
+    "heal.model",
+    "heal.revision",
+    "heal.scratch",
+    "heal.tokenizer",
+    "heal.chop",
+    "heal.data.train",
+    "heal.data.evaluation",
+)
 SUITES = sorted(path.stem for path in (Path(__file__).parent / "score" / "suites").glob("*.yaml"))
 
 
@@ -86,22 +96,13 @@ class PipelineSettings:
 
 
 def default_config() -> ConfigDict:
-    """The base of every pipeline recipe. Unknown fields are refused."""
-    config = ConfigDict(dataclasses.asdict(PipelineSettings()), convert_dict=True)
-    # What the pipeline decides cannot be set.
-    del config.heal.model, config.heal.revision, config.heal.scratch, config.heal.tokenizer
-    del config.heal.chop, config.heal.data.train, config.heal.data.evaluation
-    return config.lock()
+    """The base of every pipeline recipe."""
+    return config_of(PipelineSettings, DECIDED)
 
 
 def read(config: ConfigDict) -> PipelineSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
-    problems: list[str] = []
-    settings = read_as(PipelineSettings, fields_of(config), "", problems)
-    if not problems:
-        problems = _contradictions(settings)
-    if problems:
-        raise UserError(f"the config does not hold together:\n{listing(problems)}")
+    settings = freeze(PipelineSettings, config, _contradictions)
     parse_protect(settings.chop.protect)
     return settings
 

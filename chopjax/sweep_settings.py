@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED, parse_protect
-from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.errors import did_you_mean
 from chopjax.pipeline_settings import (
+    DECIDED,
     CalibrationSettings,
     ScoreSettings,
     TextSettings,
@@ -18,7 +19,7 @@ from chopjax.pipeline_settings import (
     score_problems,
 )
 from chopjax.train.settings import Settings as HealSettings
-from chopjax.train.settings import fields_of, read_as
+from chopjax.train.settings import config_of, freeze
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +42,13 @@ class SweepSettings:
 
 
 def default_config() -> ConfigDict:
-    """The base of every sweep's recipe. Unknown fields are refused."""
-    config = ConfigDict(dataclasses.asdict(SweepSettings()), convert_dict=True)
-    # What the sweep decides cannot be set.
-    del config.heal.model, config.heal.revision, config.heal.scratch, config.heal.tokenizer
-    del config.heal.chop, config.heal.seed, config.heal.data.train, config.heal.data.evaluation
-    return config.lock()
+    """The base of every sweep's recipe."""
+    return config_of(SweepSettings, (*DECIDED, "heal.seed"))
 
 
 def read(config: ConfigDict) -> SweepSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
-    problems: list[str] = []
-    settings = read_as(SweepSettings, fields_of(config), "", problems)
-    if not problems:
-        problems = _contradictions(settings)
-    if problems:
-        raise UserError(f"the config does not hold together:\n{listing(problems)}")
+    settings = freeze(SweepSettings, config, _contradictions)
     parse_protect(settings.protect)
     return settings
 

@@ -8,16 +8,18 @@ of the room sees, or lists everything that is wrong with it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
 from chopjax.errors import UserError, did_you_mean, listing
 
 Dtype = Literal["float32", "bfloat16"]
+Kind = TypeVar("Kind")  # of settings, a frozen dataclass
 
 MOST = 2**53  # of any number: JSON's are exact up to there
 MOST_STEPS = 10_000_000  # the learning rates of all steps are held at once
@@ -146,16 +148,39 @@ MAY_CHANGE = (
 
 
 def default_config() -> ConfigDict:
-    """The base of every recipe: all settings at their defaults. Unknown fields are refused."""
-    return ConfigDict(dataclasses.asdict(Settings()), convert_dict=True).lock()
+    """The base of every recipe for `chopjax train`: all settings at their defaults."""
+    return config_of(Settings)
 
 
 def read(config: ConfigDict) -> Settings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
+    return freeze(Settings, config, _contradictions)
+
+
+def config_of(kind: type, decided: Iterable[str] = ()) -> ConfigDict:
+    """The defaults of a frozen dataclass of settings. Unknown fields are refused.
+
+    decided: fields, such as "heal.model", that cannot be set, since the verb decides them.
+    """
+    config = ConfigDict(dataclasses.asdict(kind()), convert_dict=True)
+    for name in decided:
+        *groups, field = name.split(".")
+        del functools.reduce(getattr, groups, config)[field]
+    return config.lock()
+
+
+def freeze(
+    kind: type[Kind], config: ConfigDict, contradictions: Callable[[Kind], list[str]]
+) -> Kind:
+    """A config as a frozen dataclass of settings.
+
+    contradictions: what is wrong with settings whose fields are all known and of their types.
+    Raises UserError that lists everything that is wrong.
+    """
     problems: list[str] = []
-    settings = read_as(Settings, fields_of(config), "", problems)
+    settings: Kind = read_as(kind, fields_of(config), "", problems)
     if not problems:
-        problems = _contradictions(settings)
+        problems = contradictions(settings)
     if problems:
         raise UserError(f"the config does not hold together:\n{listing(problems)}")
     return settings
