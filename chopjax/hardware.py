@@ -1,4 +1,4 @@
-"""Which accelerators this machine has, found out without jax."""
+"""Accelerators without jax: what each kind does at best, and which this machine has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,31 @@ import contextlib
 import importlib.util
 import os
 from pathlib import Path
+
+# Dense bfloat16 matrix products with float32 sums, FLOP/s a jax device, from the makers' data
+# sheets. Matched against the start of jax's device_kind, longest first. A TPU v2 or v3 device is
+# one core of two.
+PEAK_BFLOAT16 = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+}
 
 GOOGLE_PCI_VENDOR = "0x1ae0"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")

@@ -1,9 +1,8 @@
 """Just CHOP's recipe (arXiv 2305.14864) carried over to Llama-2-70B: 40 of 80 layers, on C4.
 
-The paper ends at 7B. Carried over from there: `input` (keep 0 and 41-79), AdamW with betas (0.9,
-0.95) and weight decay 0.1, batches of 4M tokens, 2,000 warm-up steps, cosine to a tenth, 500 steps
-with all layers first, 160B tokens. The peak learning rate is Llama-2's own for this size, 1.5e-4
-(arXiv 2307.09288, section 2.1), as the paper does at 7B.
+The paper ends at 7B. Carried over from there: `input` (keep 0 and 41-79) and all that
+`llama2_config` sets; --print-config shows it. The peak learning rate is Llama-2's own for this
+size, 1.5e-4 (arXiv 2307.09288, section 2.1), as the paper does at 7B.
 
 The mesh is for 128 chips of v5p and fits there with room (`chopjax plan --config
 configs/just_chop_llama2_70b.py --topology v5p:4x4x8`).
@@ -14,37 +13,15 @@ chopjax train --config configs/just_chop_llama2_70b.py --workdir runs/llama2-70b
 
 from ml_collections import ConfigDict
 
-from chopjax.train.settings import default_config
-
-TOKENS = 160e9
-BATCH, LENGTH = 2048, 2048  # 4M tokens
+from chopjax.train.just_chop import llama2_config
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = llama2_config()
     config.model = "meta-llama/Llama-2-70b-hf"
     config.chop.strategy = "input"
     config.chop.remove = "0.5"
-    config.chop.after_steps = 500
-    config.total_steps = config.chop.after_steps + round(TOKENS / (BATCH * LENGTH))
-
-    config.data.batch_size = BATCH
-    config.data.sequence_length = LENGTH
-
-    config.optimizer.name = "adamw"
-    config.optimizer.weight_decay = 0.1
     config.optimizer.peak_learning_rate = 1.5e-4
-    config.optimizer.warmup_steps = 2000
-
-    config.compute.dtype = "bfloat16"
-    config.compute.remat = "full"
-    config.compute.microbatches = 2
+    config.compute.remat, config.compute.microbatches = "full", 2
     config.compute.loss_chunk = 4096
-    # Parameters are gathered along two sides of the slice: over all three the compiler falls back
-    # to all-reduces, which move twice as much and hide nothing.
-    config.mesh.data, config.mesh.fsdp = 4, -1
-
-    config.evaluation.every = 1000
-    config.checkpoints.every = 500
-    config.checkpoints.keep_every = 5000
     return config

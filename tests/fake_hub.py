@@ -49,6 +49,7 @@ class Hub:
         self.private: set[str] = set()
         self._signature = 0
         self.signatures: set[str] = set()
+        self.signed_once = False  # whether a signed address serves one request alone
 
     def add(self, name: str, folder: Path, revision: str = "main") -> str:
         """Serve a folder as a revision; returns its commit."""
@@ -202,6 +203,8 @@ class Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/cdn/(.+?)@([0-9a-f]{40})/(.+)", path):
             if urlsplit(self.path).query not in self.hub.signatures:
                 return self._status(403)
+            if self.hub.signed_once:
+                self.hub.signatures.discard(urlsplit(self.path).query)
             return self._file(self.hub.repositories[found[1]][found[2]][1] / found[3], fault)
         return self._status(404)
 

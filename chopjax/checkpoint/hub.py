@@ -20,7 +20,6 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from huggingface_hub import (
-    HfApi,
     constants,
     get_hf_file_metadata,
     hf_hub_download,
@@ -31,7 +30,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import is_asset
-from chopjax.checkpoint.hub_download import Piece, connections, download, download_piece, sleeper
+from chopjax.checkpoint.hub_download import Piece, connections, download, download_piece
 from chopjax.checkpoint.mirror import Mirror, Range, locked, merge, stored
 from chopjax.checkpoint.safetensors_file import (
     PREFIX_BYTES,
@@ -123,9 +122,7 @@ def _look_up(model: str, revision: str | None) -> Repository:
     if seen in _last_seen:
         return _last_seen[seen]
     try:
-        info = hub_requests.patiently(
-            lambda: HfApi().model_info(model, revision=revision or "main")
-        )
+        info = hub_requests.model_info(model, revision or "main")
     except (HTTPError, OfflineModeIsEnabled) as error:
         if getattr(error, "response", None) is not None or not seen.exists():
             raise
@@ -135,7 +132,7 @@ def _look_up(model: str, revision: str | None) -> Repository:
         _last_seen[seen] = Repository(model, commit, tuple(record["files"]), cache / commit)
         return _last_seen[seen]
     else:
-        commit, files = info.sha or "", [sibling.rfilename for sibling in info.siblings or []]
+        commit, files = info.get("sha") or "", [f["rfilename"] for f in info.get("siblings", ())]
         if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
             raise UserError(f"{model}: {constants.ENDPOINT} does not name the commit; is it a hub?")
         if seen.exists() and not {"commit", "files"} <= read_json_object(seen).keys():
@@ -179,9 +176,7 @@ def _no_weights(repository: Repository) -> UserError:
 
 def _small_file(repository: Repository, name: str) -> str:
     """Path of a file in huggingface_hub's own cache, downloaded if need be."""
-    return hub_requests.patiently(
-        lambda: hf_hub_download(repository.name, name, revision=repository.commit)
-    )
+    return hf_hub_download(repository.name, name, revision=repository.commit)
 
 
 def _small_files(repository: Repository) -> Path:
@@ -202,9 +197,8 @@ def _header(repository: Repository, file: str, stop: threading.Event) -> Header:
     path = repository.folder / file
     known = stored(path)
     if known is None:
-        found = hub_requests.patiently(
-            lambda: get_hf_file_metadata(repository.url(file), headers=hub_requests.headers()),
-            sleep=sleeper(stop),
+        found = get_hf_file_metadata(
+            repository.url(file), headers=hub_requests.headers(), retry_on_errors=True
         )
         if found.size is None or found.etag is None:
             raise UserError(f"{repository.name}: the hub gives no size or etag of {file}")

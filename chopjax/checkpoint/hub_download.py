@@ -38,7 +38,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def connections() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """Threads, and an event that ends their downloads and waits when the block is left."""
+    """Threads, and an event that ends their downloads when the block is left."""
     stop = threading.Event()
     pool = ThreadPoolExecutor(CONNECTIONS)
     try:
@@ -46,16 +46,6 @@ def connections() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-def sleeper(stop: threading.Event) -> Callable[[float], None]:
-    """A sleep that ends with Stopped when `stop` is set."""
-
-    def sleep(seconds: float) -> None:
-        if stop.wait(seconds):
-            raise Stopped
-
-    return sleep
 
 
 def download(pieces: Iterable[Piece], advance: Callable[[int], None]) -> None:
@@ -98,9 +88,7 @@ def download_piece(
         advance(len(data))
 
     try:
-        hub_requests.download(
-            piece.url, piece.start, piece.end, piece.mirror.nbytes, take, sleeper(stop)
-        )
+        hub_requests.download(piece.url, piece.start, piece.end, piece.mirror.nbytes, take)
     finally:
         try:
             piece.mirror.record(file, recorded, position)

@@ -1,23 +1,25 @@
-"""Requests to the Hugging Face hub: byte ranges, patience with faults, and errors made plain.
+"""Requests to the Hugging Face hub: a model's files, byte ranges, and errors made plain.
 
-Sessions, tokens, HF_ENDPOINT and proxies are huggingface_hub's own. No jax.
+Sessions, tokens, HF_ENDPOINT, proxies, retries and waits are huggingface_hub's own. Ranges are
+checked here. HfFileSystem, which reads ranges as well, looks neither at the status nor at
+Content-Range: from a server that ignores the range it hands out bytes of another place. No jax.
 """
 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import errno
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -25,19 +27,30 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (
+    build_hf_headers,
+    hf_raise_for_status,
+    http_backoff,
+    http_stream_backoff,
+    validate_repo_id,
+)
 
 from chopjax import __version__
 from chopjax.errors import UserError
 from chopjax.progress import say
 
-Result = TypeVar("Result")
+LOOK_UP_RETRIES = 2  # few: without a connection, what was seen last serves
+BODY_RETRIES = 5  # of answers that end early, without one byte between them
 
-ATTEMPTS = 6  # failures in a row, without one byte between them
-FIRST_WAIT = 1.0  # seconds; doubles with every failure
-LONGEST_WAIT = 30.0
-PATIENCE = 300.0  # a server that asks for a longer wait ends the run
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+
+class _AboveBars(logging.Handler):
+    """Where huggingface_hub's remarks on its retries go; its own handler writes into our bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"hub: {record.getMessage()}")
+
+
+logging.getLogger("huggingface_hub").handlers = [_AboveBars()]
 
 
 class RangeRefused(Exception):
@@ -51,111 +64,74 @@ def headers() -> dict[str, str]:
     }
 
 
-def range_bytes(url: str, start: int, end: int, nbytes: int) -> Iterator[bytes]:
-    """One request for bytes start..end-1 of a file of `nbytes`; yields them as they come.
+def model_info(model: str, revision: str) -> dict[str, Any]:
+    """What the hub says of a revision. HfApi.model_info does not retry.
 
-    The hub may redirect to a signed address that expires, so every request begins at the hub.
-    Fewer bytes than asked for may come; never others: anything but the range asked for raises.
+    Empty where what answers is no hub.
     """
-    asked = headers() | {"Range": f"bytes={start}-{end - 1}"}
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with get_session().stream(
-        "GET", url, headers=asked, timeout=timeout, follow_redirects=True
-    ) as response:
-        hf_raise_for_status(response)
-        if response.status_code != 206:
-            raise RangeRefused(f"status {response.status_code} instead of 206")
-        content = response.headers.get("Content-Range", "")
-        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content.strip())
-        if not found or int(found[1]) != start or int(found[2]) >= end:
-            raise RangeRefused(f"Content-Range {content!r} for bytes {start}-{end - 1}")
-        if found[3] not in ("*", str(nbytes)):
-            raise RangeRefused(f"the file now has {found[3]} bytes, not {nbytes}")
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise RangeRefused("the answer is compressed")
-        left = end - start
-        for chunk in response.iter_raw():  # as they come: a chunk size would hold bytes back
-            if len(chunk) > left:
-                raise RangeRefused("more bytes came than were asked for")
-            left -= len(chunk)
-            yield chunk
+    validate_repo_id(model)
+    response = http_backoff(
+        "GET",
+        f"{constants.ENDPOINT}/api/models/{model}/revision/{quote(revision, safe='')}",
+        headers=headers(),
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        max_retries=LOOK_UP_RETRIES,
+    )
+    hf_raise_for_status(response)
+    try:
+        found = response.json()
+    except ValueError:  # a portal's page that wants a login, perhaps
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def download(
-    url: str,
-    start: int,
-    end: int,
-    nbytes: int,
-    take: Callable[[int, bytes], None],
-    sleep: Callable[[float], object] = time.sleep,
+    url: str, start: int, end: int, nbytes: int, take: Callable[[int, bytes], None]
 ) -> None:
-    """Bytes start..end-1, however often the connection drops.
+    """Bytes start..end-1 of a file of `nbytes`, however often the connection drops.
 
-    take: called with position and bytes, in order. After a fault the request goes on where the
-    bytes ended; the failures of ATTEMPTS are counted anew whenever some have come.
+    take: called with position and bytes, in order. The hub may redirect to a signed address that
+    expires, so every request begins at the hub. Raises RangeRefused for anything but the range.
     """
     position, failures = start, 0
     while position < end:
         before = position
-        try:
-            for chunk in range_bytes(url, position, end, nbytes):
-                take(position, chunk)
-                position += len(chunk)
-            fault: Exception | None = None if position > before else RangeRefused("an empty answer")
-        except (HTTPError, RangeRefused) as error:
-            fault = error
-        if fault:
-            failures = 1 if position > before else failures + 1
-            sleep(pause(fault, failures, ATTEMPTS))
+        fault: HTTPError | None = None
+        asked = headers() | {"Range": f"bytes={position}-{end - 1}"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with http_stream_backoff(
+            "GET", url, headers=asked, timeout=timeout, follow_redirects=True
+        ) as response:
+            try:
+                hf_raise_for_status(response)
+                _check(response, position, end, nbytes)
+                for chunk in response.iter_raw():  # a chunk size would hold bytes back
+                    if len(chunk) > end - position:
+                        raise RangeRefused("more bytes came than were asked for")
+                    take(position, chunk)
+                    position += len(chunk)
+            except HTTPError as error:  # http_stream_backoff must not see it: it would ask again
+                fault = error
+        failures = 1 if position > before else failures + 1
+        if getattr(fault, "response", None) is not None or failures > BODY_RETRIES:
+            raise fault or RangeRefused("empty answers")
+        if position < end:
+            say(f"hub: {fault or 'the answer ended early'}; going on from byte {position:,}")
+            time.sleep(1)
 
 
-def patiently(
-    action: Callable[[], Result],
-    attempts: int = 3,
-    sleep: Callable[[float], object] = time.sleep,
-) -> Result:
-    """Call `action` again after a passing fault."""
-    failures = 0
-    while True:
-        try:
-            return action()
-        except HTTPError as error:
-            failures += 1
-            sleep(pause(error, failures, attempts))
-
-
-def pause(error: Exception, failures: int, attempts: int) -> float:
-    """Seconds to wait before the next attempt; raises `error` where another is no use."""
-    response: Any = getattr(error, "response", None)
-    status = response.status_code if response is not None else None
-    # Away from the hub it was a signed address: refused because it expired, the hub gives another.
-    away = response is not None and bool(response.history)
-    lasting = status is not None and status not in TRANSIENT and not (away and status in (400, 403))
-    if isinstance(error, RangeRefused):
-        attempts = 2  # a cache on the way may have a bad moment; a server does not change its mind
-    if lasting or failures >= attempts:
-        raise error
-    seconds = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
-    asked = _retry_after(response.headers) if response is not None else None
-    if asked is not None:
-        if asked > PATIENCE:
-            raise error
-        seconds = max(seconds, asked)
-    reason = f"status {status}" if status else str(error) or type(error).__name__
-    say(f"hub: {reason}; trying again in {seconds:.3g} s (failure {failures} of {attempts})")
-    return seconds
-
-
-def _retry_after(found: Any) -> float | None:
-    """Seconds that the server asks us to wait: Retry-After as a number or a date, or RateLimit."""
-    text = found.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
-    if text:
-        with contextlib.suppress(ValueError):
-            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", found.get("RateLimit", ""))
-    return float(limit[1]) if limit else None
+def _check(response: Any, start: int, end: int, nbytes: int) -> None:
+    """Fewer bytes than asked for may come; never others."""
+    if response.status_code != 206:
+        raise RangeRefused(f"status {response.status_code} instead of 206")
+    content = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content.strip())
+    if not found or int(found[1]) != start or int(found[2]) >= end:
+        raise RangeRefused(f"Content-Range {content!r} for bytes {start}-{end - 1}")
+    if found[3] not in ("*", str(nbytes)):
+        raise RangeRefused(f"the file now has {found[3]} bytes, not {nbytes}")
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise RangeRefused("the answer is compressed")
 
 
 @contextlib.contextmanager
@@ -170,7 +146,7 @@ def users_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         HFValidationError,
         EntryNotFoundError,
     ) as error:
-        raise UserError(_explain(error, repo_id, revision)) from error
+        raise UserError(f"{repo_id}: {_explain(error, repo_id, revision)}") from error
     except OSError as error:
         if error.errno not in (
             errno.ENOSPC,
@@ -187,72 +163,43 @@ def users_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
-    endpoint = constants.ENDPOINT
+    """huggingface_hub's own words, except where they do not say what to do."""
+    endpoint, token = constants.ENDPOINT, "log in with `hf auth login` or set HF_TOKEN"
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    response: Any = getattr(cause, "response", None)
+    status = response.status_code if response is not None else None
     if isinstance(cause, OfflineModeIsEnabled):
         return (
-            f"{repo_id}: no such folder here, not in the cache either, and HF_HUB_OFFLINE forbids "
-            "to ask the hub; unset it, or give the path of a local checkpoint"
+            "no such folder here, not in the cache either, and HF_HUB_OFFLINE forbids to ask the "
+            "hub; unset it, or give the path of a local checkpoint"
         )
-    if isinstance(error, HFValidationError):
-        return f"{repo_id}: no such folder, and not a hub id either ({error})"
-    response: Any = getattr(cause, "response", None)
-    if isinstance(cause, HfHubHTTPError) and response is not None:
-        return f"{repo_id}: {_explain_status(cause, response, repo_id, revision)}"
-    if isinstance(error, RangeRefused):
+    if isinstance(cause, HFValidationError):
+        return f"no such folder, and not a hub id either ({cause})"
+    if isinstance(cause, RangeRefused):
         return (
-            f"{repo_id}: {endpoint} does not serve parts of files ({error}). Download the whole "
-            f"model with `hf download {repo_id}` and try again, or give its folder"
+            f"{endpoint} does not serve parts of files ({cause}). Download the whole model with "
+            f"`hf download {repo_id}` and try again, or give its folder"
         )
-    reason = str(cause) or type(cause).__name__
-    return (
-        f"{repo_id}: no such folder here, and {endpoint} cannot be reached ({reason}). Check the "
-        "connection, proxies and HF_ENDPOINT; what has been downloaded is kept"
-    )
-
-
-def _explain_status(
-    error: HfHubHTTPError, response: Any, repo_id: str, revision: str | None
-) -> str:
-    endpoint, status = constants.ENDPOINT, response.status_code
-    token = "log in with `hf auth login` or set HF_TOKEN"
-    if isinstance(error, GatedRepoError):
-        return (
-            f"a gated model. Accept its licence at {endpoint}/{repo_id}, then {token} to a token "
-            "of the same account that may read gated models"
-        )
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(cause, RevisionNotFoundError):
         return f"no revision {revision or 'main'!r} at {endpoint}/{repo_id}; check --revision"
-    if isinstance(error, RepositoryNotFoundError) or (
-        status == 404 and not isinstance(error, EntryNotFoundError)
-    ):
+    if isinstance(cause, GatedRepoError) or status == 403:
+        gated = isinstance(cause, GatedRepoError)
+        refused = f"{endpoint} refuses access (status 403), so the model may be gated"
+        return (
+            f"{'a gated model' if gated else refused}. Accept its licence at {endpoint}/{repo_id}, "
+            f"then {token} to a token of the same account that may read gated models"
+        )
+    missing = status in (401, 404) and not isinstance(cause, EntryNotFoundError)
+    if missing or isinstance(cause, RepositoryNotFoundError):
         return (
             f"no such folder here, and {endpoint} has no such model that you may read (status "
-            f"{status}). Check the spelling; if the model is private, {token}"
+            f"{status}). Check the spelling; if the model is private or gated, {token}"
         )
-    if isinstance(error, EntryNotFoundError):
-        return f"{endpoint} lists a file that it does not have ({response.url}); try again later"
-    if status == 401:
-        return (
-            f"{endpoint} wants another token (status 401). If the spelling is right and the model "
-            f"private or gated, {token}"
-        )
-    if status == 403:
-        return (
-            f"{endpoint} refuses access (status 403). If the model is gated, accept its licence at "
-            f"{endpoint}/{repo_id}; then {token}"
-        )
-    if status == 429:
-        wait = _retry_after(response.headers)
-        when = f" and asks to wait {wait:.0f} s" if wait else ""
-        return (
-            f"{endpoint} limits our requests (status 429){when}. Run the same command again later; "
-            "what has been downloaded is kept"
-        )
-    if status == 416:
-        return "the file on the hub is shorter than it was announced (status 416); try again later"
-    reason = (getattr(error, "server_message", None) or "").strip()
+    if status is not None:
+        said = " ".join(str(cause).split())
+        return f"{said} Run the same command again later; what has been downloaded is kept"
+    reason = str(cause) or type(cause).__name__
     return (
-        f"{endpoint} answers with status {status}{f' ({reason})' if reason else ''}. Run the same "
-        "command again later; what has been downloaded is kept"
+        f"no such folder here, and {endpoint} cannot be reached ({reason}). Check the connection, "
+        "proxies and HF_ENDPOINT; what has been downloaded is kept"
     )

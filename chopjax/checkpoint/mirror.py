@@ -3,7 +3,11 @@
 The file is sparse and has the remote one's size, so that every offset is the same in both. A
 journal beside it (`NAME.ranges`) lists the ranges that are there: a range is entered after its
 bytes have reached the disk, so that a download that was killed resumes, and what the journal does
-not list is never taken for data. No jax.
+not list is never taken for data.
+
+fsspec has a cache of ranges as well (`blockcache`), whose list of blocks can be ahead of its file:
+after an interrupted read it handed out zeros for blocks that it took for held, without an error
+(fsspec 2026.9, tried over HfFileSystem), and it read four times what was asked for. No jax.
 """
 
 from __future__ import annotations

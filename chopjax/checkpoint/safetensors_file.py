@@ -2,7 +2,11 @@
 
 A file is eight bytes that give the length of a JSON header, the header, and the tensors' bytes.
 The header is checked in full before anything is read, since everything that follows (slicing,
-copying without decoding) believes its offsets. No jax in this module.
+copying without decoding) believes its offsets.
+
+The safetensors library reads whole tensors and not where they lie, which range requests and
+byte-wise copies go by; its writer wants all tensors at once; without torch it reads no F8 (0.8); of
+a damaged header it names the first fault alone. No jax in this module.
 """
 
 from __future__ import annotations

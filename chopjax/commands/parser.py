@@ -14,7 +14,8 @@ from chopjax import __version__
 from chopjax.errors import did_you_mean
 
 # Verb → what `chopjax --help` says of it. chopjax/commands/VERB.py has add_arguments and run, and
-# EXAMPLE for the end of its help; a verb that is a Python keyword lives in VERB_.py.
+# EXAMPLE for the end of its help; a verb that is a Python keyword lives in VERB_.py, and one with a
+# hyphen under its name with an underscore.
 VERBS = {
     "inspect": "what a checkpoint holds: shapes, parameters, memory, FLOPs",
     "import": "Hugging Face checkpoint to Orbax, sharded over the devices",
@@ -25,6 +26,7 @@ VERBS = {
     "train": "continue pretraining (healing)",
     "perplexity": "token- and byte-level perplexity on a text file",
     "score": "zero-shot tasks, as lm-evaluation-harness defines them",
+    "lm-eval": "lm-evaluation-harness itself, with the model `chopjax`",
     "compare": "results of several models side by side, with significance",
     "latency": "forward, prefill and decode time of a model and of its chops",
     "plan": "whether a training run fits a TPU pod, and how long it takes",
@@ -36,12 +38,15 @@ VERBS = {
 
 def command(verb: str) -> ModuleType:
     """The module of a verb."""
-    return importlib.import_module(f"chopjax.commands.{verb}{'_' if verb == 'import' else ''}")
+    name = "import_" if verb == "import" else verb.replace("-", "_")
+    return importlib.import_module(f"chopjax.commands.{name}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of one verb, whose name is `verb`. Ends the program where they are wrong (2), and
     after --help and --version (0)."""
+    if argv and argv[0] == "lm-eval":  # its flags, --help among them, are another program's
+        return argparse.Namespace(verb=argv[0], words=list(argv[1:]))
     if argv and argv[0] in VERBS:
         parser = verb_parser(argv[0])
         return parser.parse_args(list(argv[1:]), argparse.Namespace(verb=argv[0]))

@@ -8,6 +8,10 @@ The shards in their order are one long stream of tokens. A store lies in a local
 is mapped into memory, or behind a URL of fsspec (gs://…), where rows are read by range requests.
 fsspec and not etils.epath: a batch is hundreds of short ranges of several files, which fsspec asks
 for all at once (cat_ranges), where epath has open files alone.
+
+Why not a library's format: a batch is a function of seed and step, so that a resumed run has no
+reader's state to restore, and batches come faster than from grain and from datasets
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

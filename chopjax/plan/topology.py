@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from chopjax.errors import UserError
+from chopjax.hardware import PEAK_BFLOAT16
 from chopjax.plan.slices import described, exists, spelled, usual_shape
 
 GIB = 2**30
@@ -44,30 +45,63 @@ CHIPS = {
     for chip in (
         # v4: 2,400 Gbps of interconnect one way over 6 links; 200 Gbps a host of 4 chips.
         Chip(
-            "v4",
-            275e12,
-            32 * GIB,
-            int(30.75 * GIB),
-            1228e9,
-            50e9,
-            6.25e9,
-            3,
-            4,
-            4096,
-            "v4",
-            2,
-            True,
+            name="v4",
+            flops=PEAK_BFLOAT16["TPU v4"],
+            hbm=32 * GIB,
+            usable_hbm=int(30.75 * GIB),
+            hbm_bandwidth=1228e9,
+            link_bandwidth=50e9,
+            network_bandwidth=6.25e9,
+            dimensions=3,
+            wraps_at=4,
+            largest=4096,
+            cloud_name="v4",
+            counts=2,
+            cores_fused=True,
         ),
         # v5e: 400 GB/s both ways over 4 links; 6.4 Tbps a pod of 256 chips.
         Chip(
-            "v5e", 197e12, 16 * GIB, int(15.75 * GIB), 819e9, 50e9, 3.125e9, 2, 16, 256, "v5litepod"
+            name="v5e",
+            flops=PEAK_BFLOAT16["TPU v5e"],
+            hbm=16 * GIB,
+            usable_hbm=int(15.75 * GIB),
+            hbm_bandwidth=819e9,
+            link_bandwidth=50e9,
+            network_bandwidth=3.125e9,
+            dimensions=2,
+            wraps_at=16,
+            largest=256,
+            cloud_name="v5litepod",
         ),
         # v5p: 1,200 GB/s both ways over 6 links; 50 Gbps a chip.
         Chip(
-            "v5p", 459e12, 95 * GIB, int(95.73 * GIB), 2765e9, 100e9, 6.25e9, 3, 4, 6144, "v5p", 2
+            name="v5p",
+            flops=PEAK_BFLOAT16["TPU v5p"],
+            hbm=95 * GIB,
+            usable_hbm=int(95.73 * GIB),
+            hbm_bandwidth=2765e9,
+            link_bandwidth=100e9,
+            network_bandwidth=6.25e9,
+            dimensions=3,
+            wraps_at=4,
+            largest=6144,
+            cloud_name="v5p",
+            counts=2,
         ),
         # v6e: 800 GB/s both ways over 4 links; 25.6 Tbps a pod of 256 chips.
-        Chip("v6e", 918e12, 32 * GIB, int(31.24 * GIB), 1638e9, 100e9, 12.5e9, 2, 16, 256, "v6e"),
+        Chip(
+            name="v6e",
+            flops=PEAK_BFLOAT16["TPU v6e"],
+            hbm=32 * GIB,
+            usable_hbm=int(31.24 * GIB),
+            hbm_bandwidth=1638e9,
+            link_bandwidth=100e9,
+            network_bandwidth=12.5e9,
+            dimensions=2,
+            wraps_at=16,
+            largest=256,
+            cloud_name="v6e",
+        ),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness model `chopjax`: `lm_eval --model chopjax --model_args pretrained=…`.
+"""The lm-evaluation-harness model `chopjax`: `chopjax lm-eval --model chopjax …`.
 
 Tasks, prompts, metrics and results are the harness's own; only the requests are answered here,
 with the numbers of its `hf` backend in float32. No torch.
@@ -6,6 +6,7 @@ with the numbers of its `hf` backend in float32. No torch.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from chopjax.checkpoint.load import Loaded
 from chopjax.data.tokenizer import build
-from chopjax.errors import UserError
+from chopjax.errors import UserError, did_you_mean
 from chopjax.models import parameters
 from chopjax.progress import progress, say
 from chopjax.score.chat import Template
@@ -46,7 +47,7 @@ class ChopjaxLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         revision: str | None = None,
         dtype: str = "auto",
         max_length: int | str | None = None,
@@ -55,8 +56,14 @@ class ChopjaxLM(TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **others: object,
     ):
         del max_batch_size, device  # the harness sends them to every model
+        for name in others:
+            near = did_you_mean(name, inspect.signature(ChopjaxLM).parameters)
+            raise UserError(f"--model_args {name}: the model `chopjax` has no such argument{near}")
+        if not pretrained:
+            raise UserError("--model_args: pretrained=MODEL is missing, a folder or a hub id")
         rows = None if batch_size in (None, "auto", 1, "1") else int(str(batch_size))
         length = None if max_length is None else int(max_length)
         loaded, engine = open_engine(str(pretrained), revision, dtype, length, rows)

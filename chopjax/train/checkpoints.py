@@ -32,7 +32,7 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax.checkpoint.manifest import MANIFEST, verify_files, write_manifest
 from chopjax.checkpoint.orbax_disk import Shapes, check_saved, orbax_path, seal, shapes_by_name
-from chopjax.checkpoint.orbax_folder import PYTREE
+from chopjax.checkpoint.orbax_folder import PYTREE, anywhere
 from chopjax.disk.atomic import flush, flush_tree
 from chopjax.disk.mark import is_unfinished, make_folder, mark_new
 from chopjax.errors import UserError, listing
@@ -182,7 +182,7 @@ def latest_good(folder: Path) -> int | None:
     found = steps(folder)
     for step in reversed(found):
         problems = verify(folder / str(step))
-        if not _anywhere(bool(problems)):
+        if not anywhere(bool(problems)):
             return step
         if problems:
             say(f"checkpoint of step {step} is damaged:\n{listing(problems)}")
@@ -258,13 +258,6 @@ def _agreed_token() -> int:
     if jax.process_count() == 1:
         return int(token)
     return int(multihost_utils.broadcast_one_to_all(token))
-
-
-def _anywhere(flag: bool) -> bool:
-    """Whether the flag is set on any process."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _free_name(path: Path) -> Path:

@@ -8,30 +8,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 matrix products with float32 sums, FLOP/s a jax device, from the makers' data
-# sheets. Matched against the start of jax's device_kind, longest first. A TPU v2 or v3 device is
-# one core of two.
-PEAK_BFLOAT16 = {
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v4 lite": 138e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA GH200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-}
+from chopjax.hardware import PEAK_BFLOAT16
+
 _PROBE = 1024  # side of the matrices that an unknown device is measured with
 
 

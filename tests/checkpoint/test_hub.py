@@ -22,10 +22,11 @@ KEEP = "0,3"
 
 # Small records, and short waits between attempts.
 DRIVER = """
-import sys
-from chopjax.checkpoint import hub_download, hub_requests
+import sys, time
+from chopjax.checkpoint import hub_download
 hub_download.RECORD_BYTES, hub_download.PIECE_BYTES = 1 << 14, 1 << 17
-hub_requests.FIRST_WAIT = 0.05
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 20)
 from chopjax import cli
 code = cli.main(sys.argv[1:])
 loaded = [m for m in ("jax", "transformers", "torch") if m in sys.modules]
@@ -162,7 +163,10 @@ def test_connections_that_drop(hub, client, model, tmp_path):
     ]
     done = client("chop", MODEL, "out", "--keep", KEEP)
     assert done.returncode == 0, done.stderr
-    assert "trying again" in done.stderr
+    assert done.stderr.count("HTTP Error 502") == 2
+    assert "HTTP Error 503" in done.stderr
+    assert "HTTP Error 500" in done.stderr
+    assert "going on from byte" in done.stderr
     assert_chopped(tmp_path / "out", model)
     # A dropped connection costs nothing that had come: requests go on where it ended.
     wanted = wanted_bytes(model / "model.safetensors")
@@ -173,7 +177,7 @@ def test_a_hub_that_stays_broken(hub, client, model, tmp_path):
     hub.hub.add(MODEL, model)
     hub.hub.faults = [Fault("GET /cdn/.*", status=503, times=1000)]
     error = failure(client("chop", MODEL, "out", "--keep", KEEP))
-    assert "status 503" in error
+    assert "503 Service Unavailable" in error
     assert "run the same command again later" in error.lower()
     assert not (tmp_path / "out").exists()
 
@@ -184,24 +188,29 @@ def test_patience_with_429(hub, client, model, tmp_path):
         Fault("GET .*/resolve/.*/model.safetensors", status=429, headers={"Retry-After": "1"}),
         Fault("GET /api/models", status=429, headers={"Retry-After": "1"}),
     ]
-    start = time.monotonic()
     done = client("chop", MODEL, "out", "--keep", KEEP)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start > 2
-    assert done.stderr.count("trying again in 1 s") == 2
+    assert done.stderr.count("Waiting 2.0s before retry") == 2
     assert_chopped(tmp_path / "out", model)
 
 
-def test_429_with_a_wait_that_is_too_long(hub, client, model):
+def test_429_that_does_not_end(hub, client, model):
     hub.hub.add(MODEL, model)
-    hub.hub.faults = [Fault("GET /api", status=429, headers={"Retry-After": "3600"}, times=9)]
+    hub.hub.faults = [Fault("GET /api", status=429, times=9)]
     error = failure(client("chop", MODEL, "out", "--keep", KEEP))
-    assert "asks to wait 3600 s" in error
+    assert "429 Too Many Requests" in error
+    assert "Run the same command again later" in error
 
 
-def test_an_expired_signature_is_renewed(hub, client, model, tmp_path):
+def test_every_request_has_a_fresh_signature(hub, client, model, tmp_path):
+    """The hub's signed addresses expire: what goes on after a drop begins at the hub again."""
     hub.hub.add(MODEL, model)
-    hub.hub.faults = [Fault("GET /cdn/", status=403, times=3)]
+    hub.hub.signed_once = True
+    hub.hub.faults = [
+        Fault("GET /cdn/", drop_after=3, times=2),
+        Fault("GET /cdn/", status=500, times=2),
+        Fault("GET /cdn/", drop_after=50_000, times=2),
+    ]
     done = client("chop", MODEL, "out", "--keep", KEEP)
     assert done.returncode == 0, done.stderr
     assert_chopped(tmp_path / "out", model)
@@ -212,18 +221,17 @@ def test_a_slow_start(hub, client, model, tmp_path):
     hub.hub.faults = [Fault("GET /cdn/", delay=1.5, times=2)]
     done = client("chop", MODEL, "out", "--keep", KEEP, HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert done.returncode == 0, done.stderr
-    assert "trying again" in done.stderr
+    assert "timed out" in done.stderr
     assert_chopped(tmp_path / "out", model)
 
 
 def test_whole_files_instead_of_ranges_corrupt_nothing(hub, client, model, tmp_path):
     hub.hub.add(MODEL, model)
-    hub.hub.faults = [Fault("GET /cdn/", ignore_range=True, times=1000)]
+    hub.hub.faults = [Fault("GET /cdn/", ignore_range=True)]
     error = failure(client("chop", MODEL, "out", "--keep", KEEP))
     assert "does not serve parts of files" in error
     assert "hf download" in error
-    # Once: a cache on the way had a bad moment.
-    hub.hub.faults = [Fault("GET /cdn/", ignore_range=True, times=1)]
+    # Nothing of it was taken for the file's bytes: the same command, when the server has mended.
     done = client("chop", MODEL, "out", "--keep", KEEP)
     assert done.returncode == 0, done.stderr
     assert_chopped(tmp_path / "out", model)
@@ -325,10 +333,10 @@ def test_revisions(hub, client, model, tmp_path):
         (Fault("GET /api", 404, {"X-Error-Code": "RepoNotFound"}), "Check the spelling"),
         (Fault("GET /api", 404), "no such model"),
         (Fault("GET /api", 401), "HF_TOKEN"),
-        (Fault("GET /api", 403), "accept its licence"),
+        (Fault("GET /api", 403), "Accept its licence"),
         (Fault("HEAD .*config.json", 403, {"X-Error-Code": "GatedRepo"}), "Accept its licence"),
         (Fault("HEAD .*/model.safetensors", 401, {"X-Error-Code": "GatedRepo"}), "HF_TOKEN"),
-        (Fault("GET .*/resolve/.*/model.safetensors", 403), "accept its licence"),
+        (Fault("GET .*/resolve/.*/model.safetensors", 403), "Accept its licence"),
     ],
 )
 def test_refusals_say_what_to_do(hub, client, model, tmp_path, fault, complaint):

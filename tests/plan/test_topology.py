@@ -4,7 +4,6 @@ from hypothesis import strategies as st
 
 from chopjax.errors import UserError
 from chopjax.plan.topology import CHIPS, GIB, Topology, devices, parse, prepare_environment
-from chopjax.train.devices import PEAK_BFLOAT16
 
 
 def test_parse():
@@ -81,9 +80,8 @@ def test_every_accelerator_type_has_a_shape_that_exists(chip: str, cubes: int):
     assert parse(topology.name) == topology
 
 
-def test_the_table_agrees_with_that_of_mfu():
+def test_programs_may_take_nearly_all_memory():
     for chip in CHIPS.values():
-        assert chip.flops == PEAK_BFLOAT16[f"TPU {chip.name}"]
         assert chip.hbm * 0.9 < chip.usable_hbm <= chip.hbm * 1.01
 
 
