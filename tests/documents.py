@@ -1,4 +1,4 @@
-"""The repository's documents, as tests read them: shell lines, Python blocks, paths in backticks."""
+"""The repository's documents, as tests read them: shell lines, Python blocks, paths."""
 
 from __future__ import annotations
 
