@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -21,10 +22,12 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words after `chopjax` of every such line in shell blocks, continued lines joined."""
+    """The words after `chopjax` of every such line in shell blocks, continued lines joined, up to
+    where the shell sends the output elsewhere."""
     lines = "".join(blocks(text, "sh")).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line[1:] for line in words if line and line[0] == "chopjax"]
+    ours = [line[1:] for line in words if line and line[0] == "chopjax"]
+    return [list(itertools.takewhile(lambda word: word not in (">", "|"), line)) for line in ours]
 
 
 def run_python(page: Path, names: dict[str, Any], **replaced: str) -> dict[str, Any]:
