@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,13 @@ def test_the_page_runs(
     assert names["code"] == 0
     record = json.loads((place / "by-list" / "chopjax.json").read_text())
     assert record["kept_layers"] == [0, 2, 3]
+
+
+def test_every_function_in_the_table_has_an_example() -> None:
+    text = (documents.ROOT / "docs" / "python.md").read_text()
+    rows = re.findall(r"^\| (.*?) \|", text, flags=re.MULTILINE)[2:]
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+    assert len(named) > 10
+    code = "\n".join(documents.blocks(text, "python"))
+    code += (documents.ROOT / "docs" / "flax.md").read_text()
+    assert [name for name in named if not re.search(rf"\b{re.escape(name)}\b[.(]", code)] == []
