@@ -32,8 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.write_tokenizer(checkpoints.write_checkpoint(folder / "parent"))
     sentence = "the cat sat on the mat, and the dog sat on the log. "
     for name, count in (("corpus", 60), ("held_out", 3)):
-        rows = [{"text": f"{i}: {sentence * (3 + i % 5)}"} for i in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        lines = [json.dumps({"text": f"{i}: {sentence * (3 + i % 5)}"}) for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "my_tasks").mkdir()
     data = folder / "my_tasks" / "documents.jsonl"
     rows = [{"context": "the cat", "endings": [" sat", " mat"], "label": i % 2} for i in range(6)]
@@ -53,7 +53,7 @@ def test_the_page_runs(
     assert "no-such-folder" in capsys.readouterr().out
     assert names["found"].config.num_layers == 4
     # Choose layers by measurement
-    assert names["chosen"].keep in {(0, 3)}  # the first and the last stay, two go
+    assert names["chosen"].keep == (0, 3)  # the first and the last stay, two go
     assert len(names["analysis"]["measures"]["influence"]) == 4
     # Remove layers, heal
     assert names["done"].removed_layers == (1, 2)
