@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 import checkpoints
+import documents
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +25,7 @@ from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.train import objectives, step
 from chopjax.train.settings import Settings
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "flax.md"
+DOCUMENT = documents.ROOT / "docs" / "flax.md"
 TOKENS = jax.random.randint(jax.random.key(0), (2, 24), 0, 97, jnp.int32)
 
 
@@ -65,12 +64,8 @@ def training_losses(folder: Path, keep: tuple[int, ...], number: int) -> list[fl
 def test_the_document_runs_and_gets_the_training_steps_loss(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = DOCUMENT.read_text().replace("HuggingFaceTB/SmolLM-135M", str(parent))
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"tokens": TOKENS}
-    for block in blocks:
-        exec(block.replace("0,16-29", "0,2-3"), names)
+    names = documents.run_python(DOCUMENT, {"tokens": TOKENS}, model=str(parent), keep="0,2-3")
     assert names["logits"].shape == (2, 24, 97)
     expected = training_losses(parent, (0, 2, 3), len(names["losses"]))
     np.testing.assert_allclose(names["losses"], expected, rtol=1e-5)
