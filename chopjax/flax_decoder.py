@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.export import export
-from chopjax.checkpoint.load import load
+from chopjax.checkpoint.load import keep_layers, load
 from chopjax.chop.surgery import chop_description
 from chopjax.errors import UserError
 from chopjax.keep import Keep, parse_keep
@@ -97,7 +97,7 @@ class Decoder(Branch):
         """
         found = describe(str(model), revision)
         kept = _kept(keep, found.config.num_layers)
-        config = found.config if kept is None else found.config.keep(kept)
+        config = (found if kept is None else keep_layers(found, kept)).config
         where = None if mesh is None else shardings(config, mesh)
         loaded = load(str(model), revision, kept, where, param_dtype)
         params = loaded.params

@@ -67,7 +67,7 @@ def load(
     step: which checkpoint of a training run, the latest by default.
     """
     whole = model if isinstance(model, Description) else describe(model, revision, step)
-    found = whole if keep is None else _keep(whole, keep)
+    found = whole if keep is None else keep_layers(whole, keep)
     paths = parameters.axes(found.config)
     if shardings is None:
         where = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
@@ -82,8 +82,8 @@ def load(
     return Loaded(**vars(found), params=params)
 
 
-def _keep(found: Description, keep: tuple[int, ...]) -> Description:
-    """The description of the kept layers alone."""
+def keep_layers(found: Description, keep: tuple[int, ...]) -> Description:
+    """The description of the kept layers alone. Raises UserError for layers that are not there."""
     num_layers = found.config.num_layers
     if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < num_layers:
         raise UserError(

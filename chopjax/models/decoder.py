@@ -322,7 +322,8 @@ def _training_mix(
     A window is static in every kernel that skips work for it, so that layers of several windows
     choose between as many programs.
     """
-    windows = tuple(dict.fromkeys(each.window for each in config.kinds))
+    # A model of no layers, as latency times it, has no window.
+    windows = tuple(dict.fromkeys(each.window for each in config.kinds)) or (None,)
     mixes = [
         functools.partial(
             attend,
