@@ -82,8 +82,13 @@ def _of_text(text: Text) -> list[Any]:
 
 def about(settings: ScoreSettings) -> dict[str, Any]:
     """The settings that all figures of tasks and texts depend on."""
-    shared = ("limit", "num_fewshot", "dtype", "max_length", "bos")
-    return {name: getattr(settings, name) for name in shared}
+    shared = ("num_fewshot", "dtype", "max_length", "bos")
+    return {"limit": limit(settings)} | {name: getattr(settings, name) for name in shared}
+
+
+def limit(settings: ScoreSettings) -> int | float:
+    """Documents of each task: a number, or a share below 1; 0 for all."""
+    return settings.limit if settings.limit < 1 and settings.limit else int(settings.limit)
 
 
 def measure(
@@ -94,7 +99,7 @@ def measure(
         model,
         engine,
         scored.tasks,
-        limit=settings.limit or None,
+        limit=limit(settings) or None,
         add_bos_token=BOS[settings.bos],
         texts=scored.texts,
         **journal,

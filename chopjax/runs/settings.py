@@ -68,7 +68,7 @@ class ScoreSettings:
     without: str = ""  # tasks to leave out of suite and groups, separated by commas
     text: str = ""  # texts whose perplexity is measured, too; several separated by commas
     include_path: str = ""  # folder of further task files (YAML)
-    limit: int = 0  # documents of each task and text at most; 0: all
+    limit: float = 0.0  # documents of each task and text at most, or a share below 1; 0: all
     num_fewshot: int = -1  # examples before each question; -1: what the task says
     max_length: int = 0  # ids that the network may read; 0: the model's context length
     bos: Literal["auto", "yes", "no"] = "auto"  # special tokens around each text of a task
@@ -232,7 +232,10 @@ def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str
             bool(score.tasks or score.suite) or not (score.data_dir or score.without),
             "score.data_dir and score.without: give score.tasks or score.suite with them",
         ),
-        (score.limit >= 0, f"score.limit is {score.limit}: not below 0"),
+        (
+            0 <= score.limit < 1 or (score.limit > 0 and score.limit.is_integer()),
+            f"score.limit is {score.limit}: neither a number of documents nor a share such as 0.1",
+        ),
         (score.max_length >= 0, f"score.max_length is {score.max_length}: not below 0"),
         (score.num_fewshot >= -1, f"score.num_fewshot is {score.num_fewshot}: not below -1"),
         (score.latency_batch >= 1, "score.latency_batch: at least 1 is needed"),

@@ -267,7 +267,10 @@ def _train(
         running: tuple[int, Any] | None = None  # the step that the device works on
         while step < settings.total_steps and not stop.agreed():
             tracer.before(step)
-            state, metrics = train_step(state, frozen, next(feed))
+            batch = next(feed)
+            # A number that came from the host in each step would make the device wait.
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, frozen, batch)
             if running:
                 report(*running)
             running = (step, metrics)

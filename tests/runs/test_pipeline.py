@@ -427,6 +427,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
         ("--schedule=3x5", "at most 2 rounds"),
         ("--config.heal.data.batch_sise=4", "batch_size"),
         ("--config.heal.total_steps=0", "total_steps"),
+        ("--config.score.limit=1.5", "score.limit is 1.5"),
+        ("--config.score.limit=-1", "score.limit is -1"),
     ],
 )
 def test_mistakes_are_named_before_any_work(

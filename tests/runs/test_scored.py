@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from chopjax.runs.scored import headlines, measured_on
+import pytest
+
+from chopjax.runs.scored import headlines, limit, measured_on
+from chopjax.runs.settings import ScoreSettings
 
 RESULTS: dict[str, Any] = {
     "results": {
@@ -35,3 +38,11 @@ def test_every_metric_of_every_task() -> None:
         },
         "texts": {},
     }
+
+
+@pytest.mark.parametrize(("asked", "found"), [(0.0, 0), (100.0, 100), (0.25, 0.25)])
+def test_a_limit_is_a_number_or_a_share(asked: float, found: float) -> None:
+    """A whole number stays one: figures that were measured with it are known by it."""
+    value = limit(ScoreSettings(limit=asked))
+    assert value == found
+    assert type(value) is type(found)
