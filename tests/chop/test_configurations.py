@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from chopjax.chop import configurations as c
 from chopjax.errors import UserError
+from chopjax.keep import removed
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_twelve_of_24(strategy, expected):
 def test_published_keep_lists():
     assert c.input_side(32, 16) == (0, *range(17, 32))  # Llama-2-7B at half, Just CHOP
     for remove in range(1, 31):  # Deeper Layers: L-1-n..L-2 go
-        assert c.removed(c.deepest(32, remove), 32) == tuple(range(31 - remove, 31))
+        assert removed(c.deepest(32, remove), 32) == tuple(range(31 - remove, 31))
     for k in (1, 2, 12, 24):  # Why Lift: GPT-2 XL's 48 layers
         assert c.first(48, 48 - k) == tuple(range(k))
 
@@ -65,11 +66,11 @@ def test_just_chop_keeps_both_ends(size, strategy):
 @given(sizes)
 def test_removed_blocks_lie_where_they_should(size):
     layers, remove = size
-    gone = c.removed(c.middle(layers, remove), layers)
+    gone = removed(c.middle(layers, remove), layers)
     assert gone == tuple(range(gone[0], gone[0] + remove))
     before, after = gone[0], layers - 1 - gone[-1]
     assert after - before in (0, 1)
-    gone = c.removed(c.both_sides(layers, remove), layers)
+    gone = removed(c.both_sides(layers, remove), layers)
     near_input = sum(1 for layer in gone if layer <= remove)
     if remove <= (layers - 2) // 2:  # the two blocks cannot touch
         assert near_input - (remove - near_input) in (0, 1)
@@ -151,40 +152,3 @@ def test_fractions_go_to_the_nearest_layer(layers, fraction):
         assert exact <= Fraction(1, 2) or exact > layers - Fraction(1, 2)
         return
     assert -Fraction(1, 2) <= count - exact < Fraction(1, 2)
-
-
-def test_parse_keep():
-    assert c.parse_keep("0,13-23", 24) == (0, *range(13, 24))
-    assert c.parse_keep(" 0 , 2 - 4,7", 8) == (0, 2, 3, 4, 7)
-    assert c.parse_keep("5-5", 8) == (5,)
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("0,24", "no layer 24.*0-23"),
-        ("0,13-99999999999999", "no layer 99999999999999"),
-        ("23-13", "backwards; write 13-23"),
-        ("0,0", "layer 0 stands twice"),
-        ("0-5,3-8", "layer 3 stands twice"),
-        ("5,2", "layer 2 comes after 5"),
-        ("0-23", "nothing would be removed"),
-        ("", "not a layer"),
-        ("0,,2", "not a layer"),
-        ("0,-1", "not a layer"),
-        ("0:3", "not a layer"),
-        ("1.5", "not a layer"),
-    ],
-)
-def test_keep_lists_that_are_wrong(text, complaint):
-    with pytest.raises(UserError, match=complaint):
-        c.parse_keep(text, 24)
-
-
-@given(st.integers(2, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
-def test_ranges_round_trip(case):
-    layers, kept = case
-    keep = tuple(sorted(kept))
-    assert sorted((*keep, *c.removed(keep, layers))) == list(range(layers))
-    if 0 < len(keep) < layers:
-        assert c.parse_keep(c.ranges(keep), layers) == keep
