@@ -131,7 +131,7 @@ def test_rope_is_that_of_transformers_or_refused(kind: str, key: str) -> None:
     for value in NUMBERS:
         scaling = given | {key: value}
         try:
-            rope = translate(raw | {"rope_parameters": dict(scaling)})[1].rope
+            rope = translate(raw | {"rope_parameters": dict(scaling)})[1].layers[0].rope
         except UserError:
             continue
         assert rope is not None
