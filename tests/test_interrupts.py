@@ -124,7 +124,9 @@ with interrupts.program("chopjax train"):
 
 
 def test_work_that_saves_has_its_time() -> None:
-    process = start(DEFERRED.format("time.sleep(interrupts.PATIENCE_SECONDS + 1); print('saved')"))
+    process = start(
+        DEFERRED.format("time.sleep(interrupts.PATIENCE_SECONDS + 1); print('saved', flush=True)")
+    )
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert out == "asked\nsaved\n"
@@ -190,11 +192,11 @@ time.sleep(interrupts.PATIENCE_SECONDS + 1)  # in which nobody ends the process
     process.send_signal(signal.SIGINT)
     if announced:
         assert process.stdout.readline() == "asked\n"
+        assert process.stderr is not None
+        assert [process.stderr.readline() for _ in range(2)] == ["\n", "Ctrl-C: saving\n"]
         process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "caught\n"
-    code, err = end_of(process)
-    assert code == 0
-    assert err == ("\nCtrl-C: saving\n" if announced else "")
+    assert end_of(process) == (0, "")
 
 
 def test_processes_go_with_the_one_that_started_them(tmp_path: Path) -> None:

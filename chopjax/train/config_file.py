@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.machinery
 import importlib.util
 import re
 import sys
@@ -18,6 +19,13 @@ from chopjax.errors import UserError, did_you_mean
 from chopjax.train.settings import MOST
 
 
+class _Recipe(importlib.machinery.SourceFileLoader):
+    """Leaves no __pycache__ beside a user's file."""
+
+    def set_data(self, *data: object, **mode: object) -> None:
+        pass
+
+
 def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     """Run a recipe and apply overrides ("data.batch_size=8") to it.
 
@@ -27,14 +35,17 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     path = expanded(file)
     if not path.is_file():
         raise UserError(f"--config {file}: no such file")
-    spec = importlib.util.spec_from_file_location(f"chopjax_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UserError(f"--config {file}: not a Python file (.py)")
+    name = f"chopjax_recipe_{path.stem}"
+    loader = _Recipe(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     try:
         # What a recipe prints must not stand in the JSON that a verb prints.
         with contextlib.redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
+            loader.exec_module(module)
     except SyntaxError as error:
         line = f"line {error.lineno}: " if error.lineno else ""
         raise UserError(f"--config {file}: {line}{error.msg}") from error

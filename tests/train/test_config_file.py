@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,13 @@ def test_fields_that_cannot_be(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(load_config(write(tmp_path, f"{HEAD}    with config.unlocked():\n        {line}\n"
                                          "    return config")))  # fmt: skip
+
+
+def test_nothing_is_left_beside_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = write(tmp_path, HEAD + "    return config\n")
+    assert load_config(str(path)).model == "m"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_a_recipe_prints_is_not_in_the_way(

@@ -92,8 +92,11 @@ def test_another_run_in_the_same_folder_has_another_id(tmp_path: Path, runs: lis
     other = begin("p", {"seed": 1, "log": {"profile": ""}}, 0)
     assert other != first
     assert begin("q", {"seed": 1, "log": {"profile": ""}}, 0) not in (first, other)
-    (tmp_path / "wandb_run.json").write_text('{"id": 5, "project": "p", "config": []}')
-    assert begin("p", {}, 3) not in (first, other, "5")
+    odd = '{"id": 5, "project": "p", "config": []}'
+    (tmp_path / "wandb_run.json").write_text(odd)
+    with pytest.raises(UserError, match=r"wandb_run\.json: not what a training run writes"):
+        begin("p", {}, 3)
+    assert (tmp_path / "wandb_run.json").read_text() == odd
 
 
 def test_without_wandb_the_error_comes_first(
