@@ -60,8 +60,8 @@ BESIDE = """
 DAMAGE = ("checkpoints/2/",)
 # What verbs import when they begin.
 MODULES = """
-pipeline sweep analysis commands.latency commands.score data.prepare report.task_rendering
-score.latency_models score.texts chop.stream checkpoint.export
+runs.pipeline runs.sweep chop.analysis commands.latency commands.score data.prepare
+report.task_rendering latency.models score.texts chop.stream checkpoint.export
 """.split()
 
 
