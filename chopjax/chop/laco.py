@@ -15,7 +15,7 @@ import numpy as np
 from chopjax import interrupts
 from chopjax.chop.calibration import Batch, positions, real_tokens
 from chopjax.chop.importance import Protect
-from chopjax.chop.merge import Recipe, bases, collapse, matrix, plain
+from chopjax.chop.merge import Recipe, collapse, matrix, plain
 from chopjax.chop.prefixes import advance, embed
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
@@ -119,11 +119,6 @@ def blend_params(params: Params, weights_RL: jax.Array) -> Params:
         return mixed.astype(stacked.dtype)
 
     return params | {"blocks": jax.tree.map(blend, params["blocks"])}
-
-
-def merge_params(params: Params, recipe: Recipe, num_layers: int) -> Params:
-    """The parameters of a recipe's result."""
-    return blend_params(params, matrix(recipe, num_layers)[: len(bases(recipe))])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))

@@ -19,7 +19,7 @@ from chopjax.checkpoint.load import load
 from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.calibration import make_batches
 from chopjax.chop.importance import Protect
-from chopjax.chop.laco import laco, merge_params
+from chopjax.chop.laco import blend_params, laco
 from chopjax.chop.merge import (
     average,
     average_most_similar,
@@ -102,7 +102,9 @@ def test_memory_and_files_agree(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "m")), bases(recipe), tmp_path / "out", "test", {},
         recipe=recipe,
     )  # fmt: skip
-    merged = flatten_dict(merge_params(load(str(tmp_path / "m")).params, recipe, LAYERS), sep="/")
+    weights_RL = matrix(recipe, LAYERS)[: len(bases(recipe))]
+    blended = blend_params(load(str(tmp_path / "m")).params, weights_RL)
+    merged = flatten_dict(blended, sep="/")
     written = flatten_dict(load(str(tmp_path / "out")).params, sep="/")
     assert merged.keys() == written.keys()
     for path, array in merged.items():
