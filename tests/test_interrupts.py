@@ -153,20 +153,19 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 def test_an_error_of_a_thread_whose_files_went_is_not_shown(tmp_path: Path) -> None:
     process = start(f"""
-import shutil
+from chopjax.disk.atomic import new_folder
 out = Path({str(tmp_path / "out")!r})
-with interrupts.program("chopjax"), interrupts.at_end(lambda: shutil.rmtree(out)):
-    out.mkdir()
+with interrupts.program("chopjax"), new_folder(out, "dig") as half:
     ready()
     for number in range(10**9):
-        (out / str(number % 100)).write_text("")
+        (half / str(number % 100)).write_text("")
 """)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
     code, err = end_of(process)
     assert code == 130
     assert err == "chopjax: interrupted; the same command starts again\n"
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("announced", [False, True])

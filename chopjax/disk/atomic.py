@@ -180,12 +180,21 @@ def _locked_folder(final: Path, verb: str) -> Iterator[Path]:
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with interrupts.at_end(lambda: shutil.rmtree(temporary, ignore_errors=True)):
+        with interrupts.at_end(lambda: _remove_in_use(temporary)):
             mark_new(temporary, verb)
             yield temporary
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_in_use(folder: Path) -> None:
+    """Remove a folder into which other threads still write: under a name that they do not know, so
+    that nothing new gets in."""
+    unknown = folder.with_name(f"{folder.name[:-8]}{secrets.token_hex(4)}")
+    folder.rename(unknown)
+    for _ in range(2):  # a file that was being created at that moment
+        shutil.rmtree(unknown, ignore_errors=True)
 
 
 def _remove_leftovers(final: Path, verb: str) -> None:
