@@ -48,7 +48,7 @@ from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.families import translate
-from chopjax.models.loss import cross_entropy
+from chopjax.models.head import head_of, logits
 
 RANDOM = {
     "model_type": "llama",
@@ -83,7 +83,7 @@ def main() -> int:
 
     def ours() -> list[int]:
         nonlocal blocks
-        prefixes = Prefixes(params, config, COMPUTE, batches, cross_entropy)
+        prefixes = Prefixes(params, config, COMPUTE, batches)
         removals = sleb(prefixes, remove, protected)
         blocks = prefixes.blocks_run // len(batches)
         return [removal.layer for removal in removals]
@@ -179,16 +179,16 @@ def compiled_loss(params: Any, config: Any, batches: Sequence[Batch], keep: Keep
 def whole(params: Any, batch: Batch, layers_L: Any, count: Any, config: Any) -> jax.Array:
     hidden_BTD = embed(params, batch, config, COMPUTE)
     hidden_BTD = advance(params, hidden_BTD, layers_L, 0, count, config, COMPUTE)
-    return loss_sum(params, hidden_BTD, batch, config, COMPUTE, cross_entropy)
+    return loss_sum(params, hidden_BTD, batch, config, COMPUTE)
 
 
 def looped_loss(params: Any, config: Any, batches: Sequence[Batch]) -> Callable[[Keep], float]:
     @functools.partial(jax.jit, static_argnames="config")
     def run(params: Any, batch: Batch, config: Any) -> jax.Array:
         hidden = decoder.hidden_states(params, config, COMPUTE, batch.tokens_BT)
-        logits = hidden @ decoder.head_kernel(params, config)
+        logits_BTV = logits(head_of(params, config), hidden)
         targets, weights = predictions(batch)
-        log_p = jax.nn.log_softmax(logits, axis=-1)
+        log_p = jax.nn.log_softmax(logits_BTV, axis=-1)
         return -(jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0] * weights).sum()
 
     def loss(keep: Keep) -> float:

@@ -27,7 +27,7 @@ from chopjax.keep import Keep, parse_keep
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.linear import linear
+from chopjax.models.head import head_of, logits
 from chopjax.models.loss import cross_entropy
 from chopjax.models.mesh import shardings
 from chopjax.models.parameters import Params
@@ -151,9 +151,7 @@ class Decoder(Branch):
         hidden_BTE = decoder.hidden_states(
             params, self.config, self.compute, tokens_BT, segments_BT, positions_BT
         )
-        with jax.default_matmul_precision(self.compute.precision):
-            logits_BTV = linear(hidden_BTE, decoder.head_kernel(params, self.config))
-        return logits_BTV.astype(jnp.float32)
+        return logits(head_of(params, self.config), hidden_BTE)
 
     def loss(
         self,
@@ -174,8 +172,8 @@ class Decoder(Branch):
         if weights_BT is None:
             weights_BT = jnp.ones(targets_BT.shape, jnp.float32)
         weights_BT = weights_BT / jnp.maximum(weights_BT.sum(), 1)
-        kernel_EV = decoder.head_kernel(params, self.config)
-        return cross_entropy(hidden_BTE, kernel_EV, targets_BT, weights_BT)[0]
+        head = head_of(params, self.config)
+        return cross_entropy(hidden_BTE, head, targets_BT, weights_BT)[0]
 
 
 def _kept(keep: str | Sequence[int] | None, num_layers: int) -> Keep | None:

@@ -42,7 +42,6 @@ from chopjax.models import mesh as meshes
 from chopjax.models import parameters
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
 from chopjax.progress import over, progress, say
 
@@ -217,10 +216,10 @@ def measure(
     if "taylor" in wanted:
         say("Taylor importance: one backward pass")
         seen = over(batches, "Taylor importance", "batches")
-        measures["taylor"] = _plain(taylor(params, config, compute, seen, cross_entropy))
+        measures["taylor"] = _plain(taylor(params, config, compute, seen))
     if not {"perplexity", "sleb", "choices"} & set(wanted):
         return {"measures": measures}
-    prefixes = Prefixes(params, config, compute, batches, cross_entropy)
+    prefixes = Prefixes(params, config, compute, batches)
     whole = tuple(range(L))
     with progress("whole model", prefixes.num_batches, "runs") as bar:
         parent_loss = prefixes.losses([whole], done=bar.advance)[whole]

@@ -5,16 +5,12 @@ Axes: B batch, T time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-# hidden_BTE, kernel_EV, targets_BT, weights_BT → Σ w·nll in nats (and a second value, not read):
-# models/loss.py's cross_entropy, given by the caller since that room stands below this one.
-CrossEntropy = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Batch(NamedTuple):

@@ -131,7 +131,7 @@ def _cosines(
     compute: Compute,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ over tokens of the cosine after the final norm, and the number of tokens."""
-    finish = decoder.steps(params, config, compute, positions(batch)).finish
+    finish = decoder.parts(params, config, compute, positions(batch)).finish
     a_BTE, b_BTE = (finish(x).astype(jnp.float32) for x in (one_BTD, other_BTD))
     norms_BT = jnp.linalg.norm(a_BTE, axis=-1) * jnp.linalg.norm(b_BTE, axis=-1)
     cosine_BT = (a_BTE * b_BTE).sum(axis=-1) / jnp.maximum(norms_BT, 1e-30)

@@ -21,7 +21,6 @@ import numpy as np
 
 from chopjax.chop.calibration import (
     Batch,
-    CrossEntropy,
     positions,
     predicted_tokens,
     predictions,
@@ -30,6 +29,8 @@ from chopjax.keep import Keep
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
+from chopjax.models.head import head_of
+from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
 
 
@@ -42,12 +43,10 @@ class Prefixes:
         config: ModelConfig,
         compute: Compute,
         batches: Sequence[Batch],
-        cross_entropy: CrossEntropy,
     ):
         self.num_layers = config.num_layers
         self.blocks_run = 0  # layers run so far, each on the whole calibration set
         self._params, self._config, self._compute = params, config, compute
-        self._cross_entropy = cross_entropy
         self._batches = batches
         self._tokens = predicted_tokens(batches)
         # For each batch: prefix of a keep list → hidden_BTD after these layers.
@@ -112,9 +111,7 @@ class Prefixes:
         return hidden_BTD
 
     def _loss(self, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
-        return loss_sum(
-            self._params, hidden_BTD, batch, self._config, self._compute, self._cross_entropy
-        )
+        return loss_sum(self._params, hidden_BTD, batch, self._config, self._compute)
 
     def forget(self, useful: Collection[Keep]) -> None:
         """Drop the states with which none of the lists in `useful` begins."""
@@ -136,7 +133,7 @@ class Prefixes:
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def embed(params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> jax.Array:
     """What enters the first layer, hidden_BTD."""
-    return decoder.steps(params, config, compute, positions(batch)).embed(batch.tokens_BT)
+    return decoder.parts(params, config, compute, positions(batch)).embed(batch.tokens_BT)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
@@ -151,30 +148,29 @@ def advance(
 ) -> jax.Array:
     """hidden_BTD after layers_L[start], …, layers_L[stop - 1]."""
     positions_BT = jnp.arange(hidden_BTD.shape[1], dtype=jnp.int32)[None]
-    steps = decoder.steps(params, config, compute, positions_BT)
+    parts = decoder.parts(params, config, compute, positions_BT)
 
     def one(place: jax.Array, hidden_BTD: jax.Array) -> jax.Array:
         def pick(stacked: jax.Array) -> jax.Array:
             return jax.lax.dynamic_index_in_dim(stacked, layers_L[place], keepdims=False)
 
-        return steps.block(hidden_BTD, jax.tree.map(pick, steps.stack))
+        return parts.block(hidden_BTD, jax.tree.map(pick, parts.stack))
 
     return jax.lax.fori_loop(start, stop, one, hidden_BTD)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "cross_entropy"))
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
 def loss_sum(
     params: Params,
     hidden_BTD: jax.Array,
     batch: Batch,
     config: ModelConfig,
     compute: Compute,
-    cross_entropy: CrossEntropy,
 ) -> jax.Array:
     """Σ of the nats of all predicted tokens, from what leaves the last layer."""
-    steps = decoder.steps(params, config, compute, positions(batch))
-    kernel_EV = decoder.head_kernel(params, config)
-    return cross_entropy(steps.finish(hidden_BTD), kernel_EV, *predictions(batch))[0]
+    parts = decoder.parts(params, config, compute, positions(batch))
+    head = head_of(params, config)
+    return cross_entropy(parts.finish(hidden_BTD), head, *predictions(batch))[0]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

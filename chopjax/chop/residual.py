@@ -80,7 +80,7 @@ def measure_residual(
 def _sums(
     params: Params, batch: Batch, config: ModelConfig, compute: Compute, every_token: bool
 ) -> dict[str, jax.Array]:
-    steps = decoder.steps(params, config, compute, positions(batch))
+    parts = decoder.parts(params, config, compute, positions(batch))
     real_BT = real_tokens(batch)
     last_B = jnp.maximum(batch.lengths_B - 1, 0)
 
@@ -90,15 +90,15 @@ def _sums(
         return _unit(x_BTD.astype(jnp.float32))
 
     def step(x_BTD: jax.Array, layer: decoder.Layer) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        after_BTD = steps.block(x_BTD, layer)
+        after_BTD = parts.block(x_BTD, layer)
         before, after = x_BTD.astype(jnp.float32), after_BTD.astype(jnp.float32)
         turn_BT = jnp.square(_unit(after) - _unit(before)).sum(axis=-1) / 2  # 1 - cos
         size_BT = _norm(after - before) / jnp.maximum(_norm(after), _TINY)
         sums = (jnp.sum(x_BT, where=real_BT) for x_BT in (turn_BT, size_BT[..., 0]))
         return after_BTD, (chosen(after_BTD), *sums)
 
-    first_BTD = steps.embed(batch.tokens_BT)
-    _, (later_LBSD, turn_L, magnitude_L) = jax.lax.scan(step, first_BTD, steps.stack)
+    first_BTD = parts.embed(batch.tokens_BT)
+    _, (later_LBSD, turn_L, magnitude_L) = jax.lax.scan(step, first_BTD, parts.stack)
     unit_MBSD = jnp.concatenate([chosen(first_BTD)[None], later_LBSD])
     counted_BS = real_BT if every_token else (batch.lengths_B > 0)[:, None]
 

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from chopjax import interrupts
-from chopjax.chop.calibration import Batch, CrossEntropy, positions, predictions
+from chopjax.chop.calibration import Batch, positions, predictions
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Layer
+from chopjax.models.head import head_of
+from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
 
 
@@ -26,7 +28,6 @@ def taylor(
     config: ModelConfig,
     compute: Compute,
     batches: Iterable[Batch],
-    cross_entropy: CrossEntropy,
 ) -> np.ndarray:
     """Σ|w·∂loss/∂w| over all weights of each layer, [L] float64; the mean over batches.
 
@@ -37,37 +38,36 @@ def taylor(
     scores = []
     for batch in batches:
         interrupts.check()
-        found = _scores(params, batch, config, compute, cross_entropy)
+        found = _scores(params, batch, config, compute)
         scores.append(np.asarray(found, np.float64))
     return np.mean(scores, axis=0)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "cross_entropy"))
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
 def _scores(
     params: Params,
     batch: Batch,
     config: ModelConfig,
     compute: Compute,
-    cross_entropy: CrossEntropy,
 ) -> jax.Array:
     """The backward pass by hand, a layer at a time: a layer's gradient is summed up and dropped, so
     that there is never a second copy of the parameters."""
-    steps = decoder.steps(params, config, compute, positions(batch))
+    parts = decoder.parts(params, config, compute, positions(batch))
     targets_BT, weights_BT = predictions(batch)
     weights_BT /= jnp.maximum(weights_BT.sum(), 1)
 
     def forward(x_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
-        return steps.block(x_BTD, layer), x_BTD
+        return parts.block(x_BTD, layer), x_BTD
 
     def loss(x_BTD: jax.Array) -> jax.Array:
-        kernel_EV = decoder.head_kernel(params, config)
-        return cross_entropy(steps.finish(x_BTD), kernel_EV, targets_BT, weights_BT)[0]
+        head = head_of(params, config)
+        return cross_entropy(parts.finish(x_BTD), head, targets_BT, weights_BT)[0]
 
     def backward(d_BTD: jax.Array, inputs: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
         x_BTD, layer = inputs
 
         def block(x_BTD: jax.Array, params: Params) -> jax.Array:
-            return steps.block(x_BTD, layer._replace(params=params))
+            return parts.block(x_BTD, layer._replace(params=params))
 
         _, pull = jax.vjp(block, x_BTD, layer.params)
         d_BTD, d_params = pull(d_BTD)
@@ -76,9 +76,9 @@ def _scores(
         )
         return d_BTD, jnp.stack(jax.tree.leaves(products)).sum()
 
-    last_BTD, entering_LBTD = jax.lax.scan(forward, steps.embed(batch.tokens_BT), steps.stack)
+    last_BTD, entering_LBTD = jax.lax.scan(forward, parts.embed(batch.tokens_BT), parts.stack)
     _, scores_L = jax.lax.scan(
-        backward, jax.grad(loss)(last_BTD), (entering_LBTD, steps.stack), reverse=True
+        backward, jax.grad(loss)(last_BTD), (entering_LBTD, parts.stack), reverse=True
     )
     return scores_L
 

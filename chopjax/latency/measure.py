@@ -20,8 +20,9 @@ from chopjax import interrupts
 from chopjax.compilation import compiled
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import head_kernel, hidden_states
+from chopjax.models.decoder import hidden_states
 from chopjax.models.flops import decode_per_token, forward_per_token
+from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import Params
 from chopjax.score.generation import STRIDE, decode, prefill
 
@@ -127,17 +128,13 @@ def _forward(
     """Of every position the logarithm of the sum of its exponentiated logits [B, T]: the least
     that needs them all, without keeping them."""
     hidden_BTE = hidden_states(params, config, compute, tokens_BT)
-    kernel_EV = head_kernel(params, config).astype(compute.dtype)
+    head = head_of(params, config)
     B, T, E = hidden_BTE.shape
     most = max(1, LOGITS // (B * config.vocab_size))
     C = max(size for size in range(1, T + 1) if T % size == 0 and size <= most)
 
     def chunk(hidden_BCE: jax.Array) -> jax.Array:
-        with jax.default_matmul_precision(compute.precision):
-            logit_BCV = jnp.einsum(
-                "BCE,EV->BCV", hidden_BCE, kernel_EV, preferred_element_type=jnp.float32
-            )
-        return jax.nn.logsumexp(logit_BCV, axis=-1)
+        return jax.nn.logsumexp(logits(head, hidden_BCE), axis=-1)
 
     chunks = jnp.moveaxis(hidden_BTE.reshape(B, T // C, C, E), 1, 0)
     return jnp.moveaxis(jax.lax.map(chunk, chunks), 0, 1).reshape(B, T)

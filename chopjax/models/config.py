@@ -74,6 +74,9 @@ class ModelConfig:
     qk_norm: Norm | None = None  # over each head's H numbers of queries and keys, before RoPE
     norm_place: Literal["before", "residual"] = "before"  # residual: OPT-350m's, after the sum
     final_norm: bool = True
+    head_bias: bool = False
+    logit_scale: float = 1.0  # multiplies the logits
+    logit_cap: float | None = None  # c: logits are c·tanh(logits / c)
     embed_projection: int | None = None  # E: OPT's word_embed_proj_dim where it differs from D
     bos_token_id: int | None = None
     eos_token_id: int | None = None  # where config.json lists several, the first

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from chopjax.models import masked_attention, parameters, positions
+from chopjax.models import parameters, positions
 from chopjax.models.attention import Scores, attend
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
 from chopjax.models.linear import project
-from chopjax.models.masked_attention import Reach, attend_visible
+from chopjax.models.masked_attention import LayerPast, Reach, attend_visible
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, constrain
 from chopjax.models.parameters import Params
 from chopjax.models.remat import is_kept, kept
@@ -65,7 +65,7 @@ class Past(NamedTuple):
     positions_BS: jax.Array  # int32: of these tokens in their text
 
 
-class Steps(NamedTuple):
+class Parts(NamedTuple):
     """A forward pass taken apart, for those who look at the residual stream between blocks.
 
     `hidden_states` is finish(block(… block(embed(tokens_BT), layer 0) …, layer L-1)).
@@ -112,25 +112,25 @@ def hidden_states(
     """
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-    parts = steps(params, config, compute, positions_BT, segments_BT)
+    taken = parts(params, config, compute, positions_BT, segments_BT)
 
     def step(hidden_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        return parts.block(hidden_BTD, layer), None
+        return taken.block(hidden_BTD, layer), None
 
     if compute.remat != "none":
         step = jax.checkpoint(step, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
-    hidden_BTD, _ = jax.lax.scan(step, parts.embed(tokens_BT), parts.stack)
-    return parts.finish(hidden_BTD)
+    hidden_BTD, _ = jax.lax.scan(step, taken.embed(tokens_BT), taken.stack)
+    return taken.finish(hidden_BTD)
 
 
-def steps(
+def parts(
     params: Params,
     config: ModelConfig,
     compute: Compute,
     positions_BT: jax.Array,
     segments_BT: jax.Array | None = None,
-) -> Steps:
-    """The forward pass over rows with these positions, taken apart; see Steps.
+) -> Parts:
+    """The forward pass over rows with these positions, taken apart; see Parts.
 
     compute.remat is not read: who differentiates decides.
     """
@@ -149,7 +149,7 @@ def steps(
         with jax.default_matmul_precision(compute.precision):
             return _finish(params, config, hidden_BTD)
 
-    return Steps(embed, block, finish, stack(params, config))
+    return Parts(embed, block, finish, stack(params, config))
 
 
 def stack(params: Params, config: ModelConfig) -> Layer:
@@ -171,7 +171,7 @@ def extend(
 
     visible_BTT: bool, [b, t, s]: token t sees token s of its row. Every token must see itself.
     Returns what `hidden_states` returns, and the new tokens' keys (rotated) and values, both
-    [L, B, T, K, H], from which a later past is made. compute.remat and compute.attention are not
+    [L, B, T, K, H], which a Past of later tokens holds. compute.remat and compute.attention are not
     read.
     """
     rotations = _rotations(config, positions_BT)
@@ -186,9 +186,7 @@ def extend(
             fresh.append((key, value))
             seen = None
             if past is not None:
-                seen = masked_attention.Past(
-                    before[0], before[1], past.visible_BS, past.positions_BS
-                )
+                seen = LayerPast(before[0], before[1], past.visible_BS, past.positions_BS)
             return attend_visible(query, key, value, visible_BTT, seen, reach)
 
         return _block(layer, config, hidden_BTD, rotations, mix), fresh[0]
@@ -197,11 +195,6 @@ def extend(
         hidden_BTD = _embed(params["embed"], config, compute, tokens_BT, positions_BT)
         hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, (stack(params, config), before_L))
         return _finish(params, config, hidden_BTD), fresh
-
-
-def head_kernel(params: Params, config: ModelConfig) -> jax.Array:
-    """[E, V]: logits are hidden_BTE @ kernel_EV. A tied head is the embedding table transposed."""
-    return params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
 
 
 # --------------------------------------------------------------------------- Parts of the above

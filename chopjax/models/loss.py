@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from chopjax.models.head import Head, before_form, logits, matmul
 from chopjax.models.mesh import BATCH_AXES
 
 CHUNK = 512
@@ -31,7 +32,7 @@ CHUNK = 512
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
     hidden_BTE: jax.Array,
-    kernel_EV: jax.Array,
+    head: Head,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     z_loss: float = 0.0,
@@ -45,31 +46,31 @@ def cross_entropy(
     Only the first value has a gradient, and only with respect to hidden states and head.
     z_loss: PaLM's auxiliary loss (arXiv 2204.02311, section 5).
     """
-    losses_BT, log_z_BT = _token_losses(hidden_BTE, kernel_EV, targets_BT, chunk)
+    losses_BT, log_z_BT = _token_losses(hidden_BTE, head, targets_BT, chunk)
     nll = jnp.sum(weights_BT * losses_BT)
     return nll + z_loss * jnp.sum(weights_BT * jnp.square(log_z_BT)), nll
 
 
 def token_losses(
-    hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array, chunk: int = CHUNK
+    hidden_BTE: jax.Array, head: Head, targets_BT: jax.Array, chunk: int = CHUNK
 ) -> jax.Array:
     """-log p(target) of every token in nats, [B, T] float32. Forward only."""
-    return _token_losses(hidden_BTE, kernel_EV, targets_BT, chunk)[0]
+    return _token_losses(hidden_BTE, head, targets_BT, chunk)[0]
 
 
 def _token_losses(
-    hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array, chunk: int
+    hidden_BTE: jax.Array, head: Head, targets_BT: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    rows, tensor = _axes(kernel_EV)
+    rows, tensor = _axes(head)
 
     def local(
-        hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array
+        hidden_BTE: jax.Array, head: Head, targets_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        kernel_EV = kernel_EV.astype(hidden_BTE.dtype)
+        head = _cast(head, hidden_BTE)
 
         def one(carry: None, xs: tuple[jax.Array, ...]) -> tuple[None, Any]:
             hidden_CE, targets_C = xs
-            _, log_z_C, target_C, _ = _logits(hidden_CE, targets_C, kernel_EV, tensor)
+            _, log_z_C, target_C, _ = _logits(hidden_CE, targets_C, head, tensor)
             return carry, (log_z_C - target_C, log_z_C)
 
         chunks = _chunked(chunk, hidden_BTE, targets_BT)
@@ -77,37 +78,36 @@ def _token_losses(
         shape = targets_BT.shape
         return _unchunked(losses_GC, shape), _unchunked(log_z_GC, shape)
 
-    kernel_spec = PartitionSpec(None, tensor)
-    return _on_mesh(local, (rows, kernel_spec, rows), (rows, rows))(
-        hidden_BTE, kernel_EV, targets_BT
+    return _on_mesh(local, (rows, _specs(head, tensor), rows), (rows, rows))(
+        hidden_BTE, head, targets_BT
     )
 
 
 def _forward(
     hidden_BTE: jax.Array,
-    kernel_EV: jax.Array,
+    head: Head,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
     z_loss: float,
     chunk: int,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Head]]:
     """The two sums, and the gradients of the first by hidden states and head."""
-    rows, tensor = _axes(kernel_EV)
+    rows, tensor = _axes(head)
     mesh = jax.sharding.get_abstract_mesh()
     # Where there is nothing to sum, a reduce-scatter would be a copy of the head's gradient.
     shared = not mesh.empty and any(mesh.shape[axis] > 1 for axis in BATCH_AXES)
-    split_E = shared and kernel_EV.shape[0] % mesh.shape["fsdp"] == 0
+    split_E = shared and head.kernel_EV.shape[0] % mesh.shape["fsdp"] == 0
 
     def local(
-        hidden_BTE: jax.Array, kernel_EV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        hidden_BTE: jax.Array, head: Head, targets_BT: jax.Array, weights_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Head]:
         wide = jnp.promote_types(jnp.float32, hidden_BTE.dtype)
-        head_EV = kernel_EV.astype(hidden_BTE.dtype)
+        narrow = _cast(head, hidden_BTE)
 
         def one(sums: Any, xs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
-            total, nll, d_kernel_EV = sums
+            total, nll, d_head = sums
             hidden_CE, targets_C, weights_C = xs
-            logits_CV, log_z_C, target_C, column_C = _logits(hidden_CE, targets_C, head_EV, tensor)
+            logits_CV, log_z_C, target_C, column_C = _logits(hidden_CE, targets_C, narrow, tensor)
             nll_C = weights_C * (log_z_C - target_C)
             total += jnp.sum(nll_C + weights_C * z_loss * jnp.square(log_z_C))
             # ∂/∂logits of w·(log Z - target + z·log²Z) = w·((1 + 2·z·log Z)·softmax - [target])
@@ -117,66 +117,66 @@ def _forward(
             softmax_CV = jnp.exp(logits_CV - log_z_C[:, None])
             is_target_CV = jnp.arange(logits_CV.shape[1]) == column_C[:, None]
             d_logits_CV = softmax_CV * scale_C[:, None] - is_target_CV * weights_C[:, None]
-            d_logits_CV = d_logits_CV.astype(hidden_CE.dtype)
-            d_hidden_CE = _matmul("EV,CV->EC", head_EV, d_logits_CV).T
+            d_logits_CV = before_form(head, logits_CV, d_logits_CV).astype(hidden_CE.dtype)
+            d_hidden_CE = matmul("EV,CV->EC", narrow.kernel_EV, d_logits_CV).T
             # Transposed here and not inside the product, which processors are slow at.
             hidden_EC = jax.lax.optimization_barrier(hidden_CE.T)
-            d_kernel_EV += _matmul("EC,CV->EV", hidden_EC, d_logits_CV)
-            return (total, nll + jnp.sum(nll_C), d_kernel_EV), d_hidden_CE
+            d_kernel_EV = d_head.kernel_EV + matmul("EC,CV->EV", hidden_EC, d_logits_CV)
+            d_head = d_head.replace(kernel_EV=d_kernel_EV)
+            if head.bias_V is not None:
+                d_head = d_head.replace(bias_V=d_head.bias_V + d_logits_CV.sum(0, wide))
+            return (total, nll + jnp.sum(nll_C), d_head), d_hidden_CE
 
         zero = jnp.zeros((), wide)
-        start = (zero, zero, jnp.zeros(kernel_EV.shape, wide))
+        start = (zero, zero, jax.tree.map(lambda x: jnp.zeros(x.shape, wide), head))
         chunks = _chunked(chunk, hidden_BTE, targets_BT, weights_BT.astype(wide))
-        (total, nll, d_kernel_EV), d_hidden_GCE = jax.lax.scan(one, start, chunks)
+        (total, nll, d_head), d_hidden_GCE = jax.lax.scan(one, start, chunks)
         d_hidden_BTE = _unchunked(d_hidden_GCE, hidden_BTE.shape)
         if shared:
-            total, nll = jax.lax.psum((total, nll), BATCH_AXES)
+            total, nll, d_bias_V = jax.lax.psum((total, nll, d_head.bias_V), BATCH_AXES)
+            d_kernel_EV = d_head.kernel_EV
             if split_E:
                 d_kernel_EV = jax.lax.psum_scatter(d_kernel_EV, "fsdp", tiled=True)
-                d_kernel_EV = jax.lax.psum(d_kernel_EV, ("slice", "data"))
-            else:
-                d_kernel_EV = jax.lax.psum(d_kernel_EV, BATCH_AXES)
+            d_kernel_EV = jax.lax.psum(d_kernel_EV, ("slice", "data") if split_E else BATCH_AXES)
+            d_head = d_head.replace(kernel_EV=d_kernel_EV, bias_V=d_bias_V)
         if tensor:
             d_hidden_BTE = jax.lax.psum(d_hidden_BTE, tensor)
         return (
             total,
             nll,
             d_hidden_BTE.astype(hidden_BTE.dtype),
-            d_kernel_EV.astype(kernel_EV.dtype),
+            jax.tree.map(lambda d, x: d.astype(x.dtype), d_head, head),
         )
 
-    whole, d_kernel_spec = PartitionSpec(), PartitionSpec("fsdp" if split_E else None, tensor)
-    total, nll, d_hidden_BTE, d_kernel_EV = _on_mesh(
-        local,
-        (rows, PartitionSpec(None, tensor), rows, rows),
-        (whole, whole, rows, d_kernel_spec),
-    )(hidden_BTE, kernel_EV, targets_BT, weights_BT)
-    return (total, nll), (d_hidden_BTE, d_kernel_EV)
+    whole, specs = PartitionSpec(), _specs(head, tensor)
+    d_specs = specs.replace(kernel_EV=PartitionSpec("fsdp" if split_E else None, tensor))
+    total, nll, d_hidden_BTE, d_head = _on_mesh(
+        local, (rows, specs, rows, rows), (whole, whole, rows, d_specs)
+    )(hidden_BTE, head, targets_BT, weights_BT)
+    return (total, nll), (d_hidden_BTE, d_head)
 
 
 def _backward(
     z_loss: float,
     chunk: int,
-    gradients: tuple[jax.Array, jax.Array],
+    gradients: tuple[jax.Array, Head],
     cotangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, None, None]:
-    d_hidden_BTE, d_kernel_EV = gradients
+) -> tuple[jax.Array, Head, None, None]:
     by = cotangents[0]  # float32, which must not widen narrower gradients
-    d_hidden_BTE = (d_hidden_BTE * by).astype(d_hidden_BTE.dtype)
-    return d_hidden_BTE, (d_kernel_EV * by).astype(d_kernel_EV.dtype), None, None
+    return *jax.tree.map(lambda d: (d * by).astype(d.dtype), gradients), None, None
 
 
 cross_entropy.defvjp(_forward, _backward)
 
 
 def _logits(
-    hidden_CE: jax.Array, targets_C: jax.Array, kernel_EV: jax.Array, tensor: str | None
+    hidden_CE: jax.Array, targets_C: jax.Array, head: Head, tensor: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Logits [C, V], log Z [C], the target's logit [C] and its column [C].
 
     V is this device's part of the vocabulary; a column outside of 0 … V-1 is another device's.
     """
-    logits_CV = _matmul("CE,EV->CV", hidden_CE, kernel_EV)
+    logits_CV = logits(head, hidden_CE)
     size, column_C, maximum_C = logits_CV.shape[1], targets_C, logits_CV.max(axis=1)
     if tensor:
         column_C -= jax.lax.axis_index(tensor) * size
@@ -192,24 +192,24 @@ def _logits(
     return logits_CV, maximum_C + jnp.log(z_C), target_C, column_C
 
 
-def _matmul(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """Products of float32 or narrower operands, added up in float32."""
-    return jnp.einsum(
-        equation,
-        left,
-        right,
-        preferred_element_type=jnp.promote_types(jnp.float32, left.dtype),
-        precision="highest" if left.dtype == jnp.float32 else None,
-    )
+def _cast(head: Head, hidden_BTE: jax.Array) -> Head:
+    """The kernel in the hidden states' dtype, once for all chunks."""
+    return head.replace(kernel_EV=head.kernel_EV.astype(hidden_BTE.dtype))
 
 
-def _axes(kernel_EV: jax.Array) -> tuple[PartitionSpec, str | None]:
+def _specs(head: Head, tensor: str | None) -> Any:
+    """How a head is split: its vocabulary over `tensor`."""
+    bias = None if head.bias_V is None else PartitionSpec(tensor)
+    return head.replace(kernel_EV=PartitionSpec(None, tensor), bias_V=bias)
+
+
+def _axes(head: Head) -> tuple[PartitionSpec, str | None]:
     """The spec of rows, and the mesh axis over which the vocabulary is split, if it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return PartitionSpec(), None
     size = mesh.shape["tensor"]
-    split = size > 1 and kernel_EV.shape[1] % size == 0
+    split = size > 1 and head.kernel_EV.shape[1] % size == 0
     return PartitionSpec(BATCH_AXES), "tensor" if split else None
 
 

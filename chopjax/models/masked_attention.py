@@ -24,7 +24,7 @@ MOST_BLOCKS = 16  # every one is compiled by itself
 HIDDEN = -1e30  # score of what is not visible; finite, so that a past without a token weighs 0
 
 
-class Past(NamedTuple):
+class LayerPast(NamedTuple):
     """One layer of decoder.Past. B is 1 where all rows share it."""
 
     key_BSKH: jax.Array
@@ -54,7 +54,7 @@ def attend_visible(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     visible_BTT: jax.Array,
-    past: Past | None = None,
+    past: LayerPast | None = None,
     reach: Reach | None = None,
 ) -> jax.Array:
     """softmax(q·k / √H)·v over the positions that a mask shows, and over a past; [B, T, N, H].
@@ -96,7 +96,7 @@ def _attend(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     visible_BTT: jax.Array,
-    past: Past | None,
+    past: LayerPast | None,
     seen_BTS: jax.Array | None,
     block: int,
 ) -> jax.Array:
@@ -123,7 +123,7 @@ def _attend(
     return mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
 
 
-def _over_past(query_BKXH: jax.Array, past: Past, seen_BTS: jax.Array | None) -> _Part:
+def _over_past(query_BKXH: jax.Array, past: LayerPast, seen_BTS: jax.Array | None) -> _Part:
     key_BKSH, value_BKSH = past.key_BSKH.swapaxes(1, 2), past.value_BSKH.swapaxes(1, 2)
     B, K, X, H = query_BKXH.shape
     visible_BKXS = past.visible_BS[:, None, None]

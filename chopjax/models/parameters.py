@@ -66,6 +66,8 @@ def table(config: ModelConfig) -> dict[str, Parameter]:
         rows["head/project_out"] = Parameter("D E")
     if not config.tie_embeddings:
         rows["head/kernel"] = Parameter(f"{width} V")
+    if config.head_bias:
+        rows["head/bias"] = Parameter("V", "zeros")
     return rows
 
 

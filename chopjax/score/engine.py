@@ -26,7 +26,8 @@ from chopjax.launch import leader
 from chopjax.models import parameters
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Past, extend, head_kernel
+from chopjax.models.decoder import Past, extend
+from chopjax.models.head import head_of, logits
 from chopjax.models.mesh import batch_sharding, batch_shards, replicated
 from chopjax.models.parameters import Params
 from chopjax.score.layout import Budget, Shape
@@ -282,11 +283,7 @@ def _score_rows(
         source_GC, target_GC1 = take(sources_GR), take(targets_GR)[..., None]
         hidden_GCE = jnp.take_along_axis(hidden_GRE, source_GC[..., None], axis=1)
         # In here, a tied table is multiplied as it lies; outside, it would be copied to turn it.
-        kernel_EV = head_kernel(params, config).astype(hidden_GCE.dtype)
-        with jax.default_matmul_precision(compute.precision):
-            logit_GCV = jnp.einsum(
-                "GCE,EV->GCV", hidden_GCE, kernel_EV, preferred_element_type=jnp.float32
-            )
+        logit_GCV = logits(head_of(params, config), hidden_GCE)
         top_GC1 = logit_GCV.max(axis=-1, keepdims=True)
         log_total_GC1 = jnp.log(jnp.exp(logit_GCV - top_GC1).sum(axis=-1, keepdims=True))
         own_GC1 = jnp.take_along_axis(logit_GCV, target_GC1, axis=-1)

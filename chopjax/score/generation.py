@@ -25,7 +25,8 @@ from chopjax.errors import UserError
 from chopjax.launch import leader
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Past, extend, head_kernel
+from chopjax.models.decoder import Past, extend
+from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import Params
 from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused
 from chopjax.score.engine import Engine
@@ -187,9 +188,7 @@ def _next(
 
     number: of tokens generated before it.
     """
-    kernel_EV = head_kernel(params, config).astype(hidden_BE.dtype)
-    with jax.default_matmul_precision(compute.precision):
-        logit_BV = jnp.einsum("BE,EV->BV", hidden_BE, kernel_EV, preferred_element_type=jnp.float32)
+    logit_BV = logits(head_of(params, config), hidden_BE)
     if seen_BV is not None:
         penalty = rules.repetition_penalty
         punished_BV = jnp.where(logit_BV < 0, logit_BV * penalty, logit_BV / penalty)

@@ -9,6 +9,7 @@ import jax
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
+from chopjax.models.head import head_of
 from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
 from chopjax.train.settings import Settings
@@ -39,7 +40,7 @@ def next_token(config: ModelConfig, settings: Settings) -> Objective:
         )
         total, nll = cross_entropy(
             hidden_BTE,
-            decoder.head_kernel(params, config),
+            head_of(params, config),
             batch["targets"],
             batch["weights"],
             settings.optimizer.z_loss,

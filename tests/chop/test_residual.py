@@ -122,9 +122,9 @@ def test_steps_compose_to_hidden_states(tmp_path: Path) -> None:
     ours = load(str(tmp_path / "m"))
     tokens_BT = np.array(sequences()[0])[None]
     positions_BT = np.arange(tokens_BT.shape[1])[None]
-    steps = decoder.steps(ours.params, ours.config, Compute(), positions_BT)
-    x_BTD = steps.embed(tokens_BT)
+    parts = decoder.parts(ours.params, ours.config, Compute(), positions_BT)
+    x_BTD = parts.embed(tokens_BT)
     for layer in range(ours.config.num_layers):
-        x_BTD = steps.block(x_BTD, jax.tree.map(lambda w, i=layer: w[i], steps.stack))
+        x_BTD = parts.block(x_BTD, jax.tree.map(lambda w, i=layer: w[i], parts.stack))
     whole = decoder.hidden_states(ours.params, ours.config, Compute(), tokens_BT)
-    np.testing.assert_allclose(steps.finish(x_BTD), whole, atol=1e-5)
+    np.testing.assert_allclose(parts.finish(x_BTD), whole, atol=1e-5)

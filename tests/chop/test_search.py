@@ -23,7 +23,6 @@ from chopjax.chop.prefixes import Prefixes
 from chopjax.chop.search import one_out, sleb
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models.compute import Compute
-from chopjax.models.loss import cross_entropy
 
 LAYERS = 6
 
@@ -47,7 +46,7 @@ def batches(sequences: list[list[int]]) -> Any:
 
 
 def searcher(model: Any, batches: Any) -> Prefixes:
-    return Prefixes(model.params, model.config, Compute(), batches, cross_entropy)
+    return Prefixes(model.params, model.config, Compute(), batches)
 
 
 Loss = Callable[[tuple[int, ...]], float]
@@ -170,7 +169,7 @@ def test_one_out_on_a_trained_model(mix_llama: Path, shared: Path) -> None:
     lines = (shared / "corpora" / "tinystories.heldout.jsonl").read_text().splitlines()[:6]
     ids = tokenizer.encode_batch([json.loads(line)["text"] for line in lines])
     batches = make_batches([[0, *row][:128] for row in ids], 6)
-    search = Prefixes(ours.params, ours.config, Compute(), batches, cross_entropy)
+    search = Prefixes(ours.params, ours.config, Compute(), batches)
     found = one_out(search)
     known = json.loads((mix_llama / "METRICS.json").read_text())["ce_without_layer"]
     assert np.argmax(found) == 0

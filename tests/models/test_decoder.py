@@ -16,7 +16,7 @@ import torch
 import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from chopjax.models import decoder, parameters
+from chopjax.models import decoder, head, parameters
 from chopjax.models.compute import Compute
 from chopjax.models.families import table, translate
 
@@ -51,7 +51,7 @@ def check(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> None:
     with torch.no_grad():
         reply = model(torch.tensor(tokens).long(), labels=torch.tensor(tokens).long())
     hidden = decoder.hidden_states(params, config, Compute(), jnp.asarray(tokens))
-    logits = hidden @ decoder.head_kernel(params, config)
+    logits = head.logits(head.head_of(params, config), hidden)
     assert np.abs(np.asarray(logits) - reply.logits.numpy()).max() <= 1e-4
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)
     assert abs(float(losses.mean()) - float(reply.loss)) <= 1e-5

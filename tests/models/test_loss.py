@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chopjax.models.head import Head
 from chopjax.models.loss import cross_entropy, token_losses
 
 
@@ -37,7 +38,7 @@ def test_value_and_gradient_in_float64(B, T, V, chunk, z_loss):
         hidden, kernel, targets, weights = example(B, T, 8, V, chunk, jnp.float64)
 
         def ours(h, k):
-            return cross_entropy(h, k, targets, weights, z_loss, chunk)
+            return cross_entropy(h, Head(k), targets, weights, z_loss, chunk)
 
         def theirs(h, k):
             return plain(h, k, targets, weights, z_loss)
@@ -49,15 +50,15 @@ def test_value_and_gradient_in_float64(B, T, V, chunk, z_loss):
         np.testing.assert_allclose(got, want, rtol=1e-12)
         for a, b in zip(got_gradients, want_gradients, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-        losses = token_losses(hidden, kernel, targets, chunk)
+        losses = token_losses(hidden, Head(kernel), targets, chunk)
         np.testing.assert_allclose(jnp.sum(losses * weights), want[1], rtol=1e-12)
 
 
 def test_forward_alone_equals_forward_of_the_gradient():
     hidden, kernel, targets, weights = example(2, 7, 8, 30, 0, jnp.float32)
-    alone = cross_entropy(hidden, kernel, targets, weights, 0.01, 4)
+    alone = cross_entropy(hidden, Head(kernel), targets, weights, 0.01, 4)
     (total, nll), _ = jax.value_and_grad(cross_entropy, (0, 1), has_aux=True)(
-        hidden, kernel, targets, weights, 0.01, 4
+        hidden, Head(kernel), targets, weights, 0.01, 4
     )
     np.testing.assert_allclose(alone, (total, nll), rtol=1e-6)
 
@@ -66,7 +67,7 @@ def test_the_cotangent_scales_the_gradient():
     hidden, kernel, targets, weights = example(2, 7, 8, 30, 0, jnp.float32)
 
     def scaled(h, by):
-        return by * cross_entropy(h, kernel, targets, weights, 0.0, 5)[0]
+        return by * cross_entropy(h, Head(kernel), targets, weights, 0.0, 5)[0]
 
     once, thrice = (jax.grad(scaled)(hidden, by) for by in (1.0, 3.0))
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
@@ -76,7 +77,7 @@ def test_large_logits_stay_finite():
     hidden = jnp.full((1, 2, 1), 1e4)
     kernel = jnp.array([[-1.0, 0.0, 1.0]])
     targets = jnp.array([[2, 0]], jnp.int32)
-    np.testing.assert_allclose(token_losses(hidden, kernel, targets), [[0.0, 2e4]])
+    np.testing.assert_allclose(token_losses(hidden, Head(kernel), targets), [[0.0, 2e4]])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -84,7 +85,7 @@ def test_dtypes_of_the_gradients_follow_the_inputs(dtype):
     hidden, kernel, targets, weights = example(2, 5, 8, 30, 1, jnp.float32)
 
     def ours(h, k):
-        return cross_entropy(h, k, targets, weights, 0.0, 4)[0]
+        return cross_entropy(h, Head(k), targets, weights, 0.0, 4)[0]
 
     got = jax.grad(ours, (0, 1))(hidden.astype(dtype), kernel)
     assert got[0].dtype == dtype
@@ -100,7 +101,7 @@ def test_logits_never_exist_whole():
     hidden, kernel, targets, weights = example(B, T, E, V, 0, jnp.float32)
 
     def ours(h, k):
-        return cross_entropy(h, k, targets, weights, 0.0, chunk)[0]
+        return cross_entropy(h, Head(k), targets, weights, 0.0, chunk)[0]
 
     jaxpr = jax.make_jaxpr(jax.grad(ours, (0, 1)))(hidden, kernel)
     largest = max(sizes(jaxpr.jaxpr))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chopjax.models import masked_attention
-from chopjax.models.masked_attention import Past, Reach, attend_visible
+from chopjax.models.masked_attention import LayerPast, Reach, attend_visible
 
 T, S, K, G, H = 13, 7, 2, 3, 8
 
@@ -57,7 +57,7 @@ def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window):
         filled[-1] = False  # a past without a token is none
         filled[0, 0] = past_rows > 1 or rows > 1
         before = np.sort(random.integers(0, 20, (past_rows, S)), axis=1)
-        past = Past(draw(past_rows, S, K, H), draw(past_rows, S, K, H), filled, before)
+        past = LayerPast(draw(past_rows, S, K, H), draw(past_rows, S, K, H), filled, before)
     places = np.sort(random.integers(12, 30, (rows, T)), axis=1)
     reach = None if window is None else Reach(places, np.int32(window))
     got = jax.jit(attend_visible)(query, key, value, visible, past, reach)

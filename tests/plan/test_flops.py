@@ -9,6 +9,7 @@ import pytest
 from chopjax.models import decoder, flops
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
+from chopjax.models.head import head_of, logits
 from chopjax.plan.flops import conventions
 
 LLAMA_2_7B = ModelConfig(
@@ -60,7 +61,7 @@ def test_xla_counts_the_same_for_a_forward_pass() -> None:
 
     def forward(params: dict, tokens_BT: jax.Array) -> jax.Array:
         hidden = decoder.hidden_states(params, config, Compute(attention="xla"), tokens_BT)
-        return hidden @ decoder.head_kernel(params, config)
+        return logits(head_of(params, config), hidden)
 
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     compiled = jax.jit(forward).lower(decoder.abstract(config), tokens).compile()

@@ -17,6 +17,7 @@ import pytest
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
+from chopjax.models.head import head_of
 from chopjax.models.parameters import Params
 from chopjax.score.engine import Engine
 from chopjax.score.layout import Budget
@@ -77,7 +78,7 @@ def random_requests(count: int = 24) -> list[Request]:
 
 def expected(config: ModelConfig, params: Params, requests: list[Request]) -> list[np.ndarray]:
     """Log-probabilities over the vocabulary at every scored place, float64, request by request."""
-    kernel = np.asarray(decoder.head_kernel(params, config), np.float64)
+    kernel = np.asarray(head_of(params, config).kernel_EV, np.float64)
     reads = [[*c, *k][-(config.max_positions + 1) :][:-1] for c, k in requests]
     padded = np.zeros((len(reads), config.max_positions), np.int32)
     for row, read in enumerate(reads):

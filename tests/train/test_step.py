@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from chopjax.models import decoder, families, mesh
+from chopjax.models.head import head_of, logits
 from chopjax.train import objectives, optimizer, step
 from chopjax.train.settings import (
     ComputeSettings,
@@ -195,7 +196,7 @@ def test_types_of_parameters_and_of_computing(family, tied, param_dtype, dtype, 
 
     def naive(params):
         hidden = decoder.hidden_states(params, config, decoder.Compute(), batch["tokens"])
-        logp = jax.nn.log_softmax(hidden @ decoder.head_kernel(params, config))
+        logp = jax.nn.log_softmax(logits(head_of(params, config), hidden))
         nll = -jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0]
         return (nll * batch["weights"]).sum() / batch["weights"].sum()
 
@@ -216,7 +217,7 @@ def test_loss_and_gradient_norm_are_those_of_the_whole_logits():
 
     def naive(params):
         hidden = decoder.hidden_states(params, CONFIG, decoder.Compute(), batch["tokens"])
-        logp = jax.nn.log_softmax(hidden @ decoder.head_kernel(params, CONFIG))
+        logp = jax.nn.log_softmax(logits(head_of(params, CONFIG), hidden))
         nll = -jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0]
         return (nll * batch["weights"]).sum() / batch["weights"].sum()
 

@@ -1,0 +1,70 @@
+"""The head: hidden states to logits, the one place where a scale, a cap and a bias act.
+
+Loss, scorer, generation, latency and `chopjax.Decoder` all come through `logits`.
+
+Axes: X any leading ones, E what the head reads, V vocabulary (or a device's part of it).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
+
+
+class Head(struct.PyTreeNode):
+    """cap·tanh(z / cap) for z = scale·(hidden · kernel + bias); without a cap z itself.
+
+    Axes' names stand for arrays, gradients or shardings alike.
+    """
+
+    kernel_EV: jax.Array
+    bias_V: jax.Array | None = None  # Phi, GPT-J
+    scale: float = struct.field(pytree_node=False, default=1.0)  # Cohere, Granite
+    cap: float | None = struct.field(pytree_node=False, default=None)  # Gemma 2 (2408.00118)
+
+
+def head_of(params: Params, config: ModelConfig) -> Head:
+    """The head of a decoder. A tied one is the embedding table, transposed."""
+    tied = config.tie_embeddings
+    own = params.get("head", {})
+    return Head(
+        kernel_EV=params["embed"]["embedding"].T if tied else own["kernel"],
+        bias_V=own["bias"] if config.head_bias else None,
+        scale=config.logit_scale,
+        cap=config.logit_cap,
+    )
+
+
+def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
+    """[X, V]: products of the hidden states' dtype, added up and returned in float32 (float64 for
+    float64 inputs). Elementwise in V, so that a part of the vocabulary is a part of the result."""
+    logits_XV = matmul("...E,EV->...V", hidden_XE, head.kernel_EV.astype(hidden_XE.dtype))
+    if head.bias_V is not None:
+        logits_XV += head.bias_V.astype(logits_XV.dtype)
+    if head.scale != 1:
+        logits_XV *= head.scale
+    if head.cap is not None:
+        logits_XV = head.cap * jnp.tanh(logits_XV / head.cap)
+    return logits_XV
+
+
+def before_form(head: Head, logits_XV: jax.Array, d_logits_XV: jax.Array) -> jax.Array:
+    """Gradient by the logits → gradient by hidden · kernel + bias, from the logits alone."""
+    if head.cap is not None:
+        d_logits_XV *= 1 - jnp.square(logits_XV / head.cap)
+    return d_logits_XV * head.scale if head.scale != 1 else d_logits_XV
+
+
+def matmul(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """Products of float32 or narrower operands, added up in float32."""
+    return jnp.einsum(
+        equation,
+        left,
+        right,
+        preferred_element_type=jnp.promote_types(jnp.float32, left.dtype),
+        precision="highest" if left.dtype == jnp.float32 else None,
+    )
