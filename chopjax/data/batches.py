@@ -15,15 +15,14 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from chopjax.data.permutation import permute
-from chopjax.data.store import TokenStore
+from chopjax.data.source import Rows
+from chopjax.data.store import TokenStore, check_fits
 from chopjax.errors import UserError
-
-Batch = dict[str, np.ndarray]
 
 _NONE = np.empty(0, np.int64)
 _SHARES = 1 << 24  # weights of a mixture are rounded to this fraction
@@ -63,12 +62,28 @@ class Batches:
     def tokens_per_batch(self) -> int:
         return self.batch_size * self.sequence_length
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the stores, with their shares of the rows."""
+        return {"data": [store.fingerprint for store in self.stores], "shares": self.shares}
+
+    @property
+    def record(self) -> list[dict[str, Any]]:
+        """The stores, with their shares of the rows."""
+        pairs = zip(self.stores, self.shares, strict=True)
+        return [{**_record(store), "share": share} for store, share in pairs]
+
+    def check(self, tokenizer: str | None, vocab_size: int) -> None:
+        """As source.Source has it."""
+        for store in self.stores:
+            check_fits(store, tokenizer, vocab_size)
+
     def epochs(self, steps: int) -> list[float]:
         """How often each store has been gone through after so many steps."""
         counts = _rows_before(np.array([steps * self.batch_size]), self.shares)
         return [float(c[0]) / rows for c, rows in zip(counts, self.num_rows, strict=True)]
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Rows:
         """The global batch of a step, from 0:
 
         tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T].
@@ -77,7 +92,7 @@ class Batches:
         """
         return self.rows(step, slice(None))
 
-    def rows(self, step: int, rows: slice) -> Batch:
+    def rows(self, step: int, rows: slice) -> Rows:
         """Some rows of the global batch: what one process needs of it."""
         index_N = np.arange(self.batch_size)[rows] + step * self.batch_size
         store_N = np.empty(len(index_N), np.int64)
@@ -106,7 +121,7 @@ class Batches:
             row_N[now_N] = permute(index_N[now_N], self.num_rows[number], seed)
         return row_N
 
-    def _read(self, store: TokenStore, starts_N: np.ndarray) -> Batch:
+    def _read(self, store: TokenStore, starts_N: np.ndarray) -> Rows:
         length = self.sequence_length
         rows = store.rows(starts_N, length + 1)
         ends_N = starts_N + length + 1
@@ -114,7 +129,7 @@ class Batches:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationBatches(Sequence[Batch]):
+class EvaluationBatches(Sequence[Rows]):
     """A store in order, every token but the very first a target exactly once.
 
     Batches are read when asked for. The last row is filled up with padding, and the last batch
@@ -127,20 +142,35 @@ class EvaluationBatches(Sequence[Batch]):
     document_mask: bool
     numbers: range  # of the batches; a slice has some of them
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the store, and which of its batches."""
+        numbers = [self.numbers.start, self.numbers.stop, self.numbers.step]
+        return {"data": self.store.fingerprint, "numbers": numbers}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The store."""
+        return _record(self.store)
+
+    def check(self, tokenizer: str | None, vocab_size: int) -> None:
+        """As source.Source has it."""
+        check_fits(self.store, tokenizer, vocab_size)
+
     def __len__(self) -> int:
         return len(self.numbers)
 
     @overload
-    def __getitem__(self, index: int) -> Batch: ...
+    def __getitem__(self, index: int) -> Rows: ...
     @overload
     def __getitem__(self, index: slice) -> EvaluationBatches: ...
-    def __getitem__(self, index: int | slice) -> Batch | EvaluationBatches:
+    def __getitem__(self, index: int | slice) -> Rows | EvaluationBatches:
         """A batch as Batches.batch returns it, or some of the batches."""
         if isinstance(index, slice):
             return dataclasses.replace(self, numbers=self.numbers[index])
         return self.rows(index, slice(None))
 
-    def rows(self, index: int, rows: slice) -> Batch:
+    def rows(self, index: int, rows: slice) -> Rows:
         """Some rows of a batch."""
         length, end = self.sequence_length, self.store.num_tokens
         first_row = self.numbers[index] * self.batch_size
@@ -166,6 +196,16 @@ def eval_batches(
     return EvaluationBatches(store, batch_size, sequence_length, document_mask, numbers)
 
 
+def _record(store: TokenStore) -> dict[str, Any]:
+    return {
+        "name": store.path,
+        "fingerprint": store.fingerprint,
+        "tokens": store.num_tokens,
+        "documents": store.num_documents,
+        "sources": [str(source.get("name")) for source in store.sources],
+    }
+
+
 def rows_in(store: TokenStore, sequence_length: int) -> int:
     """Full rows of a store. Raises UserError where there is none."""
     rows = (store.num_tokens - 1) // sequence_length
@@ -183,7 +223,7 @@ def _layout(
     starts_N: np.ndarray,
     ends_N: np.ndarray,
     document_mask: bool,
-) -> Batch:
+) -> Rows:
     """rows [N, T + 1] of the stream from starts_N up to ends_N → a batch."""
     N, T = len(rows), rows.shape[1] - 1
     inputs_N = np.clip(ends_N - starts_N - 1, 0, T)  # how many tokens have a target
@@ -218,7 +258,7 @@ def _batch(
     segments: np.ndarray,
     positions: np.ndarray,
     weights: np.ndarray,
-) -> Batch:
+) -> Rows:
     return {
         "tokens": tokens,
         "targets": targets,
@@ -239,7 +279,7 @@ def _constants(rows: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     )
 
 
-def _merge(parts: list[tuple[np.ndarray, Batch]], rows: int, length: int) -> Batch:
+def _merge(parts: list[tuple[np.ndarray, Rows]], rows: int, length: int) -> Rows:
     """Batches of some rows each → one batch in the order of the rows."""
     merged = {name: np.empty((rows, length), value.dtype) for name, value in parts[0][1].items()}
     for of_store, batch in parts:

@@ -6,21 +6,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from chopjax.data.batches import Batches, EvaluationBatches
+from chopjax.data.batches import Batches
 from chopjax.data.lists import weighted_folders
+from chopjax.data.source import Source
 from chopjax.data.store import open_store
 from chopjax.models.mesh import batch_sharding
 from chopjax.train.settings import DataSettings
 from chopjax.train.step import Batch
 
 
-def on_mesh(source: Batches | EvaluationBatches, index: int, mesh: Mesh) -> Batch:
+def on_mesh(source: Source, index: int, mesh: Mesh) -> Batch:
     """Batch number `index`, its rows split over the mesh; each process reads its own alone."""
-    shape = (source.batch_size, source.sequence_length)
-    sharding = batch_sharding(mesh)
+    size, sharding = source.batch_size, batch_sharding(mesh)
     edges = [
-        place[0].indices(shape[0])
-        for place in sharding.addressable_devices_indices_map(shape).values()
+        place[0].indices(size)
+        for place in sharding.addressable_devices_indices_map((size,)).values()
         if place is not None
     ]
     first, last = min(e[0] for e in edges), max(e[1] for e in edges)
@@ -28,10 +28,10 @@ def on_mesh(source: Batches | EvaluationBatches, index: int, mesh: Mesh) -> Batc
 
     def array_of(rows: np.ndarray) -> jax.Array:
         def part(place: tuple[slice, ...] | None) -> np.ndarray:
-            start, stop, _ = (place or (slice(None),))[0].indices(shape[0])
+            start, stop, _ = (place or (slice(None),))[0].indices(size)
             return rows[start - first : stop - first]
 
-        return jax.make_array_from_callback(shape, sharding, part)
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, part)
 
     return {name: array_of(rows) for name, rows in mine.items()}
 

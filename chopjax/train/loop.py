@@ -30,9 +30,8 @@ from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_tree
 from chopjax.compilation import compiled
-from chopjax.data.batches import Batches, EvaluationBatches
 from chopjax.data.prefetch import prefetch
-from chopjax.data.store import check_fits
+from chopjax.data.source import Source
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.disk.atomic import USERS_ERRORS
 from chopjax.disk.paths import expanded
@@ -61,7 +60,6 @@ from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import (
     Origin,
-    about_stores,
     find_origin,
     from_record,
     run_record,
@@ -177,7 +175,10 @@ def _train(
     batches = training_batches(settings.data, settings.seed)
     held_out = held_out_batches(settings)
     fingerprints = _fingerprints(workdir, model, batches, held_out)
-    stores = about_stores(batches, held_out)
+    stores = {
+        "train": batches.record,
+        "held_out": None if held_out is None else held_out.record,
+    }
     if record:
         changed = differences(record["fingerprints"], fingerprints)
         _check_same_run("data", changed, force)
@@ -381,17 +382,13 @@ def _begin_from_model(
 
 
 def _fingerprints(
-    workdir: Path, model: ModelConfig, batches: Batches, held_out: EvaluationBatches | None
+    workdir: Path, model: ModelConfig, batches: Source, held_out: Source | None
 ) -> dict[str, Any]:
     """Of tokenizer and training data. Raises UserError where they do not fit the model."""
     tokenizer = load_tokenizer(workdir / HUGGINGFACE)
-    for store in [*batches.stores, *([held_out.store] if held_out is not None else [])]:
-        check_fits(store, tokenizer.fingerprint, model.vocab_size)
-    return {
-        "tokenizer": tokenizer.fingerprint,
-        "data": [store.fingerprint for store in batches.stores],
-        "shares": batches.shares,
-    }
+    for source in filter(None, (batches, held_out)):
+        source.check(tokenizer.fingerprint, model.vocab_size)
+    return {"tokenizer": tokenizer.fingerprint, **batches.fingerprint}
 
 
 def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:

@@ -11,8 +11,6 @@ from chopjax.checkpoint.describe import Description, describe, write_own
 from chopjax.checkpoint.provenance import SCRATCH, compose
 from chopjax.chop.configurations import choose
 from chopjax.chop.surgery import chop_config
-from chopjax.data.batches import Batches, EvaluationBatches
-from chopjax.data.store import TokenStore
 from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
 from chopjax.keep import Keep, parse_keep
@@ -112,25 +110,6 @@ def write_assets(
             origin.name,
             origin.revision,
         )
-
-
-def about_stores(batches: Batches, held_out: EvaluationBatches | None) -> dict[str, Any]:
-    """What a run reads, for run.json: names and fingerprints of its token stores."""
-
-    def about(store: TokenStore) -> dict[str, Any]:
-        return {
-            "name": store.path,
-            "fingerprint": store.fingerprint,
-            "tokens": store.num_tokens,
-            "documents": store.num_documents,
-            "sources": [str(source.get("name")) for source in store.sources],
-        }
-
-    train = [
-        {**about(store), "share": share}
-        for store, share in zip(batches.stores, batches.shares, strict=True)
-    ]
-    return {"train": train, "held_out": None if held_out is None else about(held_out.store)}
 
 
 def run_record(

@@ -10,7 +10,8 @@ from data.stores import stream, write_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chopjax.data.batches import Batch, Batches, eval_batches
+from chopjax.data.batches import Batches, eval_batches
+from chopjax.data.source import Rows
 from chopjax.data.store import TokenStore
 from chopjax.errors import UserError
 
@@ -36,7 +37,7 @@ def third(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     return write_store(tmp_path_factory.mktemp("c"), [[list(range(3000, 3050))]])
 
 
-def assert_same(left: Batch, right: Batch) -> None:
+def assert_same(left: Rows, right: Rows) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert value.dtype == right[name].dtype
@@ -211,7 +212,7 @@ def test_evaluation_predicts_every_token_once(
         assert_same(batches[1:][0], batches[1])
 
 
-def _first_row(batch: Batch) -> Batch:
+def _first_row(batch: Rows) -> Rows:
     return {name: value[:1] for name, value in batch.items()}
 
 
