@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chopjax.checkpoint.load import load
-from chopjax.chop.calibration import Batch, make_batches, predicted_tokens, predictions
+from chopjax.chop.calibration import CalibrationBatch, make_batches, predicted_tokens, predictions
 from chopjax.chop.prefixes import Prefixes, advance, embed, loss_sum
 from chopjax.chop.search import sleb
 from chopjax.chop.surgery import chop_params
@@ -168,7 +168,9 @@ def plain_search(
     return order
 
 
-def compiled_loss(params: Any, config: Any, batches: Sequence[Batch], keep: Keep) -> float:
+def compiled_loss(
+    params: Any, config: Any, batches: Sequence[CalibrationBatch], keep: Keep
+) -> float:
     layers_L = np.zeros(config.num_layers, np.int32)
     layers_L[: len(keep)] = keep
     sums = [whole(params, batch, layers_L, len(keep), config) for batch in batches]
@@ -176,15 +178,19 @@ def compiled_loss(params: Any, config: Any, batches: Sequence[Batch], keep: Keep
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def whole(params: Any, batch: Batch, layers_L: Any, count: Any, config: Any) -> jax.Array:
+def whole(
+    params: Any, batch: CalibrationBatch, layers_L: Any, count: Any, config: Any
+) -> jax.Array:
     hidden_BTD = embed(params, batch, config, COMPUTE)
     hidden_BTD = advance(params, hidden_BTD, layers_L, 0, count, config, COMPUTE)
     return loss_sum(params, hidden_BTD, batch, config, COMPUTE)
 
 
-def looped_loss(params: Any, config: Any, batches: Sequence[Batch]) -> Callable[[Keep], float]:
+def looped_loss(
+    params: Any, config: Any, batches: Sequence[CalibrationBatch]
+) -> Callable[[Keep], float]:
     @functools.partial(jax.jit, static_argnames="config")
-    def run(params: Any, batch: Batch, config: Any) -> jax.Array:
+    def run(params: Any, batch: CalibrationBatch, config: Any) -> jax.Array:
         hidden = decoder.hidden_states(params, config, COMPUTE, batch.tokens_BT)
         logits_BTV = logits(head_of(params, config), hidden)
         targets, weights = predictions(batch)

@@ -17,7 +17,7 @@ from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.identity import fingerprint
 from chopjax.checkpoint.load import load
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.calibration import Batch, make_batches, predicted_tokens
+from chopjax.chop.calibration import CalibrationBatch, make_batches, predicted_tokens
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import (
     ANALYSIS,
@@ -112,7 +112,7 @@ def find_merges(
 class _Ready(NamedTuple):
     params: Params
     config: ModelConfig
-    batches: list[Batch]
+    batches: list[CalibrationBatch]
     settings: AnalysisSettings
     about: dict[str, Any]
 
@@ -138,7 +138,7 @@ def _ready(
         shards = meshes.batch_shards(mesh)
         size = -(-min(settings.batch_size, len(sequences)) // shards) * shards
         batches = [
-            Batch(*jax.device_put(tuple(batch), meshes.batch_sharding(mesh)))
+            CalibrationBatch(*jax.device_put(tuple(batch), meshes.batch_sharding(mesh)))
             for batch in make_batches(sequences, size)
         ]
         about = {
@@ -195,7 +195,10 @@ def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSetting
 
 
 def measure(
-    params: Params, config: ModelConfig, batches: Sequence[Batch], settings: AnalysisSettings
+    params: Params,
+    config: ModelConfig,
+    batches: Sequence[CalibrationBatch],
+    settings: AnalysisSettings,
 ) -> dict[str, Any]:
     """The measures, each strategy's choices and their losses, for parameters in memory."""
     compute = Compute(dtype=settings.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chopjax import interrupts
-from chopjax.chop.calibration import Batch, positions, real_tokens
+from chopjax.chop.calibration import CalibrationBatch, positions, real_tokens
 from chopjax.chop.importance import Protect
 from chopjax.chop.merge import Recipe, collapse, matrix, plain
 from chopjax.chop.prefixes import advance, embed
@@ -31,7 +31,7 @@ def laco(
     params: Params,
     config: ModelConfig,
     compute: Compute,
-    batches: Sequence[Batch],
+    batches: Sequence[CalibrationBatch],
     remove: int,
     protect: Protect,
     say: Callable[[str], None] = lambda message: None,
@@ -85,11 +85,11 @@ def _without_threshold(num_layers: int, remove: int, protect: Protect) -> Recipe
 
 
 def _similarity_to(
-    params: Params, config: ModelConfig, compute: Compute, batches: Sequence[Batch]
+    params: Params, config: ModelConfig, compute: Compute, batches: Sequence[CalibrationBatch]
 ) -> Callable[[Recipe], float]:
     """Mean over tokens of the cosine between final hidden states, for a recipe."""
 
-    def final(params: Params, batch: Batch, count: int) -> jax.Array:
+    def final(params: Params, batch: CalibrationBatch, count: int) -> jax.Array:
         layers_L = np.arange(config.num_layers, dtype=np.int32)
         hidden_BTD = embed(params, batch, config, compute)
         return advance(params, hidden_BTD, layers_L, 0, count, config, compute)
@@ -126,7 +126,7 @@ def _cosines(
     params: Params,
     one_BTD: jax.Array,
     other_BTD: jax.Array,
-    batch: Batch,
+    batch: CalibrationBatch,
     config: ModelConfig,
     compute: Compute,
 ) -> tuple[jax.Array, jax.Array]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chopjax.chop.calibration import (
-    Batch,
+    CalibrationBatch,
     positions,
     predicted_tokens,
     predictions,
@@ -42,7 +42,7 @@ class Prefixes:
         params: Params,
         config: ModelConfig,
         compute: Compute,
-        batches: Sequence[Batch],
+        batches: Sequence[CalibrationBatch],
     ):
         self.num_layers = config.num_layers
         self.blocks_run = 0  # layers run so far, each on the whole calibration set
@@ -91,7 +91,11 @@ class Prefixes:
         return dict(zip(order, totals / self._tokens, strict=True))
 
     def _run(
-        self, batch: Batch, states: dict[Keep, jax.Array], keep: Keep, stops: Collection[int]
+        self,
+        batch: CalibrationBatch,
+        states: dict[Keep, jax.Array],
+        keep: Keep,
+        stops: Collection[int],
     ) -> jax.Array:
         """The hidden state after all of `keep`; those after the lengths in `stops` are stored."""
         if () not in states:
@@ -110,7 +114,7 @@ class Prefixes:
                 states[keep[:stop]] = hidden_BTD
         return hidden_BTD
 
-    def _loss(self, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
+    def _loss(self, hidden_BTD: jax.Array, batch: CalibrationBatch) -> jax.Array:
         return loss_sum(self._params, hidden_BTD, batch, self._config, self._compute)
 
     def forget(self, useful: Collection[Keep]) -> None:
@@ -131,7 +135,9 @@ class Prefixes:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def embed(params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> jax.Array:
+def embed(
+    params: Params, batch: CalibrationBatch, config: ModelConfig, compute: Compute
+) -> jax.Array:
     """What enters the first layer, hidden_BTD."""
     return decoder.parts(params, config, compute, positions(batch)).embed(batch.tokens_BT)
 
@@ -163,7 +169,7 @@ def advance(
 def loss_sum(
     params: Params,
     hidden_BTD: jax.Array,
-    batch: Batch,
+    batch: CalibrationBatch,
     config: ModelConfig,
     compute: Compute,
 ) -> jax.Array:

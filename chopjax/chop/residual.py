@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chopjax import interrupts
-from chopjax.chop.calibration import Batch, positions, real_tokens
+from chopjax.chop.calibration import CalibrationBatch, positions, real_tokens
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
@@ -48,7 +48,7 @@ def measure_residual(
     params: Params,
     config: ModelConfig,
     compute: Compute,
-    batches: Iterable[Batch],
+    batches: Iterable[CalibrationBatch],
     every_token: bool = False,
 ) -> Residual:
     """Run the calibration batches once.
@@ -78,7 +78,11 @@ def measure_residual(
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "every_token"))
 def _sums(
-    params: Params, batch: Batch, config: ModelConfig, compute: Compute, every_token: bool
+    params: Params,
+    batch: CalibrationBatch,
+    config: ModelConfig,
+    compute: Compute,
+    every_token: bool,
 ) -> dict[str, jax.Array]:
     parts = decoder.parts(params, config, compute, positions(batch))
     real_BT = real_tokens(batch)

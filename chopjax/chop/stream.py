@@ -41,7 +41,7 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ChopPlan:
     """What a chop will keep, known from headers alone.
 
     tensors: name in the chopped checkpoint → name in the checkpoint that is chopped.
@@ -54,7 +54,7 @@ class Plan:
     after: Size
 
 
-def plan(checkpoint: Checkpoint, keep: Keep) -> Plan:
+def plan_chop(checkpoint: Checkpoint, keep: Keep) -> ChopPlan:
     """Which tensors stay and under which names. Raises UserError for an impossible keep list."""
     config = checkpoint.config
     if list(keep) != sorted(set(keep)) or not keep or keep[0] < 0 or keep[-1] >= config.num_layers:
@@ -69,7 +69,7 @@ def plan(checkpoint: Checkpoint, keep: Keep) -> Plan:
         if new is not None:
             tensors[new] = name
     parts = checkpoint.tensors
-    return Plan(
+    return ChopPlan(
         keep,
         removed(keep, config.num_layers),
         tensors,
@@ -106,7 +106,7 @@ def chop_checkpoint(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     recipe: Recipe = (),
-) -> Plan:
+) -> ChopPlan:
     """Write the checkpoint that keeps these layers.
 
     strategy, settings: recorded in chopjax.json beside the kept layers, which are numbered as in
@@ -116,7 +116,7 @@ def chop_checkpoint(
     Returns what was kept. Raises UserError, and leaves nothing behind, where `out` exists, the disk
     is full or the download fails.
     """
-    chosen = plan(checkpoint, keep)
+    chosen = plan_chop(checkpoint, keep)
     record = compose(
         read_provenance(checkpoint.folder),
         checkpoint.name,

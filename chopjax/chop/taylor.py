@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chopjax import interrupts
-from chopjax.chop.calibration import Batch, positions, predictions
+from chopjax.chop.calibration import CalibrationBatch, positions, predictions
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
@@ -27,7 +27,7 @@ def taylor(
     params: Params,
     config: ModelConfig,
     compute: Compute,
-    batches: Iterable[Batch],
+    batches: Iterable[CalibrationBatch],
 ) -> np.ndarray:
     """Σ|w·∂loss/∂w| over all weights of each layer, [L] float64; the mean over batches.
 
@@ -46,7 +46,7 @@ def taylor(
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def _scores(
     params: Params,
-    batch: Batch,
+    batch: CalibrationBatch,
     config: ModelConfig,
     compute: Compute,
 ) -> jax.Array:

@@ -13,7 +13,7 @@ from chopjax.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Checkpoint
     from chopjax.chop.choice import Choice
-    from chopjax.chop.stream import Plan
+    from chopjax.chop.stream import ChopPlan
 
 
 EXAMPLE = """\
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from chopjax.checkpoint.open import open_checkpoint
-    from chopjax.chop.stream import chop_checkpoint, plan
+    from chopjax.chop.stream import chop_checkpoint, plan_chop
     from chopjax.disk.atomic import check_free
     from chopjax.terminal import print_json
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(args.model, args.revision)
     chosen = _choice(args, checkpoint)
     if args.dry_run:
-        done = plan(checkpoint, chosen.keep)
+        done = plan_chop(checkpoint, chosen.keep)
     else:
         done = chop_checkpoint(
             checkpoint, chosen.keep, Path(args.out), chosen.strategy, chosen.settings,
@@ -154,7 +154,7 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
 
 
 def _result(
-    args: argparse.Namespace, revision: str | None, chosen: Choice, done: Plan
+    args: argparse.Namespace, revision: str | None, chosen: Choice, done: ChopPlan
 ) -> dict[str, Any]:
     import dataclasses
 
@@ -171,7 +171,7 @@ def _result(
     }
 
 
-def _print(args: argparse.Namespace, done: Plan) -> None:
+def _print(args: argparse.Namespace, done: ChopPlan) -> None:
     from rich.table import Table
 
     from chopjax.errors import escaped

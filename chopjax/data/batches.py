@@ -19,8 +19,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from chopjax.data.batch_source import Rows
 from chopjax.data.permutation import permute
-from chopjax.data.source import Rows
 from chopjax.data.store import TokenStore, check_fits
 from chopjax.errors import UserError
 
@@ -74,7 +74,7 @@ class Batches:
         return [{**_record(store), "share": share} for store, share in pairs]
 
     def check(self, tokenizer: str | None, vocab_size: int) -> None:
-        """As source.Source has it."""
+        """As batch_source.BatchSource has it."""
         for store in self.stores:
             check_fits(store, tokenizer, vocab_size)
 
@@ -154,7 +154,7 @@ class EvaluationBatches(Sequence[Rows]):
         return _record(self.store)
 
     def check(self, tokenizer: str | None, vocab_size: int) -> None:
-        """As source.Source has it."""
+        """As batch_source.BatchSource has it."""
         check_fits(self.store, tokenizer, vocab_size)
 
     def __len__(self) -> int:

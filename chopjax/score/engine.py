@@ -32,7 +32,7 @@ from chopjax.models.mesh import batch_sharding, batch_shards, replicated
 from chopjax.models.parameters import Params
 from chopjax.score.layout import Budget, Shape
 from chopjax.score.packing import Packed, pack_batch
-from chopjax.score.planning import Plan, Request, Tokens, make_plan
+from chopjax.score.planning import Request, ScoringPlan, Tokens, make_plan
 
 IN_FLIGHT = 2  # batches that the device may have before the host waits for the first
 # Measured on two cores that do 2e11 FLOPs a second; more of them only move the balance a little.
@@ -98,7 +98,7 @@ class Engine:
         other.params, other.statistics, other._trunk = params, Statistics(), None
         return other
 
-    def plan(self, requests: Sequence[Request]) -> Plan:
+    def plan(self, requests: Sequence[Request]) -> ScoringPlan:
         """What scoring these requests will compute. Raises UserError for an id without a row in
         the embedding table."""
         plan = make_plan(requests, self.max_length, self.budget)
@@ -121,7 +121,7 @@ class Engine:
         losses = {score.request: -score.logprobs for score in self.scores(plan)}
         return [losses[index] for index in range(len(sequences))]
 
-    def scores(self, plan: Plan) -> Iterator[Score]:
+    def scores(self, plan: ScoringPlan) -> Iterator[Score]:
         """Answers as they come, in the plan's order; the device works while the host packs.
 
         With several processes, the first calls this and the others `compute_scores`.
@@ -129,11 +129,11 @@ class Engine:
         leader.send("scores", plan)
         yield from self._scores(plan)
 
-    def compute_scores(self, plan: Plan) -> None:
+    def compute_scores(self, plan: ScoringPlan) -> None:
         """What the other processes do while the first is in `scores`."""
         collections.deque(self._scores(plan), maxlen=0)
 
-    def _scores(self, plan: Plan) -> Iterator[Score]:
+    def _scores(self, plan: ScoringPlan) -> Iterator[Score]:
         waiting: collections.deque[tuple[Packed, tuple[jax.Array, jax.Array]]] = collections.deque()
         for batch in plan.batches:
             interrupts.check()
@@ -151,7 +151,7 @@ class Engine:
             yield from self._answers(plan, *waiting.popleft())
 
     def _answers(
-        self, plan: Plan, packed: Packed, result: tuple[jax.Array, jax.Array]
+        self, plan: ScoringPlan, packed: Packed, result: tuple[jax.Array, jax.Array]
     ) -> Iterator[Score]:
         logprob_GR, greedy_GR = (np.asarray(array) for array in result)
         for index, group, numbers in packed.places:

@@ -90,7 +90,7 @@ def read_settings(
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class GenerationShape:
     rows: int
     prompt: int
     generated: int
@@ -122,18 +122,18 @@ def generate(
         yield from zip(batch, found, strict=True)
 
 
-def _shape(engine: Engine, longest: int, generated: int, waiting: int) -> Shape:
+def _shape(engine: Engine, longest: int, generated: int, waiting: int) -> GenerationShape:
     budget = engine.budget
     prompt = row_length(longest, budget)
     rows = max(1, min(budget.tokens // (prompt + generated), 1 << (waiting - 1).bit_length()))
     rows = -(-rows // budget.shards) * budget.shards
-    return Shape(rows, prompt, generated)
+    return GenerationShape(rows, prompt, generated)
 
 
 def generate_batch(
     engine: Engine,
     prompts: list[np.ndarray],
-    shape: Shape,
+    shape: GenerationShape,
     most: int,
     eos_ids: frozenset[int],
     rules: Rules = NO_RULES,

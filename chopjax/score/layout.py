@@ -40,7 +40,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Layout:
     """A batch: the trees in each row, by index within their group."""
 
     shape: Shape
@@ -48,7 +48,7 @@ class Piece:
     rows: tuple[tuple[int, ...], ...]
 
 
-def lay_out(groups: Sequence[Sequence[int]], pasts: Sequence[int], budget: Budget) -> list[Piece]:
+def lay_out(groups: Sequence[Sequence[int]], pasts: Sequence[int], budget: Budget) -> list[Layout]:
     """Batches for groups of trees, given by their sizes; a batch holds trees of one group.
 
     pasts: tokens of each group's trunk. Row lengths are the few with which all the work is least,
@@ -77,7 +77,7 @@ def lay_out(groups: Sequence[Sequence[int]], pasts: Sequence[int], budget: Budge
     slots = [sum(len(rows_of[s][g]) * s[1] for s in chosen) for g in range(len(groups))]
     past_of = past_lengths(dict(zip(pasts, slots, strict=True)), len(chosen), budget)
     return [
-        Piece(Shape(past_of[pasts[group]], length, height), group, tuple(rows[at : at + height]))
+        Layout(Shape(past_of[pasts[group]], length, height), group, tuple(rows[at : at + height]))
         for above, length, height in chosen
         for group, rows in enumerate(rows_of[above, length, height])
         for at in range(0, len(rows), height)

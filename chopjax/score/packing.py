@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from chopjax.score.planning import Batch, Plan, common_length
+from chopjax.score.planning import ScoringBatch, ScoringPlan, common_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Packed:
     places: tuple[tuple[int, int, np.ndarray], ...]
 
 
-def pack_batch(plan: Plan, batch: Batch, groups: int = 1) -> Packed:
+def pack_batch(plan: ScoringPlan, batch: ScoringBatch, groups: int = 1) -> Packed:
     """Arrays of shape [batch.shape.rows, batch.shape.length]; unneeded rows are empty.
 
     groups: divides the number of rows; a group has as many scores at most as slots.

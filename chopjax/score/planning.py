@@ -56,7 +56,7 @@ class Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class ScoringBatch:
     """One forward pass: rows of paths (indices into the plan's, ascending), behind a trunk or not.
 
     trunk: (a path that begins with it, its length); None for no trunk.
@@ -68,9 +68,9 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ScoringPlan:
     paths: tuple[Path, ...]
-    batches: tuple[Batch, ...]
+    batches: tuple[ScoringBatch, ...]
 
     @property
     def shapes(self) -> list[Shape]:
@@ -84,7 +84,7 @@ class Plan:
         return sum(trunks.values()) + sum(b.shape.rows * b.shape.length for b in self.batches)
 
 
-def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> Plan:
+def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> ScoringPlan:
     """Batches that score every request once, equal ones together.
 
     A request that is longer than max_length + 1 tokens loses tokens on the left, as in the
@@ -101,11 +101,11 @@ def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> P
         rest += range(position, start)
         position = stop
     rest += range(position, len(paths))
-    batches: list[Batch] = []
+    batches: list[ScoringBatch] = []
     alone = bunch(paths, shared, rest, 0, capacity)
     for piece in lay_out([[size for size, _ in alone]], [0], budget) if alone else []:
         rows = tuple(_paths_of(alone, row) for row in piece.rows)
-        batches.append(Batch(piece.shape, None, rows))
+        batches.append(ScoringBatch(piece.shape, None, rows))
     groups = [
         bunch(paths, shared, range(start, stop), depth, capacity) for start, stop, depth in found
     ]
@@ -114,12 +114,12 @@ def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> P
     for piece in lay_out(sizes, depths, budget) if groups else []:
         start, _, depth = found[piece.group]
         rows = tuple(_paths_of(groups[piece.group], row) for row in piece.rows)
-        batches.append(Batch(piece.shape, (start, depth), rows))
+        batches.append(ScoringBatch(piece.shape, (start, depth), rows))
     # The largest first: what does not fit into memory fails at once. A trunk's stay together.
     batches.sort(
         key=lambda b: (b.shape.past + b.shape.length, b.shape, b.trunk or (0, 0)), reverse=True
     )
-    return Plan(paths, tuple(batches))
+    return ScoringPlan(paths, tuple(batches))
 
 
 def _paths_of(bunches: list[tuple[int, list[int]]], row: Iterable[int]) -> tuple[int, ...]:

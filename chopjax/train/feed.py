@@ -6,16 +6,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from chopjax.data.batch_source import BatchSource
 from chopjax.data.batches import Batches
 from chopjax.data.lists import weighted_folders
-from chopjax.data.source import Source
 from chopjax.data.store import open_store
 from chopjax.models.mesh import batch_sharding
 from chopjax.train.settings import DataSettings
 from chopjax.train.step import Batch
 
 
-def on_mesh(source: Source, index: int, mesh: Mesh) -> Batch:
+def on_mesh(source: BatchSource, index: int, mesh: Mesh) -> Batch:
     """Batch number `index`, its rows split over the mesh; each process reads its own alone."""
     size, sharding = source.batch_size, batch_sharding(mesh)
     edges = [

@@ -30,8 +30,8 @@ from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_tree
 from chopjax.compilation import compiled
+from chopjax.data.batch_source import BatchSource
 from chopjax.data.prefetch import prefetch
-from chopjax.data.source import Source
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.disk.atomic import USERS_ERRORS
 from chopjax.disk.paths import expanded
@@ -382,7 +382,7 @@ def _begin_from_model(
 
 
 def _fingerprints(
-    workdir: Path, model: ModelConfig, batches: Source, held_out: Source | None
+    workdir: Path, model: ModelConfig, batches: BatchSource, held_out: BatchSource | None
 ) -> dict[str, Any]:
     """Of tokenizer and training data. Raises UserError where they do not fit the model."""
     tokenizer = load_tokenizer(workdir / HUGGINGFACE)

@@ -10,8 +10,8 @@ from data.stores import stream, write_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chopjax.data.batch_source import Rows
 from chopjax.data.batches import Batches, eval_batches
-from chopjax.data.source import Rows
 from chopjax.data.store import TokenStore
 from chopjax.errors import UserError
 

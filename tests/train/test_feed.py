@@ -9,7 +9,7 @@ import sys
 # A source that has nothing to do with token stores: row r of batch b is filled with 100·b + r.
 PROGRAM = """
 import jax, numpy as np
-from chopjax.data.source import Rows, Source
+from chopjax.data.batch_source import Rows, BatchSource
 from chopjax.models.mesh import make_mesh
 from chopjax.train.feed import on_mesh
 
@@ -25,7 +25,7 @@ class Numbers:
         return {"tokens": np.repeat(row_N[:, None], 3, axis=1), "labels": row_N}
 
 asked = []
-source: Source = Numbers()
+source: BatchSource = Numbers()
 for mesh in (make_mesh(data=2, fsdp=2, tensor=2), make_mesh(data=8)):
     batch = on_mesh(source, 5, mesh)
     np.testing.assert_array_equal(batch["labels"], np.arange(500, 508))

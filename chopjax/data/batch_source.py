@@ -9,7 +9,7 @@ import numpy as np
 Rows = dict[str, np.ndarray]  # some rows of a batch, on the host
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Batches by number. A batch is a pure function of the source and its number, so that resuming
     and giving each process its rows are arithmetic; nothing is iterated or remembered."""
 
