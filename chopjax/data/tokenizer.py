@@ -153,7 +153,7 @@ def _download(name: str, revision: str | None) -> Path:
     """Tokenizer files and configuration of a hub id, in huggingface_hub's own cache."""
     import huggingface_hub
 
-    with hub_requests.users_errors(name, revision):
+    with hub_requests.users_errors(name):
         folder = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=list(ASSETS)
         )
