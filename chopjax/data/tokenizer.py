@@ -96,10 +96,8 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
             raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its tokenizer")
         folder = own
     built = build(folder, name)
-    backend = built.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    split_special_tokens = bool(getattr(built, "split_special_tokens", False))
+    backend = whole_text_backend(built)
+    split_special_tokens = backend.encode_special_tokens
     bos_id, eos_id = built.bos_token_id, built.eos_token_id
     if bos_id is None and eos_id is None:
         bos_id, eos_id = _ids_in_config(folder / CONFIG)
@@ -183,6 +181,16 @@ def build(folder: Path, name: str, **options: Any) -> Any:
             "convert it to a tokenizer.json first"
         )
     return built
+
+
+def whole_text_backend(built: Any) -> Backend:
+    """The backend of transformers' tokenizer, which neither cuts nor pads: what tokenizer.json says
+    of these two is not for us, and lm-evaluation-harness resets them, too."""
+    backend: Backend = built.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(getattr(built, "split_special_tokens", False))
+    return backend
 
 
 def _ids_in_config(path: Path) -> tuple[int | None, int | None]:
