@@ -24,7 +24,7 @@ from chopjax.checkpoint.describe import HUGGINGFACE
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
 from chopjax.disk.files import folder_inside, read_json_object
 from chopjax.disk.paths import expanded
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 
 # One of these is in every folder that holds a tokenizer.
 _MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")
@@ -173,8 +173,9 @@ def build(folder: Path, name: str, **options: Any) -> Any:
             str(folder.absolute()), trust_remote_code=False, local_files_only=True, **options
         )
     except Exception as error:  # whatever a damaged or unknown tokenizer makes of the libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{name}: no tokenizer that transformers can load ({reason})") from error
+        raise UserError(
+            f"{name}: no tokenizer that transformers can load ({first_line(error)})"
+        ) from error
     if not isinstance(getattr(built, "backend_tokenizer", None), Backend):
         raise UserError(
             f"{name}: {type(built).__name__} has no form that the tokenizers library can run; "
