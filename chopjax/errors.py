@@ -34,6 +34,11 @@ def listing(problems: list[str], limit: int = 40) -> str:
     return "\n".join(lines)
 
 
+def first_line(error: BaseException) -> str:
+    """What another's program says of a fault, without details; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:1000]
+
+
 def readable(message: str) -> str:
     """A message for a terminal: no control characters, long lines and long messages cut.
 

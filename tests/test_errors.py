@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chopjax.errors import MESSAGE_BYTES, cut, escaped, listing, readable
+from chopjax.errors import MESSAGE_BYTES, cut, escaped, first_line, listing, readable
 
 ANY_TEXT = st.text(st.characters(categories=None), max_size=400)  # surrogates, too
 
@@ -51,3 +51,8 @@ def test_cut_keeps_both_ends() -> None:
     assert cut("a" * 500 + "z" * 500, 100).startswith("aaa")
     assert cut("a" * 500 + "z" * 500, 100).endswith("zzz")
     assert len(cut("é" * 1000, 99).encode()) <= 99
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("\n no such shard\n  at 0x7f…")) == "no such shard"
+    assert first_line(AssertionError()) == "AssertionError"

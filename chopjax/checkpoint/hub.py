@@ -15,8 +15,8 @@ import re
 import shutil
 import threading
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from huggingface_hub import (
@@ -26,7 +26,7 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import is_asset
@@ -40,13 +40,13 @@ from chopjax.checkpoint.safetensors_file import (
     open_header,
 )
 from chopjax.checkpoint.source import (
+    CONFIG,
     INDEX,
-    PICKLE_ADVICE,
-    PICKLES,
     SINGLE,
     Checkpoint,
     assemble,
     join_shards,
+    no_weights,
     read_config,
     read_weight_map,
 )
@@ -68,6 +68,10 @@ class Repository:
     def url(self, file: str) -> str:
         return hf_hub_url(self.name, file, revision=self.commit)
 
+    def small_file(self, file: str) -> Path:
+        """A file in huggingface_hub's own cache, downloaded if need be."""
+        return Path(hf_hub_download(self.name, file, revision=self.commit))
+
 
 @dataclasses.dataclass(frozen=True)
 class RemoteTensor(TensorInfo):
@@ -88,7 +92,7 @@ def open_hub(model: str, revision: str | None = None) -> Checkpoint:
     downloads tensors. Raises UserError where the model, the revision, the permission or the
     connection is missing, and where the weights are pickled.
     """
-    with hub_requests.users_errors(model, revision):
+    with hub_requests.users_errors(model):
         repository = _look_up(model, revision)
         weight_map, shards = _weight_files(repository)
         folder = _small_files(repository)
@@ -97,14 +101,13 @@ def open_hub(model: str, revision: str | None = None) -> Checkpoint:
             found = pool.map(functools.partial(_header, repository, stop=stop), shards)
             headers = dict(zip(shards, found, strict=True))
     if weight_map is None:
-        header = headers[SINGLE]
-        tensors, metadata = header.tensors, header.metadata
+        tensors, metadata = headers[SINGLE].tensors, headers[SINGLE].metadata
     else:
         tensors, metadata = join_shards(weight_map, headers, folder / INDEX)
 
     def fetch(names: Iterable[str]) -> None:
         wanted = [t for t in (tensors[name] for name in names) if isinstance(t, RemoteTensor)]
-        with hub_requests.users_errors(model, revision):
+        with hub_requests.users_errors(model):
             _fetch(repository, wanted)
 
     return assemble(model, folder, raw_config, tensors, metadata, repository.commit, fetch)
@@ -121,25 +124,26 @@ def _look_up(model: str, revision: str | None) -> Repository:
     seen = cache / f"revision-{quote(revision or 'main', safe='')}.json"
     if seen in _last_seen:
         return _last_seen[seen]
+    last = read_json_object(seen) if seen.exists() else None
+    if last is not None and not {"commit", "files"} <= last.keys():
+        raise UserError(f"{seen}: not what chopjax keeps there; move it away")
     try:
-        info = hub_requests.model_info(model, revision or "main")
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        if getattr(error, "response", None) is not None or not seen.exists():
+        now = hub_requests.model_info(model, revision or "main")
+    except HfHubHTTPError:
+        raise
+    except (HTTPError, OfflineModeIsEnabled):
+        if last is None:
             raise
         say(f"hub: not reachable; using {model} as it was last seen")
-        record = read_json_object(seen)
-        commit = record["commit"]
-        _last_seen[seen] = Repository(model, commit, tuple(record["files"]), cache / commit)
+        _last_seen[seen] = _repository(model, cache, last)
         return _last_seen[seen]
-    else:
-        commit, files = info.get("sha") or "", [f["rfilename"] for f in info.get("siblings", ())]
-        if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
-            raise UserError(f"{model}: {constants.ENDPOINT} does not name the commit; is it a hub?")
-        if seen.exists() and not {"commit", "files"} <= read_json_object(seen).keys():
-            raise UserError(f"{seen}: not what chopjax keeps there; move it away")
-        with new_file(seen, overwrite=True) as path:
-            path.write_text(json.dumps({"commit": commit, "files": files}))
-    return Repository(model, commit, tuple(files), cache / commit)
+    with new_file(seen, overwrite=True) as path:
+        path.write_text(json.dumps(now))
+    return _repository(model, cache, now)
+
+
+def _repository(model: str, cache: Path, record: dict[str, Any]) -> Repository:
+    return Repository(model, record["commit"], tuple(record["files"]), cache / record["commit"])
 
 
 def _weight_files(repository: Repository) -> tuple[dict[str, str] | None, list[str]]:
@@ -148,8 +152,9 @@ def _weight_files(repository: Repository) -> tuple[dict[str, str] | None, list[s
     if SINGLE in files:
         return None, [SINGLE]
     if INDEX not in files:
-        raise _no_weights(repository)
-    weight_map = read_weight_map(Path(_small_file(repository, INDEX)))
+        named = f"{repository.name} at revision {repository.commit[:12]}"
+        raise no_weights(repository.folder, named, files)
+    weight_map = read_weight_map(repository.small_file(INDEX))
     shards = sorted(set(weight_map.values()))
     strange = [s for s in shards if s not in files or not re.fullmatch(r"[\w.-]+\.safetensors", s)]
     if strange:
@@ -160,33 +165,13 @@ def _weight_files(repository: Repository) -> tuple[dict[str, str] | None, list[s
     return weight_map, shards
 
 
-def _no_weights(repository: Repository) -> UserError:
-    pickles = [f for f in repository.files if any(PurePosixPath(f).match(p) for p in PICKLES)]
-    if pickles:
-        return UserError(
-            f"{repository.name}: no safetensors at revision {repository.commit[:12]}, only "
-            f"{', '.join(pickles[:4])}.\n{PICKLE_ADVICE}\nThe hub may hold a conversion already, "
-            "as a pull request: --revision refs/pr/N"
-        )
-    return UserError(
-        f"{repository.name}: neither {SINGLE} nor {INDEX} at revision {repository.commit[:12]}; "
-        "this is not a Hugging Face checkpoint of a model's weights"
-    )
-
-
-def _small_file(repository: Repository, name: str) -> str:
-    """Path of a file in huggingface_hub's own cache, downloaded if need be."""
-    return hf_hub_download(repository.name, name, revision=repository.commit)
-
-
 def _small_files(repository: Repository) -> Path:
     """Download what rides along with the weights; returns the folder where it lies."""
-    if "config.json" not in repository.files:
-        raise UserError(f"{repository.name}: no config.json; not a transformers checkpoint")
-    for name in repository.files:
-        if is_asset(name):
-            _small_file(repository, name)
-    return Path(_small_file(repository, "config.json")).parent
+    if CONFIG not in repository.files:
+        raise UserError(f"{repository.name}: no {CONFIG}; not a transformers checkpoint")
+    for name in filter(is_asset, repository.files):
+        repository.small_file(name)
+    return repository.small_file(CONFIG).parent
 
 
 def _header(repository: Repository, file: str, stop: threading.Event) -> Header:

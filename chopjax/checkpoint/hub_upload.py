@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from chopjax import __version__
+from chopjax.checkpoint import hub_requests
 from chopjax.errors import UserError
 
 # Weights of an earlier upload under other names would be loaded in place of, or beside, the new.
@@ -78,8 +74,8 @@ def upload(folder: Path, repo_id: str, private: bool) -> str:
     except HTTPError as error:
         raise UserError(f"--push-to-hub {_explain(error, repo_id)}. {whole}") from error
     except (OSError, RuntimeError, ValueError) as error:  # of the transfer library, too
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--push-to-hub {repo_id}: {reason}. {whole}") from error
+        said = hub_requests.in_one_line(error)
+        raise UserError(f"--push-to-hub {repo_id}: {said}. {whole}") from error
     return str(url)
 
 
@@ -96,19 +92,9 @@ def _check_private(repo_id: str, private: bool, public: bool) -> None:
 
 
 def _explain(error: Exception, repo_id: str) -> str:
-    """What a fault of the hub or the network means for an upload."""
-    response = getattr(error, "response", None)
-    if not isinstance(error, HfHubHTTPError) or response is None:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{repo_id}: {constants.ENDPOINT} cannot be reached ({reason}); check the connection"
-    status, said = response.status_code, (error.server_message or "").strip()
-    reason = f" ({said})" if said else ""
-    if status == 401:
-        return f"{repo_id}: {constants.ENDPOINT} does not know the token (status 401); {TOKEN}"
-    if status in (403, 404):
-        owner = repo_id.partition("/")[0]
-        return (
-            f"{repo_id}: the token may not write to {owner} (status {status}){reason}; check the "
-            "spelling, and that the token has write access there"
-        )
-    return f"{repo_id}: {constants.ENDPOINT} answers with status {status}{reason}"
+    """huggingface_hub's words for a fault of the hub or the network, and what to do."""
+    said = hub_requests.in_one_line(error)
+    if getattr(error, "response", None) is None:
+        return f"{repo_id}: {constants.ENDPOINT} cannot be reached ({said}); check the connection"
+    owner = repo_id.partition("/")[0]
+    return f"{repo_id}: {said}. If {owner} is spelled right, {TOKEN} there"

@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from chopjax.disk.atomic import new_file, set_aside
 from chopjax.progress import say
@@ -91,15 +92,12 @@ class Mirror:
         with self._lock:
             return subtract(start, end, self.held)
 
-    def writer(self) -> int:
-        """A file descriptor to write with; the caller closes it."""
-        return os.open(self.path, os.O_WRONLY)
-
-    def record(self, descriptor: int, start: int, end: int) -> None:
-        """Enter a range whose bytes have been written through `descriptor`."""
+    def record(self, file: BinaryIO, start: int, end: int) -> None:
+        """Enter a range whose bytes have been written to `file`, which is the mirror, opened."""
         if start >= end:
             return
-        os.fdatasync(descriptor)
+        file.flush()
+        os.fdatasync(file.fileno())
         with self._lock:
             with self._journal.open("ab") as journal:
                 journal.write(f"{start} {end}\n".encode())

@@ -23,7 +23,7 @@ from chopjax.checkpoint.describe import PARAMS, Description, write_own
 from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.orbax_disk import check_saved, orbax_path, seal, shapes_by_name
 from chopjax.disk.atomic import check_room, new_folder
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, first_line, listing
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
@@ -69,7 +69,7 @@ def save_params(path: Path, params: Params) -> None:
     except UserError:
         raise
     except Exception as error:  # TensorStore's own, of no common type
-        raise UserError(f"{path}: could not be written: {_first_line(error)}") from error
+        raise UserError(f"{path}: could not be written: {first_line(error)}") from error
 
 
 def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
@@ -155,12 +155,8 @@ def _readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(f"{path}: damaged or not an Orbax checkpoint: {reason}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:1000]
 
 
 @contextlib.contextmanager

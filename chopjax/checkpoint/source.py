@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ PICKLE_ADVICE = (
     "If you trust the author, convert it where torch is installed:\n"
     '  python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('FOLDER').save_pretrained('OUT')\"\n"
-    "and use OUT; copy the tokenizer files there, too."
+    "and use OUT; copy the tokenizer files there, too. The hub may hold a conversion already, as a "
+    "pull request: --revision refs/pr/N"
 )
 
 
@@ -166,7 +167,7 @@ def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         header = open_header(single)
         return header.tensors, header.metadata
     if index is None:
-        raise _no_weights(folder)
+        raise no_weights(folder, str(folder), [p.name for p in folder.iterdir()])
     weight_map = read_weight_map(index)
     headers: dict[str, Header] = {}
     missing_files = []
@@ -215,17 +216,19 @@ def join_shards(
     return tensors, metadata
 
 
-def _no_weights(folder: Path) -> UserError:
-    if advice := _other_kind(folder, sorted(p.name for p in folder.iterdir())):
-        return UserError(f"{folder}: no weights of a whole model, but {advice}")
-    pickles = sorted({p.name for pattern in PICKLES for p in folder.glob(pattern)})
+def no_weights(folder: Path, name: str, files: Iterable[str]) -> UserError:
+    """What to do about a model without weights: of a folder, or of a repository with `files`."""
+    files = sorted(files)
+    if advice := _other_kind(folder, files):
+        return UserError(f"{name}: no weights of a whole model, but {advice}")
+    pickles = [f for f in files if any(PurePosixPath(f).match(p) for p in PICKLES)]
     if pickles:
         names = ", ".join(pickles[:4]) + (", …" if len(pickles) > 4 else "")
-        return UserError(f"{folder}: no safetensors, only {names}.\n{PICKLE_ADVICE}")
-    others = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file())
+        return UserError(f"{name}: no safetensors, only {names}.\n{PICKLE_ADVICE}")
+    others = [f for f in files if f.endswith(".safetensors") and f != SINGLE]
     if others:
         return UserError(
-            f"{folder}: neither {SINGLE} nor {INDEX}, only {', '.join(others[:4])}; "
+            f"{name}: neither {SINGLE} nor {INDEX}, only {', '.join(others[:4])}; "
             "a shard's index is missing, or the file has another name than transformers gives it"
         )
-    return UserError(f"{folder}: no weights; {SINGLE} or {INDEX} with its shards is needed")
+    return UserError(f"{name}: no weights; {SINGLE} or {INDEX} with its shards is needed")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from chopjax.data.sources import find_sources, pieces
+from chopjax.data.sources import find_sources, read_documents
 from chopjax.data.tokenizer import Tokenizer
 from chopjax.errors import UserError
 from chopjax.progress import say
@@ -30,7 +30,7 @@ def excerpts(
     Where there are fewer documents than excerpts, further pieces of the same documents follow.
     Raises UserError where there is no text.
     """
-    texts = list(itertools.islice(_texts(inputs, field), POOL * count))
+    texts = list(itertools.islice(read_documents(find_sources(inputs, field)), POOL * count))
     random.Random(seed).shuffle(texts)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     size = length - len(bos)
@@ -51,9 +51,3 @@ def excerpts(
     if len(found) < count:
         say(f"{', '.join(inputs)} gives {len(found)} sequences of up to {length} tokens, no more")
     return found
-
-
-def _texts(inputs: Sequence[str], field: str) -> Iterator[str]:
-    for piece in pieces(find_sources(inputs, field)):
-        for part in piece:
-            yield from part.texts(lambda read: None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.disk.paths import expanded
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 
 NOMINAL_BYTES = 1 << 26  # what a file of the hub counts for when work is divided
 
@@ -59,7 +59,7 @@ class HuggingFaceSplit:
                 try:
                     example = next(examples, None)
                 except Exception as error:  # of pyarrow, of the hub, of a file's format
-                    raise UserError(f"{self.name}: shard {shard}: {_reason(error)}") from error
+                    raise UserError(f"{self.name}: shard {shard}: {first_line(error)}") from error
                 if example is None:
                     break
                 text = example.get(self.field)
@@ -115,7 +115,7 @@ def _commit(dataset: str, revision: str | None) -> str:
     try:
         commit = huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
     except Exception as error:
-        raise UserError(f"hf:{dataset}: {_reason(error)}") from error
+        raise UserError(f"hf:{dataset}: {first_line(error)}") from error
     assert commit
     return commit
 
@@ -130,7 +130,7 @@ def _stream(dataset: str, config: str | None, split: str, revision: str | None) 
             dataset, config, split=split, revision=revision, streaming=True
         )
     except Exception as error:
-        raise UserError(f"hf:{dataset}: {_reason(error)}") from error
+        raise UserError(f"hf:{dataset}: {first_line(error)}") from error
 
 
 def _data_files(
@@ -140,7 +140,3 @@ def _data_files(
 
     builder = datasets.load_dataset_builder(dataset, config, revision=revision)
     return tuple(os.fspath(file) for file in (builder.config.data_files or {}).get(split, ()))
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]

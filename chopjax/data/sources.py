@@ -108,6 +108,15 @@ def pieces(sources: Sequence[Source]) -> list[Piece]:
     return [*result, tuple(piece)] if piece else result
 
 
+def read_documents(
+    sources: Sequence[Source], advance: Callable[[int], None] = lambda nbytes: None
+) -> Iterator[str]:
+    """All documents, in order; `advance` is told of bytes read."""
+    for piece in pieces(sources):
+        for part in piece:
+            yield from part.texts(advance)
+
+
 def _nominal_size(source: Source) -> int:
     return source.size if source.size is not None else sum(b for _, _, b in source.cuts(1))
 

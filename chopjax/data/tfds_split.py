@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 
 _READ_AT_ONCE = 256
 
@@ -83,9 +83,8 @@ def _data_source(dataset: str, split: str) -> Any:
     try:
         return tfds.data_source(dataset, split=split, data_dir=folder, download=False)
     except Exception as error:  # TFDS raises many kinds, AssertionError and KeyError among them
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
-            f"tfds:{dataset}:{split}: {reason}\n"
+            f"tfds:{dataset}:{split}: {first_line(error)}\n"
             f"Looked in {folder or '~/tensorflow_datasets'} (set TFDS_DATA_DIR to look elsewhere); "
             "the dataset must lie there in array_record form:\n"
             f"  tfds build {dataset.partition(':')[0]} --file_format=array_record"

@@ -24,7 +24,7 @@ from chopjax.checkpoint.describe import HUGGINGFACE
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
 from chopjax.disk.files import folder_inside, read_json_object
 from chopjax.disk.paths import expanded
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 
 # One of these is in every folder that holds a tokenizer.
 _MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")
@@ -96,10 +96,8 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
             raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its tokenizer")
         folder = own
     built = build(folder, name)
-    backend = built.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    split_special_tokens = bool(getattr(built, "split_special_tokens", False))
+    backend = whole_text_backend(built)
+    split_special_tokens = backend.encode_special_tokens
     bos_id, eos_id = built.bos_token_id, built.eos_token_id
     if bos_id is None and eos_id is None:
         bos_id, eos_id = _ids_in_config(folder / CONFIG)
@@ -153,7 +151,7 @@ def _download(name: str, revision: str | None) -> Path:
     """Tokenizer files and configuration of a hub id, in huggingface_hub's own cache."""
     import huggingface_hub
 
-    with hub_requests.users_errors(name, revision):
+    with hub_requests.users_errors(name):
         folder = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=list(ASSETS)
         )
@@ -175,14 +173,25 @@ def build(folder: Path, name: str, **options: Any) -> Any:
             str(folder.absolute()), trust_remote_code=False, local_files_only=True, **options
         )
     except Exception as error:  # whatever a damaged or unknown tokenizer makes of the libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{name}: no tokenizer that transformers can load ({reason})") from error
+        raise UserError(
+            f"{name}: no tokenizer that transformers can load ({first_line(error)})"
+        ) from error
     if not isinstance(getattr(built, "backend_tokenizer", None), Backend):
         raise UserError(
             f"{name}: {type(built).__name__} has no form that the tokenizers library can run; "
             "convert it to a tokenizer.json first"
         )
     return built
+
+
+def whole_text_backend(built: Any) -> Backend:
+    """The backend of transformers' tokenizer, which neither cuts nor pads: what tokenizer.json says
+    of these two is not for us, and lm-evaluation-harness resets them, too."""
+    backend: Backend = built.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(getattr(built, "split_special_tokens", False))
+    return backend
 
 
 def _ids_in_config(path: Path) -> tuple[int | None, int | None]:

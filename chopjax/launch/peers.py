@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from jax.errors import JaxRuntimeError
 
 from chopjax import interrupts
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 from chopjax.progress import say
 
 # EX_TEMPFAIL of sysexits.h: stopped from outside, start me again. tpu_scripts/ wait for it.
@@ -95,7 +95,7 @@ class _Group:
         if isinstance(error, KeyboardInterrupt):
             self.interrupted()
         elif code not in (0, EXIT_PREEMPTED):  # with those all processes end, in order
-            self._publish(f"failed: {_first_line(error)}", code)
+            self._publish(f"failed: {first_line(error)}", code)
         else:
             return
         atexit.register(self._exit, code)  # runs before jax's, which was registered earlier
@@ -142,10 +142,6 @@ class _Group:
             for other in range(1, self._count if self._index == 0 else 0):
                 left = max(0, int(1000 * (deadline - time.monotonic())))
                 self._store.blocking_key_value_get(f"{EXITING}/{other}", left)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _code_of(error: BaseException) -> int:

@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Any
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 from chopjax.hardware import PEAK_BFLOAT16
 from chopjax.plan.slices import described, exists, spelled, usual_shape
 
@@ -213,4 +213,4 @@ def devices(topology: Topology) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(shape, "tpu", **options).devices)
     except Exception as error:  # a JaxRuntimeError; the type is not public
-        raise UserError(f"--topology {shape}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--topology {shape}: {first_line(error)}") from error

@@ -12,7 +12,7 @@ from rich.table import Table
 from chopjax.latency.measure import PHASES, Line, Timing, fit
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
-from chopjax.report.plots import BLUE, GREY, ORANGE
+from chopjax.report.plots import BLUE, GREY, ORANGE, hide_box
 
 BARE = "no layers"  # the model that has embedding, final norm and head alone
 
@@ -150,8 +150,7 @@ def figure(models: Sequence[Measured], title: str) -> Figure:
         axes.set_xlabel("layers kept")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        hide_box(axes)
     drawn.axes[0].set_ylabel("milliseconds")
     # One for all panels, below them: in a panel it would lie over times that hardly fall.
     handles, labels = drawn.axes[0].get_legend_handles_labels()

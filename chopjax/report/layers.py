@@ -18,15 +18,14 @@ from matplotlib.ticker import MaxNLocator
 
 from chopjax.chop.importance import MEASURED, Protect, choose_measured
 from chopjax.keep import parse_keep
-from chopjax.report.plots import BLUE, GREEN, GREY, ORANGE, RED, save
+from chopjax.report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, hide_box, save
 
-SKY, PINK, BLACK = "#56B4E9", "#CC79A7", "#000000"
 LINES = (  # colour, marker
     (BLUE, "o"),
     (ORANGE, "s"),
     (GREEN, "^"),
     (RED, "D"),
-    (PINK, "v"),
+    (PURPLE, "v"),
     (SKY, "P"),
     (BLACK, "X"),
 )
@@ -114,7 +113,7 @@ def layer_bars(analysis: Mapping[str, Any]) -> Figure:
         _bars(axes, height_L, protected)
         axes.set_ylabel(label, fontsize=8)
         axes.grid(axis="y", alpha=0.25)
-        _bare(axes)
+        hide_box(axes)
     panels[-1].set_xlabel("layer (from 0); grey: protected")
     _whole_numbers(panels[-1], L, vertical=False)
     return figure
@@ -164,7 +163,7 @@ def choice_losses(analysis: Mapping[str, Any]) -> Figure:
         axes.legend(
             frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14)
         )
-        _bare(axes)
+        hide_box(axes)
     figure.axes[0].set_ylabel("loss on the calibration text,\nnot healed (nats per token)")
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -199,7 +198,7 @@ def agreement(analysis: Mapping[str, Any]) -> Figure:
     left.set_ylim(len(names) - 0.5, -0.5)
     left.set_xlabel("layer (from 0)")
     _whole_numbers(left, L, vertical=False)
-    _bare(left)
+    hide_box(left)
     _overlap(right, names, [removed[name][len(counts) // 2] for name in names])
     right.set_title(f"removed layers in common, of {counts[len(counts) // 2]}", fontsize=9)
     figure.tight_layout()
@@ -222,11 +221,6 @@ def _removed(text: str, num_layers: int) -> frozenset[int]:
 
 def _protect(analysis: Mapping[str, Any]) -> Protect:
     return Protect(**analysis["settings"]["protect"])
-
-
-def _bare(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _whole_numbers(axes: Axes, num_layers: int, vertical: bool = True) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chopjax.disk.atomic import new_file
@@ -14,7 +15,7 @@ from chopjax.errors import UserError
 from chopjax.report.own_files import FIGURE_METADATA, FIGURES, is_ours
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-SKY, PURPLE = "#56B4E9", "#CC79A7"
+SKY, PURPLE, BLACK = "#56B4E9", "#CC79A7", "#000000"
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -52,6 +53,12 @@ def check_plot(path: str) -> Path:
 
 def _names(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in FIGURES]
+
+
+def hide_box(axes: Axes) -> None:
+    """The two axes are lines enough around a panel."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def healing_curve(
@@ -99,8 +106,7 @@ def healing_curve(
     axes.grid(alpha=0.25)
     # Above the curve: in the panel it would lie over one of the lines.
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    hide_box(axes)
     return figure
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from chopjax.report.plots import BLUE, GREY, ORANGE
+from chopjax.report.plots import BLUE, GREY, ORANGE, hide_box
 from chopjax.report.sweep_rows import Cells, Row, mean_accuracy, strategies_of, summary
 
 PALE = "#CCCCCC"
@@ -71,7 +71,7 @@ def ranking(report: Mapping[str, Any]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(alpha=0.25)
-        _bare(axes)
+        hide_box(axes)
     _legend(figure)
     return figure
 
@@ -132,7 +132,7 @@ def _panels(
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.tick_params(labelsize=8, labelbottom=index + columns >= len(strategies))
         axes.grid(alpha=0.25)
-        _bare(axes)
+        hide_box(axes)
     figure.supxlabel(f"layers removed, of {total}", fontsize=9)
     for axes in panels[:, 0]:
         axes.set_ylabel(label, fontsize=9)
@@ -186,8 +186,3 @@ def _levels(report: Mapping[str, Any]) -> dict[str, float]:
 def _tasks(report: Mapping[str, Any]) -> str:
     tasks = list(report["parent"]["accuracy"])
     return ", ".join(tasks) if len(tasks) < 3 else f"mean of {len(tasks)} tasks"
-
-
-def _bare(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 
-from chopjax.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from chopjax.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, hide_box
 from chopjax.report.task_table import Cell, Row, Table
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)
@@ -183,5 +183,4 @@ def _finish(axes: Axes, names: list[str], label: str) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    hide_box(axes)

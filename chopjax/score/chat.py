@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 from chopjax.progress import say
 
 Message = dict[str, str]  # role, content
@@ -111,5 +111,5 @@ class Template:
             raise self._fails(error) from error
 
     def _fails(self, error: Exception) -> UserError:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         return UserError(f"{self._model}: its chat template fails: {reason[:300]}")

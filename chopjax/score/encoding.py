@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from chopjax.data.tokenizer import whole_text_backend
 from chopjax.errors import UserError
 
 Ids = np.ndarray  # int32
@@ -41,11 +42,7 @@ class Encoder:
         return found
 
     def _encode(self, texts: Sequence[str], special: bool) -> list[Ids]:
-        backend = self.tokenizer.backend_tokenizer
-        # What tokenizer.json says of these two is not for us; the harness resets them, too.
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = bool(getattr(self.tokenizer, "split_special_tokens", False))
+        backend = whole_text_backend(self.tokenizer)
         found = []
         for start in range(0, len(texts), BATCH):
             part = list(texts[start : start + BATCH])

@@ -17,7 +17,7 @@ from jinja2 import Environment, meta
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 from chopjax.score.local_rows import check_present, read_rows
 
 MMLU = "cais/mmlu"
@@ -102,7 +102,7 @@ class LocalTask(ConfigurableTask):
             if (self.config.metadata or {}).get("data_dir") is None:
                 raise
             told = json.dumps(doc, default=str, ensure_ascii=False)
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"{self._file()}: task {self.task_name} cannot use the document "
                 f"{told[:300] + '…' if len(told) > 300 else told}: {reason[:300]}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from chopjax.data.sources import Source, find_sources, pieces
+from chopjax.data.sources import Source, find_sources, read_documents
 from chopjax.data.tokenizer import Tokenizer
 from chopjax.errors import UserError
 from chopjax.progress import progress
@@ -34,9 +34,7 @@ class Texts:
         self._read = 0
 
     def __iter__(self) -> Iterator[str]:
-        for piece in pieces(self._sources):
-            for part in piece:
-                yield from part.texts(self._count)
+        return read_documents(self._sources, self._count)
 
     def _count(self, read: int) -> None:
         self._read += read

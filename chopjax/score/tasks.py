@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from chopjax.disk.paths import expanded
-from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.errors import UserError, did_you_mean, first_line, listing
 from chopjax.progress import progress
 from chopjax.score import local_data
 from chopjax.score.local_data import LocalTask
@@ -231,7 +231,7 @@ def _load(manager: TaskManager, name: str) -> Tasks:
         raise
     except Exception as error:
         logging.getLogger(__name__).debug("loading task %s", name, exc_info=True)
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error)
         if manager.metadata:
             raise UserError(
                 f"{name}: its documents in --data-dir are not like those of its dataset"

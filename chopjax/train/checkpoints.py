@@ -35,7 +35,7 @@ from chopjax.checkpoint.orbax_disk import Shapes, check_saved, orbax_path, seal,
 from chopjax.checkpoint.orbax_folder import PYTREE, anywhere
 from chopjax.disk.atomic import flush, flush_tree
 from chopjax.disk.mark import is_unfinished, make_folder, mark_new
-from chopjax.errors import UserError, listing
+from chopjax.errors import UserError, first_line, listing
 from chopjax.progress import say
 
 RECORD = "run.json"
@@ -162,9 +162,9 @@ class Saver:
         ]
 
     def _failed(self, error: Exception) -> UserError:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:1000]
+        place = self.folder / str(self._saving)
         return UserError(
-            f"{self.folder / str(self._saving)}: the checkpoint could not be written: {reason}\n"
+            f"{place}: the checkpoint could not be written: {first_line(error)}\n"
             f"{newest(self.folder)} Make room or mend the folder, then start again."
         )
 
@@ -219,8 +219,7 @@ def restore(folder: Path, step: int, abstract: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:1000]
-        raise UserError(f"{path}: does not fit this run: {reason}") from error
+        raise UserError(f"{path}: does not fit this run: {first_line(error)}") from error
 
 
 def remove_partial(folder: Path) -> None:

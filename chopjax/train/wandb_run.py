@@ -18,7 +18,7 @@ from typing import Any
 
 from chopjax.disk.atomic import new_file
 from chopjax.disk.files import read_json_object
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 from chopjax.train.settings import differences
 
 RECORD = "wandb_run.json"
@@ -55,7 +55,7 @@ def wandb_run(
             allow_val_change=True,
         )
     except Exception as error:  # of the network, of the account: wandb has a dozen kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"log.wandb: {project}: {reason}. Log in with `wandb login`, set WANDB_MODE=offline to "
             f"log to {workdir} alone, or leave log.wandb empty"

@@ -110,4 +110,5 @@ def test_a_gated_model_that_the_token_may_not_read(tmp_path: Path):
         hub.hub.faults = [Fault("GET /api", 403, {"X-Error-Code": "GatedRepo"})]
         done = command(hub.environment(tmp_path, JAX_PLATFORMS="cpu"))
     assert done.returncode == 2
-    assert "Accept its licence" in done.stderr
+    assert "Cannot access gated repo" in done.stderr
+    assert "HF_TOKEN" in done.stderr
