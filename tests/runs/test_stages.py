@@ -10,7 +10,14 @@ import pytest
 
 from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError
-from chopjax.runs.stages import Stage, run_stages
+from chopjax.runs.stage_records import StageRecords
+from chopjax.runs.stages import Stage, fingerprints_of, look, run_all
+
+
+def run_stages(workdir: Path, *ways: list[Stage]) -> dict[str, Any]:
+    """As `chopjax run` does. ways: the stages as they are recorded now, and earlier."""
+    records = StageRecords(workdir)
+    return run_all(records, look(records, ways[0], fingerprints_of(*ways)))
 
 
 class Recorder:

@@ -20,11 +20,10 @@ from chopjax.disk.mark import begin_mark
 from chopjax.errors import UserError
 from chopjax.keep import parse_keep
 from chopjax.models.compute import Compute
-from chopjax.runs import points as points_module
 from chopjax.runs import sweep as sweep_module
 from chopjax.runs.inputs import Stamps
 from chopjax.runs.points import coarse_first
-from chopjax.runs.sweep import _append, read_rows
+from chopjax.runs.sweep_records import _append, read_rows
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
 from chopjax.train import settings as train_settings
@@ -173,8 +172,7 @@ def test_points_and_measures_of_an_earlier_chopjax_are_taken(
     words = ["sweep", "--config", str(folder / "recipe.py"), "--workdir", str(tmp_path / "work")]
     words += ["--config.strategies=magnitude", "--config.remove=2", "--json"]
     with monkeypatch.context() as earlier:
-        for module in (sweep_module, points_module):
-            earlier.setattr(module, "WAYS", (Stamps(),))
+        earlier.setattr(sweep_module, "WAYS", (Stamps(),))
         assert cli.main(words) == 0
     before = json.loads(capsys.readouterr().out)
     assert cli.main(words) == 0
