@@ -30,9 +30,9 @@ from chopjax.report.pipeline import check_report, write_report
 from chopjax.runs import healing, removal, work
 from chopjax.runs import scored as scores
 from chopjax.runs.inputs import WAYS, Inputs
+from chopjax.runs.records import StageRecords
 from chopjax.runs.rounds import Round, rounds_of
 from chopjax.runs.settings import Model, PipelineSettings, parent_of, read_pipeline
-from chopjax.runs.stage_records import StageRecords
 from chopjax.runs.stages import Stage, fingerprints_of, look, run_all
 from chopjax.runs.workdir import check_space, opened
 from chopjax.train import settings as training

@@ -33,18 +33,29 @@ def plan(
 
     analyses: of each seed, what strategies that measure look at.
     """
+    protect = parse_protect(settings.protect)
+
+    def keep(strategy: str, seed: int, count: int) -> Keep | None:
+        """None where the strategy cannot remove so many layers."""
+        try:
+            if strategy in MEASURED:
+                return choose_measured(strategy, analyses[seed], count, protect)
+            return choose(strategy, num_layers, count)
+        except UserError as error:
+            say(f"left out: {error}")
+            return None
+
     yield Point(PARENT, 0, tuple(range(num_layers)), False, 0)
     counts = coarse_first([resolve_remove(n, num_layers) for n in split_list(settings.remove)])
     first = next(iter(analyses))
     for healed in (False, True) if settings.healed else (False,):
-        for seed, analysis in analyses.items():
+        for seed in analyses:
             for count in counts:
                 for strategy in split_list(settings.strategies):
                     if strategy not in MEASURED and seed != first and not healed:
                         continue  # a name chooses the same layers whatever the text
-                    keep = _keep(settings, strategy, analysis, num_layers, count)
-                    if keep is not None:
-                        yield Point(strategy, count, keep, healed, seed)
+                    if kept := keep(strategy, seed, count):
+                        yield Point(strategy, count, kept, healed, seed)
 
 
 def coarse_first(values: Sequence[int]) -> list[int]:
@@ -58,20 +69,3 @@ def coarse_first(values: Sequence[int]) -> list[int]:
             found.append(part[middle])
             parts += [part[:middle], part[middle + 1 :]]
     return found
-
-
-def _keep(
-    settings: SweepSettings,
-    strategy: str,
-    analysis: Mapping[str, Any],
-    num_layers: int,
-    count: int,
-) -> Keep | None:
-    """None where the strategy cannot remove so many layers."""
-    try:
-        if strategy in MEASURED:
-            return choose_measured(strategy, analysis, count, parse_protect(settings.protect))
-        return choose(strategy, num_layers, count)
-    except UserError as error:
-        say(f"left out: {error}")
-        return None

@@ -1,9 +1,9 @@
-"""Stages, the engine of `chopjax run` and `chopjax sweep`: each is done once, goes on after a kill,
-and is done again when what it depends on changed.
+"""The engine of `chopjax run` and `chopjax sweep`: stages that are done once, go on after a kill,
+and are done again when what they depend on changed.
 
 A stage is known by its fingerprints: hashes of all that its result depends on, as they are taken
 now and as an earlier chopjax took them (inputs.py). What is done is written down in records, which
-each verb keeps in a form of its own (stage_records.py, sweep_records.py).
+have a form of their own for each verb (records.py).
 """
 
 from __future__ import annotations
@@ -80,22 +80,22 @@ class Task:
     redo: bool  # what is there is of no use
 
     @property
-    def done(self) -> bool:
-        return self.record is not None and self.record.result is not None and not self.redo
+    def done(self) -> Record | None:
+        """The record where there is nothing to do."""
+        return None if self.redo or not self.record or self.record.result is None else self.record
 
 
 def fingerprints_of(*ways: Sequence[Stage]) -> list[tuple[str, ...]]:
     """Of each stage, those of its settings in `ways`: lists of the same stages, each with settings
     taken in another way. A fingerprint covers those of the stages that the stage builds on."""
-    found: list[dict[str, str]] = []
-    for stages in ways:
-        names: dict[str, str] = {}
-        for stage in stages:
-            names[stage.name] = digest(
-                [stage.name, stage.settings, [names[need] for need in stage.needs]]
-            )
-        found.append(names)
-    return list(zip(*(names.values() for names in found), strict=True))
+    return list(zip(*map(_fingerprints, ways), strict=True))
+
+
+def _fingerprints(stages: Sequence[Stage]) -> list[str]:
+    found: dict[str, str] = {}
+    for stage in stages:
+        found[stage.name] = digest([stage.name, stage.settings, [found[n] for n in stage.needs]])
+    return list(found.values())
 
 
 def look(
@@ -117,13 +117,12 @@ def look(
 
 def finish(records: Records, task: Task) -> dict[str, Any]:
     """The result of a stage, which is run where it is not done."""
-    interrupts.check()
-    stage, begun, record = task.stage, task.begun, task.record
-    if record is not None and record.result is not None and task.done:
-        current = dataclasses.replace(begun, result=record.result, seconds=record.seconds)
-        if current != record:
-            records.write(stage, current)  # as it is recorded now
-        return record.result
+    stage, begun, done = task.stage, task.begun, task.done
+    if done and done.result is not None:
+        now = dataclasses.replace(begun, result=done.result, seconds=done.seconds)
+        if now != done:
+            records.write(stage, now)  # as it is recorded now
+        return done.result
     if task.redo:
         stage.clean()
     records.write(stage, begun)
@@ -138,9 +137,10 @@ def run_all(records: Records, tasks: Sequence[Task]) -> dict[str, dict[str, Any]
     """Finish every stage, in order, with a line for each; stage name → result."""
     results = {}
     for number, task in enumerate(tasks, 1):
+        interrupts.check()
         title = f"[{number}/{len(tasks)}] {task.stage.name}"
-        if task.done and task.record is not None:
-            say(f"{title}: done before, {task.record.seconds:.0f} s then")
+        if task.done:
+            say(f"{title}: done before, {task.done.seconds:.0f} s then")
         else:
             say(f"{title}: {task.reason}" if task.reason else title)
         results[task.stage.name] = finish(records, task)

@@ -38,6 +38,7 @@ from chopjax.runs import healing, work
 from chopjax.runs import scored as scores
 from chopjax.runs.inputs import WAYS, Inputs, digest
 from chopjax.runs.points import Point, plan
+from chopjax.runs.records import AnalysisRecords, PointRecords, read_rows, stage_name
 from chopjax.runs.settings import (
     SweepSettings,
     calibration_text,
@@ -46,7 +47,6 @@ from chopjax.runs.settings import (
     split_list,
 )
 from chopjax.runs.stages import Stage, finish, look
-from chopjax.runs.sweep_records import AnalysisRecords, PointRecords, read_rows, stage_name
 from chopjax.runs.workdir import check_space, opened
 from chopjax.score.engine import Engine
 from chopjax.train import settings as training
@@ -158,7 +158,7 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
         for p, own in zip(points, keys, strict=True)
     ]
     tasks, rows = look(records, stages, keys), []
-    with progress("points", len(tasks), "points", sum(task.done for task in tasks)) as bar:
+    with progress("points", len(tasks), "points", sum(bool(task.done) for task in tasks)) as bar:
         for point, own, task in zip(points, keys, tasks, strict=True):
             rows.append(finish(records, task))
             if task.done:
@@ -239,14 +239,8 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
 def _engine(job: Job, model: Loaded) -> Engine:
     depth, like = model.config.num_layers, job.engines[job.parent.config.num_layers]
     if depth not in job.engines:
-        job.engines[depth] = Engine(
-            model.config,
-            model.params,
-            like.compute,
-            like.max_length,
-            like.mesh,
-            tokenizer=like.tokenizer,
-        )
+        shared = (like.compute, like.max_length, like.mesh)
+        job.engines[depth] = Engine(model.config, model.params, *shared, tokenizer=like.tokenizer)
     return job.engines[depth].with_params(model.params)
 
 

@@ -17,13 +17,12 @@ from chopjax.chop.surgery import chop_params
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.disk.mark import begin_mark
-from chopjax.errors import UserError
 from chopjax.keep import parse_keep
 from chopjax.models.compute import Compute
 from chopjax.runs import sweep as sweep_module
 from chopjax.runs.inputs import Stamps
 from chopjax.runs.points import coarse_first
-from chopjax.runs.sweep_records import _append, read_rows
+from chopjax.runs.records import read_rows
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
 from chopjax.train import settings as train_settings
@@ -212,26 +211,6 @@ def test_a_healed_run_that_holds_notes_stays(tmp_path: Path) -> None:
     assert foreign_files(tmp_path) == []
     (tmp_path / "notes.txt").write_text("precious")
     assert foreign_files(tmp_path) == ["notes.txt"]
-
-
-ROW_WITH_WORDS = '{"loss": "low", "strategy": "random", "seed": 0, "key": "k"}\n'
-
-
-@pytest.mark.parametrize(
-    "content", ["precious", "precious\n", '{"mine": 1}\n', '{"mine": 1}', "[1]\n", ROW_WITH_WORDS]
-)
-def test_points_that_no_sweep_wrote_are_not_cut(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "points.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"points\.jsonl"):
-        read_rows(path)
-    assert path.read_text() == content
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said() -> None:
-    with pytest.raises(UserError, match=r"/dev/full: No space left.*start again"):
-        _append(Path("/dev/full"), {"loss": 1.0})
 
 
 @pytest.mark.parametrize(
