@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from ml_collections import ConfigDict
 
 from chopjax.checkpoint.export import export_model
 from chopjax.disk.atomic import check_free, set_aside
-from chopjax.disk.mark import is_taken
+from chopjax.disk.mark import is_taken, some
 from chopjax.keep import Keep
+from chopjax.progress import say
 from chopjax.runs.inputs import Inputs
 from chopjax.runs.removal import kept
 from chopjax.runs.rounds import Round
@@ -20,7 +22,8 @@ from chopjax.runs.settings import AnySettings, PipelineSettings
 from chopjax.runs.stages import Stage
 from chopjax.train import settings as training
 from chopjax.train.loop import train
-from chopjax.train.own_files import check_run
+from chopjax.train.own_files import check_run, foreign_files
+from chopjax.train.settings import LogSettings
 
 
 def heal_config(
@@ -37,6 +40,16 @@ def from_parent(settings: AnySettings, keep: Keep, after_steps: int = 0) -> dict
     """The start of a run that chops the parent itself."""
     chop = training.ChopSettings(keep=",".join(map(str, keep)), after_steps=after_steps)
     return {"model": settings.model, "revision": settings.revision, "chop": chop}
+
+
+def remove_run(folder: Path, log: LogSettings) -> None:
+    """Delete a training run whose model is scored, unless its folder holds what others wrote."""
+    if not folder.is_dir():
+        return
+    if others := foreign_files(folder, bool(log.wandb), bool(log.profile)):
+        say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
+    else:
+        shutil.rmtree(folder)
 
 
 # ------------------------------------------------------------------------------ In rounds

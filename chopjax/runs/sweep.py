@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,8 +50,6 @@ from chopjax.runs.workdir import check_space, opened
 from chopjax.score.engine import Engine
 from chopjax.train import settings as training
 from chopjax.train.loop import train
-from chopjax.train.own_files import foreign_files
-from chopjax.train.settings import LogSettings
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
 
@@ -165,7 +162,7 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
                 continue
             if point.healed and not job.settings.keep_healed:
                 for folder in _runs(job, own):
-                    _remove_run(folder, job.settings.heal.log)
+                    healing.remove_run(folder, job.settings.heal.log)
             bar.advance(1, loss=rows[-1]["loss"])
     return rows
 
@@ -185,8 +182,8 @@ def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
     ]
 
     def key(point: Point, origin: Any, held_out: Any, train: Any) -> str:
-        healing = heal | {"seed": point.seed, "text": train} if point.healed else None
-        return digest([origin, held_out, list(point.keep), healing, score])[:16]
+        healed = heal | {"seed": point.seed, "text": train} if point.healed else None
+        return digest([origin, held_out, list(point.keep), healed, score])[:16]
 
     return [[key(point, *way) for way in ways] for point in points]
 
@@ -252,13 +249,3 @@ def _heal_config(settings: SweepSettings, workdir: Path, keep: Keep, seed: int) 
         seed=seed,
         log=dataclasses.replace(settings.heal.log, tensorboard=False),
     )
-
-
-def _remove_run(folder: Path, log: LogSettings) -> None:
-    """The training run of a point that is written down."""
-    if not folder.is_dir():
-        return
-    if others := foreign_files(folder, bool(log.wandb), bool(log.profile)):
-        say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
-    else:
-        shutil.rmtree(folder)

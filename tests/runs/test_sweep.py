@@ -16,7 +16,6 @@ from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_params
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
-from chopjax.disk.mark import begin_mark
 from chopjax.keep import parse_keep
 from chopjax.models.compute import Compute
 from chopjax.runs import sweep as sweep_module
@@ -27,7 +26,6 @@ from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
 from chopjax.train import settings as train_settings
 from chopjax.train.loop import train
-from chopjax.train.own_files import foreign_files
 
 RECIPE = """
 from chopjax.sweep_settings import default_config
@@ -203,14 +201,6 @@ def test_what_others_made_is_named_and_stays(
     assert name.partition("/")[0] in capsys.readouterr().err
     assert (tmp_path / name).read_text() == "precious"
     assert {p.name for p in tmp_path.iterdir()} == {name.partition("/")[0]}
-
-
-def test_a_healed_run_that_holds_notes_stays(tmp_path: Path) -> None:
-    """The run of a point is removed when it is scored, and only that."""
-    begin_mark(tmp_path, "train")
-    assert foreign_files(tmp_path) == []
-    (tmp_path / "notes.txt").write_text("precious")
-    assert foreign_files(tmp_path) == ["notes.txt"]
 
 
 @pytest.mark.parametrize(
