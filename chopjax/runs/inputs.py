@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.identity import model_files
@@ -20,20 +20,8 @@ from chopjax.disk.hashes import file_hashes
 _PLACES = ("model", "revision", "data.train", "data.evaluation")
 
 
-class Inputs(Protocol):
-    """Values that are equal where inputs are."""
-
-    def model(self, parent: Description) -> dict[str, Any]: ...
-
-    def texts(self, inputs: str, field: str) -> list[Any]:
-        """Raises UserError where there is no such text."""
-
-    def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Flat settings of a training run whose inputs are told apart elsewhere."""
-
-
 class Contents:
-    """sha256 of everything read."""
+    """Values that are equal where inputs are: sha256 of everything read."""
 
     def model(self, parent: Description) -> dict[str, Any]:
         """Configuration, tokenizer, weights; of a hub id the commit."""
@@ -44,6 +32,7 @@ class Contents:
         return {"files": [[name, hashes[path]] for name, path in named.items()]}
 
     def texts(self, inputs: str, field: str) -> list[Any]:
+        """Raises UserError where there is no such text."""
         return [[*file, field] for file in self.files(find_sources(text_names(inputs), field))]
 
     def files(self, sources: Iterable[Source]) -> list[list[Any]]:
@@ -58,6 +47,7 @@ class Contents:
         ]
 
     def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Flat settings of a training run whose inputs are told apart elsewhere."""
         return {name: value for name, value in settings.items() if name not in _PLACES}
 
 
@@ -87,6 +77,8 @@ class Stamps:
     def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
 
+
+Inputs = Contents | Stamps
 
 # What is looked for in records, and what is written there: the first.
 WAYS: tuple[Inputs, ...] = (Contents(), Stamps())

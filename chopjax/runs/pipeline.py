@@ -16,36 +16,41 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.choice import measure_of
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
-from chopjax.disk.atomic import check_free, set_aside
-from chopjax.disk.mark import is_taken
 from chopjax.errors import UserError
-from chopjax.keep import Keep
-from chopjax.report.pipeline import MODELS, check_report, write_report
+from chopjax.report.pipeline import check_report, write_report
+from chopjax.runs import healing, removal, work
 from chopjax.runs import scored as scores
-from chopjax.runs import work
 from chopjax.runs.inputs import WAYS, Inputs
+from chopjax.runs.records import StageRecords
 from chopjax.runs.rounds import Round, rounds_of
-from chopjax.runs.settings import PipelineSettings, calibration_text, read_pipeline
-from chopjax.runs.stages import Stage, run_stages
+from chopjax.runs.settings import Model, PipelineSettings, parent_of, read_pipeline
+from chopjax.runs.stages import Stage, fingerprints_of, look, run_all
 from chopjax.runs.workdir import check_space, opened
 from chopjax.train import settings as training
-from chopjax.train.loop import train
-from chopjax.train.own_files import check_run
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
 
 VERB = "run"
+
+
+class Job(NamedTuple):
+    """What a run is asked to do. tokenizer: its fingerprint."""
+
+    settings: PipelineSettings
+    workdir: Path
+    parent: Description
+    rounds: list[Round]
+    scored: scores.Scored
+    tokenizer: str
 
 
 def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
@@ -56,7 +61,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     right.
     """
     settings = read_pipeline(config)
-    parent = describe(settings.model, settings.revision or None)
+    parent = describe(*parent_of(settings))
     if not isinstance(parent.weights, Checkpoint):
         raise UserError(
             f"model: {settings.model} is a folder of chopjax's own; give what `chopjax export` "
@@ -65,110 +70,83 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
     rounds = rounds_of(settings, workdir, parent.config.num_layers)
     check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
-    with opened(workdir, VERB, check_report):  # run_stages looks at the places of stages
-        _check_space(settings, workdir, parent, rounds)
-        fingerprint = load_tokenizer(settings.model, settings.revision or None).fingerprint
-        stages, older = (
-            _stages(settings, workdir, parent, rounds, inputs, fingerprint, scored)
-            for inputs in WAYS
-        )
-        results = run_stages(workdir, stages, older)
+    tokenizer = load_tokenizer(*parent_of(settings)).fingerprint
+    job = Job(settings, workdir, parent, rounds, scored, tokenizer)
+    with opened(workdir, VERB, check_report):  # `look` looks at the places of stages
+        _check_space(job)
+        ways = [_stages(job, inputs) for inputs in WAYS]
+        records = StageRecords(workdir)
+        results = run_all(records, look(records, ways[0], fingerprints_of(*ways)))
         return write_report(workdir, dataclasses.asdict(settings), results, command)
 
 
-def _check_space(
-    settings: PipelineSettings, workdir: Path, parent: Description, rounds: Sequence[Round]
-) -> None:
+def _check_space(job: Job) -> None:
     """Counted are a chopped and a healed model of every round, and the checkpoints of its
     healing."""
-    assert isinstance(parent.weights, Checkpoint)
-    size = sum(tensor.nbytes for tensor in parent.weights.tensors.values())
-    total = left = parent.config.num_layers
+    assert isinstance(job.parent.weights, Checkpoint)
+    size = sum(tensor.nbytes for tensor in job.parent.weights.tensors.values())
+    total = left = job.parent.config.num_layers
     models = 0
-    for each in rounds:
+    for each in job.rounds:
         left -= each.remove
-        heal = training.read(_heal_config(settings, workdir, each))
-        kept = parent.config.keep(range(left))
+        heal = training.read(healing.of_round(job.settings, job.workdir, each))
+        kept = job.parent.config.keep(range(left))
         models += 2 * size * left // total + run_bytes(kept, heal)
-    text = settings.text
-    check_space(workdir, [text.train, text.held_out], text.field, models)
+    text = job.settings.text
+    check_space(job.workdir, [text.train, text.held_out], text.field, models)
 
 
 # ------------------------------------------------------------------------------------ Stages
 
 
-def _stages(
-    settings: PipelineSettings,
-    workdir: Path,
-    parent: Description,
-    rounds: Sequence[Round],
-    inputs: Inputs,
-    fingerprint: str,
-    scored: scores.Scored,
-) -> list[Stage]:
-    """fingerprint: of the tokenizer."""
-    last = rounds[-1]
-    folders = dict(zip(MODELS, (settings.model, str(last.chopped), str(last.healed)), strict=True))
-    healing = _heal_config(settings, workdir, last)
-    for each in rounds:
-        training.read(_heal_config(settings, workdir, each))
-    origin = inputs.model(parent)
-    texts = {
-        part: inputs.texts(getattr(settings.text, part), settings.text.field)
-        for part in ("train", "held_out")
-    }
-
-    def tokens(part: str) -> Stage:
-        out = workdir / "tokens" / part
-        return Stage(
-            name=f"tokens-{part}",
-            settings={"text": texts[part], "tokenizer": fingerprint},
-            outputs=(out,),
-            places=(work_folder(out),),
-            needs=(),
-            run=lambda: work.prepare_text(settings, getattr(settings.text, part), out),
-            check=lambda: check_store(out),
-            clean=lambda: remove_store(out),
-        )
+def _stages(job: Job, inputs: Inputs) -> list[Stage]:
+    settings, last = job.settings, job.rounds[-1]
+    parent = parent_of(settings)
+    chopped, healed = Model(str(last.chopped)), Model(str(last.healed))
+    origin = inputs.model(job.parent)
+    held_out = inputs.texts(settings.text.held_out, settings.text.field)
+    models = {"parent": parent, "chopped": chopped, "healed": healed}
 
     def score(name: str, needs: tuple[str, ...]) -> list[Stage]:
         """Document loss, then tasks and texts: what was measured there stays when some are added,
         and goes when the model or what all figures depend on changes."""
-        out, about = workdir / "scores" / name, scores.about(settings.score)
+        out, about = job.workdir / "scores" / name, scores.about(settings.score)
         source = {} if needs else origin
         reading = {key: about[key] for key in ("dtype", "max_length")}
         return [
             Stage(
                 name=f"score-{name}",
-                settings=reading | {"held_out": texts["held_out"]} | source,
+                settings=reading | {"held_out": held_out} | source,
                 needs=needs,
-                run=lambda: work.score(settings, name, folders[name]),
+                run=lambda: work.score(settings, models[name]),
             ),
             Stage(
                 name=f"tasks-{name}",
-                settings=about | scored.identities | source,
+                settings=about | job.scored.identities | source,
                 needs=needs,
                 # Answers are found again by model and request.
-                run=lambda: work.score_on(settings, scored, name, folders[name], out),
+                run=lambda: work.score_on(settings, job.scored, models[name], out),
                 places=(out,),
             ),
         ]
 
-    def windows(name: str, models: tuple[str, ...], needs: tuple[str, ...]) -> Stage:
+    def windows(name: str, of: tuple[str, ...], needs: tuple[str, ...]) -> Stage:
+        config = healing.of_round(settings, job.workdir, last)
+        parts = {part: config.to_dict()[part] for part in ("evaluation", "data", "compute")}
         return Stage(
             name=name,
-            settings={"heal": inputs.training(training.flat(_evaluation_settings(healing)))},
+            settings={"heal": inputs.training(training.flat(parts))},
             needs=("tokens-held_out", *needs),
-            run=lambda: work.window_losses(settings, healing, {m: folders[m] for m in models}),
+            run=lambda: work.window_losses(config, {model: models[model] for model in of}),
         )
 
-    remove = functools.partial(_removal, settings, inputs, origin)
-    heal = functools.partial(_healing, settings, workdir, inputs)
+    remove = functools.partial(removal.stages, settings, inputs, origin)
+    heal = functools.partial(healing.stages, settings, job.workdir, inputs)
     return [
         *score("parent", ()),
-        tokens("train"),
-        tokens("held_out"),
-        *(stage for each in rounds[:-1] for stage in (*remove(each), *heal(each))),
+        _tokens(job, inputs, "train"),
+        _tokens(job, inputs, "held_out"),
+        *(stage for each in job.rounds[:-1] for stage in (*remove(each), *heal(each))),
         *remove(last),
         *score("chopped", ("chop",)),
         windows("held-out-loss", ("parent", "chopped"), ("chop", "score-parent")),
@@ -184,110 +162,20 @@ def _stages(
                 "device": work.device(),
             },
             needs=("chop", "export", "score-parent"),
-            run=lambda: work.latency(settings, folders),
+            run=lambda: work.latency(settings.score, models),
         ),
     ]
 
 
-def _removal(
-    settings: PipelineSettings, inputs: Inputs, origin: dict[str, Any], each: Round
-) -> list[Stage]:
-    """Measure where the strategy wants it, then chop."""
-    chop, calibration = settings.chop, dataclasses.asdict(settings.calibration)
-    source = {} if each.after else origin
-    needs = (each.after,) if each.after else ()
-    text = calibration_text(settings)
-    looked_at = calibration | {
-        "text": inputs.texts(text, settings.text.field) if each.keep is None else [],
-        "protect": chop.protect,
-    }
-    measures = each.keep is None and chop.strategy != "laco"
-    about: dict[str, Any] = {"remove": each.remove}
-    about |= {"keep": list(each.keep)} if each.keep is not None else {"protect": chop.protect}
-    about |= looked_at if each.keep is None and not measures else {}
-    stages = [
-        Stage(
-            name=f"chop{each.suffix}",
-            settings=source | about | {"strategy": "keep" if chop.keep else chop.strategy},
-            needs=(f"measure{each.suffix}",) if measures else needs,
-            run=lambda: work.chop(settings, each),
-            check=lambda: check_free(each.chopped, "chop", overwrite=True),
-            outputs=(each.chopped,),
-        )
-    ]
-    if measures:
-        measure = Stage(
-            name=f"measure{each.suffix}",
-            settings=source | looked_at | {"measure": measure_of(chop.strategy)},
-            needs=needs,
-            run=lambda: work.measure(settings, each),
-            check=lambda: check_free(each.analysis, "analyze", overwrite=True),
-            outputs=(each.analysis,),
-        )
-        stages.insert(0, measure)
-    return stages
-
-
-def _healing(settings: PipelineSettings, workdir: Path, inputs: Inputs, each: Round) -> list[Stage]:
-    """What was trained is never deleted; it is set aside."""
-    healing = _heal_config(settings, workdir, each).to_dict()
-    return [
-        Stage(
-            name=f"heal{each.suffix}",
-            settings=inputs.training(training.meaning(healing)),
-            needs=(f"chop{each.suffix}", "tokens-train"),
-            run=lambda: train(_heal_config(settings, workdir, each, work.kept(each)), each.heal),
-            check=lambda: check_run(each.heal),
-            clean=lambda: _set_aside(each.heal),
-            outputs=(each.heal,),
-        ),
-        Stage(
-            name=f"export{each.suffix}",
-            settings={},
-            needs=(f"heal{each.suffix}",),
-            run=lambda: work.export(each.heal, each.healed),
-            check=lambda: check_free(each.healed, "export", overwrite=True),
-            clean=lambda: _set_aside(each.healed),
-            outputs=(each.healed,),
-        ),
-    ]
-
-
-# --------------------------------------------------------------------- What results depend on
-
-
-def _heal_config(
-    settings: PipelineSettings, workdir: Path, each: Round, keep: Keep | None = None
-) -> ConfigDict:
-    """A round's training run. Where the parent trains before the chop, the run starts from the
-    parent and chops itself; else it starts from the chopped checkpoint.
-
-    keep: as it came out, where a measure chose it.
-    """
-    heal, tokens = settings.heal, workdir / "tokens"
-    # A short round warms up in its first half at most; the last one does what the recipe says.
-    warmup = heal.optimizer.warmup_steps
-    warmup = min(warmup, each.steps // 2) if each.suffix else warmup
-    start: dict[str, Any] = {"model": str(each.chopped)}
-    if settings.chop.after_steps:
-        text = ",".join(map(str, keep or each.keep or (0,)))
-        chop = training.ChopSettings(keep=text, after_steps=settings.chop.after_steps)
-        start = {"model": settings.model, "revision": settings.revision, "chop": chop}
-    return work.heal_config(
-        heal,
-        {"train": str(tokens / "train"), "evaluation": str(tokens / "held_out")},
-        total_steps=each.steps,
-        # Every round sees the text in an order of its own.
-        seed=heal.seed + (each.number if each.suffix else 0),
-        optimizer=dataclasses.replace(heal.optimizer, warmup_steps=warmup),
-        **start,
+def _tokens(job: Job, inputs: Inputs, part: str) -> Stage:
+    out, text = job.workdir / "tokens" / part, getattr(job.settings.text, part)
+    return Stage(
+        name=f"tokens-{part}",
+        settings={"text": inputs.texts(text, job.settings.text.field), "tokenizer": job.tokenizer},
+        outputs=(out,),
+        places=(work_folder(out),),
+        needs=(),
+        run=lambda: work.prepare_text(job.settings, text, out),
+        check=lambda: check_store(out),
+        clean=lambda: remove_store(out),
     )
-
-
-def _evaluation_settings(healing: ConfigDict) -> dict[str, Any]:
-    return {name: healing.to_dict()[name] for name in ("evaluation", "data", "compute")}
-
-
-def _set_aside(folder: Path) -> None:
-    if is_taken(folder):
-        set_aside(folder)

@@ -11,7 +11,7 @@ from chopjax.chop.configurations import resolve_remove
 from chopjax.chop.importance import check_count, parse_protect
 from chopjax.keep import Keep
 from chopjax.runs.schedule import parse_schedule, shares, split_keep
-from chopjax.runs.settings import PipelineSettings
+from chopjax.runs.settings import Model, PipelineSettings, parent_of
 
 
 class Round(NamedTuple):
@@ -24,7 +24,7 @@ class Round(NamedTuple):
 
     number: int
     suffix: str
-    model: str
+    model: Model
     after: str
     folder: Path
     remove: int
@@ -72,7 +72,7 @@ def rounds_of(settings: PipelineSettings, workdir: Path, num_layers: int) -> lis
             Round(
                 number=number,
                 suffix="" if last else f"-{number}",
-                model=str(found[-1].healed) if found else settings.model,
+                model=Model(str(found[-1].healed)) if found else parent_of(settings),
                 after=f"export{found[-1].suffix}" if found else "",
                 folder=workdir if last else workdir / "rounds" / str(number),
                 remove=count,

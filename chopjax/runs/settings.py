@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -144,6 +144,17 @@ def read_sweep(config: ConfigDict) -> SweepSettings:
     settings = read_settings(SweepSettings, config, _sweep_problems)
     parse_protect(settings.protect)
     return settings
+
+
+class Model(NamedTuple):
+    """Where a model is read from."""
+
+    name: str  # folder or hub id
+    revision: str | None = None
+
+
+def parent_of(settings: AnySettings) -> Model:
+    return Model(settings.model, settings.revision or None)
 
 
 def calibration_text(settings: AnySettings) -> str:

@@ -1,9 +1,9 @@
-"""Stages that run once: skipped when done with the same settings, redone when they changed.
+"""The engine of `chopjax run` and `chopjax sweep`: stages that are done once, go on after a kill,
+and are done again when what they depend on changed.
 
-A stage's record is WORKDIR/stages/NAME.json, with a copy in WORKDIR/stages/copies. It is written
-before the stage begins (so that a killed stage resumes with what it had) and again when it has
-ended. A stage's fingerprint covers its own settings and the fingerprints of the stages it builds
-on.
+A stage is known by its fingerprints: hashes of all that its result depends on, as they are taken
+now and as an earlier chopjax took them (inputs.py). What is done is written down in records, which
+have a form of their own for each verb (records.py).
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from chopjax import interrupts
-from chopjax.disk.atomic import new_file
 from chopjax.disk.mark import changed, is_taken, some
 from chopjax.errors import UserError, listing
 from chopjax.progress import say
 from chopjax.runs.inputs import digest
-
-FOLDER = "stages"
-COPIES = "copies"
 
 
 def _nothing() -> None:
@@ -33,7 +29,7 @@ def _nothing() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One step of a pipeline.
+    """One piece of work.
 
     settings: all that the result depends on apart from the stages in `needs`; must survive JSON.
     run: does the work and returns a JSON object. Called again after a kill with the same settings,
@@ -55,83 +51,63 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Task:
+class Record:
+    """What is known of a stage. result: None while it has only begun."""
+
+    fingerprint: str
+    settings: dict[str, Any]
+    result: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+
+class Records(Protocol):
+    """Where stages are written down."""
+
+    def find(self, stage: Stage, fingerprints: Sequence[str]) -> Record | None:
+        """Raises UserError where it cannot be read."""
+
+    def write(self, stage: Stage, record: Record) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
     """A stage as it stands: done with its record, or to be run for a reason."""
 
     stage: Stage
-    begun: dict[str, Any]  # fingerprint and settings
-    record: dict[str, Any] | None
+    begun: Record
+    record: Record | None
     reason: str  # for people; empty for the first time
     redo: bool  # what is there is of no use
 
     @property
-    def done(self) -> bool:
-        return self.record is not None and "result" in self.record and not self.redo
+    def done(self) -> Record | None:
+        """The record where there is nothing to do."""
+        return None if self.redo or not self.record or self.record.result is None else self.record
 
 
-def run_stages(
-    workdir: Path, stages: Sequence[Stage], older: Sequence[Stage] = ()
-) -> dict[str, dict[str, Any]]:
-    """Run what is not done yet, in order; stage name → result.
+def fingerprints_of(*ways: Sequence[Stage]) -> list[tuple[str, ...]]:
+    """Of each stage, those of its settings in `ways`: lists of the same stages, each with settings
+    taken in another way. A fingerprint covers those of the stages that the stage builds on."""
+    return list(zip(*map(_fingerprints, ways), strict=True))
 
-    older: the same stages with the settings that an earlier chopjax would have recorded.
-    Raises UserError before any work is done where a stage's record cannot be read, and where
-    something stands in the place of a stage that did not make it.
+
+def _fingerprints(stages: Sequence[Stage]) -> list[str]:
+    found: dict[str, str] = {}
+    for stage in stages:
+        found[stage.name] = digest([stage.name, stage.settings, [found[n] for n in stage.needs]])
+    return list(found.values())
+
+
+def look(
+    records: Records, stages: Sequence[Stage], fingerprints: Sequence[Sequence[str]]
+) -> list[Task]:
+    """What is done and what is to do. Changes nothing.
+
+    Raises UserError where a stage's record cannot be read, where something stands in the place of
+    a stage that did not make it, and where what is to be read now was damaged.
     """
-    folder = workdir / FOLDER
-    tasks = _look(folder, stages, older)
-    (folder / COPIES).mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, Any]] = {}
-    for number, task in enumerate(tasks, 1):
-        interrupts.check()
-        stage, begun, record = task.stage, task.begun, task.record
-        title = f"[{number}/{len(stages)}] {stage.name}"
-        if record is not None and task.done:
-            say(f"{title}: done before, {record['seconds']:.0f} s then")
-            if record | begun != record:
-                _write(folder, stage.name, record | begun)  # as it is recorded now
-            results[stage.name] = record["result"]
-            continue
-        say(f"{title}: {task.reason}" if task.reason else title)
-        if task.redo:
-            stage.clean()
-        _write(folder, stage.name, begun)
-        start = time.monotonic()
-        result = stage.run()
-        seconds = time.monotonic() - start
-        _write(folder, stage.name, begun | {"seconds": seconds, "result": result})
-        results[stage.name] = result
-    return results
-
-
-def _look(folder: Path, stages: Sequence[Stage], older: Sequence[Stage]) -> list[_Task]:
-    """What is done and what is to do. Changes nothing."""
-    for place in (folder, folder / COPIES):
-        if os.path.lexists(place) and not place.is_dir():
-            raise UserError(f"{place} is not a folder; move it away")
-    now, before = _fingerprints(stages), _fingerprints(older)
-    tasks = [_task(folder, stage, now, before) for stage in stages]
-    taken = [
-        str(path)
-        for task in tasks
-        if task.record is None
-        for path in (*task.stage.outputs, *task.stage.places)
-        if is_taken(path)
-    ]
-    taken += [
-        str(parent)
-        for task in tasks
-        for path in (*task.stage.outputs, *task.stage.places)
-        for parent in (path.parent, path.parent.parent)
-        if parent.is_relative_to(folder.parent) and os.path.lexists(parent)
-        if not parent.is_dir()
-    ]
-    if taken:
-        raise UserError(
-            f"no stage of this run is known to have made what stands in its place:\n"
-            f"{listing(list(dict.fromkeys(taken)))}\n"
-            "Move that away, or give another --workdir; nothing was changed"
-        )
+    tasks = [_task(records, *pair) for pair in zip(stages, fingerprints, strict=True)]
+    _check_places(tasks)
     for task in tasks:
         if task.redo:
             task.stage.check()
@@ -139,46 +115,51 @@ def _look(folder: Path, stages: Sequence[Stage], older: Sequence[Stage]) -> list
     return tasks
 
 
-def _check_inputs(tasks: Sequence[_Task]) -> None:
-    """Raise UserError where a stage that is to run would read what was damaged meanwhile."""
-    by_name = {task.stage.name: task for task in tasks}
-    read = {name for task in tasks if not task.done for name in task.stage.needs}
-    damaged = [
-        f"{output}: {some(names)}"
-        for name in sorted(read)
-        if by_name[name].done
-        for output in by_name[name].stage.outputs
-        if (names := changed(output))
-    ]
-    if damaged:
-        raise UserError(
-            f"what earlier stages made has changed since, and is to be read now:\n"
-            f"{listing(damaged)}\nPut the files back, or delete the folder to have it made again"
-        )
+def finish(records: Records, task: Task) -> dict[str, Any]:
+    """The result of a stage, which is run where it is not done."""
+    stage, begun, done = task.stage, task.begun, task.done
+    if done and done.result is not None:
+        now = dataclasses.replace(begun, result=done.result, seconds=done.seconds)
+        if now != done:
+            records.write(stage, now)  # as it is recorded now
+        return done.result
+    if task.redo:
+        stage.clean()
+    records.write(stage, begun)
+    start = time.monotonic()
+    result = stage.run()
+    seconds = time.monotonic() - start
+    records.write(stage, dataclasses.replace(begun, result=result, seconds=seconds))
+    return result
 
 
-def _task(folder: Path, stage: Stage, now: dict[str, str], before: dict[str, str]) -> _Task:
-    record = _read(folder, stage.name)
+def run_all(records: Records, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+    """Finish every stage, in order, with a line for each; stage name → result."""
+    results = {}
+    for number, task in enumerate(tasks, 1):
+        interrupts.check()
+        title = f"[{number}/{len(tasks)}] {task.stage.name}"
+        if task.done:
+            say(f"{title}: done before, {task.done.seconds:.0f} s then")
+        else:
+            say(f"{title}: {task.reason}" if task.reason else title)
+        results[task.stage.name] = finish(records, task)
+    return results
+
+
+def _task(records: Records, stage: Stage, fingerprints: Sequence[str]) -> Task:
     settings = json.loads(json.dumps(stage.settings))
-    begun = {"fingerprint": now[stage.name], "settings": settings}
+    begun, record = Record(fingerprints[0], settings), records.find(stage, fingerprints)
     if record is None:
-        return _Task(stage, begun, None, "", redo=False)
-    lost = [path for path in stage.outputs if not path.exists()]
-    if record["fingerprint"] not in (now[stage.name], before.get(stage.name)):
-        reason = f"again, because {_difference(record['settings'], settings)}"
-        return _Task(stage, begun, record, reason, redo=True)
-    if "result" not in record:
-        return _Task(stage, begun, record, "going on where it stopped", redo=False)
-    if lost:
-        return _Task(stage, begun, record, f"again, because {lost[0]} is gone", redo=True)
-    return _Task(stage, begun, record, "", redo=False)
-
-
-def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for stage in stages:
-        found[stage.name] = digest([stage.name, stage.settings, [found[n] for n in stage.needs]])
-    return found
+        return Task(stage, begun, None, "", redo=False)
+    if record.fingerprint not in fingerprints:
+        reason = f"again, because {_difference(record.settings, settings)}"
+        return Task(stage, begun, record, reason, redo=True)
+    if record.result is None:
+        return Task(stage, begun, record, "going on where it stopped", redo=False)
+    if lost := [path for path in stage.outputs if not path.exists()]:
+        return Task(stage, begun, record, f"again, because {lost[0]} is gone", redo=True)
+    return Task(stage, begun, record, "", redo=False)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -195,50 +176,37 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     return "; ".join(part if len(part) < 200 else part[:200] + "…" for part in parts)
 
 
-def _read(folder: Path, name: str) -> dict[str, Any] | None:
-    """A stage's record, or its copy; None where there is neither. Absent is not unreadable."""
-    path, copy = folder / f"{name}.json", folder / COPIES / f"{name}.json"
-    try:
-        copied = _parse(copy)
-    except ValueError as error:
+def _check_places(tasks: Sequence[Task]) -> None:
+    """Raise UserError where a stage would write over what it did not make."""
+    places = [(task, path) for task in tasks for path in (*task.stage.outputs, *task.stage.places)]
+    taken = [str(path) for task, path in places if task.record is None and is_taken(path)]
+    taken += [
+        str(parent)
+        for _, path in places
+        for parent in (path.parent, path.parent.parent)
+        if os.path.lexists(parent) and not parent.is_dir()
+    ]
+    if taken:
         raise UserError(
-            f"{copy}: the copy of the stage's record is damaged ({error}). Delete it: nothing is "
-            f"lost as long as {path} is there"
-        ) from None
-    try:
-        return _parse(path) or copied
-    except ValueError as error:
-        advice = (
-            "Delete it: its copy takes its place, and nothing is done again"
-            if copied
-            else "It has no copy. Move it away, and what the stage made, to run the stage again"
+            f"no stage of this run is known to have made what stands in its place:\n"
+            f"{listing(list(dict.fromkeys(taken)))}\n"
+            "Move that away, or give another --workdir; nothing was changed"
         )
-        raise UserError(f"{path}: the stage's record is damaged ({error}). {advice}") from None
 
 
-def _parse(path: Path) -> dict[str, Any] | None:
-    """None where there is no file. Raises ValueError for all but a record as it was written."""
-    if not os.path.lexists(path):
-        return None
-    if path.is_symlink():
-        raise ValueError("it is a link")
-    try:
-        record = json.loads(path.read_bytes())
-        if "digest" in record and record.pop("digest") != digest(record):
-            raise ValueError("it is not as it was written")
-        sound = isinstance(record["fingerprint"], str) and isinstance(record["settings"], dict)
-        if "result" in record:
-            sound = sound and isinstance(record["result"], dict) and record["seconds"] >= 0
-    except (OSError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-    if not sound:
-        raise ValueError("not what a stage writes")
-    return record
-
-
-def _write(folder: Path, name: str, record: dict[str, Any]) -> None:
-    record = json.loads(json.dumps(record))  # as it will be read
-    record["digest"] = digest(record)
-    for path in (folder / COPIES / f"{name}.json", folder / f"{name}.json"):
-        with new_file(path, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+def _check_inputs(tasks: Sequence[Task]) -> None:
+    """Raise UserError where a stage that is to run would read what was damaged meanwhile."""
+    by_name = {task.stage.name: task for task in tasks}
+    read = {name for task in tasks if not task.done for name in task.stage.needs}
+    damaged = [
+        f"{output}: {some(names)}"
+        for name in sorted(read)
+        if by_name[name].done
+        for output in by_name[name].stage.outputs
+        if (names := changed(output))
+    ]
+    if damaged:
+        raise UserError(
+            f"what earlier stages made has changed since, and is to be read now:\n"
+            f"{listing(damaged)}\nPut the files back, or delete the folder to have it made again"
+        )

@@ -13,9 +13,7 @@ again, a sweep does the points that are missing.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import shutil
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,33 +21,51 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import Loaded, load
+from chopjax.chop.analysis import needed_measure
 from chopjax.chop.configurations import resolve_remove
+from chopjax.chop.importance import ANALYSIS, MEASURED
 from chopjax.chop.surgery import chop_params
-from chopjax.disk.atomic import USERS_ERRORS, new_file
 from chopjax.disk.mark import is_taken, marked_by, some
 from chopjax.errors import UserError
 from chopjax.keep import Keep, ranges
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
+from chopjax.runs import healing, work
 from chopjax.runs import scored as scores
-from chopjax.runs.inputs import WAYS, digest
+from chopjax.runs.inputs import WAYS, Inputs, digest
 from chopjax.runs.points import Point, plan
-from chopjax.runs.settings import SweepSettings, read_sweep, split_list
-from chopjax.runs.work import heal_config, held_out, prepare_text
+from chopjax.runs.records import AnalysisRecords, PointRecords, read_rows, stage_name
+from chopjax.runs.settings import (
+    SweepSettings,
+    calibration_text,
+    parent_of,
+    read_sweep,
+    split_list,
+)
+from chopjax.runs.stages import Stage, finish, look
 from chopjax.runs.workdir import check_space, opened
 from chopjax.score.engine import Engine
-from chopjax.score.model import open_engine
 from chopjax.train import settings as training
 from chopjax.train.loop import train
-from chopjax.train.own_files import foreign_files
-from chopjax.train.settings import LogSettings
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
 
 POINTS = "points.jsonl"
 VERB = "sweep"
+
+
+class Job(NamedTuple):
+    """What all points share. parent: in memory; engines: by number of layers, the parent's among
+    them; models of one depth run the same programs."""
+
+    settings: SweepSettings
+    workdir: Path
+    parent: Loaded
+    engines: dict[int, Engine]
+    scored: scores.Scored
 
 
 def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
@@ -63,19 +79,16 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     with opened(workdir, VERB, _check_places):
-        loaded, engine = open_engine(
-            settings.model,
-            settings.revision or None,
-            settings.score.dtype,
-            settings.score.max_length or None,
-        )
+        parent, engine = work.opened(settings.score, parent_of(settings))
+        num_layers = parent.config.num_layers
         if settings.healed:
-            _check_space(settings, workdir, loaded.config)
-        points = list(plan(settings, workdir, loaded.config.num_layers))
+            _check_space(settings, workdir, parent.config)
+        seeds = [int(seed) for seed in split_list(settings.seeds)]
+        analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
+        points = list(plan(settings, num_layers, analyses))
         if settings.healed:
-            prepare_text(settings, settings.text.train, workdir / "tokens")
-        parent = Parent(loaded, {loaded.config.num_layers: engine}, scored)
-        rows = _do(settings, workdir, parent, points)
+            work.prepare_text(settings, settings.text.train, workdir / "tokens")
+        rows = _rows(Job(settings, workdir, parent, {num_layers: engine}, scored), points)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
 
 
@@ -103,221 +116,136 @@ def _check_space(settings: SweepSettings, workdir: Path, model: ModelConfig) -> 
     check_space(workdir, [settings.text.train], settings.text.field, total)
 
 
-# ------------------------------------------------------------------------------ Doing them
+def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, Any]:
+    """The measures that the strategies need, of the parent."""
+    wanted = [needed_measure(s) for s in split_list(settings.strategies) if s in MEASURED]
+    if not wanted:
+        return {}
+    measures, parent = tuple(dict.fromkeys(wanted)), parent_of(settings)
+    about = work.analysis_settings(settings, measures, settings.protect, seed)
+    described = describe(*parent)
+
+    def asked(inputs: Inputs) -> dict[str, Any]:
+        return {
+            "parent": inputs.model(described),
+            "text": inputs.texts(calibration_text(settings), settings.text.field),
+            "settings": dataclasses.asdict(about) | {"measures": []},
+        }
+
+    def run() -> dict[str, Any]:
+        say(f"measuring layers, seed {seed}")
+        return work.analysis(settings, parent, about)
+
+    ways = [asked(inputs) for inputs in WAYS]
+    name = f"analysis-{seed}"
+    records = AnalysisRecords(workdir / name / ANALYSIS, measures)
+    (task,) = look(records, [Stage(name, ways[0], (), run)], [list(map(digest, ways))])
+    return finish(records, task)
 
 
-class Parent(NamedTuple):
-    """What all points share. engines: by number of layers, the parent's among them; models of one
-    depth run the same programs."""
-
-    loaded: Loaded
-    engines: dict[int, Engine]
-    scored: scores.Scored
+# ------------------------------------------------------------------------------------ Points
 
 
-def _do(
-    settings: SweepSettings, workdir: Path, parent: Parent, points: Sequence[Point]
-) -> list[dict[str, Any]]:
+def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
     """The rows of all points, in order; those that are missing are measured and appended."""
-    path = workdir / POINTS
-    _cut_torn_line(path)
-    rows = read_rows(path)
-    done = {(row["strategy"], row["seed"], row["key"]): row for row in rows}
-    measured = {row["key"]: row for row in rows}
-    jobs = list(zip(points, _keys(settings, parent, points), strict=True))
-    found = [_first(done, [(p.strategy, p.seed, key) for key in keys]) for p, keys in jobs]
-    with progress("points", len(jobs), "points", len(jobs) - found.count(None)) as bar:
-        for index, (point, keys) in enumerate(jobs):
-            if found[index] is not None:
+    records, keys = PointRecords(job.workdir / POINTS), _keys(job, points)
+    run = functools.partial(_row, job, records.figures)
+    stages = [
+        Stage(stage_name(p.strategy, p.seed), {}, (), functools.partial(run, p, own))
+        for p, own in zip(points, keys, strict=True)
+    ]
+    tasks, rows = look(records, stages, keys), []
+    with progress("points", len(tasks), "points", sum(bool(task.done) for task in tasks)) as bar:
+        for point, own, task in zip(points, keys, tasks, strict=True):
+            rows.append(finish(records, task))
+            if task.done:
                 continue
-            runs = [workdir / "heal" / key for key in keys]
-            # Two strategies may keep the same layers: the model is scored once.
-            values = _first(measured, keys) or _score(settings, workdir, parent, point, runs)
-            row = {**values, **_about(point), "key": keys[0]}
-            _append(path, row)
-            found[index] = measured[keys[0]] = row
-            if point.healed and not settings.keep_healed:
-                for run in runs:
-                    _remove_run(run, settings.heal.log)
-            bar.advance(1, loss=row["loss"])
-    return [row for row in found if row is not None]
+            if point.healed and not job.settings.keep_healed:
+                for folder in _runs(job, own):
+                    healing.remove_run(folder, job.settings.heal.log)
+            bar.advance(1, loss=rows[-1]["loss"])
+    return rows
 
 
-def _first(rows: Mapping[Any, dict[str, Any]], keys: Sequence[Any]) -> dict[str, Any] | None:
-    return next((rows[key] for key in keys if key in rows), None)
-
-
-def _remove_run(folder: Path, log: LogSettings) -> None:
-    """The training run of a point that is written down."""
-    if not folder.is_dir():
-        return
-    if others := foreign_files(folder, bool(log.wandb), bool(log.profile)):
-        say(f"{folder} stays: it holds what is not known to be the run's: {some(others)}")
-    else:
-        shutil.rmtree(folder)
-
-
-def _about(point: Point) -> dict[str, Any]:
-    return {
-        "strategy": point.strategy,
-        "remove": point.remove,
-        "keep": ranges(point.keep),
-        "healed": point.healed,
-        "seed": point.seed,
-    }
-
-
-def _keys(settings: SweepSettings, parent: Parent, points: Sequence[Point]) -> list[list[str]]:
+def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
     """Of all that a point's figures depend on, a point a list: as it is recorded now, and as an
     earlier chopjax would have recorded it."""
-    field, train = settings.text.field, settings.text.train
-    heal = training.meaning(dataclasses.asdict(settings.heal))
-    score = scores.about(settings.score) | parent.scored.identities
-    depends = [
+    text, heal = job.settings.text, training.meaning(dataclasses.asdict(job.settings.heal))
+    score = scores.about(job.settings.score) | job.scored.identities
+    ways = [
         (
-            inputs.model(parent.loaded),
-            inputs.texts(settings.text.held_out, field),
-            inputs.texts(train, field) if train else [],
+            inputs.model(job.parent),
+            inputs.texts(text.held_out, text.field),
+            inputs.texts(text.train, text.field) if text.train else [],
         )
         for inputs in WAYS
     ]
 
-    def key(point: Point, origin: Any, scored: Any, text: Any) -> str:
-        healing = heal | {"seed": point.seed, "text": text} if point.healed else None
-        return digest([origin, scored, list(point.keep), healing, score])[:16]
+    def key(point: Point, origin: Any, held_out: Any, train: Any) -> str:
+        healed = heal | {"seed": point.seed, "text": train} if point.healed else None
+        return digest([origin, held_out, list(point.keep), healed, score])[:16]
 
-    return [[key(point, *inputs) for inputs in depends] for point in points]
+    return [[key(point, *way) for way in ways] for point in points]
 
 
-def _score(
-    settings: SweepSettings, workdir: Path, parent: Parent, point: Point, runs: Sequence[Path]
+def _runs(job: Job, keys: Sequence[str]) -> list[Path]:
+    """Where the training run of a healed point may have begun; it goes to the first."""
+    return [job.workdir / "heal" / key for key in keys]
+
+
+def _row(
+    job: Job, known: Mapping[str, dict[str, Any]], point: Point, keys: Sequence[str]
 ) -> dict[str, Any]:
-    """The figures of one model. runs: where its training may have begun; else it goes to the
-    first."""
-    begun = time.monotonic()
+    """A point's row. known: key → figures. Two strategies may keep the same layers: the model is
+    scored once."""
+    same = [known[key] for key in keys if key in known]
+    figures = same[0] if same else _figures(job, point, _runs(job, keys))
+    return figures | point._asdict() | {"keep": ranges(point.keep), "key": keys[0]}
+
+
+def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
+    """What a model is worth."""
+    begun, settings, parent = time.monotonic(), job.settings, job.parent
     say(
         f"{point.strategy}: layers {ranges(point.keep)}"
         + (f", healed, seed {point.seed}" if point.healed else "")
     )
-    params = chop_params(parent.loaded.params, point.keep)
+    params = chop_params(parent.params, point.keep)
     if point.healed:
         same = settings.score.dtype == settings.heal.compute.param_dtype
-        healing = _heal_config(settings, workdir, point.keep, point.seed)
+        config = _heal_config(settings, job.workdir, point.keep, point.seed)
         folder = next((run for run in runs if run.exists()), runs[0])
-        train(healing, folder, params=params if same else None)
+        train(config, folder, params=params if same else None)
         params = load(str(folder), dtype=settings.score.dtype).params
-    config = parent.loaded.config.keep(point.keep)
-    model = dataclasses.replace(parent.loaded, params=params, config=config)
-    engine = _engine(parent, model)
-    found = held_out(settings, model, engine)
+    model = dataclasses.replace(parent, params=params, config=parent.config.keep(point.keep))
+    engine = _engine(job, model)
+    found = work.held_out(settings, model, engine)
     on: dict[str, Any] = {"accuracy": {}, "chance": {}, "texts": {}}
-    if parent.scored:
-        results = scores.measure(settings.score, parent.scored, model, engine)
-        on = scores.headlines(results, parent.scored.texts)
+    if job.scored:
+        results = scores.measure(settings.score, job.scored, model, engine)
+        on = scores.headlines(results, job.scored.texts)
+    names = ("perplexity", "bits_per_byte", "loss_over_log_vocabulary", "tokens", "convention")
     return {
         "loss": found["nats_per_token"],
-        "perplexity": found["perplexity"],
-        "bits_per_byte": found["bits_per_byte"],
-        "loss_over_log_vocabulary": found["loss_over_log_vocabulary"],
-        "tokens": found["tokens"],
-        "convention": found["convention"],
+        **{name: found[name] for name in names},
         **on,
         "seconds": time.monotonic() - begun,
     }
 
 
-def _engine(parent: Parent, model: Loaded) -> Engine:
-    depth, like = model.config.num_layers, parent.engines[parent.loaded.config.num_layers]
-    if depth not in parent.engines:
-        parent.engines[depth] = Engine(
-            model.config,
-            model.params,
-            like.compute,
-            like.max_length,
-            like.mesh,
-            tokenizer=like.tokenizer,
-        )
-    return parent.engines[depth].with_params(model.params)
+def _engine(job: Job, model: Loaded) -> Engine:
+    depth, like = model.config.num_layers, job.engines[job.parent.config.num_layers]
+    if depth not in job.engines:
+        shared = (like.compute, like.max_length, like.mesh)
+        job.engines[depth] = Engine(model.config, model.params, *shared, tokenizer=like.tokenizer)
+    return job.engines[depth].with_params(model.params)
 
 
 def _heal_config(settings: SweepSettings, workdir: Path, keep: Keep, seed: int) -> ConfigDict:
-    return heal_config(
-        settings.heal,
+    return healing.heal_config(
+        settings,
+        healing.from_parent(settings, keep),
         {"train": str(workdir / "tokens")},
-        model=settings.model,
-        revision=settings.revision,
         seed=seed,
-        chop=training.ChopSettings(keep=",".join(map(str, keep))),
         log=dataclasses.replace(settings.heal.log, tensorboard=False),
     )
-
-
-# ------------------------------------------------------------------------------- points.jsonl
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The points done so far, without what a killed run left of a line. Raises UserError for what
-    no sweep writes."""
-    return [json.loads(line) for line in _whole_lines(path).splitlines()]
-
-
-def _whole_lines(path: Path) -> str:
-    if not path.exists():
-        return ""
-    try:
-        text = path.read_text()
-        end = text.rfind("\n") + 1
-        for number, line in enumerate(text[:end].splitlines(), 1):
-            if not _is_row(json.loads(line)):
-                raise ValueError(f"line {number} is not a point of a sweep")
-        if not text[end:].startswith('{"loss": '[: len(text) - end]):
-            raise ValueError("the last line is not a point of a sweep")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: damaged ({error}). Delete the line, or move the file away to measure all "
-            "points again."
-        ) from error
-    return text[:end]
-
-
-_ROW: dict[str, type | tuple[type, ...]] = {
-    "strategy": str,
-    "seed": int,
-    "key": str,
-    "remove": int,
-    "keep": str,
-    "healed": bool,
-    "accuracy": dict,
-    "chance": dict,
-}
-_NUMBERS = ("loss", "perplexity", "bits_per_byte", "loss_over_log_vocabulary", "tokens")
-
-
-def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and all(isinstance(row.get(name), kind) for name, kind in _ROW.items())
-        and all(type(row.get(name)) in (int, float) for name in _NUMBERS)
-    )
-
-
-def _cut_torn_line(path: Path) -> None:
-    whole = _whole_lines(path)
-    if path.exists() and path.stat().st_size > len(whole.encode()):
-        with new_file(path, overwrite=True) as temporary:
-            temporary.write_text(whole)
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in USERS_ERRORS:
-            raise
-        raise UserError(
-            f"{path}: {error.strerror}. The points before this one are safe; make room or mend "
-            "the folder, then start again."
-        ) from error

@@ -8,7 +8,7 @@ import pytest
 
 from chopjax.errors import UserError
 from chopjax.runs.rounds import rounds_of
-from chopjax.runs.settings import PipelineSettings, RemovalSettings
+from chopjax.runs.settings import Model, PipelineSettings, RemovalSettings
 
 WORK = Path("work")
 
@@ -19,7 +19,7 @@ def settings(**removal: str) -> PipelineSettings:
 
 def test_one_round_chops_the_parent_in_the_folder_itself() -> None:
     (one,) = rounds_of(settings(strategy="input", remove="2"), WORK, 4)
-    assert (one.model, one.after, one.suffix, one.folder) == ("parent", "", "", WORK)
+    assert (one.model, one.after, one.suffix, one.folder) == (Model("parent"), "", "", WORK)
     assert (one.remove, one.keep) == (2, (0, 3))
     assert one.steps == PipelineSettings().heal.total_steps
     assert one.healed == WORK / "healed"
@@ -28,7 +28,7 @@ def test_one_round_chops_the_parent_in_the_folder_itself() -> None:
 def test_each_round_chops_what_the_round_before_healed() -> None:
     one, two = rounds_of(settings(keep="0,4-5", schedule="2x7"), WORK, 6)
     assert (one.suffix, one.folder, one.steps) == ("-1", WORK / "rounds" / "1", 7)
-    assert (two.model, two.after, two.folder) == (str(one.healed), "export-1", WORK)
+    assert (two.model, two.after, two.folder) == (Model(str(one.healed)), "export-1", WORK)
     assert one.keep is not None
     assert two.keep is not None
     left = [one.keep[place] for place in two.keep]

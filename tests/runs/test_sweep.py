@@ -16,20 +16,16 @@ from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_params
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
-from chopjax.disk.mark import begin_mark
-from chopjax.errors import UserError
 from chopjax.keep import parse_keep
 from chopjax.models.compute import Compute
-from chopjax.runs import points as points_module
 from chopjax.runs import sweep as sweep_module
 from chopjax.runs.inputs import Stamps
 from chopjax.runs.points import coarse_first
-from chopjax.runs.sweep import _append, read_rows
+from chopjax.runs.records import read_rows
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
 from chopjax.train import settings as train_settings
 from chopjax.train.loop import train
-from chopjax.train.own_files import foreign_files
 
 RECIPE = """
 from chopjax.sweep_settings import default_config
@@ -173,8 +169,7 @@ def test_points_and_measures_of_an_earlier_chopjax_are_taken(
     words = ["sweep", "--config", str(folder / "recipe.py"), "--workdir", str(tmp_path / "work")]
     words += ["--config.strategies=magnitude", "--config.remove=2", "--json"]
     with monkeypatch.context() as earlier:
-        for module in (sweep_module, points_module):
-            earlier.setattr(module, "WAYS", (Stamps(),))
+        earlier.setattr(sweep_module, "WAYS", (Stamps(),))
         assert cli.main(words) == 0
     before = json.loads(capsys.readouterr().out)
     assert cli.main(words) == 0
@@ -206,34 +201,6 @@ def test_what_others_made_is_named_and_stays(
     assert name.partition("/")[0] in capsys.readouterr().err
     assert (tmp_path / name).read_text() == "precious"
     assert {p.name for p in tmp_path.iterdir()} == {name.partition("/")[0]}
-
-
-def test_a_healed_run_that_holds_notes_stays(tmp_path: Path) -> None:
-    """The run of a point is removed when it is scored, and only that."""
-    begin_mark(tmp_path, "train")
-    assert foreign_files(tmp_path) == []
-    (tmp_path / "notes.txt").write_text("precious")
-    assert foreign_files(tmp_path) == ["notes.txt"]
-
-
-ROW_WITH_WORDS = '{"loss": "low", "strategy": "random", "seed": 0, "key": "k"}\n'
-
-
-@pytest.mark.parametrize(
-    "content", ["precious", "precious\n", '{"mine": 1}\n', '{"mine": 1}', "[1]\n", ROW_WITH_WORDS]
-)
-def test_points_that_no_sweep_wrote_are_not_cut(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "points.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"points\.jsonl"):
-        read_rows(path)
-    assert path.read_text() == content
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said() -> None:
-    with pytest.raises(UserError, match=r"/dev/full: No space left.*start again"):
-        _append(Path("/dev/full"), {"loss": 1.0})
 
 
 @pytest.mark.parametrize(

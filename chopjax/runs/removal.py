@@ -1,0 +1,131 @@
+"""How the layers of a round of `chopjax run` go: what the strategy measures, and the chop."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
+from chopjax.checkpoint.source import Checkpoint
+from chopjax.chop import choice
+from chopjax.chop.analysis import AnalysisSettings, write_analysis
+from chopjax.chop.importance import parse_protect
+from chopjax.chop.stream import chop_checkpoint
+from chopjax.data.lists import text_names
+from chopjax.disk.atomic import check_free
+from chopjax.errors import UserError
+from chopjax.keep import Keep, ranges
+from chopjax.progress import say
+from chopjax.report.layers import save_all
+from chopjax.runs.inputs import Inputs
+from chopjax.runs.rounds import Round
+from chopjax.runs.schedule import ONCE, parse_schedule
+from chopjax.runs.settings import PipelineSettings, calibration_text
+from chopjax.runs.stages import Stage
+from chopjax.runs.work import analysis, analysis_settings
+
+
+def stages(
+    settings: PipelineSettings, inputs: Inputs, origin: dict[str, Any], each: Round
+) -> list[Stage]:
+    """Measure where the strategy wants it, then chop. origin: what tells the parent apart."""
+    wanted, suffix = settings.chop, each.suffix
+    about: dict[str, Any] = {} if each.after else origin
+    needs = (each.after,) if each.after else ()
+    stages = []
+    strategy = {"remove": each.remove, "strategy": "keep" if wanted.keep else wanted.strategy}
+    if each.keep is not None:
+        chosen = about | strategy | {"keep": list(each.keep)}
+    else:
+        text = inputs.texts(calibration_text(settings), settings.text.field)
+        looked_at = dataclasses.asdict(settings.calibration)
+        looked_at |= about | {"text": text, "protect": wanted.protect}
+        if wanted.strategy == "laco":  # looks while it chops
+            chosen = looked_at | strategy
+        else:
+            chosen = about | strategy | {"protect": wanted.protect}
+            stages.append(
+                Stage(
+                    name=f"measure{suffix}",
+                    settings=looked_at | {"measure": choice.measure_of(wanted.strategy)},
+                    needs=needs,
+                    run=lambda: measure(settings, each),
+                    check=lambda: check_free(each.analysis, "analyze", overwrite=True),
+                    outputs=(each.analysis,),
+                )
+            )
+            needs = (f"measure{suffix}",)
+    chopping = Stage(
+        name=f"chop{suffix}",
+        settings=chosen,
+        needs=needs,
+        run=lambda: chop(settings, each),
+        check=lambda: check_free(each.chopped, "chop", overwrite=True),
+        outputs=(each.chopped,),
+    )
+    return [*stages, chopping]
+
+
+def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
+    """What the strategy needs to know of the layers of a round's model, in the round's folder."""
+    about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
+    found = analysis(settings, each.model, about)
+    write_analysis(each.analysis, found, save_all, overwrite=True)
+    return {"tokens": found["tokens"]}
+
+
+def chop(settings: PipelineSettings, each: Round) -> dict[str, Any]:
+    """Remove a round's layers. kept_layers: of the parent, after this round."""
+    checkpoint = describe(*each.model).weights
+    assert isinstance(checkpoint, Checkpoint)
+    chosen, total = _choice(settings, each, checkpoint), checkpoint.config.num_layers
+    say(f"keeping layers {ranges(chosen.keep)} of {total}")
+    about = chosen.settings
+    if parse_schedule(settings.chop.schedule) != ONCE:
+        about = about | {"schedule": settings.chop.schedule, "round": each.number}
+    plan = chop_checkpoint(
+        checkpoint, chosen.keep, each.chopped, chosen.strategy, about, overwrite=True,
+        recipe=chosen.recipe,
+    )  # fmt: skip
+    return {"kept_layers": list(_of_parent(each)), "bytes": plan.after.bytes}
+
+
+def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> choice.Choice:
+    wanted = settings.chop
+    if each.keep is not None:
+        if wanted.keep:
+            return choice.Choice("keep", {"keep": wanted.keep}, each.keep)
+        return choice.Choice(wanted.strategy, {"remove": wanted.remove}, each.keep)
+    if wanted.strategy == "laco":
+        text, field = text_names(calibration_text(settings)), settings.text.field
+        about = _analysis_settings(settings, ())
+        return choice.by_laco(*each.model, text, each.remove, about, field)
+    protect = parse_protect(wanted.protect)
+    return choice.by_analysis_in(each.analysis, checkpoint, wanted.strategy, each.remove, protect)
+
+
+def _analysis_settings(settings: PipelineSettings, measures: tuple[str, ...]) -> AnalysisSettings:
+    return analysis_settings(settings, measures, settings.chop.protect, settings.heal.seed)
+
+
+def kept(each: Round) -> Keep:
+    """The layers that a round's chop kept, numbered as the model that it chopped."""
+    return _history(each)[-1]
+
+
+def _of_parent(each: Round) -> Keep:
+    """The same, numbered as the pipeline's parent."""
+    first, *later = _history(each)[-each.number :]
+    for keep in later:
+        first = tuple(first[place] for place in keep)
+    return first
+
+
+def _history(each: Round) -> list[Keep]:
+    record = read_provenance(each.chopped)
+    if record is None:
+        raise UserError(
+            f"{each.chopped} has lost its chopjax.json; delete the folder to have it chopped again"
+        )
+    return [tuple(step["kept_layers"]) for step in entries(record, CHOP)]
