@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chopjax.errors import UserError, listing
 from chopjax.models import parameters
@@ -179,7 +179,7 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def describe(config: ModelConfig, mesh: Mesh) -> str:
+def describe(config: ModelConfig, mesh: Mesh | AbstractMesh) -> str:
     """One line for people: the mesh, and what stays whole though a rule would split it."""
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     line = f"mesh: {shape or 'one device'}"
