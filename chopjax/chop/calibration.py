@@ -45,7 +45,8 @@ def make_batches(sequences: Sequence[Sequence[int]], batch_size: int) -> list[Ba
 
 def real_tokens(batch: Batch) -> jax.Array:
     """[B, T] bool: no filling."""
-    return jnp.arange(batch.tokens_BT.shape[1])[None] < batch.lengths_B[:, None]
+    real_BT: jax.Array = jnp.arange(batch.tokens_BT.shape[1])[None] < batch.lengths_B[:, None]
+    return real_BT
 
 
 def predictions(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -78,9 +78,9 @@ def _token_losses(
         return _unchunked(losses_GC, shape), _unchunked(log_z_GC, shape)
 
     kernel_spec = PartitionSpec(None, tensor)
-    return _on_mesh(local, (rows, kernel_spec, rows), (rows, rows))(
-        hidden_BTE, kernel_EV, targets_BT
-    )
+    whole = _on_mesh(local, (rows, kernel_spec, rows), (rows, rows))
+    losses_BT, log_z_BT = whole(hidden_BTE, kernel_EV, targets_BT)
+    return losses_BT, log_z_BT
 
 
 def _forward(
