@@ -103,7 +103,8 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
             "text": inputs.texts(text, field),
             "settings": dataclasses.asdict(about) | {"measures": []},
         }
-        return json.loads(json.dumps(found))
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
 
     path = workdir / f"analysis-{seed}" / ANALYSIS
     if is_taken(path):
@@ -122,7 +123,7 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
 def _read_own(path: Path) -> dict[str, Any]:
     """An analysis that a sweep wrote. Raises UserError for anything else in its place."""
     try:
-        found = json.loads(path.read_bytes())
+        found: dict[str, Any] = json.loads(path.read_bytes())
         sound = isinstance(found["asked"], dict) and isinstance(found["settings"]["measures"], list)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sound = False

@@ -223,7 +223,7 @@ def _parse(path: Path) -> dict[str, Any] | None:
     if path.is_symlink():
         raise ValueError("it is a link")
     try:
-        record = json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(path.read_bytes())
         if "digest" in record and record.pop("digest") != digest(record):
             raise ValueError("it is not as it was written")
         sound = isinstance(record["fingerprint"], str) and isinstance(record["settings"], dict)

@@ -248,4 +248,5 @@ def _round_revision(settings: PipelineSettings, each: Round) -> str | None:
 
 
 def device() -> str:
-    return jax.devices()[0].device_kind
+    kind: str = jax.devices()[0].device_kind
+    return kind
