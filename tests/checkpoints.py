@@ -44,8 +44,8 @@ def write_checkpoint(
     **options: Any,
 ) -> Path:
     """Save a random model as transformers would; returns the folder."""
-    model = random_model(family, seed, **options).to(dtype)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    model: Any = random_model(family, seed, **options)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 
@@ -145,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.private.add(name)
         return self._json(url)
 
-    def _commit(self, name: str, lines: list[dict[str, dict[str, str]]]) -> None:
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
         _, folder = self.hub.repositories[name]["main"]
         for line in lines:
             path = folder / line["value"].get("path", "")

@@ -138,7 +138,7 @@ def make_checkpoint(thing: Path, rng: random.Random) -> None:
         safetensors.numpy.save_file(tensors, thing / "model.safetensors", {"format": "pt"})
     else:
         names = sorted(tensors)
-        where = {}
+        where: dict[str, str] = {}
         for part in range(2):
             file = f"model-{part + 1:05}-of-00002.safetensors"
             some = {name: tensors[name] for name in names[part::2]}

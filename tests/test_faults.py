@@ -22,7 +22,7 @@ def test_kinds_of_faults() -> None:
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_manners(target: str) -> None:
     """In a process of its own, whose forks must not inherit threads of other tests."""
-    command = [sys.executable, TESTS / "fault_runner.py", target, "--seed=1"]
+    command = [sys.executable, str(TESTS / "fault_runner.py"), target, "--seed=1"]
     command.append(f"--cases={CASES.get(target, 60)}")
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(

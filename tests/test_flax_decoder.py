@@ -16,6 +16,7 @@ import torch
 import transformers
 from flax import nnx
 from safetensors.numpy import load_file
+from trees import structure
 
 import chopjax
 from chopjax.checkpoint.load import load
@@ -94,7 +95,7 @@ def test_an_untrained_decoder_comes_back_byte_for_byte(parent: Path, tmp_path: P
 def test_its_state_is_the_parameter_layout(parent: Path) -> None:
     decoder = chopjax.Decoder.from_pretrained(str(parent), keep=(1, 3), param_dtype="bfloat16")
     expected = load(str(parent), keep=(1, 3), dtype="bfloat16").params
-    assert jax.tree.structure(decoder.params) == jax.tree.structure(expected)
+    assert structure(decoder.params) == structure(expected)
     jax.tree.map(np.testing.assert_array_equal, decoder.params, expected)
 
 

@@ -172,7 +172,8 @@ def _read_checkpoint(
         report_not_finite(checkpoint.name, faults, strict)
     if anywhere:
         raise UserError(f"{checkpoint.name}: another process found NaN or infinity in its part")
-    return unflatten_dict(params, sep="/")
+    nested: Params = unflatten_dict(params, sep="/")
+    return nested
 
 
 # jax.make_array_from_callback would read a shard once a device, and hold all of a parameter's

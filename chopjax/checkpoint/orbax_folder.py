@@ -76,7 +76,7 @@ def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
     """Parameter path → shape and dtype, as stored; UserError where they do not fit the config."""
     with _readable(path), orbax_path(path) as name:
         tree = ocp.metadata(name).metadata
-        found = flatten_dict(tree.get("params", {}), sep="/")
+        found: dict[str, Any] = flatten_dict(tree.get("params", {}), sep="/")
     expected = parameters.shapes(config)
     problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - found]
     problems += [f"unknown: {name} {list(found[name].shape)}" for name in found.keys() - expected]
@@ -116,7 +116,8 @@ def load_params(path: Path, abstract: Params) -> Params:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with _readable(path), context, orbax_path(path) as name:
-        return ocp.load(name, {"params": abstract})["params"]
+        params: Params = ocp.load(name, {"params": abstract})["params"]
+        return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,15 +137,17 @@ def unread_params(path: Path, config: ModelConfig) -> Params:
         # A numpy leaf asks Orbax for numpy; this one takes no memory.
         abstract = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
         tree = load_params(path, unflatten_dict({name: abstract}, sep="/"))
-        return flatten_dict(tree, sep="/")[name]
+        array: np.ndarray = flatten_dict(tree, sep="/")[name]
+        return array
 
-    return unflatten_dict(
+    unread: dict[str, Any] = unflatten_dict(
         {
             name: Unread(tuple(leaf.shape), leaf.dtype, functools.partial(read, name, leaf))
             for name, leaf in stored(path, config).items()
         },
         sep="/",
     )
+    return unread
 
 
 @contextlib.contextmanager

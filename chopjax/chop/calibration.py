@@ -41,7 +41,8 @@ def make_batches(sequences: Sequence[Sequence[int]], batch_size: int) -> list[Ca
 
 def real_tokens(batch: CalibrationBatch) -> jax.Array:
     """[B, T] bool: no filling."""
-    return jnp.arange(batch.tokens_BT.shape[1])[None] < batch.lengths_B[:, None]
+    real_BT: jax.Array = jnp.arange(batch.tokens_BT.shape[1])[None] < batch.lengths_B[:, None]
+    return real_BT
 
 
 def predictions(batch: CalibrationBatch) -> tuple[jax.Array, jax.Array]:

@@ -92,7 +92,8 @@ def _similarity_to(
     def final(params: Params, batch: CalibrationBatch, count: int) -> jax.Array:
         layers_L = np.arange(config.num_layers, dtype=np.int32)
         hidden_BTD = embed(params, batch, config, compute)
-        return advance(params, hidden_BTD, layers_L, 0, count, config, compute)
+        final_BTD: jax.Array = advance(params, hidden_BTD, layers_L, 0, count, config, compute)
+        return final_BTD
 
     wanted = [final(params, batch, config.num_layers) for batch in batches]
 

@@ -115,7 +115,8 @@ class Prefixes:
         return hidden_BTD
 
     def _loss(self, hidden_BTD: jax.Array, batch: CalibrationBatch) -> jax.Array:
-        return loss_sum(self._params, hidden_BTD, batch, self._config, self._compute)
+        total: jax.Array = loss_sum(self._params, hidden_BTD, batch, self._config, self._compute)
+        return total
 
     def forget(self, useful: Collection[Keep]) -> None:
         """Drop the states with which none of the lists in `useful` begins."""
@@ -131,7 +132,8 @@ class Prefixes:
     def state_bytes(self) -> int:
         """Of one hidden state of the whole calibration set."""
         tokens = sum(math.prod(batch.tokens_BT.shape) for batch in self._batches)
-        return tokens * self._config.embed_dim * jnp.dtype(self._compute.dtype).itemsize
+        size: int = tokens * self._config.embed_dim * jnp.dtype(self._compute.dtype).itemsize
+        return size
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
@@ -158,11 +160,14 @@ def advance(
 
     def one(place: jax.Array, hidden_BTD: jax.Array) -> jax.Array:
         def pick(stacked: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_index_in_dim(stacked, layers_L[place], keepdims=False)
+            layer = layers_L[place]
+            picked: jax.Array = jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+            return picked
 
         return parts.block(hidden_BTD, jax.tree.map(pick, parts.stack))
 
-    return jax.lax.fori_loop(start, stop, one, hidden_BTD)
+    last_BTD: jax.Array = jax.lax.fori_loop(start, stop, one, hidden_BTD)
+    return last_BTD
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))

@@ -58,7 +58,8 @@ def chop_params(params: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
 
     numpy arrays stay numpy, arrays on a mesh keep their sharding, shapes stay shapes.
     """
-    return chop_tree(dict(params), keep)
+    chopped: dict[str, Any] = chop_tree(dict(params), keep)
+    return chopped
 
 
 def chop_tree(tree: Any, keep: Keep) -> Any:

@@ -40,7 +40,8 @@ def taylor(
         interrupts.check()
         found = _scores(params, batch, config, compute)
         scores.append(np.asarray(found, np.float64))
-    return np.mean(scores, axis=0)
+    means_L: np.ndarray = np.mean(scores, axis=0)
+    return means_L
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))

@@ -49,12 +49,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         return argparse.Namespace(verb=argv[0], words=list(argv[1:]))
     if argv and argv[0] in VERBS:
         parser = verb_parser(argv[0])
-        return parser.parse_args(list(argv[1:]), argparse.Namespace(verb=argv[0]))
+        flags: argparse.Namespace
+        flags = parser.parse_args(list(argv[1:]), argparse.Namespace(verb=argv[0]))
+        return flags
     top = parser_of_all(())
     if argv and not argv[0].startswith("-"):
         near = did_you_mean(argv[0], VERBS)
         top.error(f"there is no verb {argv[0]!r}{near or '; chopjax --help lists them'}")
-    return top.parse_args(list(argv))
+    flags = top.parse_args(list(argv))
+    return flags
 
 
 def verb_parser(verb: str) -> Parser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from chopjax import interrupts
 from chopjax.commands.flags import add_processes, add_recipe
@@ -72,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(summary: dict) -> None:
+def _print(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from chopjax.errors import escaped

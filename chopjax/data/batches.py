@@ -298,7 +298,8 @@ def _shares(weights: list[float], stores: list[TokenStore]) -> list[int]:
     for share, store in zip(shares, stores, strict=True):
         if share < 1:
             raise UserError(f"{store.path}: its weight is too small beside the others")
-    return shares.tolist()
+    whole: list[int] = shares.tolist()
+    return whole
 
 
 def _rows_before(index_N: np.ndarray, shares: list[int]) -> list[np.ndarray]:

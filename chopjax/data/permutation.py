@@ -47,7 +47,8 @@ def _mix(value_N: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit depends on every bit."""
     value_N = (value_N ^ (value_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value_N = (value_N ^ (value_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value_N ^ (value_N >> np.uint64(31))
+    mixed_N: np.ndarray = value_N ^ (value_N >> np.uint64(31))
+    return mixed_N
 
 
 @functools.lru_cache(maxsize=64)

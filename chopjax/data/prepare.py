@@ -301,7 +301,8 @@ def _limit(share: int | float, job: Job, work: Path, workers: int) -> int:
         return int(share * 2**64)
     path = work / "held_out_limit.json"
     if path.is_file():
-        return json.loads(path.read_text())
+        limit: int = json.loads(path.read_text())
+        return limit
     hashes = smallest_hashes(job, share + 1, workers)
     if len(hashes) <= share:
         raise UserError(f"--held-out {share}: there are only {len(hashes)} documents in all")

@@ -95,7 +95,8 @@ def _is_work(work: Path) -> bool:
         return True
     try:
         settings = json.loads((work / SETTINGS).read_text())
-        return {"format", "tokenizer", "sources"} <= settings.keys()
+        is_ours: bool = {"format", "tokenizer", "sources"} <= settings.keys()
+        return is_ours
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -82,7 +82,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _is_deeper(value: dict | list, limit: int) -> bool:
+def _is_deeper(value: dict[str, Any] | list[Any], limit: int) -> bool:
     """Whether lists and objects are nested more than `limit` deep; level by level, not by calls."""
     level: list[Any] = [value]
     for _ in range(limit):

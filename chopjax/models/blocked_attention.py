@@ -179,7 +179,8 @@ def _by_time(x_BKXH: jax.Array, length: int) -> jax.Array:
 
 def _turned(x: jax.Array) -> jax.Array:
     """The last two axes swapped, here and not inside a product that reads them."""
-    return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
+    turned: jax.Array = jax.lax.optimization_barrier(x.swapaxes(-1, -2))
+    return turned
 
 
 def _wide(x: jax.Array) -> jax.Array:

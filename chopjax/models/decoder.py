@@ -87,12 +87,14 @@ def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Param
             flat[path] = draw * jnp.asarray(INITIAL_STDDEV, dtype)
         else:
             flat[path] = jnp.full(shapes[path], 1 if row.initial == "ones" else 0, dtype)
-    return unflatten_dict(flat, sep="/")
+    params: Params = unflatten_dict(flat, sep="/")
+    return params
 
 
 def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Params:
     """The shapes and dtypes of `init`, without computing anything."""
-    return jax.eval_shape(lambda: init(config, jax.random.key(0), dtype))
+    shapes: Params = jax.eval_shape(lambda: init(config, jax.random.key(0), dtype))
+    return shapes
 
 
 def hidden_states(

@@ -78,9 +78,9 @@ def _token_losses(
         shape = targets_BT.shape
         return _unchunked(losses_GC, shape), _unchunked(log_z_GC, shape)
 
-    return _on_mesh(local, (rows, _specs(head, tensor), rows), (rows, rows))(
-        hidden_BTE, head, targets_BT
-    )
+    whole = _on_mesh(local, (rows, _specs(head, tensor), rows), (rows, rows))
+    losses_BT, log_z_BT = whole(hidden_BTE, head, targets_BT)
+    return losses_BT, log_z_BT
 
 
 def _forward(

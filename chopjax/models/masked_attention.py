@@ -83,7 +83,8 @@ def attend_visible(
         return _attend(query, key, value, visible, past if shared else before, seen, block)
 
     arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, None if shared else past, seen_BTS)
-    return in_groups(group, arrays, tokens // T)
+    mixed_BTNH: jax.Array = in_groups(group, arrays, tokens // T)
+    return mixed_BTNH
 
 
 def _within(positions_BT: jax.Array, positions_BS: jax.Array, window: jax.Array) -> jax.Array:
@@ -120,7 +121,8 @@ def _attend(
     if past is not None:
         part = _join(part, _over_past(query_BKXH, past, seen_BTS))
     mixed_BKTGH = (part.mixed_BKXH / part.total_BKX1).reshape(B, K, T, G, H)
-    return mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
+    mixed_BTNH: jax.Array = mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
+    return mixed_BTNH
 
 
 def _over_past(query_BKXH: jax.Array, past: LayerPast, seen_BTS: jax.Array | None) -> _Part:
@@ -136,7 +138,8 @@ def _over_past(query_BKXH: jax.Array, past: LayerPast, seen_BTS: jax.Array | Non
     if seen_BTS is not None:
         visible_BKXS = visible_BKXS.reshape(1, 1, B * X, -1)
     part = _part(query_1KXH, key_BKSH, value_BKSH, visible_BKXS)
-    return jax.tree.map(lambda x: x.reshape(K, B, X, -1).swapaxes(0, 1), part)
+    by_row: _Part = jax.tree.map(lambda x: x.reshape(K, B, X, -1).swapaxes(0, 1), part)
+    return by_row
 
 
 def _part(

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chopjax.errors import UserError, listing
 from chopjax.models import parameters
@@ -161,7 +161,9 @@ def specs(config: ModelConfig, mesh_shape: Mapping[str, int]) -> dict[str, Parti
 def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """A NamedSharding for every parameter, in the parameters' nested dict."""
     flat = specs(config, mesh.shape)
-    return unflatten_dict({path: NamedSharding(mesh, spec) for path, spec in flat.items()}, sep="/")
+    named = {path: NamedSharding(mesh, spec) for path, spec in flat.items()}
+    nested: dict[str, Any] = unflatten_dict(named, sep="/")
+    return nested
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -179,7 +181,7 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def describe(config: ModelConfig, mesh: Mesh) -> str:
+def describe(config: ModelConfig, mesh: Mesh | AbstractMesh) -> str:
     """One line for people: the mesh, and what stays whole though a rule would split it."""
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     line = f"mesh: {shape or 'one device'}"
@@ -206,4 +208,5 @@ def constrain(x: jax.Array, *places: Axes) -> jax.Array:
         present = tuple(name for name in names if name in mesh.axis_names)
         divides = size % math.prod(mesh.shape[name] for name in present) == 0
         spec.append(present if present and divides else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return constrained

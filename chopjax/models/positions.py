@@ -59,7 +59,8 @@ def _yarn(rope: Rope, plain_R: np.ndarray, head_dim: int) -> np.ndarray:
     span = high - low if high != low else 0.001
     ramp_R = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / span, 0, 1)
     kept_R = 1 - ramp_R.astype(np.float32)
-    return plain_R / np.float32(rope.factor) * (1 - kept_R) + plain_R * kept_R
+    mixed_R: np.ndarray = plain_R / np.float32(rope.factor) * (1 - kept_R) + plain_R * kept_R
+    return mixed_R
 
 
 def angles(rope: Rope, head_dim: int, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,8 @@ _by_name = jax.checkpoint_policies.save_only_these_names(NAME)
 
 def kept(x: jax.Array) -> jax.Array:
     """x, marked as dearer to compute again than to keep."""
-    return checkpoint_name(x, NAME)
+    marked: jax.Array = checkpoint_name(x, NAME)
+    return marked
 
 
 def is_kept(primitive: Any, *inputs: Any, **parameters: Any) -> Any:

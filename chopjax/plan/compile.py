@@ -100,10 +100,10 @@ def bytes_per_chip(tree: Any) -> int:
     """Of a tree of ShapeDtypeStructs with shardings, without padding."""
 
     def size(leaf: jax.ShapeDtypeStruct) -> int:
-        count = 1
+        total: int = leaf.dtype.itemsize
         for side in leaf.sharding.shard_shape(leaf.shape):
-            count *= side
-        return count * leaf.dtype.itemsize
+            total *= side
+        return total
 
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 

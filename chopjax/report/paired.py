@@ -30,7 +30,8 @@ def _resampled_sums(columns_DC: np.ndarray) -> np.ndarray:
     if len(rows_KC) <= 64:
         # Right or wrong, by two models: only how often each row is drawn matters.
         drawn_BK = rng.multinomial(count, times_K / count, size=RESAMPLES)
-        return drawn_BK @ rows_KC
+        sums_BC: np.ndarray = drawn_BK @ rows_KC
+        return sums_BC
     parts = []
     step = max(1, _CHUNK // count)
     for start in range(0, RESAMPLES, step):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
-from chopjax.checkpoint.card import CARD, is_ours, write_card
+from chopjax.checkpoint.assets import CARD
+from chopjax.checkpoint.card import is_ours, write_card
 from chopjax.checkpoint.provenance import read_provenance
 from chopjax.checkpoint.training_record import window_convention
 from chopjax.disk.mark import add_to_mark, marked_by

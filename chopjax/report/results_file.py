@@ -34,7 +34,8 @@ class Results:
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
-        return self.content["results"]
+        results: dict[str, dict[str, Any]] = self.content["results"]
+        return results
 
     def metrics(self, task: str) -> dict[str, float]:
         """ "metric,filter" → value."""

@@ -196,7 +196,8 @@ def rich_table(report: Mapping[str, Any]) -> Table:
 
 
 def _accuracy(task: str, row: Row) -> float:
-    return row["accuracy"][task][0]
+    accuracy: float = row["accuracy"][task][0]
+    return accuracy
 
 
 def _parent(rows: Sequence[Row]) -> Row:

@@ -72,7 +72,8 @@ def settings_of(kind: type, prefix: str = "") -> list[Setting]:
 def _type(wanted: Any) -> str:
     if typing.get_origin(wanted) is Literal:
         return " or ".join(map(str, typing.get_args(wanted)))
-    return (typing.get_origin(wanted) or wanted).__name__
+    name: str = (typing.get_origin(wanted) or wanted).__name__
+    return name
 
 
 @functools.cache

@@ -146,4 +146,5 @@ def latency(wanted: ScoreSettings, models: Mapping[str, Model]) -> dict[str, Any
 
 
 def device() -> str:
-    return jax.devices()[0].device_kind
+    kind: str = jax.devices()[0].device_kind
+    return kind

@@ -67,7 +67,8 @@ def choose_template(tokenizer: Any, wanted: bool | str, model: str) -> str | Non
             f"--apply-chat-template: {model} has no chat template named {name}; name one of "
             f"{', '.join(sorted(found))}"
         )
-    return found[name]
+    template: str = found[name]
+    return template
 
 
 class Template:
@@ -98,13 +99,14 @@ class Template:
 
     def _apply(self, messages: Sequence[Message], opens_answer: bool) -> str:
         try:
-            return self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 list(messages),
                 chat_template=self._chosen,
                 tokenize=False,
                 add_generation_prompt=opens_answer,
                 continue_final_message=not opens_answer,
             )
+            return text
         except jinja2.exceptions.TemplateError:
             raise
         except Exception as error:  # whatever a template of a stranger's does

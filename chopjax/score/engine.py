@@ -167,7 +167,8 @@ class Engine:
         steps = np.int32(-(-packed.scores // chunk))
         arguments = (self.params, *(self.place(array) for array in rows), steps, past)
         static = {"config": self.config, "compute": self.compute, "chunk": chunk}
-        return self.program(_score_rows, shape, arguments, static)
+        logprob_GR, greedy_GR = self.program(_score_rows, shape, arguments, static)
+        return logprob_GR, greedy_GR
 
     def _past(self, tokens: np.ndarray, slots: int) -> Past:
         """The trunk's keys and values; those of the trunk before are kept for its other batches."""
@@ -297,7 +298,8 @@ def _score_rows(
         return place(found[0], logprob_GC), place(found[1], ~beaten_GC)
 
     nothing = jnp.zeros((G, R), jnp.float32), jnp.zeros((G, R), bool)
-    return jax.lax.fori_loop(0, steps, step, nothing)
+    logprob_GR, greedy_GR = jax.lax.fori_loop(0, steps, step, nothing)
+    return logprob_GR, greedy_GR
 
 
 def _read_trunk(

@@ -110,7 +110,8 @@ class ChopjaxLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int | None:
-        return self.tokenizer.eos_token_id
+        token: int | None = self.tokenizer.eos_token_id
+        return token
 
     @property
     def prefix_token_id(self) -> int:
@@ -127,7 +128,8 @@ class ChopjaxLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        return self.encoder.encode([string], add_special_tokens)[0].tolist()
+        tokens: list[int] = self.encoder.encode([string], add_special_tokens)[0].tolist()
+        return tokens
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False

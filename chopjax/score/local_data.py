@@ -89,7 +89,8 @@ class LocalTask(ConfigurableTask):
                         raise ValueError(
                             f"{answer!r} is the answer, and none of {len(choices)} choices"
                         )
-            return super().construct_requests(doc, ctx, **kwargs)
+            asked: list[Any] = super().construct_requests(doc, ctx, **kwargs)
+            return asked
 
     @contextlib.contextmanager
     def _of_users(self, doc: dict[str, Any]) -> Iterator[None]:

@@ -69,7 +69,7 @@ def evaluate(
         lm.journal = Journal(folder, identity(loaded, engine))
     # The harness prints while it bootstraps; standard output is for results.
     with progress("tasks"), contextlib.redirect_stdout(sys.stderr):
-        found = lm_eval.evaluator.evaluate(
+        found: dict[str, Any] = lm_eval.evaluator.evaluate(
             lm,
             dict(tasks),
             limit=limit,

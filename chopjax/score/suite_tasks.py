@@ -31,7 +31,7 @@ class AnswerConditional(LocalTask):
     question makes more likely than "Answer:" alone does, by log P(choice | prompt)
     - log P(choice | "Answer:")."""
 
-    def construct_requests(self, doc: dict, ctx: Any, **kwargs: Any) -> list[Instance]:
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> list[Instance]:
         """The choices after the prompt, then the same choices after "Answer:"."""
         asked = super().construct_requests(doc, ctx, **kwargs)
         alone = super().construct_requests(doc, DOMAIN, **kwargs)
@@ -39,9 +39,11 @@ class AnswerConditional(LocalTask):
             instance.idx += len(asked)
         return [*asked, *alone]
 
-    def process_results(self, doc: dict, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    def process_results(
+        self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]
+    ) -> dict[str, Any]:
         choices = len(results) // 2
-        found = super().process_results(doc, results[:choices])
+        found: dict[str, Any] = super().process_results(doc, results[:choices])
         logprobs = np.array([logprob for logprob, _ in results])
         best = int(np.argmax(logprobs[:choices] - logprobs[choices:]))
         return found | {"acc_pmi_dc": float(best == self.doc_to_target(doc))}

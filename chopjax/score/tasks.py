@@ -226,7 +226,8 @@ def _read_locally(manager: TaskManager, names: list[str], data_dir: Path) -> Non
 def _load(manager: TaskManager, name: str) -> Tasks:
     # Whatever the libraries for datasets and networks raise: the harness runs them all in here.
     try:
-        return manager.load([name])
+        tasks: Tasks = manager.load([name])
+        return tasks
     except UserError:
         raise
     except Exception as error:

@@ -62,7 +62,8 @@ def newest(folder: Path) -> str:
 
 def read_record(folder: Path, step: int) -> dict[str, Any]:
     """run.json of a verified checkpoint."""
-    return json.loads((folder / str(step) / RECORD).read_text())
+    record: dict[str, Any] = json.loads((folder / str(step) / RECORD).read_text())
+    return record
 
 
 # ------------------------------------------------------------------------------------- saving

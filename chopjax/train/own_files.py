@@ -36,7 +36,8 @@ from chopjax.disk.mark import (
 from chopjax.errors import UserError
 from chopjax.launch.workdir import LOCK
 from chopjax.train.checkpoints import extras, is_checkpoint, is_saving
-from chopjax.train.metrics import METRICS, TENSORBOARD
+from chopjax.train.metrics import TENSORBOARD
+from chopjax.train.metrics_file import METRICS
 from chopjax.train.wandb_run import FILES as WANDB_FILES
 
 VERB = "train"

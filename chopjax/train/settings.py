@@ -161,7 +161,7 @@ def read_settings(
     """A config as frozen settings of this kind. Raises UserError that lists everything that is
     wrong: fields and types; where these are right, what `contradictions` finds."""
     problems: list[str] = []
-    settings = _read_as(kind, _fields_of(config), "", problems)
+    settings: Kind = _read_as(kind, _fields_of(config), "", problems)
     if not problems:
         problems = contradictions(settings)
     if problems:
@@ -172,7 +172,8 @@ def read_settings(
 def _fields_of(config: ConfigDict) -> dict[str, Any]:
     """A config as nested dicts. Raises UserError where a field is still to be set."""
     try:
-        return config.to_dict()
+        fields: dict[str, Any] = config.to_dict()
+        return fields
     except Exception as error:  # placeholders, references and whatever a recipe put there
         raise UserError(f"the config cannot be read: {error}") from error
 
@@ -219,7 +220,7 @@ def _read_as(kind: Any, values: Mapping[str, Any], prefix: str, problems: list[s
 def _as_json(value: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
     """As run.json will hold it; what JSON cannot hold is a problem."""
     try:
-        plain = json.loads(json.dumps(value, allow_nan=False))
+        plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
         if not _has_names(value):
             raise TypeError("keys must be text")
         return plain

@@ -66,7 +66,8 @@ def initial_state(
 
 def abstract_params(config: ModelConfig, dtype: Any, mesh: Mesh) -> Params:
     """Shapes, dtypes and shardings of a decoder's parameters, without an array anywhere."""
-    return jax.tree.map(_placed, decoder.abstract(config, dtype), shardings(config, mesh))
+    placed: Params = jax.tree.map(_placed, decoder.abstract(config, dtype), shardings(config, mesh))
+    return placed
 
 
 def abstract_state(
@@ -78,7 +79,7 @@ def abstract_state(
     """
     shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, settings), params)
     whole = replicated(mesh)
-    placed = jax.tree.map(lambda shape: _placed(shape, whole), shapes)
+    placed: State = jax.tree.map(lambda shape: _placed(shape, whole), shapes)
     placed["params"] = params
     placed["optimizer"] = optax.tree_utils.tree_map_params(
         optimizer,
@@ -108,7 +109,8 @@ def begin(
         out_shardings=shardings_of(abstract),
         donate_argnums=0,
     )
-    return make(params)
+    state: State = make(params)
+    return state
 
 
 def begin_from_scratch(
@@ -123,7 +125,9 @@ def begin_from_scratch(
         params = decoder.init(config, key, settings.compute.param_dtype)
         return initial_state(params, optimizer, settings)
 
-    return jax.jit(make, out_shardings=shardings_of(abstract))(jax.random.key(settings.seed))
+    born = jax.jit(make, out_shardings=shardings_of(abstract))
+    state: State = born(jax.random.key(settings.seed))
+    return state
 
 
 def make_train_step(
@@ -157,8 +161,8 @@ def make_train_step(
         first = jax.tree.map(lambda x: x[0], split)
         metrics = jax.eval_shape(lambda: objective(params, frozen, first)[1])
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (metrics, params))
-        sums, _ = jax.lax.scan(add, zeros, split)
-        return sums
+        (totals, grads), _ = jax.lax.scan(add, zeros, split)
+        return totals, grads
 
     def train_step(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         tokens = jnp.sum(batch["weights"])
@@ -216,7 +220,8 @@ def _microbatches(batch: Batch, parts: int) -> Batch:
         rows = x_BT.shape[0] // parts
         return x_BT.reshape(rows, parts, *x_BT.shape[1:]).swapaxes(0, 1)
 
-    return jax.tree.map(cut, batch)
+    split: Batch = jax.tree.map(cut, batch)
+    return split
 
 
 def _guarded(old: State, new: State, metrics: Metrics, factor: float) -> State:

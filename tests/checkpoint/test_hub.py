@@ -54,12 +54,13 @@ def sharded(tmp_path_factory) -> Path:
     return write_checkpoint(folder, intermediate_size=512, max_shard_size="300KB")
 
 
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", DRIVER, *arguments]
+
+
 @pytest.fixture
 def client(hub: Running, tmp_path):
     """Runs the driver with these arguments; HF_HOME is `tmp_path/home`."""
-
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, "-c", DRIVER, *arguments]
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -71,7 +72,6 @@ def client(hub: Running, tmp_path):
             timeout=60,
         )
 
-    run.command = command
     return run
 
 
@@ -244,7 +244,7 @@ def test_killed_downloads_resume(hub, client, model, tmp_path):
     wanted = wanted_bytes(model / "model.safetensors")
     for signum in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(
-            client.command("chop", MODEL, "out", "--keep", KEEP),
+            command("chop", MODEL, "out", "--keep", KEEP),
             env=hub.environment(tmp_path / "home"),
             cwd=tmp_path,
             stderr=subprocess.PIPE,

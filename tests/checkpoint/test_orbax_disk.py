@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,10 @@ from chopjax.train import checkpoints
 
 ODD = ["run[a]", "[0-9]", "a*b", "a**b", "a?b", "{a,b}", "a\\b", "\\", "é [ü]", "a%20b"]
 ODD.append(os.fsdecode(b"\xff"))
-PARAMS = {"blocks": {"w": jnp.arange(6.0).reshape(2, 3)}, "norm": jnp.ones(3, jnp.bfloat16)}
+PARAMS: dict[str, Any] = {
+    "blocks": {"w": jnp.arange(6.0).reshape(2, 3)},
+    "norm": jnp.ones(3, jnp.bfloat16),
+}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the way through /proc")
 

@@ -54,7 +54,7 @@ def test_reads_what_the_reference_writes(tmp_path: Path) -> None:
 def test_unaligned_tensors_are_read(tmp_path: Path) -> None:
     header = {"a": entry("U8", [1], 0, 1), "b": entry("F32", [2], 1, 9)}
     raw = json.dumps(header).encode()
-    data = b"\0" + np.float32([1.5, -2]).tobytes()
+    data = b"\0" + np.array([1.5, -2], np.float32).tobytes()
     (tmp_path / "x").write_bytes(struct.pack("<Q", len(raw)) + raw + data)
     assert read_header(tmp_path / "x")["b"].read().tolist() == [1.5, -2]
 

@@ -70,7 +70,8 @@ def test_merging_what_is_merged_composes(steps: list[tuple[int, int, bool]]) -> 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_checkpoint_is_what_a_merge_by_hand_gives(tmp_path: Path, family: str) -> None:
     depth = {"llama": "num_hidden_layers", "gpt2": "n_layer"}[family]
-    checkpoints.write_checkpoint(tmp_path / "m", family, **{depth: LAYERS})
+    sizes: dict[str, Any] = {depth: LAYERS}
+    checkpoints.write_checkpoint(tmp_path / "m", family, **sizes)
     recipe = average(collapse(plain(LAYERS), 1, 2), 2, 2)
     chop_checkpoint(
         open_checkpoint(str(tmp_path / "m")), bases(recipe), tmp_path / "out", "test", {},
@@ -109,8 +110,8 @@ def test_memory_and_files_agree(tmp_path: Path) -> None:
     assert merged.keys() == written.keys()
     for path, array in merged.items():
         assert array.dtype == written[path].dtype == "bfloat16"
-        wide = (np.asarray(x, np.float32) for x in (array, written[path]))
-        np.testing.assert_allclose(*wide, rtol=2**-7, err_msg=path)
+        ours, theirs = (np.asarray(x, np.float32) for x in (array, written[path]))
+        np.testing.assert_allclose(ours, theirs, rtol=2**-7, err_msg=path)
 
 
 def test_average_takes_the_closest_block_of_one_layer_more() -> None:

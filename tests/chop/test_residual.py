@@ -8,6 +8,7 @@ from typing import Any
 import checkpoints
 import families
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -120,8 +121,8 @@ def test_batch_size_does_not_matter(tmp_path: Path) -> None:
 def test_steps_compose_to_hidden_states(tmp_path: Path) -> None:
     checkpoints.write_checkpoint(tmp_path / "m", "gpt2")
     ours = load(str(tmp_path / "m"))
-    tokens_BT = np.array(sequences()[0])[None]
-    positions_BT = np.arange(tokens_BT.shape[1])[None]
+    tokens_BT = jnp.array(sequences()[0])[None]
+    positions_BT = jnp.arange(tokens_BT.shape[1])[None]
     parts = decoder.parts(ours.params, ours.config, Compute(), positions_BT)
     x_BTD = parts.embed(tokens_BT)
     for layer in range(ours.config.num_layers):

@@ -66,8 +66,10 @@ def plain(sequences: list[list[int]]) -> Loss:
             for row in sequences:
                 ids = torch.tensor([row])
                 logits = theirs(ids, use_cache=False).logits[0, :-1]
-                total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
-        return float(total) / sum(len(row) - 1 for row in sequences)
+                total += float(
+                    torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+                )
+        return total / sum(len(row) - 1 for row in sequences)
 
     return loss
 
@@ -140,7 +142,7 @@ def test_memory_stays_within_its_bound(model: Any, batches: Any) -> None:
 
 
 def test_no_candidate_compiles_anything(model: Any, batches: Any) -> None:
-    functions = (prefixes.embed, prefixes.advance, prefixes.loss_sum)
+    functions: tuple[Any, ...] = (prefixes.embed, prefixes.advance, prefixes.loss_sum)
     before = [function._cache_size() for function in functions]
     search = searcher(model, batches)
     one_out(search)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -187,7 +188,8 @@ def write_sparse(folder: Path, layers: int, dim: int, mlp: int) -> dict[str, tup
     (folder / "config.json").write_text(json.dumps(raw))
     family, config = translate(raw)
     sizes = parameters.sizes(config)
-    header, position = {}, 0
+    header: dict[str, Any] = {}
+    position = 0
     bindings = table.bind(family, config, table.usual_naming(family))
     for binding in sorted(bindings, key=lambda b: -1 if b.layer is None else b.layer):
         shape = binding.row.source_shape(sizes)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import transformers
+from trees import structure
 
 from chopjax.chop.configurations import choose
 from chopjax.chop.surgery import chop_config, chop_params, chop_tree
@@ -38,7 +39,7 @@ def parameters(layers: int = 5) -> dict:
 
 def assert_equal(found, expected):
     """Up to the rounding of a kernel compiled for another shape."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert structure(found) == structure(expected)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), found, expected)
 
 
@@ -134,7 +135,7 @@ def test_chopping_commutes_with_training(name):
     for _ in range(2):
         _, state = update(gradients, state, params)
     chopped = chop_tree({"params": params, "state": state}, KEEP)
-    assert jax.tree.structure(chopped["state"]) == jax.tree.structure(state)
+    assert structure(chopped["state"]) == structure(state)
     fresh = jax.eval_shape(optimizer.init, chop_params(params, KEEP))
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), fresh)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), chopped["state"]) == shapes

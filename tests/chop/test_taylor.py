@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import families
@@ -26,7 +27,7 @@ def by_torch(model: transformers.PreTrainedModel, rows: list[list[int]]) -> list
     labels = torch.tensor([row + [IGNORED] * (length - len(row)) for row in rows])
     model.zero_grad()
     model(tokens, labels=labels).loss.backward()
-    base = model.base_model
+    base: Any = model.base_model
     base = getattr(base, "decoder", base)
     blocks = base.layers if hasattr(base, "layers") else base.h
     return [

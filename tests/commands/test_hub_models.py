@@ -73,7 +73,7 @@ def test_without_a_connection_it_is_said_once(hub: Running, model: Path, tmp_pat
     hub.hub.add(MODEL, model)
     text = tmp_path / "text.txt"
     text.write_text("some words to score, and some more words")
-    words = [sys.executable, "-m", "chopjax", "perplexity", MODEL, "--data", text]
+    words = [sys.executable, "-m", "chopjax", "perplexity", MODEL, "--data", str(text)]
     environment = hub.environment(tmp_path / "home", JAX_PLATFORMS="cpu")
     first = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr

@@ -15,7 +15,12 @@ def threads() -> list[str]:
 
 def test_order_and_depth() -> None:
     made: list[int] = []
-    with contextlib.closing(prefetch(lambda step: made.append(step) or step, range(3, 9))) as steps:
+
+    def make(step: int) -> int:
+        made.append(step)
+        return step
+
+    with contextlib.closing(prefetch(make, range(3, 9))) as steps:
         assert next(steps) == 3
         time.sleep(0.1)
         assert made == [3, 4, 5]  # two ahead, no more

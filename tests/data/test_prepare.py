@@ -145,7 +145,7 @@ def test_held_out_documents(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) 
             assert 20 < stores["held_out"].num_documents < 70
     hashes = sorted({text_hash(text) for text in corpus_texts()})
     assert abs(np.mean(np.array(hashes) / 2**64) - 0.5) < 0.1
-    for share, message in (
+    for bad, message in (
         ("x", "a fraction between 0 and 1"),
         (1.5, "a fraction between 0 and 1"),
         (0, "a fraction between 0 and 1"),
@@ -154,7 +154,7 @@ def test_held_out_documents(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) 
         (1e-9, "no document for held_out"),
     ):
         with pytest.raises(UserError, match=message):
-            prepare([corpus], tokenizer, tmp_path / "bad", held_out=share)
+            prepare([corpus], tokenizer, tmp_path / "bad", held_out=bad)
     assert not list(tmp_path.glob("bad*"))
 
 

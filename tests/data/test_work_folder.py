@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from chopjax.errors import UserError
 def make(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Path]:
     """Prepares TMP/text.txt, with the given text, to TMP/tok."""
 
-    def run(text: str = "the lazy dog", **options: bool) -> Path:
+    def run(text: str = "the lazy dog", **options: Any) -> Path:
         (tmp_path / "text.txt").write_text(text)
         prepare([tmp_path / "text.txt"], tokenizer, tmp_path / "tok", workers=1, **options)
         return tmp_path / "tok"

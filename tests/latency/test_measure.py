@@ -18,6 +18,7 @@ from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import hidden_states, init
 from chopjax.models.families import translate
+from chopjax.models.parameters import Params
 
 RAW = {
     "model_type": "llama",
@@ -79,7 +80,7 @@ def test_every_phase_of_a_model_and_of_nothing() -> None:
 
 
 def test_first_layers() -> None:
-    params = {"embed": jnp.ones(3), "blocks": {"w": jnp.arange(8.0).reshape(4, 2)}}
+    params: Params = {"embed": jnp.ones(3), "blocks": {"w": jnp.arange(8.0).reshape(4, 2)}}
     chopped, config = first_layers(params, CONFIG, 3)
     assert config.num_layers == 3
     np.testing.assert_array_equal(chopped["blocks"]["w"], params["blocks"]["w"][:3])

@@ -12,11 +12,19 @@ from launch.ports import free_port
 from chopjax.errors import UserError
 from chopjax.launch import distributed
 from chopjax.launch.distributed import Launch, find, first_node, joined
+from chopjax.launch.preflight import Processes
 
 
 @pytest.fixture(autouse=True)
 def command_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["chopjax", "train", "--config", "my config.py"])
+
+
+def processes_of(launch: Launch, environment: dict[str, str]) -> Processes:
+    """What `find` gives where there are several processes."""
+    found = find(launch, environment)
+    assert found is not None
+    return found
 
 
 def test_alone():
@@ -29,7 +37,7 @@ def test_alone():
 
 
 def test_flags_and_environment():
-    by_flags = find(Launch("10.0.0.1:8000", 3, 1), {})
+    by_flags = processes_of(Launch("10.0.0.1:8000", 3, 1), {})
     variables = {
         "JAX_COORDINATOR_ADDRESS": "10.0.0.1:8000",
         "JAX_NUM_PROCESSES": "3",
@@ -49,13 +57,13 @@ def test_flags_and_environment():
 def test_flags_are_not_repeated_in_the_command(monkeypatch: pytest.MonkeyPatch):
     given = ["--coordinator=a:1", "--num-processes", "2", "--process-id", "0", "--workdir", "w"]
     monkeypatch.setattr(sys, "argv", ["chopjax", "train", *given])
-    first, second = find(Launch("a:1", 2, 0), {}).command.splitlines()
+    first, second = processes_of(Launch("a:1", 2, 0), {}).command.splitlines()
     assert first == "chopjax train --workdir w --coordinator a:1 --num-processes 2 --process-id 0"
     assert second.endswith("--process-id 1")
 
 
 def test_ipv6():
-    assert find(Launch("[fe80::1]:8000", 2, 1), {}).host == "fe80::1"
+    assert processes_of(Launch("[fe80::1]:8000", 2, 1), {}).host == "fe80::1"
 
 
 @pytest.mark.parametrize(
@@ -93,11 +101,11 @@ SLURM = {
 
 
 def test_slurm():
-    processes = find(Launch(), SLURM)
+    processes = processes_of(Launch(), SLURM)
     assert (processes.host, processes.count, processes.index) == ("gpu007", 16, 9)
     assert processes.command == "srun --ntasks=16 chopjax train --config 'my config.py'"
     for job in range(123456, 123456 + 3000, 7):  # always a port
-        assert 61440 <= find(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).port < 65535
+        assert 61440 <= processes_of(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).port < 65535
 
 
 def test_slurm_batch_script_is_no_step():
@@ -117,7 +125,7 @@ def test_first_node(nodes: str, first: str):
 
 def test_pod_on_kubernetes():
     pod = {"TPU_WORKER_HOSTNAMES": "w0.x,w1.x", "TPU_WORKER_ID": "1"}
-    processes = find(Launch(), pod)
+    processes = processes_of(Launch(), pod)
     assert processes.coordinator == "w0.x:8482"
     assert (processes.count, processes.index, processes.hosts) == (2, 1, ("w0.x", "w1.x"))
     assert find(Launch(), pod | {"JAX_PLATFORMS": "cpu"}) is None
@@ -131,7 +139,7 @@ def test_slices_on_kubernetes():
         "MEGASCALE_SLICE_ID": "2",
         "MEGASCALE_COORDINATOR_ADDRESS": "slice0-w0:8080",
     }
-    processes = find(Launch(), about)
+    processes = processes_of(Launch(), about)
     assert processes.coordinator == "slice0-w0:8482"
     assert (processes.count, processes.index, processes.hosts) == (6, 5, ())
 
@@ -166,7 +174,7 @@ def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.Mon
     environment = {"GCE_METADATA_IP": metadata_server}
     assert find(Launch(), environment) is None  # no TPU in this machine: nothing is asked
     monkeypatch.setattr(distributed, "has_tpu", lambda: True)
-    processes = find(Launch(), environment)
+    processes = processes_of(Launch(), environment)
     assert processes.coordinator == "10.0.0.2:8482"
     assert (processes.count, processes.index) == (2, 1)
     assert processes.hosts == ("10.0.0.2", "10.0.0.3")

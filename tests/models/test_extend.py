@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,12 @@ from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.decoder import Past
+from chopjax.models.parameters import Params
 
 extend = jax.jit(decoder.extend, static_argnums=(1, 2))
 hidden_states = jax.jit(decoder.hidden_states, static_argnums=(1, 2))
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 61,
     "embed_dim": 24,
     "num_heads": 4,
@@ -49,12 +52,12 @@ GPT2 = ModelConfig(
 
 
 @pytest.fixture(scope="module", params=[LLAMA, GPT2], ids=lambda config: config.family)
-def model(request: pytest.FixtureRequest) -> tuple[ModelConfig, decoder.Params]:
+def model(request: pytest.FixtureRequest) -> tuple[ModelConfig, Params]:
     params = decoder.init(request.param, jax.random.key(0))
     return request.param, jax.tree.map(lambda w: w * 4 if w.ndim > 1 else w, params)
 
 
-def test_a_packed_tree_equals_its_paths(model: tuple[ModelConfig, decoder.Params]) -> None:
+def test_a_packed_tree_equals_its_paths(model: tuple[ModelConfig, Params]) -> None:
     """Two continuations of one context in one row, in preorder, against two rows."""
     config, params = model
     generator = np.random.default_rng(0)
@@ -74,7 +77,7 @@ def test_a_packed_tree_equals_its_paths(model: tuple[ModelConfig, decoder.Params
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_past_equals_the_whole(model: tuple[ModelConfig, decoder.Params], shared: bool) -> None:
+def test_a_past_equals_the_whole(model: tuple[ModelConfig, Params], shared: bool) -> None:
     """Keys and values computed before, with empty slots behind them, against one pass."""
     config, params = model
     tokens = np.random.default_rng(1).integers(0, 61, (3, 90))

@@ -9,6 +9,7 @@ import pytest
 from flax import struct
 
 from chopjax.models import decoder
+from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.linear import linear
 
@@ -61,7 +62,7 @@ def test_a_weight_node_stands_where_the_kernel_would() -> None:
     def hidden(up: object) -> jax.Array:
         changed = params["blocks"] | {"mlp": params["blocks"]["mlp"] | {"up": up}}
         return decoder.hidden_states(
-            params | {"blocks": changed}, config, decoder.Compute(remat="dots"), tokens
+            params | {"blocks": changed}, config, Compute(remat="dots"), tokens
         )
 
     node = HalfPlusPair(kernel, left, right)

@@ -57,9 +57,10 @@ def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window):
         filled[-1] = False  # a past without a token is none
         filled[0, 0] = past_rows > 1 or rows > 1
         before = np.sort(random.integers(0, 20, (past_rows, S)), axis=1)
-        past = LayerPast(draw(past_rows, S, K, H), draw(past_rows, S, K, H), filled, before)
+        keys, values = draw(past_rows, S, K, H), draw(past_rows, S, K, H)
+        past = LayerPast(keys, values, jnp.asarray(filled), jnp.asarray(before))
     places = np.sort(random.integers(12, 30, (rows, T)), axis=1)
-    reach = None if window is None else Reach(places, np.int32(window))
+    reach = None if window is None else Reach(jnp.asarray(places), jnp.int32(window))
     got = jax.jit(attend_visible)(query, key, value, visible, past, reach)
     near = {} if window is None else {"places": places, "window": window}
     np.testing.assert_allclose(got, plain(query, key, value, visible, past, **near), atol=2e-6)
@@ -67,9 +68,12 @@ def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window):
 
 def test_half_precision_weighs_in_float32():
     random = np.random.default_rng(0)
-    arrays = [jnp.asarray(random.normal(size=(2, T, n, H)), jnp.bfloat16) for n in (K * G, K, K)]
-    visible = np.tril(np.ones((2, T, T), bool))
-    got = attend_visible(*arrays, visible)
+    query, key, value = (
+        jnp.asarray(random.normal(size=(2, T, n, H)), jnp.bfloat16) for n in (K * G, K, K)
+    )
+    visible = jnp.tril(jnp.ones((2, T, T), bool))
+    got = attend_visible(query, key, value, visible)
     assert got.dtype == jnp.bfloat16
-    want = plain(*(np.asarray(x, np.float32) for x in arrays), visible, None)
+    wide = [np.asarray(x, np.float32) for x in (query, key, value)]
+    want = plain(wide[0], wide[1], wide[2], visible, None)
     np.testing.assert_allclose(np.asarray(got, np.float32), want, atol=2e-2)

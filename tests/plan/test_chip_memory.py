@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import re
+from typing import Literal
 
 import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
@@ -73,7 +74,7 @@ def test_executed_flops():
     model = flops.training_per_token(nothing, 128)
     head = 2 * LLAMA.embed_dim * LLAMA.vocab_size
 
-    def executed(remat: str) -> int:
+    def executed(remat: Literal["none", "dots", "full"]) -> int:
         compute = dataclasses.replace(settings.compute, remat=remat, attention="splash")
         return executed_flops_per_token(nothing, dataclasses.replace(settings, compute=compute))
 

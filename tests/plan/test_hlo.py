@@ -313,7 +313,9 @@ def test_a_real_program_of_xla():
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 16), (9, 16, 16))]
-    read = parse(jax.jit(f).lower(*shapes).compile().as_text())
+    text = jax.jit(f).lower(*shapes).compile().as_text()
+    assert text is not None
+    read = parse(text)
     assert 9 in read.runs.values()
     assert read.unknown_loops == 0
     assert collect(read, {"data": 1}) == []

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
+from report.curves import xs, ys
 
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.keep import ranges, removed
@@ -47,11 +49,11 @@ def test_heat_map_marks_the_closest_block_of_every_size(analysis: dict[str, Any]
     figure = layers.heat_map(analysis)
     free, chosen = figure.axes[0].get_lines()
     table = np.array(analysis["measures"]["distance"], float)
-    for count, start in zip(chosen.get_ydata(), chosen.get_xdata(), strict=True):
+    for count, start in zip(ys(chosen), xs(chosen), strict=True):
         inner = table[1 : LAYERS - count, count - 1]
         assert start == 1 + np.argmin(inner)
-    assert list(chosen.get_ydata()) == list(range(1, 7))
-    assert len(free.get_ydata()) == LAYERS - 1
+    assert ys(chosen) == list(range(1, 7))
+    assert len(ys(free)) == LAYERS - 1
     assert figure.axes[0].get_images()[0].get_clim()[1] < 10, "layer 0 must not set the scale"
 
 
@@ -61,7 +63,7 @@ def test_bars_that_leave_the_scale_bear_their_number(analysis: dict[str, Any]) -
     assert [text.get_text() for text in influence.texts] == ["9"]
     assert [text.get_text() for text in loss.texts] == ["5"]
     assert "nats" in loss.get_ylabel()
-    heights = [bar.get_height() for bar in loss.patches]
+    heights = [bar.get_height() for bar in loss.patches if isinstance(bar, Rectangle)]
     wanted = np.array(analysis["measures"]["one_out_loss"]) - 2
     np.testing.assert_allclose(heights[1:], wanted[1:])
 
@@ -70,7 +72,7 @@ def test_losses_of_choices_with_the_whole_model(analysis: dict[str, Any]) -> Non
     _, named = layers.choice_losses(analysis).axes
     labels = [line.get_label() for line in named.get_lines()]
     assert labels == [*STRATEGIES, "whole model"]
-    assert list(named.get_lines()[0].get_ydata()) == [2 + n / 9 for n in range(1, 7)]
+    assert ys(named.get_lines()[0]) == [2 + n / 9 for n in range(1, 7)]
 
 
 def test_agreement_counts_common_layers(analysis: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from report.curves import xs, ys
 
 from chopjax.errors import UserError
 from chopjax.latency.measure import PHASES, Timing
@@ -34,9 +35,9 @@ def test_healing_curve_draws_every_series_and_both_lines(tmp_path: Path) -> None
     train, held_out = [(100.0, 4.0), (200.0, 3.5)], [(200.0, 3.6)]
     figure = healing_curve(train, held_out, parent_loss=3.0, chopped_loss=5.0)
     lines = figure.axes[0].get_lines()
-    assert list(lines[0].get_ydata()) == [4.0, 3.5]
-    assert list(lines[1].get_xdata()) == [200.0]
-    assert {line.get_ydata()[0] for line in lines[2:]} == {3.0, 5.0}
+    assert ys(lines[0]) == [4.0, 3.5]
+    assert xs(lines[1]) == [200.0]
+    assert {ys(line)[0] for line in lines[2:]} == {3.0, 5.0}
     assert "nats" in figure.axes[0].get_ylabel()
     save(figure, tmp_path / "curve")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -72,7 +73,9 @@ def heat_map() -> Figure:
 def test_no_legend_lies_over_the_data(figure: Figure) -> None:
     FigureCanvasAgg(figure).draw()
     boxes = [legend.get_window_extent() for legend in figure.legends]
-    boxes += [a.get_legend().get_window_extent() for a in figure.axes if a.get_legend()]
+    boxes += [
+        legend.get_window_extent() for a in figure.axes if (legend := a.get_legend()) is not None
+    ]
     assert boxes
     for axes in figure.axes:
         panel = axes.get_window_extent()

@@ -28,7 +28,8 @@ CONTENT: dict[str, Any] = {
     "config": {"model_args": {"pretrained": "m"}},
     "model_name": "m",
 }
-ODD = [None, True, -1, 10**400, 1e308, float("nan"), float("inf"), "", "x", [], [1], {}, {"a": []}]
+ODD: list[Any] = [None, True, -1, 10**400, 1e308, float("nan"), float("inf"), "", "x", [], [1], {},
+                  {"a": []}]  # fmt: skip
 
 
 def write(folder: Path, content: Any = CONTENT, sample: Any = None) -> str:

@@ -113,8 +113,7 @@ def test_ratios_and_f1(tmp_path: Path) -> None:
     found = read_items(path.parent / f"samples_c4_{DATE}.jsonl", "nats_per_token,none")
     assert found is not None
     assert found.statistic(found.columns_DC.sum(axis=0)) == pytest.approx(3.0)
-    pairs = list(zip(RIGHT["a"].tolist(), RIGHT["b"].tolist(), strict=True))
-    pairs = [[int(gold), int(said)] for gold, said in pairs]
+    pairs = [[int(gold), int(said)] for gold, said in zip(RIGHT["a"], RIGHT["b"], strict=True)]
     path = write(tmp_path / "y", "y", {"mrpc": pairs}, "f1")
     found = read_items(path.parent / f"samples_mrpc_{DATE}.jsonl", "f1,none")
     assert found is not None
@@ -172,9 +171,11 @@ def test_groups(tmp_path: Path) -> None:
     for name, (first, second) in values.items():
         pooled = float(np.mean(first + second))
         mean = (np.mean(first) + np.mean(second)) / 2
-        weighted = {"results": {"g": {"acc,none": pooled}}, "group_subtasks": {"g": ["x", "y"]}}
+        weighted: dict[str, Any] = {
+            "results": {"g": {"acc,none": pooled}}, "group_subtasks": {"g": ["x", "y"]},
+        }  # fmt: skip
         suite = {"mean,none": mean, "mean_of": {"x": "acc", "y": "acc"}}
-        both = {"results": {"s": suite}, "group_subtasks": {"s": ["x", "y"]}}
+        both: dict[str, Any] = {"results": {"s": suite}, "group_subtasks": {"s": ["x", "y"]}}
         tasks = {"x": first, "y": second}
         files.append(
             [

@@ -212,8 +212,8 @@ def test_notes_among_its_results_are_not_lost_by_a_redo(
 def test_folders_that_others_made_are_named_before_any_work(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = ("tokens/train", "tokens/held_out.partial", "chopped", "heal", "healed")
-    places += ("scores/parent",)
+    tokens = ("tokens/train", "tokens/held_out.partial")
+    places = (*tokens, "chopped", "heal", "healed", "scores/parent")
     for place in places:
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "mine").write_text("precious")

@@ -89,7 +89,7 @@ def test_a_linked_record_is_damaged(tmp_path: Path) -> None:
 
 
 def row(key: str, loss: float, strategy: str = "input") -> dict[str, Any]:
-    figures = {"loss": loss, "perplexity": 9.0, "bits_per_byte": 1.0, "tokens": 7}
+    figures: dict[str, Any] = {"loss": loss, "perplexity": 9.0, "bits_per_byte": 1.0, "tokens": 7}
     figures |= {"loss_over_log_vocabulary": 0.5, "accuracy": {}, "chance": {}}
     return figures | {
         "strategy": strategy, "remove": 1, "keep": "0-2", "healed": False, "seed": 0, "key": key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 from chopjax.disk.mark import marked_by
 from chopjax.errors import UserError
 from chopjax.runs.workdir import check_space, opened
-from chopjax.train import space
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -22,14 +22,14 @@ def test_models_and_tokens_are_counted_without_what_is_there(
     text.write_bytes(b"word " * 200)
     workdir = tmp_path / "work"
     workdir.mkdir()
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda folder: Usage(10**9, 0, 5000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 0, 5000))
     with pytest.raises(UserError, match=r"about 5,001 bytes .* 0 are there .* 5,000 are free"):
         check_space(workdir, [], "text", 5001)
     with pytest.raises(UserError, match=r"about 5,500 bytes will be written"):
         check_space(workdir, [str(text)], "text", 5000)
     (workdir / "there").write_bytes(bytes(500))
     check_space(workdir, [str(text)], "text", 5000)
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda folder: Usage(0, 0, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 0))
     check_space(workdir, [str(text)], "text", 10**12)  # a file system that does not say
 
 

@@ -43,7 +43,7 @@ def their_pairs(folder: Path, add_bos_token: bool | None) -> list[tuple[list[int
         seen.extend((context, continuation) for _, context, continuation in requests)
         return []
 
-    theirs._loglikelihood_tokens = keep  # type: ignore[method-assign]
+    theirs._loglikelihood_tokens = keep
     theirs.enable_thinking = None
 
     class Request:

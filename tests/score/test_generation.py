@@ -28,7 +28,7 @@ def requests(arguments: list[dict[str, Any]], contexts: list[str]) -> list[Insta
 
 
 CONTEXTS = ["the", TEXT, TEXT * 5, "a bird", TEXT[:31], "<|endoftext|>the cat"]
-ARGUMENTS = [
+ARGUMENTS: list[dict[str, Any]] = [
     {"until": ["\n", " t"], "max_gen_toks": 9},
     {"until": "e", "max_gen_toks": 20, "do_sample": False, "temperature": 0.0},
     {"max_new_tokens": 12},
@@ -39,7 +39,8 @@ ARGUMENTS = [
 def test_tiny_models(family: str, tmp_path: Path) -> None:
     """Stops, many lengths in a batch, and contexts that are cut on the left."""
     name = {"gpt2": "n_positions"}.get(family, "max_position_embeddings")
-    checkpoints.write_checkpoint(tmp_path, family, **{name: 64, "vocab_size": 300})
+    sizes: dict[str, Any] = {name: 64, "vocab_size": 300}
+    checkpoints.write_checkpoint(tmp_path, family, **sizes)
     checkpoints.write_tokenizer(tmp_path, vocab_size=300)
     asked = requests(ARGUMENTS, CONTEXTS)
     theirs = HFLM(str(tmp_path), device="cpu", dtype="float32", batch_size=4)
@@ -66,7 +67,7 @@ def test_a_journal_remembers_texts(tmp_path: Path) -> None:
     texts = ours.generate_until(asked)
     batches = ours.engine.statistics.programs
     ours.journal = Journal(tmp_path, {})
-    ours.engine.params = None  # nothing is computed again
+    ours.engine.params = {}  # nothing is computed again
     assert ours.generate_until(asked) == texts
     assert ours.engine.statistics.programs == batches
 

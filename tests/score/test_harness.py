@@ -33,7 +33,8 @@ def models(folder: Path, batch_size: int = 8) -> tuple[ChopjaxLM, HFLM]:
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     positions = {"gpt2": "n_positions"}.get(request.param, "max_position_embeddings")
-    checkpoints.write_checkpoint(folder, request.param, **{positions: 48, "vocab_size": 300})
+    sizes: dict[str, Any] = {positions: 48, "vocab_size": 300}
+    checkpoints.write_checkpoint(folder, request.param, **sizes)
     return checkpoints.write_tokenizer(folder, vocab_size=300)
 
 
@@ -97,10 +98,10 @@ def test_edges(tiny: Path, batch_size: int) -> None:
         Instance("loglikelihood_rolling", {}, (part,), 0, metadata=("edges", n, 1))
         for n, part in enumerate(["the", text, text[:100], ""])
     ]
-    for mine, other in zip(
+    for my_total, their_total in zip(
         ours.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling), strict=True
     ):
-        assert abs(mine - other) <= NATS
+        assert abs(my_total - their_total) <= NATS
 
 
 def test_impossible_requests_are_named(tiny: Path) -> None:

@@ -46,7 +46,9 @@ def test_every_request_is_computed_once_and_exactly(wanted: list, with_trunks: b
         for index, group, numbers in packed.places:
             path = plan.paths[index]
             answered += path.requests
-            before = plan.paths[batch.trunk[0]].tokens[:depth] if batch.trunk else []
+            before: np.ndarray | list[int] = (
+                plan.paths[batch.trunk[0]].tokens[:depth] if batch.trunk else []
+            )
             for place, number in enumerate(numbers):
                 row, source = divmod(packed.sources_GS[group, number], batch.shape.length)
                 row += group * batch.shape.rows // groups

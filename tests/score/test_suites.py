@@ -101,8 +101,8 @@ def test_v1(tiny: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert results["chance"]["boolq"] == 0.5
     assert results["chance"]["cb"] == pytest.approx(1 / 3)
     assert results["chance"]["mrpc"] is None
-    gold, said = zip(*(sample["f1"] for sample in samples["mrpc"]), strict=True)
-    assert figures["mrpc"]["f1,none"] == pytest.approx(f1_score(gold, said, zero_division=0))
+    gold, answers = zip(*(sample["f1"] for sample in samples["mrpc"]), strict=True)
+    assert figures["mrpc"]["f1,none"] == pytest.approx(f1_score(gold, answers, zero_division=0))
     # C4's place: the figures of `chopjax perplexity` on the same file.
     file = data / "c4" / "validation.jsonl"
     assert main(["perplexity", str(tiny), "--data", str(file), "--json"]) == 0

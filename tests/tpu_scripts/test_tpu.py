@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tpu_scripts.cloud import SCRIPTS, Cloud
@@ -333,7 +334,7 @@ def test_watch_from_nothing_to_done(cloud: Cloud):
 
 @pytest.mark.parametrize("lost", ["SUSPENDED", "node PREEMPTED"])
 def test_watch_recreates_and_resumes_after_preemption(cloud: Cloud, lost: str):
-    replies = {
+    replies: dict[str, list[Any]] = {
         DESCRIBE: ["ACTIVE\n", "SUSPENDING\n", "SUSPENDED\n", "PROVISIONING\n", "ACTIVE\n"],
         STATUS: [says("running", "running"), says("bare", "bare"), says("exit 0", "exit 0")],
     }

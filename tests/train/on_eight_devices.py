@@ -102,6 +102,7 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
         train_step = step.make_train_step(objective, rule, settings, abstract, {}, made)
         first = jax.device_put(batch_of(0), mesh.batch_sharding(made))
         text = train_step.lower(abstract, {}, first).compile().as_text()
+        assert text is not None
         curve = []
         for number in range(STEPS):
             batch = jax.device_put(batch_of(number), mesh.batch_sharding(made))

@@ -15,9 +15,11 @@ import pytest
 from data.stores import write_store
 from ml_collections import ConfigDict
 
+from chopjax.checkpoint.orbax_folder import PYTREE
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.train import checkpoints, metrics
 from chopjax.train.config_file import override
+from chopjax.train.metrics_file import read_metrics
 from chopjax.train.settings import default_config
 
 VOCAB = 97
@@ -68,7 +70,7 @@ def bits(workdir: Path, step: int | None = None) -> dict[str, str]:
     step = step or checkpoints.steps(folder)[-1]
     from orbax.checkpoint import v1 as ocp
 
-    tree = ocp.load((folder / str(step)).absolute(), checkpointable_name=checkpoints.PYTREE)
+    tree = ocp.load((folder / str(step)).absolute(), checkpointable_name=PYTREE)
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
@@ -78,7 +80,7 @@ def bits(workdir: Path, step: int | None = None) -> dict[str, str]:
 
 def lines(workdir: Path, key: str) -> dict[int, float]:
     """Step → value, of the lines of metrics.jsonl that have the key; no step stands twice."""
-    rows = [row for row in metrics.read_metrics(workdir) if key in row]
+    rows = [row for row in read_metrics(workdir) if key in row]
     assert len(rows) == len({row["step"] for row in rows})
     return {row["step"]: row[key] for row in rows}
 

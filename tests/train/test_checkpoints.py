@@ -56,7 +56,7 @@ def test_any_damage_is_named_and_the_run_falls_back(tmp_path, capsys):
     names = sorted(p for p in (tmp_path / "2").rglob("*") if p.is_file())
     for path in names:
         content = path.read_bytes()
-        damages = [None]
+        damages: list[bytes | None] = [None]
         if content:
             flipped = bytearray(content)
             flipped[len(content) // 2] ^= 4

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +52,8 @@ def test_held_out_text_has_a_bar(
     bars: list[progress.Bar] = []
 
     @contextlib.contextmanager
-    def seen(*arguments: Any) -> Iterator[progress.Bar]:
-        bars.append(progress.Bar(*arguments, done=0))
+    def seen(label: str, total: float | None, unit: str) -> Iterator[progress.Bar]:
+        bars.append(progress.Bar(label, total, unit, done=0))
         yield bars[-1]
 
     monkeypatch.setattr(evaluation, "progress", seen)
@@ -111,6 +110,7 @@ def test_an_export_says_how_it_was_trained(chopped, data, tmp_path):
     assert str(data) not in card
     # An earlier checkpoint says where it stood, and a chop of the result adds to the history.
     early = describe(str(chopped), step=10).provenance
+    assert early is not None
     assert early["history"][1]["steps"] == 10
     assert early["history"][1]["held_out"] is None
     again = chop_checkpoint(
@@ -129,7 +129,9 @@ def test_a_run_of_an_earlier_version_names_no_stores(chopped, tmp_path):
     record = json.loads(path.read_text())
     del record["stores"]
     path.write_text(json.dumps(record))
-    training = describe(str(workdir)).provenance["history"][1]
+    provenance = describe(str(workdir)).provenance
+    assert provenance is not None
+    training = provenance["history"][1]
     assert training["data"][0]["fingerprint"] == record["fingerprints"]["data"][0]
     path.write_text("{}")
     with pytest.raises(UserError, match=r"run\.json: not a record"):

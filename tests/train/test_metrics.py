@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import jax
 import pytest
 
@@ -17,7 +19,7 @@ PEAK = 1e9
 
 def test_rates_percentiles_and_goodput(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     clock = metrics.Clock(CONFIG, (8, 16), PEAK, started=90.0)
     assert clock.summary() == {}

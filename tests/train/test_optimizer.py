@@ -63,7 +63,7 @@ def test_against_numpy(name, decay, clip):
         warmup_steps=2,
         weight_decay=decay,
         clip_norm=clip,
-        momentum_dtype="float64",  # not offered to users; the comparison is tighter
+        momentum_dtype="float64",  # type: ignore[arg-type]  # not offered to users; the comparison is tighter
     )
     random = np.random.default_rng(0)
     shapes = parameters.shapes(CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_bytes_are_parameters_and_moments() -> None:
 def test_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = space.checkpoint_bytes(CONFIG, settings())
     free = 2 * size - 1
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda folder: Usage(10**9, 0, free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 0, free))
     with pytest.raises(UserError, match=rf"2 more checkpoints of {size:,} bytes.* {free:,} are"):
         space.check_training(tmp_path, CONFIG, settings(), 0, 0)
     space.check_training(tmp_path, CONFIG, settings(), 5, 1)  # one more
@@ -69,5 +70,5 @@ def test_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_file_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda folder: Usage(0, 0, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 0))
     space.check_training(tmp_path, CONFIG, settings(), 0, 0)

@@ -125,7 +125,9 @@ def test_rope_is_that_of_transformers_or_refused(kind: str, key: str) -> None:
     given = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 64}
     given |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
     given |= {"mscale_all_dim": 0.7} if key == "mscale" else {}
-    raw = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    raw: dict[str, Any] = {
+        "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4,
+    }  # fmt: skip
     raw |= {"num_key_value_heads": 4, "max_position_embeddings": 256}
     agreed = 0
     for value in NUMBERS:
@@ -148,7 +150,7 @@ def test_zero_means_not_given_in_yarn() -> None:
     assert zero == rope_of(rope_scaling=YARN)
 
 
-ODD = [None, True, -1, 0, 0.5, 2**31, 2**64, 10**400, -(10**400), 1e308, float("nan"),
+ODD: list[Any] = [None, True, -1, 0, 0.5, 2**31, 2**64, 10**400, -(10**400), 1e308, float("nan"),
        float("-inf"), "", "x" * 100_000, "\x1b[31m", [], [[]], {}, {"a": {"b": []}}]  # fmt: skip
 
 

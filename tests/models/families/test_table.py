@@ -10,6 +10,7 @@ from hypothesis import given
 
 from chopjax.errors import UserError
 from chopjax.models import parameters
+from chopjax.models.config import ModelConfig
 from chopjax.models.families import FAMILIES, table
 from chopjax.models.families.table import bind, layer_index, match, usual_naming
 
@@ -21,7 +22,7 @@ def test_every_family_is_in_the_table_that_tests_read() -> None:
     assert {name for name, _ in families.OPTIONS} == set(FAMILIES)
 
 
-def tensors_of(name: str, **options: object) -> tuple[table.Family, parameters.ModelConfig, dict]:
+def tensors_of(name: str, **options: object) -> tuple[table.Family, ModelConfig, dict]:
     family = FAMILIES[name]
     config = family.translate({"model_type": name} | families.SIZES[name] | options)
     size = parameters.sizes(config)
