@@ -184,7 +184,7 @@ def measure_batches(folder: Path, repeats: int) -> list[dict[str, Any]]:
 
 def ours_batches(store: Any, batch_size: int, length: int) -> Iterator[Any]:
     from chopjax.data.batches import Batches
-    from chopjax.data.prefetch import prefetch
+    from chopjax.train.feed import prefetch
 
     batches = Batches(store, batch_size, length, seed=1)
     return prefetch(batches.batch, itertools.count())

@@ -23,10 +23,9 @@ from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.open import open_checkpoint
 from chopjax.checkpoint.provenance import add_training, read_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
-from chopjax.checkpoint.source import FOLDER_MARK, Checkpoint, read_config
+from chopjax.checkpoint.source import FOLDER_MARK, PICKLES, Checkpoint, read_config
 from chopjax.checkpoint.training_record import training_entry
-from chopjax.disk.files import folder_inside, inside, read_json_object
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded, folder_inside, inside, read_json_object
 from chopjax.errors import UserError, decoded
 from chopjax.models import families
 from chopjax.models.config import ModelConfig
@@ -189,3 +188,31 @@ def _read_record(folder: Path, family: Family) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a record that chopjax wrote ({error})") from None
+
+
+# What a folder with weights of whatever kind has.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", *PICKLES)
+
+
+def local_config(model: str) -> dict[str, Any] | None:
+    """config.json of a model on this machine, by its own path or that of its folder; None where
+    there is neither: a hub id.
+
+    Raises UserError for a folder without one, and where it is not JSON.
+    """
+    path = expanded(model)
+    if is_config(path):
+        return read_json_object(path)
+    if not path.is_dir():
+        return None
+    return read_config(path / HUGGINGFACE if (path / FOLDER_MARK).is_file() else path)
+
+
+def is_config(path: Path) -> bool:
+    """Whether this is the path of a configuration itself."""
+    return path.suffix == ".json" and path.is_file()
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether anything in it looks like a checkpoint's weights, or chopjax made it."""
+    return (folder / FOLDER_MARK).exists() or any(any(folder.glob(pattern)) for pattern in WEIGHTS)

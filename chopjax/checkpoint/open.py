@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from chopjax.checkpoint.source import GGUF_ADVICE, PICKLE_ADVICE, PICKLES, Checkpoint, open_folder
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:

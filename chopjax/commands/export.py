@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
 
     from chopjax.checkpoint.export import export_model
-    from chopjax.disk.paths import expanded
+    from chopjax.disk.files import expanded
     from chopjax.errors import UserError
     from chopjax.models import parameters
     from chopjax.progress import say

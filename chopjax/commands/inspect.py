@@ -64,10 +64,10 @@ def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]]:
 def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | None:
     """None where MODEL is something else."""
 
-    from chopjax.checkpoint.config_alone import has_weights, is_config, local_config
+    from chopjax.checkpoint.describe import has_weights, is_config, local_config
     from chopjax.checkpoint.provenance import read_provenance
     from chopjax.checkpoint.summary import summary_of_config
-    from chopjax.disk.paths import expanded
+    from chopjax.disk.files import expanded
     from chopjax.errors import UserError
     from chopjax.models import families
 
@@ -90,7 +90,7 @@ def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]
 def _plan(config: ModelConfig, length: int) -> dict[str, Any]:
     import dataclasses
 
-    from chopjax.plan import flops
+    from chopjax.models import flops
     from chopjax.train import memory
 
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 from chopjax import interrupts
 from chopjax.commands.flags import add_recipe, again
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 
 EXAMPLE = """\
 chopjax run --config configs/chop_and_heal.py --workdir runs/half \\

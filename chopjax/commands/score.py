@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chopjax import interrupts
 from chopjax.commands.flags import add_processes, add_scoring_model, check_scoring_model
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 
 if TYPE_CHECKING:
     from chopjax.checkpoint.describe import Description

@@ -6,7 +6,7 @@ import argparse
 
 from chopjax import interrupts
 from chopjax.commands.flags import add_recipe, again
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 
 EXAMPLE = """\
 chopjax sweep --config configs/sweep.py --workdir runs/sweep \\

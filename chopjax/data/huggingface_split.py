@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError, first_line
 
 NOMINAL_BYTES = 1 << 26  # what a file of the hub counts for when work is divided

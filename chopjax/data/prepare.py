@@ -43,9 +43,8 @@ from chopjax.data.work_folder import (
     work_folder,
 )
 from chopjax.disk.atomic import check_free, flush, new_file
-from chopjax.disk.files import read_json_object
+from chopjax.disk.files import expanded, read_json_object
 from chopjax.disk.mark import MARK, remove_marked, write_mark
-from chopjax.disk.paths import expanded
 from chopjax.errors import UserError, listing
 from chopjax.progress import progress, say
 

@@ -33,7 +33,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from chopjax.data.text_files import is_known
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError, listing
 
 STORE = "store.json"

@@ -22,8 +22,7 @@ from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import ASSETS, check_assets
 from chopjax.checkpoint.describe import HUGGINGFACE
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
-from chopjax.disk.files import folder_inside, read_json_object
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded, folder_inside, read_json_object
 from chopjax.errors import UserError, first_line
 
 # One of these is in every folder that holds a tokenizer.

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from chopjax import interrupts
+from chopjax.disk.files import expanded
 from chopjax.disk.mark import (
     check_own,
     is_unfinished,
@@ -22,7 +23,6 @@ from chopjax.disk.mark import (
     remove_marked,
     write_mark,
 )
-from chopjax.disk.paths import expanded
 from chopjax.errors import UserError
 from chopjax.progress import say
 

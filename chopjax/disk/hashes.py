@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.disk.atomic import new_file
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.progress import progress
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from chopjax.checkpoint.config_alone import local_config
+from chopjax.checkpoint.describe import local_config
 from chopjax.checkpoint.load import describe, load
 from chopjax.chop.configurations import resolve_remove
 from chopjax.errors import UserError

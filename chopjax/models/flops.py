@@ -7,6 +7,7 @@ attention counted as what it needs, half of the T x T scores.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -56,3 +57,23 @@ def _attention(config: ModelConfig, seen: Callable[[int | None], float]) -> int:
 def training_per_token(config: ModelConfig, length: int) -> int:
     """Forward and backward: three times the forward pass."""
     return 3 * forward_per_token(config, length)
+
+
+PALM = "6·N_matmul + 12·L·heads·head_dim·T FLOPs a token (PaLM, arXiv 2204.02311, appendix B)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """FLOPs per token of the whole model, head included. Training is three times forward."""
+
+    formula: str  # of training
+    forward: int
+    training: int
+
+
+def conventions(config: ModelConfig, sequence_length: int) -> tuple[Flops, Flops]:
+    """Causal attention (chopjax's MFU) and PaLM's convention, at one sequence length in tokens."""
+    causal = forward_per_token(config, sequence_length)
+    width = config.num_layers * config.num_heads * config.head_dim
+    full = 2 * matmul_parameters(config) + 4 * width * sequence_length
+    return Flops(FORMULA, causal, 3 * causal), Flops(PALM, full, 3 * full)

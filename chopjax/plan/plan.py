@@ -13,7 +13,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
-from chopjax.checkpoint.config_alone import local_config
+from chopjax.checkpoint.describe import local_config
 from chopjax.checkpoint.published import CONFIGS
 from chopjax.errors import UserError
 from chopjax.models import flops, parameters

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chopjax.disk.atomic import new_file
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.report.own_files import FIGURE_METADATA, FIGURES, is_ours
 

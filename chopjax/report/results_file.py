@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chopjax.disk.files import read_json_object
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded, read_json_object
 from chopjax.errors import UserError, listing
 from chopjax.report.results_check import problems
 from chopjax.score.suite_tasks import f1_parts

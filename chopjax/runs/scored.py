@@ -11,7 +11,7 @@ from typing import Any
 
 from chopjax.checkpoint.load import Loaded
 from chopjax.data.lists import text_names
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.runs.inputs import Contents
 from chopjax.runs.settings import ScoreSettings, split_list
 from chopjax.score.engine import Engine

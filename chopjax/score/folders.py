@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lm_eval.utils import sanitize_model_name
 
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 
 OWNER = "model.txt"

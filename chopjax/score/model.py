@@ -10,7 +10,7 @@ import jax
 
 from chopjax.checkpoint.load import Description, Loaded, describe, load
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.models.compute import Compute
 from chopjax.models.mesh import make_mesh, shardings

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import math
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+
+from chopjax.checkpoint.identity import model_files
+from chopjax.checkpoint.load import Loaded
+from chopjax.disk.hashes import file_hashes
+from chopjax.score.engine import Engine
 
 # The harness bootstraps standard errors in forked processes; forking under JAX's threads can hang.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
-import jax
 import lm_eval.evaluator
 import numpy as np
 
-from chopjax.checkpoint.load import Loaded
 from chopjax.errors import UserError
 from chopjax.progress import progress, say
 from chopjax.score import results as reports
 from chopjax.score.chat import PLAIN, Chat, Template, choose_template
-from chopjax.score.engine import Engine
 from chopjax.score.folders import model_folder
 from chopjax.score.harness import ChopjaxLM
-from chopjax.score.identity import identity
 from chopjax.score.journal import Journal
 from chopjax.score.tasks import FEWSHOT_SEED, Tasks
 from chopjax.score.texts import Text, add, measure
@@ -100,3 +104,23 @@ def evaluate(
         if not keep_journal:
             lm.journal.remove()
     return found
+
+
+SOFTWARE = ("chopjax", "jax", "tokenizers")  # computes logits, and turns ids into text
+
+
+def identity(loaded: Loaded, engine: Engine) -> Mapping[str, Any]:
+    """By content: the weights, config.json, generation_config.json and the tokenizer's files.
+
+    Tasks, prompts, chat template and special tokens have their say in the ids of a request, which
+    an answer is found by.
+    """
+    named = model_files(loaded)
+    hashes = file_hashes(named.values())
+    return {
+        "files": {name: hashes[path][:32] for name, path in named.items()},
+        "dtype": engine.compute.dtype,
+        "max_length": engine.max_length,
+        "platform": jax.default_backend(),
+        "software": {name: importlib.metadata.version(name) for name in SOFTWARE},
+    }

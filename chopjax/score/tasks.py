@@ -14,7 +14,7 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError, did_you_mean, first_line, listing
 from chopjax.progress import progress
 from chopjax.score import local_data

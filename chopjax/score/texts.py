@@ -21,7 +21,7 @@ from lm_eval.utils import hash_string
 from chopjax.checkpoint.load import Loaded
 from chopjax.data.sources import Source, find_sources
 from chopjax.data.tokenizer import load_tokenizer
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.progress import progress, say
 from chopjax.score.engine import Engine

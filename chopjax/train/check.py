@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from chopjax.checkpoint.published import CONFIGS
 from chopjax.data.store import TokenStore, check_fits
 from chopjax.data.tokenizer import load_tokenizer
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError, listing
 from chopjax.models.config import ModelConfig
 from chopjax.progress import say

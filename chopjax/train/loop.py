@@ -31,10 +31,9 @@ from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_tree
 from chopjax.compilation import compiled
 from chopjax.data.batch_source import BatchSource
-from chopjax.data.prefetch import prefetch
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.disk.atomic import USERS_ERRORS
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError, listing
 from chopjax.hardware import memory_bytes
 from chopjax.keep import ranges
@@ -50,11 +49,10 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints
-from chopjax.train.devices import peak_flops
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
-from chopjax.train.feed import on_mesh, training_batches
-from chopjax.train.metrics import Clock, Guard, MetricsWriter
+from chopjax.train.feed import on_mesh, prefetch, training_batches
+from chopjax.train.metrics import Clock, Guard, MetricsWriter, peak_flops
 from chopjax.train.metrics_file import read_metrics
 from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import learning_rate, make_optimizer

@@ -11,6 +11,7 @@ checkpoint that it starts from, so that no step stands twice.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from chopjax.errors import UserError
+from chopjax.hardware import PEAK_BFLOAT16
 from chopjax.launch.distributed import wait_for_all
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
@@ -142,7 +145,7 @@ class Clock:
     step_seconds            from the end of the step before (or of what stood between) to its own
     tokens_per_second_per_chip    B·T / step_seconds / devices; padding counts as work
     mfu                     B·T · FLOPs a token / (step_seconds · peak · devices), FLOPs a token by
-                            the formula in models/flops.py, peak by train/devices.py
+                            the formula in models/flops.py, peak by train/metrics.py
     goodput                 the sum of step_seconds since this process began the run / wall time
                             since then; the rest is loading, compiling, evaluating, saving
 
@@ -203,3 +206,34 @@ class Clock:
             "mfu": self._flops / seconds / self._peak,
             "goodput": self._busy / max(time.monotonic() - self._started, 1e-9),
         }
+
+
+_PROBE = 1024  # side of the matrices that an unknown device is measured with
+
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """FLOP/s of one device here, and where the figure is from.
+
+    Known accelerators: the table, for bfloat16 whatever the dtype, as everyone reports it. Others
+    (processors) are measured: the best of a few matrix products in `dtype`.
+    """
+    kind = jax.devices()[0].device_kind
+    known = [name for name in PEAK_BFLOAT16 if kind.startswith(name)]
+    if known:
+        name = max(known, key=len)
+        return PEAK_BFLOAT16[name], f"{name}, bfloat16 peak of the data sheet"
+    # All fake or real devices of one processor share it.
+    local = len(jax.local_devices())
+    return _measured(dtype) / local, f"{kind}, measured on {dtype} matrix products"
+
+
+@functools.cache
+def _measured(dtype: str) -> float:
+    x = jnp.ones((_PROBE, _PROBE), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * _PROBE**3 / best

@@ -11,7 +11,7 @@ from chopjax.checkpoint.describe import Description, describe, write_own
 from chopjax.checkpoint.provenance import SCRATCH, compose
 from chopjax.chop.configurations import choose
 from chopjax.chop.surgery import chop_config
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.keep import Keep, parse_keep
 from chopjax.models import families

@@ -11,9 +11,9 @@ import checkpoints
 import pytest
 
 from chopjax.checkpoint.orbax_folder import save_import
-from chopjax.score.identity import identity
 from chopjax.score.journal import Journal
 from chopjax.score.model import open_engine
+from chopjax.score.run import identity
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 import chopjax
 from chopjax import cli
-from chopjax.disk.paths import expanded
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 
 NOBODY = "~no-such-user-here/x"

@@ -9,8 +9,8 @@ import pytest
 from chopjax.models import decoder, flops
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
+from chopjax.models.flops import conventions
 from chopjax.models.head import head_of, logits
-from chopjax.plan.flops import conventions
 
 LLAMA_2_7B = ModelConfig(
     family="llama",
