@@ -10,8 +10,9 @@ import pytest
 from launch.ports import free_port
 
 from chopjax.errors import UserError
-from chopjax.launch import distributed
-from chopjax.launch.distributed import Launch, find, first_node, joined
+from chopjax.launch import processes as finding
+from chopjax.launch.distributed import joined
+from chopjax.launch.processes import Launch, find, first_node
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +37,8 @@ def test_flags_and_environment():
         "JAX_PROCESS_ID": "1",
     }
     assert find(Launch(), variables) == by_flags
-    assert (by_flags.host, by_flags.port, by_flags.count, by_flags.index) == (
-        "10.0.0.1", 8000, 3, 1,
-    )  # fmt: skip
+    assert (by_flags.coordinator, by_flags.port) == ("10.0.0.1:8000", 8000)
+    assert (by_flags.count, by_flags.index) == (3, 1)
     assert by_flags.command.splitlines() == [
         "chopjax train --config 'my config.py' --coordinator 10.0.0.1:8000 --num-processes 3 "
         f"--process-id {i}"
@@ -55,7 +55,7 @@ def test_flags_are_not_repeated_in_the_command(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_ipv6():
-    assert find(Launch("[fe80::1]:8000", 2, 1), {}).host == "fe80::1"
+    assert find(Launch("[fe80::1]:8000", 2, 1), {}).port == 8000
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,10 @@ SLURM = {
 
 def test_slurm():
     processes = find(Launch(), SLURM)
-    assert (processes.host, processes.count, processes.index) == ("gpu007", 16, 9)
+    assert (processes.count, processes.index) == (16, 9)
     assert processes.command == "srun --ntasks=16 chopjax train --config 'my config.py'"
-    for job in range(123456, 123456 + 3000, 7):  # always a port
+    for job in range(123456, 123456 + 3000, 7):
+        assert find(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).coordinator.startswith("gpu007:")
         assert 61440 <= find(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).port < 65535
 
 
@@ -119,7 +120,7 @@ def test_pod_on_kubernetes():
     pod = {"TPU_WORKER_HOSTNAMES": "w0.x,w1.x", "TPU_WORKER_ID": "1"}
     processes = find(Launch(), pod)
     assert processes.coordinator == "w0.x:8482"
-    assert (processes.count, processes.index, processes.hosts) == (2, 1, ("w0.x", "w1.x"))
+    assert (processes.count, processes.index) == (2, 1)
     assert find(Launch(), pod | {"JAX_PLATFORMS": "cpu"}) is None
 
 
@@ -133,7 +134,7 @@ def test_slices_on_kubernetes():
     }
     processes = find(Launch(), about)
     assert processes.coordinator == "slice0-w0:8482"
-    assert (processes.count, processes.index, processes.hosts) == (6, 5, ())
+    assert (processes.count, processes.index) == (6, 5)
 
 
 METADATA = {
@@ -165,11 +166,10 @@ def metadata_server() -> Iterator[str]:
 def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.MonkeyPatch):
     environment = {"GCE_METADATA_IP": metadata_server}
     assert find(Launch(), environment) is None  # no TPU in this machine: nothing is asked
-    monkeypatch.setattr(distributed, "has_tpu", lambda: True)
+    monkeypatch.setattr(finding, "has_tpu", lambda: True)
     processes = find(Launch(), environment)
     assert processes.coordinator == "10.0.0.2:8482"
     assert (processes.count, processes.index) == (2, 1)
-    assert processes.hosts == ("10.0.0.2", "10.0.0.3")
     assert processes.command == (
         "gcloud compute tpus tpu-vm ssh llama --zone=us-east5-a --worker=all "
         "'--command=chopjax train --config '\"'\"'my config.py'\"'\"''"
@@ -177,5 +177,5 @@ def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.Mon
 
 
 def test_a_tpu_machine_whose_metadata_server_is_silent(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "has_tpu", lambda: True)
+    monkeypatch.setattr(finding, "has_tpu", lambda: True)
     assert find(Launch(), {"GCE_METADATA_IP": f"127.0.0.1:{free_port()}"}) is None
