@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # The exit code by which training says "stopped from outside, start me again" (EX_TEMPFAIL of
-# sysexits.h). chopjax/launch/peers.py has the same number.
+# sysexits.h). chopjax/launch/distributed.py has the same number.
 readonly EXIT_PREEMPTED=75
 
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -44,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.launch import distributed
+    from chopjax.launch import distributed, processes
 
     sizes = _mesh_sizes(args.mesh)
     shared = {"mesh": sizes, "keep": args.keep, "dtype": args.dtype, "revision": args.revision}
-    with distributed.joined(distributed.launch_of(args), shared):
+    with distributed.joined(processes.launch_of(args), shared):
         _import(args, sizes)
     return 0
 

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.checkpoint.describe import describe
     from chopjax.errors import UserError
-    from chopjax.launch import distributed
+    from chopjax.launch import distributed, processes
     from chopjax.score.tasks import load_tasks
     from chopjax.score.texts import find_texts
 
@@ -153,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; a folder is needed")
     names = [args.suite] if args.suite else _names(args.tasks)
-    launch = distributed.launch_of(args)
-    found = distributed.find(launch, os.environ)
+    launch = processes.launch_of(args)
+    found = processes.find(launch, os.environ)
     model, tasks, texts = args.model, None, []
     # A typo is found before the others are waited for; only the first process needs the data.
     if found is None or found.index == 0:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.launch.peers import EXIT_PREEMPTED
+    from chopjax.launch.distributed import EXIT_PREEMPTED
 
     # A run that has not begun is to be started again, too.
     with interrupts.watching(EXIT_PREEMPTED):
@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from chopjax.launch import distributed
+    from chopjax.launch.distributed import joined
+    from chopjax.launch.processes import launch_of
     from chopjax.train.config_file import fields, load_config
     from chopjax.train.loop import newest, train
 
@@ -58,9 +59,9 @@ def _run(args: argparse.Namespace) -> int:
 
         check(config, args.workdir, args.check)
         return 0
-    launch = distributed.launch_of(args)
+    launch = launch_of(args)
     values = {name: value for name, value in fields(config).items() if name not in PLACES}
-    with distributed.joined(launch, values, lambda: newest(args.workdir)) as processes:
+    with joined(launch, values, lambda: newest(args.workdir)) as processes:
         summary = train(config, args.workdir, args.force)
     if processes is not None and processes.index != 0:
         return 0  # the first process speaks for all

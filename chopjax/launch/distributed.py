@@ -1,34 +1,43 @@
-"""Which processes make up a run, and joining them by jax.distributed.
+"""The processes of one run: they start together, alike, and none outlives the failure of another.
 
-Sources, first match wins: the flags --coordinator, --num-processes and --process-id (or
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID); SLURM's srun; a TPU pod, on Kubernetes
-by its environment, on Cloud TPU machines by their metadata server. Without any of these there is a
-single process, and `joined` does nothing.
+jax.distributed connects them, and when the heartbeat of one stops it aborts the others with the
+number of that one. What it leaves to us:
+
+- It aborts with a C++ stack trace when a process does not appear. A timer ends the wait a little
+  earlier, with advice.
+- It does not know what the processes were started with. They compare that here.
+- A process whose Python raised keeps its heartbeat and waits five minutes at its exit for the
+  others, which wait for it in a collective. Here it exits with its own error and without waiting.
 """
 
 from __future__ import annotations
 
-import argparse
+import atexit
 import contextlib
-import dataclasses
 import itertools
+import json
+import math
 import os
 import platform
 import re
-import shlex
+import socket
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
+from jax.errors import JaxRuntimeError
 
-from chopjax import __version__
-from chopjax.errors import UserError
-from chopjax.hardware import has_tpu
-from chopjax.launch import preflight
-from chopjax.launch.peers import ending_together
-from chopjax.launch.preflight import Processes
+from chopjax import __version__, interrupts
+from chopjax.errors import UserError, listing, readable
+from chopjax.launch.processes import Launch, Processes, find
 from chopjax.progress import say
+
+# EX_TEMPFAIL of sysexits.h: stopped from outside, start me again. tpu_scripts/ wait for it.
+EXIT_PREEMPTED = 75
+EXIT_PEER_LOST = 69  # EX_UNAVAILABLE: another process is gone, and its log says why
 
 SOFTWARE = {
     "chopjax": __version__,
@@ -36,55 +45,42 @@ SOFTWARE = {
     "Python": platform.python_version(),
 }
 WAIT_SECONDS = 24 * 3600  # a process that is lost ends the wait sooner
-_barriers = itertools.count()  # all processes count alike, which makes barriers' names unique
-TPU_PORT = 8482  # the port that jax itself takes on TPU pods
-FLAGS = {
-    "coordinator": "JAX_COORDINATOR_ADDRESS",
-    "num_processes": "JAX_NUM_PROCESSES",
-    "process_id": "JAX_PROCESS_ID",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """The command line's flags about processes; None where a flag was not given."""
-
-    coordinator: str | None = None  # HOST:PORT of process 0
-    num_processes: int | None = None
-    process_id: int | None = None
-    timeout_seconds: float = 300.0  # for all processes to appear
-
-
-def launch_of(args: argparse.Namespace) -> Launch:
-    """The parsed flags of `add_processes` (commands/flags.py)."""
-    return Launch(args.coordinator, args.num_processes, args.process_id, args.start_timeout)
+HEARTBEAT_SECONDS = 60  # of silence, after which jax aborts the others (its default is 100)
+ABORT_MARGIN_SECONDS = 60  # by which jax's own time-out for the start comes after ours
+COMPARE_SECONDS = 300  # all processes are there: none of this waits for a person
+LAST_SECONDS = 10  # for which process 0, where jax's service runs, waits for others that fail
+EXIT_SECONDS = 20  # in which a process that failed exits, whatever threads it still has
+# What collectives on CPUs and GPUs raise when the process at the other end is gone.
+LOST_CONNECTION = re.compile(
+    r"gloo.*(connection (reset|closed)|broken pipe)|remote process exited", re.I | re.S
+)
+_barriers = itertools.count()  # all processes count alike, which makes the names unique
 
 
 @contextlib.contextmanager
 def joined(
-    launch: Launch = Launch(),
+    launch: Launch,
     started_with: Mapping[str, object] | None = None,
     advice: Callable[[], str] = lambda: "",
 ) -> Iterator[Processes | None]:
     """Join the other processes, and end with them; must begin before anything touches a device.
 
-    started_with: what must be the same in every process, beside the software (preflight.py).
-    advice: what to say before how to start again when another process has failed (peers.py).
-    Yields who they are, or None for a single process. When not all of them appear within the
-    time-out, every process that did start exits with code 2 and says so. Raises UserError, in every
-    process, when they were not started alike. While the block runs, a failure of one ends all.
+    started_with: what must be the same in every process, beside the software. advice: what to say,
+    before how to start again, when another process is lost. Yields who they are, or None for a
+    single process. When not all of them appear within the time-out, every process that did start
+    exits with code 2 and says so. Raises UserError, in every process, when they were not started
+    alike. While the block runs, the failure of one ends all.
     """
     processes = find(launch, os.environ)
     if processes is None or processes.count == 1:
         yield None
         return
-    preflight.start(processes, launch.timeout_seconds)
-    preflight.compare(processes, {**SOFTWARE, **(started_with or {})})
+    _start(processes, launch.timeout_seconds)
+    _compare(processes, {**SOFTWARE, **(started_with or {})})
     if processes.index == 0:
         say(f"{processes.count} processes ({processes.how}), all there")
     again = f"Unless a watcher of tpu_scripts/ does, start all again:\n{processes.command}"
-    store, count, index = preflight.client(), processes.count, processes.index
-    with ending_together(store, count, index, lambda: "\n".join(filter(None, [advice(), again]))):
+    with _ending_together(processes, lambda: "\n".join(filter(None, [advice(), again]))):
         yield processes
 
 
@@ -95,149 +91,151 @@ def wait_for_all(what: str) -> None:
     """
     if jax.process_count() > 1:
         name = f"chopjax/{next(_barriers)} {what}"
-        preflight.client().wait_at_barrier(name, WAIT_SECONDS * 1000)
+        _client().wait_at_barrier(name, WAIT_SECONDS * 1000)
 
 
-def find(launch: Launch, environment: Mapping[str, str]) -> Processes | None:
-    """The processes of this run, without touching a device; None for a single one."""
-    platforms = environment.get("JAX_PLATFORMS") or "tpu"
-    return (
-        _by_flags(launch, environment)
-        or _by_slurm(environment)
-        or (_by_tpu(environment) if "tpu" in platforms else None)
+def _client() -> Any:
+    """jax's client of the coordination service: a key-value store and barriers for all processes,
+    which has no public name (Orbax takes it from here as well)."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def _start(processes: Processes, timeout_seconds: float) -> None:
+    """Start jax.distributed; returns when every process has.
+
+    Where that takes too long, the process ends with a message and exit code 2: the main thread is
+    in C++ and cannot be interrupted. Raises UserError when process 0's port is taken.
+    """
+    if processes.index == 0:
+        check_port(processes.port)
+        others = processes.count - 1
+        say(f"waiting for {others} more process{'es' * (others > 1)} ({processes.how})")
+    timer = threading.Timer(timeout_seconds, _give_up, (processes, timeout_seconds))
+    timer.daemon = True
+    timer.start()
+    jax.distributed.initialize(
+        coordinator_address=processes.coordinator,
+        num_processes=processes.count,
+        process_id=processes.index,
+        initialization_timeout=math.ceil(timeout_seconds) + ABORT_MARGIN_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
+    timer.cancel()
 
 
-def _command() -> list[str]:
-    """This command line without the flags about processes."""
-    words, skip = ["chopjax"], False
-    for word in sys.argv[1:]:
-        if skip:
-            skip = False
-        elif found := re.fullmatch("--(coordinator|num[-_]processes|process[-_]id)(=.*)?", word):
-            skip = not found[2]
-        else:
-            words.append(word)
-    return words
-
-
-# ---- plain addresses -----------------------------------------------------------------------------
-
-
-def _by_flags(launch: Launch, environment: Mapping[str, str]) -> Processes | None:
-    given = {name: getattr(launch, name) for name in FLAGS}
-    for name, variable in FLAGS.items():
-        if given[name] is None and variable in environment:
-            given[name] = environment[variable]
-    if all(value is None for value in given.values()):
-        return None
-    missing = [name for name, value in given.items() if value is None]
-    if missing:
-        flags = ", ".join(f"--{name.replace('_', '-')} (or {FLAGS[name]})" for name in missing)
-        raise UserError(f"{flags} is missing: the three flags about processes go together")
-    address = str(given["coordinator"])
-    if not re.fullmatch(r"[^:\s]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}", address):
-        raise UserError(f"--coordinator {address}: write HOST:PORT, for example 10.0.0.1:8482")
-    if not 0 < int(address.rpartition(":")[2]) <= 65535:
-        raise UserError(f"--coordinator {address}: the port must lie between 1 and 65535")
+def check_port(port: int) -> None:
+    """Raise UserError when this host's port is taken: jax would only say that gRPC failed."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        count, index = int(given["num_processes"]), int(given["process_id"])
-    except ValueError as error:
-        raise UserError(f"JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers: {error}") from error
-    if not 0 <= index < count:
-        raise UserError(f"--process-id {index}: there are {count} processes, 0 to {count - 1}")
-    shown = min(count, 16)
-    lines = [
-        shlex.join([*_command(), "--coordinator", address, "--num-processes", str(count),
-                    "--process-id", str(i)])
-        for i in range(shown)
-    ]  # fmt: skip
-    if shown < count:
-        lines.append(f"… and so on, up to --process-id {count - 1}")
-    return Processes(address, count, index, "flags", "\n".join(lines))
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on port {port} of this host: {error.strerror or error}. Another run "
+            "may use it; end that, or choose another port (--coordinator HOST:PORT)"
+        ) from error
 
 
-# ---- SLURM ---------------------------------------------------------------------------------------
+def _give_up(processes: Processes, seconds: float) -> None:
+    text = (
+        f"error: not all of the {processes.count} processes started within {seconds:.0f} s, or "
+        f"they do not reach process 0 at {processes.coordinator}.\nEvery process must run, each "
+        f"with a number of its own, started at about the same time ({processes.how}), and no "
+        f"firewall may close that port. This starts all of them:\n{_indented(processes.command)}"
+    )
+    say(readable(text))
+    os._exit(2)
 
 
-def _by_slurm(environment: Mapping[str, str]) -> Processes | None:
-    # SLURM_STEP_NODELIST is set by srun only, not in the batch script itself.
-    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
-    if any(name not in environment for name in needed):
-        return None
-    job, nodes, count, index = (environment[name] for name in needed)
-    port = 61440 + int(job) % 4095  # above the ephemeral ones
-    command = shlex.join(["srun", f"--ntasks={count}", *_command()])
-    return Processes(f"{first_node(nodes)}:{port}", int(count), int(index), "SLURM", command)
+def _compare(processes: Processes, started_with: Mapping[str, object]) -> None:
+    """Raise UserError, in every process and in the same words, unless all were started alike.
 
-
-def first_node(nodes: str) -> str:
-    """node[007-010,12],gpu1 → node007 (SLURM's list of hosts)."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    if found is None:
-        raise UserError(f"SLURM_STEP_NODELIST={nodes}: no host name in it")
-    return found[1] + (found[2] or "")
-
-
-# ---- TPU pods ------------------------------------------------------------------------------------
-
-
-def _by_tpu(environment: Mapping[str, str]) -> Processes | None:
-    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
-    if workers and "TPU_WORKER_ID" in environment:
-        return _pod(
-            [address.split(":")[0] for address in workers.split(",")],
-            int(environment["TPU_WORKER_ID"]),
-            environment,
-            "TPU pod on Kubernetes",
-            "tpu_scripts/gke.sh launch",
+    started_with: name → value of what must be the same in every process.
+    """
+    store, timeout = _client(), COMPARE_SECONDS * 1000
+    values = {"--num-processes": processes.count, **started_with}
+    mine = {name: str(value) for name, value in values.items()}
+    host = socket.gethostname()
+    if processes.index == 0:
+        store.key_value_set("chopjax/started", json.dumps([host, processes.command, mine]))
+    started = store.blocking_key_value_get("chopjax/started", timeout)
+    first_host, command, first = json.loads(started)
+    if mine != first:
+        differences = [
+            f"{name}: {mine.get(name, 'not given')}, process 0 has {first.get(name, 'not given')}"
+            for name in sorted(first.keys() | mine.keys())
+            if first.get(name) != mine.get(name)
+        ]
+        who = f"process {processes.index} on {host} was not started as process 0 on {first_host}"
+        text = f"{who}:\n{listing(differences)}"
+        store.key_value_set(f"chopjax/different/{processes.index}", text)
+    store.wait_at_barrier("chopjax/compared", timeout)
+    if found := store.key_value_dir_get("chopjax/different"):
+        raise UserError(
+            f"{min(found)[1]}\nAll processes need the same software and the same command, as this "
+            f"starts them ({processes.how}):\n{_indented(command)}"
         )
-    if "TPU_SKIP_MDS_QUERY" in environment or not has_tpu():
-        return None
-    endpoints = _metadata(environment, "worker-network-endpoints")
-    number = _metadata(environment, "agent-worker-number")
-    if endpoints is None or number is None:
-        return None
-    # Two formats: host names alone, or name:id:address.
-    hosts = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
-    about = dict(
-        re.findall(r"^\s*(\w+):\s*'?(.*?)'?\s*$", _metadata(environment, "tpu-env") or "", re.M)
-    )
-    run = shlex.join(_command())
-    node, zone = about.get("NODE_ID", "NAME"), about.get("ZONE", "ZONE")
-    command = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, f"--zone={zone}"]
-    command += ["--worker=all", f"--command={run}"]
-    return _pod(hosts, int(number), about, "TPU pod", shlex.join(command))
 
 
-def _pod(
-    hosts: Sequence[str], worker: int, about: Mapping[str, str], how: str, command: str
-) -> Processes:
-    """Processes are numbered slice by slice, one a host, as jax numbers them."""
-    slices = int(about.get("MEGASCALE_NUM_SLICES") or 1)
-    index = int(about.get("MEGASCALE_SLICE_ID") or 0) * len(hosts) + worker
-    first = (about.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]).split(":")[0]
-    if slices > 1:
-        how += f" of {slices} slices"
-    return Processes(
-        f"{first}:{TPU_PORT}",
-        slices * len(hosts),
-        index,
-        how,
-        command,
-        tuple(hosts) if slices == 1 else (),  # a slice does not know the hosts of the others
-    )
+@contextlib.contextmanager
+def _ending_together(processes: Processes, advice: Callable[[], str]) -> Iterator[None]:
+    """An error that leaves the block ends this process without waiting for the others.
+
+    Its exit code stays what the caller makes of the error. The others lose their connection to it,
+    which ends them with EXIT_PEER_LOST, or jax aborts them within HEARTBEAT_SECONDS. advice: what
+    to say then: what is saved, what to do.
+    """
+    with interrupts.at_end(lambda: _wait_for_others(processes)):
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Exception) and LOST_CONNECTION.search(str(error)):
+                say(
+                    "\nerror: the connection to another process is lost: it failed, and its own "
+                    "log says why, or it was killed (perhaps it ran out of memory)\n" + advice()
+                )
+                _exit(processes, EXIT_PEER_LOST)
+            if isinstance(error, KeyboardInterrupt):
+                _wait_for_others(processes)  # what follows a Ctrl-C may skip `_exit`
+            code = _code_of(error)
+            if code not in (0, EXIT_PREEMPTED):  # with these, all end together
+                atexit.register(_exit, processes, code)  # runs before jax's, registered earlier
+                timer = threading.Timer(EXIT_SECONDS, _exit, (processes, code))
+                timer.daemon = True
+                timer.start()
+            raise
 
 
-def _metadata(environment: Mapping[str, str], key: str) -> str | None:
-    """An attribute of this machine from Google's metadata server; None without one."""
-    host = environment.get("GCE_METADATA_IP", "metadata.google.internal")
-    request = urllib.request.Request(
-        f"http://{host}/computeMetadata/v1/instance/attributes/{key}",
-        headers={"Metadata-Flavor": "Google"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return str(response.read().decode())
-    except OSError:
-        return None
+def _code_of(error: BaseException) -> int:
+    """The exit code that the command line makes of it."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, UserError) else 1
+
+
+def _exit(processes: Processes, code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    _wait_for_others(processes)
+    os._exit(code)
+
+
+def _wait_for_others(processes: Processes) -> None:
+    """Process 0 goes last: jax aborts the others when its service is gone, and those that fail over
+    the same mistake would not get to say so."""
+    store, deadline = _client(), time.monotonic() + LAST_SECONDS
+    with contextlib.suppress(JaxRuntimeError):  # another one does not fail
+        if processes.index:
+            store.key_value_set(f"chopjax/failed/{processes.index}", "", allow_overwrite=True)
+        for other in range(1, 0 if processes.index else processes.count):
+            left = max(1, int(1000 * (deadline - time.monotonic())))
+            store.blocking_key_value_get(f"chopjax/failed/{other}", left)
+
+
+def _indented(text: str) -> str:
+    return "\n".join("  " + line for line in text.splitlines())

@@ -3,7 +3,7 @@
 Before the first process runs a program it sends the others what that is, who wait in `follow`; then
 all launch the same program over the mesh, and what that gives is whole on every process. With a
 single process nothing is sent and nothing waits. When the first process fails, the others end with
-it (peers.py).
+it (distributed.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from chopjax import interrupts
-from chopjax.launch.peers import EXIT_PREEMPTED
+from chopjax.launch.distributed import EXIT_PREEMPTED
 
 ANNOUNCEMENT = "stopping after this step and saving; Ctrl-C to stop without saving"
 
@@ -22,7 +22,7 @@ class StopRequest:
     (interrupts.py). After that it stops at the end of the current step and saves; a second Ctrl-C
     stops it without saving. With several processes, SIGTERM to any of them is enough: jax's
     preemption service catches it, tells the others and picks a step that none has reached yet.
-    Ctrl-C in one of several ends the run without saving (peers.py).
+    Ctrl-C in one of several ends the run without saving (distributed.py).
     """
 
     def __init__(self, stack: contextlib.ExitStack) -> None:

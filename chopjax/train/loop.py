@@ -37,8 +37,7 @@ from chopjax.disk.files import expanded
 from chopjax.errors import UserError, listing
 from chopjax.hardware import memory_bytes
 from chopjax.keep import ranges
-from chopjax.launch.distributed import wait_for_all
-from chopjax.launch.peers import EXIT_PREEMPTED
+from chopjax.launch.distributed import EXIT_PREEMPTED, wait_for_all
 from chopjax.launch.stopping import stop_requests
 from chopjax.launch.workdir import owned
 from chopjax.models import flops

@@ -4,7 +4,7 @@ import socket
 import subprocess
 
 from chopjax.errors import UserError
-from chopjax.launch.preflight import check_port
+from chopjax.launch.distributed import check_port
 
 
 def free_port() -> int:

@@ -12,24 +12,25 @@ from launch.ports import free_port
 
 PROGRAM = textwrap.dedent("""
     import os, sys, time
+    import jax
     from chopjax import interrupts
     from chopjax.errors import UserError
-    from chopjax.launch.distributed import Launch, joined, wait_for_all
-    from chopjax.launch.peers import EXIT_PREEMPTED
+    from chopjax.launch import distributed
+    from chopjax.launch.distributed import EXIT_PREEMPTED, joined, wait_for_all
+    from chopjax.launch.processes import Launch
+
+    distributed.HEARTBEAT_SECONDS = int(sys.argv[4])
 
     def gather(value):
         import numpy as np
         from jax.experimental import multihost_utils
         return multihost_utils.process_allgather(np.int32(value)).tolist()
 
-    def wait():
-        "As in a collective that nobody else enters: only the watching thread can end it."
-        import hashlib
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-
     def main():
         launch, started_with = Launch(timeout_seconds=float(sys.argv[1])), eval(sys.argv[2])
         with joined(launch, started_with, lambda: "checkpoint 7 is good"):
+            jax.devices()
+            wait_for_all("devices")  # a collective waits for the others for half a minute only
             seen = gather(int(os.environ["JAX_PROCESS_ID"]))
             wait_for_all("test")
             print("in", seen, flush=True)
@@ -53,11 +54,12 @@ def start(
     count: int | None = None,
     indices: Sequence[int] | None = None,
     seconds: float = 600,
+    heartbeat: int = 60,
 ) -> list[subprocess.Popen]:
     """Processes that join one another and then each do what `actions` says for them.
 
     started_with: of each process. count: of the processes that each expects. indices: of those that
-    start. seconds: for all to appear.
+    start. seconds: for all to appear. heartbeat: seconds of silence that jax takes for the end.
     """
     indices = range(len(actions)) if indices is None else indices
     given = started_with or [{}] * len(actions)
@@ -68,7 +70,15 @@ def start(
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(seconds), repr(given[place]), actions[place]],
+            [
+                sys.executable,
+                "-c",
+                PROGRAM,
+                str(seconds),
+                repr(given[place]),
+                actions[place],
+                str(heartbeat),
+            ],
             env=environment | {"JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

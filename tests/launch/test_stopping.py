@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from chopjax.launch.peers import EXIT_PREEMPTED
+from chopjax.launch.distributed import EXIT_PREEMPTED
 
 # Hashing on and on is compiling to a signal: one call, which Python's handlers wait for.
 COMPILING = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
@@ -22,7 +22,7 @@ with stop_requests():
     "waiting for others": """
 import time
 from chopjax import interrupts
-from chopjax.launch.peers import EXIT_PREEMPTED
+from chopjax.launch.distributed import EXIT_PREEMPTED
 with interrupts.watching(EXIT_PREEMPTED):
     print("in", flush=True)
     time.sleep(60)

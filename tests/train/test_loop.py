@@ -24,7 +24,7 @@ from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.store import open_store
 from chopjax.errors import UserError
-from chopjax.launch.peers import EXIT_PREEMPTED
+from chopjax.launch.distributed import EXIT_PREEMPTED
 from chopjax.train import checkpoints, evaluation, loop
 from chopjax.train.loop import train
 

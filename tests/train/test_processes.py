@@ -15,7 +15,7 @@ import numpy as np
 from launch.ports import finish, free_port
 from train.runs import lines, prepare
 
-from chopjax.launch.peers import EXIT_PEER_LOST
+from chopjax.launch.distributed import EXIT_PEER_LOST
 from chopjax.train import checkpoints
 from chopjax.train.config_file import load_config
 from chopjax.train.loop import train
@@ -79,7 +79,7 @@ def test_killed_and_stopped_on_two_processes_and_resumed_on_four_with_another_me
     (code, _, err), _ = finish(processes)
     resumed = checkpoints.steps(workdir / "checkpoints")[-1]
     if code == EXIT_PEER_LOST:  # it was computing with the other
-        assert "lost its connection to another process" in err
+        assert "the connection to another process is lost" in err
         assert "--process-id 1" in err
         assert f"the newest checkpoint is that of step {resumed} in" in err
     else:  # it waited for the other in a save, until jax's heartbeat

@@ -3,28 +3,27 @@
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from launch.ports import free_port
 
 from chopjax.errors import UserError
-from chopjax.launch import distributed
-from chopjax.launch.distributed import Launch, find, first_node, joined
-from chopjax.launch.preflight import Processes
+from chopjax.launch import processes as finding
+from chopjax.launch.distributed import joined
+from chopjax.launch.processes import Launch, Processes, find, first_node
+
+
+def found(launch: Launch, environment: Mapping[str, str]) -> Processes:
+    processes = find(launch, environment)
+    assert processes is not None
+    return processes
 
 
 @pytest.fixture(autouse=True)
 def command_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["chopjax", "train", "--config", "my config.py"])
-
-
-def processes_of(launch: Launch, environment: dict[str, str]) -> Processes:
-    """What `find` gives where there are several processes."""
-    found = find(launch, environment)
-    assert found is not None
-    return found
 
 
 def test_alone():
@@ -37,16 +36,15 @@ def test_alone():
 
 
 def test_flags_and_environment():
-    by_flags = processes_of(Launch("10.0.0.1:8000", 3, 1), {})
+    by_flags = find(Launch("10.0.0.1:8000", 3, 1), {})
     variables = {
         "JAX_COORDINATOR_ADDRESS": "10.0.0.1:8000",
         "JAX_NUM_PROCESSES": "3",
         "JAX_PROCESS_ID": "1",
     }
     assert find(Launch(), variables) == by_flags
-    assert (by_flags.host, by_flags.port, by_flags.count, by_flags.index) == (
-        "10.0.0.1", 8000, 3, 1,
-    )  # fmt: skip
+    assert (by_flags.coordinator, by_flags.port) == ("10.0.0.1:8000", 8000)
+    assert (by_flags.count, by_flags.index) == (3, 1)
     assert by_flags.command.splitlines() == [
         "chopjax train --config 'my config.py' --coordinator 10.0.0.1:8000 --num-processes 3 "
         f"--process-id {i}"
@@ -57,13 +55,13 @@ def test_flags_and_environment():
 def test_flags_are_not_repeated_in_the_command(monkeypatch: pytest.MonkeyPatch):
     given = ["--coordinator=a:1", "--num-processes", "2", "--process-id", "0", "--workdir", "w"]
     monkeypatch.setattr(sys, "argv", ["chopjax", "train", *given])
-    first, second = processes_of(Launch("a:1", 2, 0), {}).command.splitlines()
+    first, second = found(Launch("a:1", 2, 0), {}).command.splitlines()
     assert first == "chopjax train --workdir w --coordinator a:1 --num-processes 2 --process-id 0"
     assert second.endswith("--process-id 1")
 
 
 def test_ipv6():
-    assert processes_of(Launch("[fe80::1]:8000", 2, 1), {}).host == "fe80::1"
+    assert found(Launch("[fe80::1]:8000", 2, 1), {}).port == 8000
 
 
 @pytest.mark.parametrize(
@@ -101,11 +99,12 @@ SLURM = {
 
 
 def test_slurm():
-    processes = processes_of(Launch(), SLURM)
-    assert (processes.host, processes.count, processes.index) == ("gpu007", 16, 9)
+    processes = found(Launch(), SLURM)
+    assert (processes.count, processes.index) == (16, 9)
     assert processes.command == "srun --ntasks=16 chopjax train --config 'my config.py'"
-    for job in range(123456, 123456 + 3000, 7):  # always a port
-        assert 61440 <= processes_of(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).port < 65535
+    for job in range(123456, 123456 + 3000, 7):
+        assert found(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).coordinator.startswith("gpu007:")
+        assert 61440 <= found(Launch(), SLURM | {"SLURM_JOB_ID": str(job)}).port < 65535
 
 
 def test_slurm_batch_script_is_no_step():
@@ -125,9 +124,9 @@ def test_first_node(nodes: str, first: str):
 
 def test_pod_on_kubernetes():
     pod = {"TPU_WORKER_HOSTNAMES": "w0.x,w1.x", "TPU_WORKER_ID": "1"}
-    processes = processes_of(Launch(), pod)
+    processes = found(Launch(), pod)
     assert processes.coordinator == "w0.x:8482"
-    assert (processes.count, processes.index, processes.hosts) == (2, 1, ("w0.x", "w1.x"))
+    assert (processes.count, processes.index) == (2, 1)
     assert find(Launch(), pod | {"JAX_PLATFORMS": "cpu"}) is None
 
 
@@ -139,9 +138,9 @@ def test_slices_on_kubernetes():
         "MEGASCALE_SLICE_ID": "2",
         "MEGASCALE_COORDINATOR_ADDRESS": "slice0-w0:8080",
     }
-    processes = processes_of(Launch(), about)
+    processes = found(Launch(), about)
     assert processes.coordinator == "slice0-w0:8482"
-    assert (processes.count, processes.index, processes.hosts) == (6, 5, ())
+    assert (processes.count, processes.index) == (6, 5)
 
 
 METADATA = {
@@ -173,11 +172,10 @@ def metadata_server() -> Iterator[str]:
 def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.MonkeyPatch):
     environment = {"GCE_METADATA_IP": metadata_server}
     assert find(Launch(), environment) is None  # no TPU in this machine: nothing is asked
-    monkeypatch.setattr(distributed, "has_tpu", lambda: True)
-    processes = processes_of(Launch(), environment)
+    monkeypatch.setattr(finding, "has_tpu", lambda: True)
+    processes = found(Launch(), environment)
     assert processes.coordinator == "10.0.0.2:8482"
     assert (processes.count, processes.index) == (2, 1)
-    assert processes.hosts == ("10.0.0.2", "10.0.0.3")
     assert processes.command == (
         "gcloud compute tpus tpu-vm ssh llama --zone=us-east5-a --worker=all "
         "'--command=chopjax train --config '\"'\"'my config.py'\"'\"''"
@@ -185,5 +183,5 @@ def test_pod_of_cloud_tpu_machines(metadata_server: str, monkeypatch: pytest.Mon
 
 
 def test_a_tpu_machine_whose_metadata_server_is_silent(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "has_tpu", lambda: True)
+    monkeypatch.setattr(finding, "has_tpu", lambda: True)
     assert find(Launch(), {"GCE_METADATA_IP": f"127.0.0.1:{free_port()}"}) is None
