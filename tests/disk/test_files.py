@@ -30,7 +30,7 @@ def test_nobodys_home_and_zero_bytes() -> None:
 def test_no_other_module_expands_paths_by_itself() -> None:
     package = Path(chopjax.__file__).parent
     found = [p for p in package.rglob("*.py") if ".expanduser(" in p.read_text()]
-    assert found == [package / "disk" / "paths.py"]
+    assert found == [package / "disk" / "files.py"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_alone():
 
 
 def test_flags_and_environment():
-    by_flags = find(Launch("10.0.0.1:8000", 3, 1), {})
+    by_flags = found(Launch("10.0.0.1:8000", 3, 1), {})
     variables = {
         "JAX_COORDINATOR_ADDRESS": "10.0.0.1:8000",
         "JAX_NUM_PROCESSES": "3",
