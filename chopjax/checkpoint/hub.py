@@ -30,7 +30,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import is_asset
-from chopjax.checkpoint.hub_download import Piece, connections, download, download_piece
+from chopjax.checkpoint.hub_download import ByteRange, connections, download, download_piece
 from chopjax.checkpoint.mirror import Mirror, Range, locked, merge, stored
 from chopjax.checkpoint.safetensors_file import (
     PREFIX_BYTES,
@@ -192,11 +192,11 @@ def _header(repository: Repository, file: str, stop: threading.Event) -> Header:
     mirror.open()
     url = repository.url(file)
     for start, end in mirror.missing(0, min(PREFIX_BYTES, mirror.nbytes)):
-        download_piece(Piece(url, mirror, start, end), stop)
+        download_piece(ByteRange(url, mirror, start, end), stop)
     with path.open("rb") as prefix:
         length = header_length(prefix.read(PREFIX_BYTES), mirror.nbytes, path)
     for start, end in mirror.missing(PREFIX_BYTES, PREFIX_BYTES + length):
-        download_piece(Piece(url, mirror, start, end), stop)
+        download_piece(ByteRange(url, mirror, start, end), stop)
     header = open_header(path)
     tensors: dict[str, TensorInfo] = {
         t.name: RemoteTensor(t.name, t.dtype, t.shape, t.file, t.start, t.nbytes, mirror)
@@ -211,12 +211,12 @@ def _fetch(repository: Repository, tensors: Iterable[RemoteTensor]) -> None:
     for tensor in tensors:
         wanted.setdefault(tensor.mirror, []).append((tensor.start, tensor.start + tensor.nbytes))
     with locked(repository.folder):
-        pieces: list[Piece] = []
+        pieces: list[ByteRange] = []
         for mirror, ranges in wanted.items():
             mirror.open()  # another process may have added to it
             url = repository.url(mirror.path.name)
             for start, end in merge(ranges):
-                pieces += [Piece(url, mirror, *gap) for gap in mirror.missing(start, end)]
+                pieces += [ByteRange(url, mirror, *gap) for gap in mirror.missing(start, end)]
         total = sum(end - start for ranges in wanted.values() for start, end in merge(ranges))
         left = sum(piece.end - piece.start for piece in pieces)
         if not left:

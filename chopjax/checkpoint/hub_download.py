@@ -30,7 +30,7 @@ LONGEST_WAIT = 8.0  # seconds after a drop; the first wait is one
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class ByteRange:
     """Bytes start..end-1 of a remote file, and where they belong."""
 
     url: str
@@ -38,7 +38,7 @@ class Piece:
     start: int
     end: int
 
-    def split(self) -> Iterator[Piece]:
+    def split(self) -> Iterator[ByteRange]:
         for start in range(self.start, self.end, PIECE_BYTES):
             end = min(start + PIECE_BYTES, self.end)
             yield dataclasses.replace(self, start=start, end=end)
@@ -60,7 +60,7 @@ def connections() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
         pool.shutdown(cancel_futures=True)
 
 
-def download(pieces: Iterable[Piece], advance: Callable[[int], None]) -> None:
+def download(pieces: Iterable[ByteRange], advance: Callable[[int], None]) -> None:
     """All pieces; the first fault stops the others. `advance` is told the bytes that came."""
     counting = threading.Lock()
 
@@ -76,7 +76,7 @@ def download(pieces: Iterable[Piece], advance: Callable[[int], None]) -> None:
 
 
 def download_piece(
-    piece: Piece, stop: threading.Event, advance: Callable[[int], None] = lambda nbytes: None
+    piece: ByteRange, stop: threading.Event, advance: Callable[[int], None] = lambda nbytes: None
 ) -> None:
     """One piece into its mirror, however often the connection drops; what has come is kept.
 
@@ -100,7 +100,7 @@ def download_piece(
 
 
 def _request(
-    piece: Piece, file: BinaryIO, stop: threading.Event, advance: Callable[[int], None]
+    piece: ByteRange, file: BinaryIO, stop: threading.Event, advance: Callable[[int], None]
 ) -> None:
     """One request. It begins at the hub, whose redirections to signed addresses expire."""
     recorded = position = piece.start
@@ -132,7 +132,7 @@ def _request(
         raise HTTPError("an empty answer")
 
 
-def _check(response: Any, piece: Piece) -> None:
+def _check(response: Any, piece: ByteRange) -> None:
     """Fewer bytes than asked for may come; never others."""
     if response.status_code != 206:
         raise RangeRefused(f"status {response.status_code} instead of 206")
