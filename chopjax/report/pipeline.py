@@ -17,8 +17,7 @@ from chopjax.errors import UserError
 from chopjax.keep import ranges, removed
 from chopjax.progress import say
 from chopjax.report import html, plots
-from chopjax.report.card import measured
-from chopjax.report.comparison import Column, as_json, gap_closed, verdict
+from chopjax.report.comparison import Column, as_json, gap_closed, measured, verdict
 from chopjax.report.comparison import rows as comparison_rows
 from chopjax.report.own_files import check_files, write_report_files
 from chopjax.train.metrics_file import read_metrics
