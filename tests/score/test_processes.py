@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import checkpoints
 import local_tasks
 import pytest
 from launch.ports import finish, free_port
+
+from chopjax.launch.distributed import EXIT_PEER_LOST
 
 GENERATE = """
 task: tiny_generate
@@ -111,4 +114,5 @@ def test_the_others_end_with_the_first(prepared: tuple[Path, Path], tmp_path: Pa
     assert first == 2
     assert "chopjax score: error: " in first_err
     assert "Traceback" not in first_err
-    assert second == 2, second_err
+    # Whichever comes first: its collective fails, or jax aborts it.
+    assert second in (EXIT_PEER_LOST, -signal.SIGABRT), second_err
