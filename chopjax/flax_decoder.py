@@ -95,15 +95,17 @@ class Decoder(Branch):
         the others are not read. param_dtype: of every parameter; as found by default. mesh: where
         the parameters are born sharded; the first device by default. Raises UserError.
         """
-        found = describe(str(model), revision)
-        kept = _kept(keep, found.config.num_layers)
-        config = (found if kept is None else keep_layers(found, kept)).config
+        description = describe(str(model), revision)
+        kept = _kept(keep, description.config.num_layers)
+        config = (description if kept is None else keep_layers(description, kept)).config
         where = None if mesh is None else shardings(config, mesh)
         loaded = load(str(model), revision, kept, where, param_dtype)
         params = loaded.params
         if kept is not None:
             loaded = chop_description(loaded, kept)
-        about = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(found)}
+        about = {
+            field.name: getattr(loaded, field.name) for field in dataclasses.fields(description)
+        }
         return cls(config, params, compute, Origin(Description(**about)))
 
     def to_pretrained(
@@ -120,18 +122,18 @@ class Decoder(Branch):
                 "to_pretrained: this Decoder has random parameters and no checkpoint behind it, "
                 "whose config.json and tokenizer would come along; begin with from_pretrained"
             )
-        found = self.origin.found
+        description = self.origin.found
         export(
             self.config,
-            found.raw_config,
+            description.raw_config,
             self.params,
-            found.folder,
+            description.folder,
             Path(folder),
-            found.naming,
+            description.naming,
             dtype,
-            found.provenance,
-            dtypes=found.dtypes,
-            metadata=found.metadata,
+            description.provenance,
+            dtypes=description.dtypes,
+            metadata=description.metadata,
             overwrite=overwrite,
         )
 

@@ -18,12 +18,12 @@ def parse_keep(text: str, num_layers: int) -> Keep:
     """
     keep: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part)
-        if not found:
+        match = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part)
+        if not match:
             raise UserError(
                 f"--keep {text!r}: {part.strip()!r} is not a layer (5) or a range (13-23)"
             )
-        low, high = int(found[1]), int(found[2] or found[1])
+        low, high = int(match[1]), int(match[2] or match[1])
         if max(low, high) >= num_layers:
             raise UserError(
                 f"--keep {text!r}: there is no layer {max(low, high)}; "
@@ -42,13 +42,13 @@ def parse_keep(text: str, num_layers: int) -> Keep:
 
 def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
     """First and last layer of every run of neighbours: (0, 13, 14, 15) → [(0, 0), (13, 15)]."""
-    found: list[tuple[int, int]] = []
+    ends: list[tuple[int, int]] = []
     for layer in layers:
-        if found and layer == found[-1][1] + 1:
-            found[-1] = (found[-1][0], layer)
+        if ends and layer == ends[-1][1] + 1:
+            ends[-1] = (ends[-1][0], layer)
         else:
-            found.append((layer, layer))
-    return found
+            ends.append((layer, layer))
+    return ends
 
 
 def ranges(layers: Iterable[int]) -> str:

@@ -74,8 +74,8 @@ def _fitted(table: Table, groups: Sequence[int], width: int) -> Iterator[Table]:
 def _grouped(columns: int, groups: Sequence[int]) -> list[list[int]]:
     """The places of the columns after the first, by group."""
     places = iter(range(1, columns + 1))
-    found = [list(itertools.islice(places, size)) for size in groups]
-    return found + [[place] for place in places]
+    grouped = [list(itertools.islice(places, size)) for size in groups]
+    return grouped + [[place] for place in places]
 
 
 def _part(table: Table, places: Sequence[int]) -> Table:

@@ -64,8 +64,8 @@ def is_ours(path: Path) -> bool:
     """Whether chopjax wrote this card, and nobody has edited it since."""
     pattern = re.escape(MARK).replace(re.escape("{}"), "([0-9a-f]{16})")
     text = path.read_bytes().decode("utf-8", errors="replace")
-    found = re.search(pattern, text)
-    return found is not None and found[1] == _hash(text.replace(found[0], "", 1))
+    match = re.search(pattern, text)
+    return match is not None and match[1] == _hash(text.replace(match[0], "", 1))
 
 
 def _hash(text: str) -> str:
@@ -113,8 +113,8 @@ def read_header(folder: Path) -> dict[str, Any]:
     Nothing where neither says anything that can be read.
     """
     path = inside(folder, CARD)
-    found = _yaml_of(_beginning(path)) if path else {}
-    taken = {key: value for key in _TAKEN if _is_plain(value := found.get(key))}
+    header = _yaml_of(_beginning(path)) if path else {}
+    taken = {key: value for key in _TAKEN if _is_plain(value := header.get(key))}
     if "license" in taken:
         return taken
     files = sorted(p.name for p in folder.glob("LICENSE*") if p.is_file())
@@ -130,9 +130,9 @@ def _beginning(path: Path) -> str:
 
 def _yaml_of(text: str) -> dict[str, Any]:
     """The front matter of a card; somebody else's, so that whatever is wrong with it is nothing."""
-    found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
+    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
     try:
-        value = yaml.safe_load(found[1]) if found else None
+        value = yaml.safe_load(match[1]) if match else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -30,21 +30,21 @@ def with_dtype(raw_config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def tensor_dtypes(
     names: Iterable[str],
     raw_config: Mapping[str, Any],
-    found: Mapping[str, str] | None,
+    types: Mapping[str, str] | None,
     dtype: str | None = None,
 ) -> dict[str, str]:
     """Tensor → its safetensors type: `dtype` if given, else as found, else as config.json states.
 
-    found: None after training. A config.json that states no type means float32.
+    types: None after training. A config.json that states no type means float32.
     """
-    if dtype is None and found is not None:
+    if dtype is None and types is not None:
         names = list(names)
-        if missing := [name for name in names if name not in found]:
+        if missing := [name for name in names if name not in types]:
             raise UserError(
                 "config.json and the record of the tensors' types disagree; the record lacks\n"
                 f"{listing(missing)}"
             )
-        return {name: found[name] for name in names}
+        return {name: types[name] for name in names}
     chosen = dtype or stated_dtype(raw_config) or "float32"
     if chosen not in _SAFETENSORS_NAMES:
         raise UserError(

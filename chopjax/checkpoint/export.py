@@ -40,25 +40,25 @@ def export_model(
     step: of a training run, the latest by default. dtype: as `export` has it; by default an
     import comes back in the types that it was found in. Returns what was exported.
     """
-    found = describe(model, step=step)
-    if not isinstance(found.weights, Path):
+    description = describe(model, step=step)
+    if not isinstance(description.weights, Path):
         raise UserError(f"{model} is a Hugging Face checkpoint already; there is nothing to export")
     export(
-        found.config,
-        found.raw_config,
-        orbax_folder.unread_params(found.weights, found.config),
-        found.folder,
+        description.config,
+        description.raw_config,
+        orbax_folder.unread_params(description.weights, description.config),
+        description.folder,
         out,
-        found.naming,
+        description.naming,
         dtype,
-        found.provenance,
-        dtypes=found.dtypes,
-        metadata=found.metadata,
+        description.provenance,
+        dtypes=description.dtypes,
+        metadata=description.metadata,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
         protect=(Path(model),),
     )
-    return found
+    return description
 
 
 def export(
@@ -90,8 +90,8 @@ def export(
     """
     family = families.find(raw_config)
     flat = flatten_dict(params, sep="/")
-    found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
-    if found != parameters.shapes(config):
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    if shapes != parameters.shapes(config):
         raise ValueError(f"the parameters do not have the shapes of {config}")
     bindings = bind(family, config, naming)
     types = tensor_dtypes([b.source for b in bindings], raw_config, dtypes, dtype)

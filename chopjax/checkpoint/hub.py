@@ -98,8 +98,8 @@ def open_hub(model: str, revision: str | None = None) -> Checkpoint:
         folder = _small_files(repository)
         raw_config = read_config(folder)
         with locked(repository.folder), connections() as (pool, stop):
-            found = pool.map(functools.partial(_header, repository, stop=stop), shards)
-            headers = dict(zip(shards, found, strict=True))
+            of_shards = pool.map(functools.partial(_header, repository, stop=stop), shards)
+            headers = dict(zip(shards, of_shards, strict=True))
     if weight_map is None:
         tensors, metadata = headers[SINGLE].tensors, headers[SINGLE].metadata
     else:
@@ -182,12 +182,12 @@ def _header(repository: Repository, file: str, stop: threading.Event) -> Header:
     path = repository.folder / file
     known = stored(path)
     if known is None:
-        found = get_hf_file_metadata(
+        remote = get_hf_file_metadata(
             repository.url(file), headers=hub_requests.headers(), retry_on_errors=True
         )
-        if found.size is None or found.etag is None:
+        if remote.size is None or remote.etag is None:
             raise UserError(f"{repository.name}: the hub gives no size or etag of {file}")
-        known = found.size, found.etag
+        known = remote.size, remote.etag
     mirror = Mirror(path, *known)
     mirror.open()
     url = repository.url(file)

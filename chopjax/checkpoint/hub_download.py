@@ -137,10 +137,10 @@ def _check(response: Any, piece: ByteRange) -> None:
     if response.status_code != 206:
         raise RangeRefused(f"status {response.status_code} instead of 206")
     content = response.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content.strip())
-    if not found or int(found[1]) != piece.start or int(found[2]) >= piece.end:
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content.strip())
+    if not match or int(match[1]) != piece.start or int(match[2]) >= piece.end:
         raise RangeRefused(f"Content-Range {content!r} for bytes {piece.start}-{piece.end - 1}")
-    if found[3] not in ("*", str(piece.mirror.nbytes)):
-        raise RangeRefused(f"the file now has {found[3]} bytes, not {piece.mirror.nbytes}")
+    if match[3] not in ("*", str(piece.mirror.nbytes)):
+        raise RangeRefused(f"the file now has {match[3]} bytes, not {piece.mirror.nbytes}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise RangeRefused("the answer is compressed")

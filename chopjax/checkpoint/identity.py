@@ -33,18 +33,18 @@ _INERT = ("LICENSE", "NOTICE", "USE_POLICY", CARD, PARENT_CARD, PROVENANCE)
 _IDLE = ("transformers_version", "architectures", "torch_dtype", "dtype", "use_cache")
 
 
-def model_files(found: Description) -> dict[str, Path]:
+def model_files(description: Description) -> dict[str, Path]:
     """Name → place of every file that a model's numbers depend on: weights, config.json,
     generation_config.json, the tokenizer's files. For hashes of all content."""
-    weights = found.weights
+    weights = description.weights
     if isinstance(weights, Checkpoint):
         files = {tensor.file for tensor in weights.tensors.values()}
         named = {path.name: path for path in sorted(files)}
     else:
         files = {path for path in weights.rglob("*") if path.is_file()}
         named = {path.relative_to(weights).as_posix(): path for path in sorted(files)}
-    riding = [name for name in assets(found.folder) if not Path(name).name.startswith(_INERT)]
-    return named | {name: found.folder / name for name in riding}
+    riding = [name for name in assets(description.folder) if not Path(name).name.startswith(_INERT)]
+    return named | {name: description.folder / name for name in riding}
 
 
 def fingerprint(

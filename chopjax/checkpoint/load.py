@@ -67,8 +67,8 @@ def load(
     step: which checkpoint of a training run, the latest by default.
     """
     whole = model if isinstance(model, Description) else describe(model, revision, step)
-    found = whole if keep is None else keep_layers(whole, keep)
-    paths = parameters.axes(found.config)
+    description = whole if keep is None else keep_layers(whole, keep)
+    paths = parameters.axes(description.config)
     if shardings is None:
         where = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     else:
@@ -79,24 +79,25 @@ def load(
         params = _read_checkpoint(whole.weights, leaves, where, strict)
     else:
         params = _read_orbax(whole.weights, whole.config, keep, where, dtype)
-    return Loaded(**vars(found), params=params)
+    return Loaded(**vars(description), params=params)
 
 
-def keep_layers(found: Description, keep: tuple[int, ...]) -> Description:
+def keep_layers(description: Description, keep: tuple[int, ...]) -> Description:
     """The description of the kept layers alone. Raises UserError for layers that are not there."""
-    num_layers = found.config.num_layers
+    num_layers = description.config.num_layers
     if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < num_layers:
         raise UserError(
-            f"{found.name}: layers to keep must ascend and lie in 0..{num_layers - 1}, not {keep}"
+            f"{description.name}: layers to keep must ascend and lie in 0..{num_layers - 1}, "
+            f"not {keep}"
         )
-    config = found.config.keep(keep)
-    bound = bind(found.family, found.config, found.naming)
+    config = description.config.keep(keep)
+    bound = bind(description.family, description.config, description.naming)
     old = [b.source for b in bound if b.layer is None or b.layer in keep]
-    new = [b.source for b in bind(found.family, config, found.naming)]
-    dtypes = found.dtypes
+    new = [b.source for b in bind(description.family, config, description.naming)]
+    dtypes = description.dtypes
     if dtypes is not None:
         dtypes = {n: dtypes[o] for o, n in zip(old, new, strict=True)}
-    return dataclasses.replace(found, config=config, dtypes=dtypes)
+    return dataclasses.replace(description, config=config, dtypes=dtypes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,11 +70,11 @@ def check_saved(path: Path, expected: Shapes) -> None:
 
     Only their descriptions are read. path: as `orbax_path` gives it. Raises RuntimeError.
     """
-    found = shapes_by_name(ocp.metadata(path).metadata)
+    saved = shapes_by_name(ocp.metadata(path).metadata)
     problems = [
         f"{name} {list(shape)} {dtype}"
         for name, (shape, dtype) in expected.items()
-        if found.get(name) != (shape, dtype)
+        if saved.get(name) != (shape, dtype)
     ]
     if problems:
         raise RuntimeError(f"what was saved cannot be read back:\n{listing(problems, 4)}")

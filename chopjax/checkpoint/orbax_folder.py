@@ -31,22 +31,24 @@ from chopjax.models.parameters import Params
 PYTREE = "pytree"  # the name of our one checkpointable
 
 
-def save_import(out: Path, found: Description, params: Params, overwrite: bool = False) -> None:
+def save_import(
+    out: Path, description: Description, params: Params, overwrite: bool = False
+) -> None:
     """Write a chopjax folder (describe.py) that holds a model as it was imported."""
-    protect = (found.folder,)
+    protect = (description.folder,)
     with agreed_folder(out, overwrite, protect) as folder:
         if jax.process_index() == 0:
             check_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
             write_own(
                 folder,
-                found.folder,
-                found.raw_config,
-                found.naming,
-                found.dtypes,
-                found.metadata,
-                found.provenance,
-                found.source,
-                found.revision,
+                description.folder,
+                description.raw_config,
+                description.naming,
+                description.dtypes,
+                description.metadata,
+                description.provenance,
+                description.source,
+                description.revision,
             )
         save_params(folder / PARAMS, params)
         if jax.process_index() == 0:
@@ -76,21 +78,21 @@ def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
     """Parameter path → shape and dtype, as stored; UserError where they do not fit the config."""
     with _readable(path), orbax_path(path) as name:
         tree = ocp.metadata(name).metadata
-        found: dict[str, Any] = flatten_dict(tree.get("params", {}), sep="/")
+        arrays: dict[str, Any] = flatten_dict(tree.get("params", {}), sep="/")
     expected = parameters.shapes(config)
-    problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - found]
-    problems += [f"unknown: {name} {list(found[name].shape)}" for name in found.keys() - expected]
+    problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - arrays]
+    problems += [f"unknown: {name} {list(arrays[name].shape)}" for name in arrays.keys() - expected]
     problems += [
-        f"wrong shape: {name} is {list(found[name].shape)}, config.json asks for {list(shape)}"
+        f"wrong shape: {name} is {list(arrays[name].shape)}, config.json asks for {list(shape)}"
         for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != shape
+        if name in arrays and tuple(arrays[name].shape) != shape
     ]
     if problems:
         raise UserError(
             f"{path}: the parameters do not fit config.json:\n{listing(problems)}\n"
             "A training run that chops after some steps has all layers until then."
         )
-    return found
+    return arrays
 
 
 def check_files(path: Path) -> None:

@@ -134,9 +134,9 @@ def parse_header(raw: bytes, file_bytes: int, file: Path) -> Header:
     if not isinstance(metadata, dict) or not all(map(_is_text, [*metadata, *metadata.values()])):
         problems.append("__metadata__ is not an object of strings")
     data_start = PREFIX_BYTES + len(raw)
-    found = [_tensor(name, entry, data_start, file) for name, entry in entries.items()]
-    problems += [tensor for tensor in found if isinstance(tensor, str)]
-    tensors = [tensor for tensor in found if isinstance(tensor, TensorInfo)]
+    parsed = [_tensor(name, entry, data_start, file) for name, entry in entries.items()]
+    problems += [tensor for tensor in parsed if isinstance(tensor, str)]
+    tensors = [tensor for tensor in parsed if isinstance(tensor, TensorInfo)]
     tensors.sort(key=lambda t: (t.start, t.start + t.nbytes))
     if not problems:  # with a broken entry left out, its neighbours would look wrong, too
         problems += _coverage(tensors, data_start, file_bytes)

@@ -85,30 +85,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = inside(folder, CONFIG)
     if path is not None:
         return read_json_object(path)
-    found = sorted(p.name for p in folder.iterdir())
-    if advice := _other_kind(folder, found):
+    names = sorted(p.name for p in folder.iterdir())
+    if advice := _other_kind(folder, names):
         raise UserError(f"{folder}: {advice}")
-    shown = ", ".join(cut(name, 60) for name in found[:12])
+    shown = ", ".join(cut(name, 60) for name in names[:12])
     raise UserError(
         f"{folder}: no config.json, so this is not a Hugging Face checkpoint; it holds "
         f"{shown or 'nothing'}"
     )
 
 
-def _other_kind(folder: Path, found: list[str]) -> str | None:
+def _other_kind(folder: Path, names: list[str]) -> str | None:
     """What a folder without config.json, or without weights, holds instead, and the way out."""
-    if "adapter_config.json" in found:
+    if "adapter_config.json" in names:
         return _adapter_advice(folder)
-    if any(name.endswith(".gguf") for name in found):
+    if any(name.endswith(".gguf") for name in names):
         return GGUF_ADVICE
-    if "model_index.json" in found:
+    if "model_index.json" in names:
         return "a pipeline of diffusers, not a language model"
-    if "params.json" in found and any(name.startswith("consolidated.") for name in found):
+    if "params.json" in names and any(name.startswith("consolidated.") for name in names):
         return (
             "Meta's own format (params.json, consolidated.*); take the model's Hugging Face "
             "checkpoint, or convert it with transformers' convert_llama_weights_to_hf.py"
         )
-    inner = [name for name in found[:99] if (folder / name / CONFIG).is_file()]
+    inner = [name for name in names[:99] if (folder / name / CONFIG).is_file()]
     if inner:
         return f"no config.json here, but in {cut(inner[0], 60)}/: give that folder"
     return None
@@ -139,10 +139,10 @@ def assemble(
 ) -> Checkpoint:
     """Check tensors against config.json and put the Checkpoint together."""
     family, config = families.translate(raw_config)
-    found = match(family, config, {k: t.shape for k, t in tensors.items()}, name)
+    matched = match(family, config, {k: t.shape for k, t in tensors.items()}, name)
     problems = [
         f"{b.source} is {tensors[b.source].dtype}"
-        for b in found.bindings
+        for b in matched.bindings
         if tensors[b.source].dtype not in FLOATS
     ]
     if problems:
@@ -151,7 +151,7 @@ def assemble(
             f"checkpoints are not supported:\n{listing(problems)}"
         )
     return Checkpoint(
-        name, folder, raw_config, family, config, found, tensors, metadata, revision, fetcher
+        name, folder, raw_config, family, config, matched, tensors, metadata, revision, fetcher
     )
 
 

@@ -19,23 +19,29 @@ from chopjax.models.families.table import Family, Naming, bind, usual_naming
 WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes, of the types that people load models in
 
 
-def summary(found: Description) -> dict[str, Any]:
+def summary(description: Description) -> dict[str, Any]:
     """Values that JSON can hold.
 
     tensors: one entry a kind of tensor, with the number of layers that have it. Bytes and types
     are those of the files; of a training run, those that export would write.
     """
     own = {
-        "revision": found.revision,
-        "kind": _kind(found),
+        "revision": description.revision,
+        "kind": _kind(description),
         "weights": True,
-        "provenance": found.provenance,
+        "provenance": description.provenance,
     }
-    tensors = _tensors(found.family, found.config, found.naming, found.raw_config, found.dtypes)
+    tensors = _tensors(
+        description.family,
+        description.config,
+        description.naming,
+        description.raw_config,
+        description.dtypes,
+    )
     return (
-        {"model": found.name}
+        {"model": description.name}
         | own
-        | _numbers(found.family, found.config, found.raw_config, tensors)
+        | _numbers(description.family, description.config, description.raw_config, tensors)
     )
 
 
@@ -88,10 +94,10 @@ def _config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _kind(found: Description) -> str:
-    if isinstance(found.weights, Checkpoint):
-        return "Hugging Face" if found.revision is None else "Hugging Face hub"
-    return "training run" if found.weights.parent.name == CHECKPOINTS else "import"
+def _kind(description: Description) -> str:
+    if isinstance(description.weights, Checkpoint):
+        return "Hugging Face" if description.revision is None else "Hugging Face hub"
+    return "training run" if description.weights.parent.name == CHECKPOINTS else "import"
 
 
 def _tensors(
@@ -99,12 +105,12 @@ def _tensors(
     config: ModelConfig,
     naming: Naming,
     raw_config: Mapping[str, Any],
-    found: Mapping[str, str] | None,
+    types: Mapping[str, str] | None,
 ) -> list[dict[str, Any]]:
     axes = parameters.axes(config)
     sizes = parameters.sizes(config)
     bindings = bind(family, config, naming)
-    dtypes = tensor_dtypes([b.source for b in bindings], raw_config, found)
+    dtypes = tensor_dtypes([b.source for b in bindings], raw_config, types)
     rows: dict[str, dict[str, Any]] = {}
     for binding in bindings:
         name = binding.source

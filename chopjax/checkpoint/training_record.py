@@ -118,8 +118,8 @@ def _public(store: Mapping[str, Any]) -> dict[str, Any]:
 def public_name(name: str) -> str:
     """`hf:OWNER/NAME` for a file of a dataset of the hub, with its commit; URLs and `tfds:…` as
     they are; of a path the last part."""
-    if found := re.match(r"hf://datasets/([^@/\s]+(?:/[^@/\s]+)?)@([^/\s]+)/", name):
-        return f"hf:{found[1]}@{found[2]}"
+    if match := re.match(r"hf://datasets/([^@/\s]+(?:/[^@/\s]+)?)@([^/\s]+)/", name):
+        return f"hf:{match[1]}@{match[2]}"
     if "://" in name or name.startswith(("tfds:", "hf:")):
         return name
     return Path(name).name or name
@@ -127,21 +127,21 @@ def public_name(name: str) -> str:
 
 def hub_datasets(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     """The hub's datasets that training runs have read."""
-    found = [
+    datasets = [
         source.removeprefix("hf:").partition("@")[0]
         for entry in entries
         for store in entry.get("data") or ()
         for source in store.get("sources") or ()
         if source.startswith("hf:")
     ]
-    return sorted(set(found))
+    return sorted(set(datasets))
 
 
 def _evaluation(metrics: Path, step: int) -> dict[str, Any] | None:
     """The line of metrics.jsonl with the held-out loss after this step."""
     if not metrics.is_file():
         return None
-    found = None
+    evaluation = None
     with metrics.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if '"eval_loss"' not in line:
@@ -152,5 +152,5 @@ def _evaluation(metrics: Path, step: int) -> dict[str, Any] | None:
                 continue
             loss = row.get("eval_loss") if isinstance(row, dict) and "eval_tokens" in row else None
             if isinstance(loss, float) and math.isfinite(loss) and row.get("step") == step:
-                found = row
-    return found
+                evaluation = row
+    return evaluation

@@ -18,11 +18,11 @@ from chopjax.errors import UserError, listing
 from chopjax.progress import progress, say
 
 
-def check(found: Description) -> list[str]:
+def check(description: Description) -> list[str]:
     """Names of the tensors, or parameters in a folder of chopjax's own, with NaN or infinity."""
     arrays: dict[str, Callable[[], np.ndarray]]
-    if isinstance(found.weights, Checkpoint):
-        checkpoint = found.weights
+    if isinstance(description.weights, Checkpoint):
+        checkpoint = description.weights
         names = [binding.source for binding in checkpoint.match.bindings]
         checkpoint.fetch(names)
         check_tied(checkpoint)
@@ -30,9 +30,9 @@ def check(found: Description) -> list[str]:
     else:
         from chopjax.checkpoint.orbax_folder import unread_params
 
-        unread = flatten_dict(unread_params(found.weights, found.config), sep="/")
+        unread = flatten_dict(unread_params(description.weights, description.config), sep="/")
         arrays = {name: leaf.read for name, leaf in unread.items()}
-    with progress(f"read {found.name}", len(arrays), "arrays") as bar:
+    with progress(f"read {description.name}", len(arrays), "arrays") as bar:
         faults = []
         for name, read in arrays.items():
             if not values.is_finite(read()):

@@ -122,8 +122,8 @@ def _ready(
     model: str, inputs: Sequence[str], settings: AnalysisSettings, revision: str | None, field: str
 ) -> Iterator[_Ready]:
     """The model and the text on the devices."""
-    found = describe(model, revision)
-    config = found.config
+    description = describe(model, revision)
+    config = description.config
     settings = _checked(settings, config)
     tokenizer = load_tokenizer(model, revision)
     with progress("read the text"):
@@ -149,9 +149,11 @@ def _ready(
             "num_layers": config.num_layers,
             "num_parameters": parameters.count(config),
             "fingerprint": fingerprint(
-                found.raw_config,
-                found.weights.tensors if isinstance(found.weights, Checkpoint) else None,
-                found.revision,
+                description.raw_config,
+                description.weights.tensors
+                if isinstance(description.weights, Checkpoint)
+                else None,
+                description.revision,
             ),
             "data": list(inputs),
             "tokens": sum(map(len, sequences)),
@@ -259,17 +261,17 @@ def measure(
 def all_choices(analysis: Mapping[str, Any], protect: Protect) -> dict[str, dict[int, Keep]]:
     """Strategy → number of layers removed → keep list, named and measured strategies alike."""
     L = analysis["num_layers"]
-    found: dict[str, dict[int, Keep]] = {}
+    choices: dict[str, dict[int, Keep]] = {}
     for strategy, chosen in MEASURED.items():
         if chosen.measure in analysis["measures"]:
             counts = range(1, protect.most(L) + 1)
-            found[strategy] = {n: choose_measured(strategy, analysis, n, protect) for n in counts}
+            choices[strategy] = {n: choose_measured(strategy, analysis, n, protect) for n in counts}
     for name, function in STRATEGIES.items():
-        found[name] = {}
+        choices[name] = {}
         for n in range(1, protect.most(L) + 1):
             with contextlib.suppress(UserError):  # some cannot remove that many
-                found[name][n] = function(L, n)
-    return {name: by_count for name, by_count in found.items() if by_count}
+                choices[name][n] = function(L, n)
+    return {name: by_count for name, by_count in choices.items() if by_count}
 
 
 def recommend(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

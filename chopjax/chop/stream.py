@@ -90,10 +90,10 @@ def plan_chop(checkpoint: Checkpoint, keep: Keep) -> ChopPlan:
 
 def _new_name(family: Family, name: str, place: Mapping[int, int]) -> str | None:
     """The tensor's name after chopping, buffers of a layer included; None where its layer goes."""
-    found = layer_index(family, name)
-    if found is None:
+    position = layer_index(family, name)
+    if position is None:
         return name
-    layer, stem = found
+    layer, stem = position
     return stem.replace("{l}", str(place[layer])) if layer in place else None
 
 
@@ -156,10 +156,10 @@ def _blend(
 ) -> tuple[Blend | None, tuple[str, ...]]:
     """The blend that a kept tensor becomes and the tensors it is made of; none where it is copied,
     as constants beside the weights always are."""
-    found = layer_index(checkpoint.family, name)
-    if found is None or is_buffer(checkpoint.family, name):
+    position = layer_index(checkpoint.family, name)
+    if position is None or is_buffer(checkpoint.family, name):
         return None, ()
-    layer, stem = found
+    layer, stem = position
     blend = next((b for b in recipe if b.base == layer and not b.is_plain), None)
     layers = [source for source, _ in blend.weights] if blend else []
     return blend, tuple(stem.replace("{l}", str(source)) for source in layers)

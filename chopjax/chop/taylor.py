@@ -38,8 +38,8 @@ def taylor(
     scores = []
     for batch in batches:
         interrupts.check()
-        found = _scores(params, batch, config, compute)
-        scores.append(np.asarray(found, np.float64))
+        batch_scores = _scores(params, batch, config, compute)
+        scores.append(np.asarray(batch_scores, np.float64))
     means_L: np.ndarray = np.mean(scores, axis=0)
     return means_L
 

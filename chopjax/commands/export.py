@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_free(Path(args.out), "export", args.overwrite)  # before the hub is asked
         check_upload(args.push_to_hub, args.private)
-    found = export_model(
+    exported = export_model(
         args.dir,
         Path(args.out),
         args.step,
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         args.overwrite,
     )
     say(
-        f"{args.out}: {found.family.model_type}, {found.config.num_layers} layers, "
-        f"{parameters.count(found.config):,} parameters"
+        f"{args.out}: {exported.family.model_type}, {exported.config.num_layers} layers, "
+        f"{parameters.count(exported.config):,} parameters"
     )
     if args.push_to_hub:
         say(f"uploading {args.out} to {args.push_to_hub}")

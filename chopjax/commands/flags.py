@@ -165,8 +165,8 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def parse_bytes(text: str, flag: str) -> int:
     """ "5GB" → 5,000,000,000."""
-    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*", text)
-    size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*", text)
+    size = float(match[1]) * UNITS.get(match[2].upper(), 0) if match else 0
     if size < 1:
         raise UserError(f"{flag} {text!r}: a size such as 500MB, 5GB or 2GiB is needed")
     return int(size)

@@ -69,9 +69,9 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
 
     out = Path(args.dir)
     check_free(out, "import", args.overwrite)  # before anything is downloaded
-    found = describe(args.model, args.revision)
-    keep = None if args.keep is None else parse_keep(args.keep, found.config.num_layers)
-    config = found.config if keep is None else found.config.keep(keep)
+    description = describe(args.model, args.revision)
+    keep = None if args.keep is None else parse_keep(args.keep, description.config.num_layers)
+    config = description.config if keep is None else description.config.keep(keep)
     mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])
     loaded = load(args.model, args.revision, keep, shardings(config, mesh), args.dtype, args.strict)
     if keep is not None:

@@ -52,13 +52,13 @@ def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]]:
     from chopjax.checkpoint.describe import describe
     from chopjax.checkpoint.summary import summary
 
-    found = describe(args.model, args.revision, args.step)
-    result = summary(found)
+    description = describe(args.model, args.revision, args.step)
+    result = summary(description)
     if args.check:
         from chopjax.checkpoint.verify import check
 
-        result["not_finite"] = check(found)
-    return found.config, result
+        result["not_finite"] = check(description)
+    return description.config, result
 
 
 def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | None:

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         if length > longest:
             raise UserError(f"--length {length}: the context length is {longest}")
         with progress("latency", args.rounds + 1, "rounds") as bar:
-            found = measure(
+            timings = measure(
                 models,
                 args.batch,
                 length,
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             "the device's memory does not hold the models side by side; measure fewer (--remove), "
             "or less of them (--batch, --length)"
         ) from None
-    measured = [report.Measured(name, models[name][1], found[name]) for name in found]
+    measured = [report.Measured(name, models[name][1], timings[name]) for name in timings]
     about = {
         "batch": args.batch,
         "length": length,

@@ -151,10 +151,10 @@ class Parser(argparse.ArgumentParser):
         return result
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(self._unknown(unknown))
-        return found
+        return parsed
 
     def _unknown(self, words: Sequence[str]) -> str:
         flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         args.tensor,
     )
     tokenizer = load_tokenizer(loaded.folder)
-    found = perplexity(engine, tokenizer, texts, args.truncate)
-    result = {"model": args.model, "data": args.data} | found
+    figures = perplexity(engine, tokenizer, texts, args.truncate)
+    result = {"model": args.model, "data": args.data} | figures
     if args.json:
         print_json(result)
         return 0

@@ -154,10 +154,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output {output}: is a file; a folder is needed")
     names = [args.suite] if args.suite else _names(args.tasks)
     launch = processes.launch_of(args)
-    found = processes.find(launch, os.environ)
+    process_group = processes.find(launch, os.environ)
     model, tasks, texts = args.model, None, []
     # A typo is found before the others are waited for; only the first process needs the data.
-    if found is None or found.index == 0:
+    if process_group is None or process_group.index == 0:
         model = describe(args.model, args.revision)
         tasks = load_tasks(
             names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)

@@ -34,20 +34,23 @@ def excerpts(
     random.Random(seed).shuffle(texts)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     size = length - len(bos)
-    found: list[list[int]] = []
+    sequences: list[list[int]] = []
     rest: list[list[int]] = []
     for start in range(0, len(texts), BATCH):
         for ids in tokenizer.encode_batch(texts[start : start + BATCH]):
             cuts = [bos + ids[i : i + size] for i in range(0, len(ids), size)]
             cuts = [cut for cut in cuts if len(cut) >= 2]
-            found += cuts[:1]
+            sequences += cuts[:1]
             rest += cuts[1:]
-        if len(found) >= count:
-            return found[:count]
+        if len(sequences) >= count:
+            return sequences[:count]
     random.Random(seed).shuffle(rest)
-    found += rest[: count - len(found)]
-    if not found:
+    sequences += rest[: count - len(sequences)]
+    if not sequences:
         raise UserError(f"{', '.join(inputs)}: no text of at least two tokens there")
-    if len(found) < count:
-        say(f"{', '.join(inputs)} gives {len(found)} sequences of up to {length} tokens, no more")
-    return found
+    if len(sequences) < count:
+        say(
+            f"{', '.join(inputs)} gives {len(sequences)} sequences of up to {length} tokens, "
+            "no more"
+        )
+    return sequences

@@ -28,7 +28,7 @@ def weighted_folders(text: str) -> list[tuple[str, float]]:
     Raises UserError where the folders that exist allow more than one reading. A path that ends in
     a slash has no second one: `lr=1/` is that folder, `lr/=1` is the folder lr with weight 1.
     """
-    cuts = [*(found.start(1) for found in re.finditer(r"=[^,=/]*(,)", text)), len(text)]
+    cuts = [*(match.start(1) for match in re.finditer(r"=[^,=/]*(,)", text)), len(text)]
 
     def parse(part: str) -> tuple[str, float] | None:
         folder, equals, weight = part.rpartition("=")

@@ -153,11 +153,11 @@ def _separator(tokenizer: Tokenizer, choice: str) -> tuple[int, ...]:
     if choice == "none":
         return ()
     if choice == "auto":
-        found = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        if found is None:
+        token = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        if token is None:
             say(f"{tokenizer.name} has neither bos nor eos: nothing will separate documents")
             return ()
-        return (found,)
+        return (token,)
     chosen = ids[choice]
     if chosen is None:
         raise UserError(f"the tokenizer {tokenizer.name} has no {choice} token; choose another")
@@ -313,9 +313,9 @@ def _limit(share: int | float, job: Job, work: Path, workers: int) -> int:
 
 def _make(job: Job, workers: int) -> None:
     """Make the shards that are not there yet."""
-    found = {number: read_record(job, number) for number in range(len(job.pieces))}
-    missing = [number for number, record in found.items() if record is None]
-    tokens = sum(shard.tokens for record in found.values() if record for shard in record.values())
+    records = {number: read_record(job, number) for number in range(len(job.pieces))}
+    missing = [number for number, record in records.items() if record is None]
+    tokens = sum(shard.tokens for record in records.values() if record for shard in record.values())
     if len(missing) < len(job.pieces):
         say(f"{len(job.pieces) - len(missing)} of {len(job.pieces)} shards are there already")
     try:

@@ -113,7 +113,7 @@ def make_shards(job: Job, numbers: Sequence[int], workers: int, tokens_before: i
 def smallest_hashes(job: Job, count: int, workers: int) -> np.ndarray:
     """The `count` smallest text hashes of all documents, ascending, uint64 (fewer if there are)."""
     total = sum(part.size for piece in job.pieces for part in piece)
-    found = np.empty(0, np.uint64)
+    smallest = np.empty(0, np.uint64)
     with progress("choose held-out documents", total, "B") as bar:
         numbers = range(len(job.pieces))
 
@@ -121,8 +121,8 @@ def smallest_hashes(job: Job, count: int, workers: int) -> np.ndarray:
             bar.update(min(read, total))
 
         for hashes in in_processes(_piece_hashes, job, numbers, workers, show):
-            found = np.sort(np.concatenate([found, hashes]))[:count]
-    return found
+            smallest = np.sort(np.concatenate([smallest, hashes]))[:count]
+    return smallest
 
 
 def in_processes(

@@ -72,22 +72,22 @@ def find_sources(inputs: Sequence[str], field: str = "text", unit: Unit = "file"
     `tfds:NAME[/CONFIG][:SPLIT]` or `hf:NAME[/CONFIG][:SPLIT]`. Raises UserError where one leads to
     nothing, cannot be read, or two lead to the same file.
     """
-    found: list[Source] = []
+    sources: list[Source] = []
     for name in inputs:
         if name.startswith(("tfds:", "hf:")) and os.path.exists(name):
             raise UserError(f"{name}: the name of a data set and of a file; write ./{name} for it")
         if name.startswith("tfds:"):
-            found.append(tfds_split.open_split(name.removeprefix("tfds:"), field))
+            sources.append(tfds_split.open_split(name.removeprefix("tfds:"), field))
         elif name.startswith("hf:"):
-            found.append(huggingface_split.open_split(name.removeprefix("hf:"), field))
+            sources.append(huggingface_split.open_split(name.removeprefix("hf:"), field))
         else:
-            found.extend(_files(name, field, unit))
-    if not found:
+            sources.extend(_files(name, field, unit))
+    if not sources:
         raise UserError("no input; name a file, a folder, tfds:NAME or hf:NAME")
-    names = collections.Counter(file["name"] for source in found for file in source.files)
+    names = collections.Counter(file["name"] for source in sources for file in source.files)
     if twice := [name for name, times in names.items() if times > 1]:
         raise UserError(f"the same input twice:\n{listing(twice)}")
-    return found
+    return sources
 
 
 def pieces(sources: Sequence[Source]) -> list[Piece]:

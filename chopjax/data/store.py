@@ -105,12 +105,12 @@ class TokenStore:
     def starts(self, start: int, stop: int) -> np.ndarray:
         """Where documents start within start..stop-1 of the stream, int64."""
         first, last = (bisect.bisect_right(self._edges, edge) - 1 for edge in (start, stop - 1))
-        found = []
+        parts = []
         for shard in range(first, last + 1):
             documents, edge = self._documents(shard), self._edges[shard]
             begin, end = np.searchsorted(documents, (start - edge, stop - edge))
-            found.append(documents[begin:end] + edge)
-        return np.concatenate(found)
+            parts.append(documents[begin:end] + edge)
+        return np.concatenate(parts)
 
     @functools.cached_property
     def _edges(self) -> list[int]:
@@ -176,8 +176,8 @@ class _RemoteFiles:
         paths = [f"{self._folder}/{name}" for name, _, _ in ranges]
         starts = [start * dtype.itemsize for _, start, _ in ranges]
         stops = [stop * dtype.itemsize for _, _, stop in ranges]
-        found = self._system.cat_ranges(paths, starts, stops, on_error="raise")
-        return [np.frombuffer(data, dtype) for data in found]
+        chunks = self._system.cat_ranges(paths, starts, stops, on_error="raise")
+        return [np.frombuffer(data, dtype) for data in chunks]
 
 
 def tokens_file(shard: int) -> str:
@@ -332,8 +332,8 @@ def read_record(text: bytes, name: str) -> TokenStore:
         )
     problems = _mistyped(record, TokenStore, without="path")
     for number, shard in enumerate(record.get("shards") or () if not problems else ()):
-        found = _mistyped(shard, Shard) if isinstance(shard, dict) else [_short(shard)]
-        problems += [f"shards[{number}]: {problem}" for problem in found]
+        mistyped = _mistyped(shard, Shard) if isinstance(shard, dict) else [_short(shard)]
+        problems += [f"shards[{number}]: {problem}" for problem in mistyped]
     if not problems and not all(isinstance(source, dict) for source in record["sources"]):
         problems = ["sources: objects are needed"]
     if not problems:

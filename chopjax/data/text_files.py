@@ -99,8 +99,8 @@ class TextFile:
         except (ValueError, RecursionError) as error:
             raise _BadRecord(f"not a line of JSON ({error})") from None
         if not isinstance(record, dict):
-            found = type(record).__name__
-            raise _BadRecord(f"one JSON object a line is needed, found a {found}")
+            kind = type(record).__name__
+            raise _BadRecord(f"one JSON object a line is needed, found a {kind}")
         text = record.get(self.field)
         if not isinstance(text, str):
             strings = sorted(name for name, v in record.items() if isinstance(v, str))

@@ -67,8 +67,8 @@ def check_ids(
         return
     name, token = "", f"token {largest}"
     if tokenizer is not None:
-        found = tokenizer()
-        name, token = f"{found.name}: ", f"{token} ({found.backend.id_to_token(largest)!r})"
+        loaded = tokenizer()
+        name, token = f"{loaded.name}: ", f"{token} ({loaded.backend.id_to_token(largest)!r})"
     raise UserError(
         f"{name}the text has {token}, and the model's embedding table has {vocab_size} rows, for "
         f"0 to {vocab_size - 1}: the tokenizer has tokens that the model does not know. Use the "

@@ -103,9 +103,9 @@ def _is_work(work: Path) -> bool:
 
 def foreign_in(work: Path) -> list[str]:
     """What is in unfinished work and has no name of ours."""
-    found = ((path, path.relative_to(work).as_posix()) for path in work.rglob("*"))
+    entries = ((path, path.relative_to(work).as_posix()) for path in work.rglob("*"))
     return sorted(
         name
-        for path, name in found
+        for path, name in entries
         if not name.startswith("replaced/") and (path.is_symlink() or not _WORK.fullmatch(name))
     )

@@ -78,13 +78,13 @@ def _place() -> Path:
 def _read() -> dict[str, list[Any]] | None:
     """Path → stamp and hash; None where something else is in the place, which stays as it is."""
     try:
-        found = json.loads(_place().read_bytes())
+        entries = json.loads(_place().read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError, RuntimeError):
         return None
-    ours = isinstance(found, dict) and all(map(_is_entry, found.values()))
-    return found if ours else None
+    ours = isinstance(entries, dict) and all(map(_is_entry, entries.values()))
+    return entries if ours else None
 
 
 def _is_entry(entry: Any) -> bool:

@@ -93,7 +93,7 @@ def foreign(folder: Path, also: Iterable[str] = ()) -> list[str]:
     record = _read(folder) or {}
     files, folders = record.get("files") or {}, record.get("folders") or []
     skipped, marked_ns = {MARK, *also}, _marked_ns(folder)
-    found = []
+    names = []
     for path in _below(folder):
         name = path.relative_to(folder)
         if name.parts[0] in skipped:
@@ -104,8 +104,8 @@ def foreign(folder: Path, also: Iterable[str] = ()) -> list[str]:
             is_file = path.is_file() and not path.is_symlink()
             ours = is_file and _is_as_left(path, files, name, marked_ns)
         if not ours:
-            found.append(name.as_posix())
-    return sorted(found)
+            names.append(name.as_posix())
+    return sorted(names)
 
 
 def changed(folder: Path) -> list[str]:

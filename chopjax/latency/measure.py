@@ -85,7 +85,7 @@ def measure(
             if turn:
                 seconds[key].append(time.perf_counter() - start)
         advance()
-    found: dict[str, dict[str, Timing]] = {name: {} for name in models}
+    timings: dict[str, dict[str, Timing]] = {name: {} for name in models}
     for (name, phase), times in seconds.items():
         steps = STRIDE if phase == "decode" else 1
         low, high = np.quantile(times, (0.25, 0.75)) / steps
@@ -93,8 +93,8 @@ def measure(
         params, config = models[name]
         flops, traffic = _work(params, config, batch, length, phase)
         memory = passes[name, phase][1]
-        found[name][phase] = Timing(median, float(low), float(high), memory, flops, traffic)
-    return found
+        timings[name][phase] = Timing(median, float(low), float(high), memory, flops, traffic)
+    return timings
 
 
 def fit(layers: Sequence[int], seconds: Sequence[float]) -> Line | None:
@@ -182,14 +182,14 @@ def _compiled(
 
 def _memory(program: Any) -> int | None:
     """Bytes that a program needs: arguments, outputs and what lies between."""
-    found = program.memory_analysis()
-    if found is None:
+    sizes = program.memory_analysis()
+    if sizes is None:
         return None
     return int(
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        + found.temp_size_in_bytes
-        - found.alias_size_in_bytes
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - sizes.alias_size_in_bytes
     )
 
 

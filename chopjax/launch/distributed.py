@@ -172,10 +172,10 @@ def _compare(processes: Processes, started_with: Mapping[str, object]) -> None:
         text = f"{who}:\n{listing(differences)}"
         store.key_value_set(f"chopjax/different/{processes.index}", text)
     store.wait_at_barrier("chopjax/compared", timeout)
-    if found := store.key_value_dir_get("chopjax/different"):
+    if reports := store.key_value_dir_get("chopjax/different"):
         raise UserError(
-            f"{min(found)[1]}\nAll processes need the same software and the same command, as this "
-            f"starts them ({processes.how}):\n{_indented(command)}"
+            f"{min(reports)[1]}\nAll processes need the same software and the same command, as "
+            f"this starts them ({processes.how}):\n{_indented(command)}"
         )
 
 

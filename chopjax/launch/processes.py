@@ -73,8 +73,8 @@ def _command() -> list[str]:
     for word in sys.argv[1:]:
         if skip:
             skip = False
-        elif found := re.fullmatch("--(coordinator|num[-_]processes|process[-_]id)(=.*)?", word):
-            skip = not found[2]
+        elif match := re.fullmatch("--(coordinator|num[-_]processes|process[-_]id)(=.*)?", word):
+            skip = not match[2]
         else:
             words.append(word)
     return words
@@ -132,10 +132,10 @@ def _by_slurm(environment: Mapping[str, str]) -> Processes | None:
 
 def first_node(nodes: str) -> str:
     """node[007-010,12],gpu1 → node007 (SLURM's list of hosts)."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    if found is None:
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    if match is None:
         raise UserError(f"SLURM_STEP_NODELIST={nodes}: no host name in it")
-    return found[1] + (found[2] or "")
+    return match[1] + (match[2] or "")
 
 
 # ---- TPU pods ------------------------------------------------------------------------------------

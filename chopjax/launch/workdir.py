@@ -102,10 +102,10 @@ def _find_token(workdir: Path, token: int) -> None:
     if not token:
         raise UserError(f"--workdir {workdir}: process 0 cannot use it and says why")
     try:
-        found = (workdir / LOCK).read_text().endswith(f" {token}")
+        seen = (workdir / LOCK).read_text().endswith(f" {token}")
     except OSError:
-        found = False
-    where = multihost_utils.process_allgather(np.array(found))
+        seen = False
+    where = multihost_utils.process_allgather(np.array(seen))
     if not where.all():
         blind = ", ".join(str(index) for index in np.flatnonzero(~where))
         raise UserError(

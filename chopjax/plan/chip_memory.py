@@ -78,7 +78,7 @@ def knobs(
 ) -> list[Knob]:
     """What would make the step fit, by the estimate above, scaled to what was compiled."""
     now = activations(config, settings, mesh_shape)
-    found = []
+    fitting = []
     for flags, changed, sharded in _changes(settings, mesh_shape):
         scale = activations(config, changed, sharded) / now
         state = parts.parameters + parts.gradients
@@ -89,8 +89,8 @@ def knobs(
         total = state + moments + parts.batch + parts.padding_and_code
         total += round(parts.activations * scale)
         if total <= limit:
-            found.append(Knob(tuple(f"--config.{flag}" for flag in flags), changed, total))
-    return found
+            fitting.append(Knob(tuple(f"--config.{flag}" for flag in flags), changed, total))
+    return fitting
 
 
 def _changes(

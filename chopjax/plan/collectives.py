@@ -113,19 +113,19 @@ def _group(instruction: Instruction, mesh_shape: Mapping[str, int]) -> list[int]
     if pairs:
         moves = re.findall(r"\{(\d+),(\d+)\}", text[pairs.start() : pairs.end()])
         return sorted({int(d) for move in moves if move[0] != move[1] for d in move}) or [0]
-    found = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
-    if found:
-        return [int(d) for d in found[1].split(",")]
-    found = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if found:
-        devices = np.arange(len(every)).reshape([int(n) for n in found[3].split(",")])
-        if found[4]:
-            devices = devices.transpose([int(n) for n in found[4].split(",")])
-        return [int(d) for d in devices.reshape(int(found[1]), int(found[2]))[0]]
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
-    if found:
-        sizes = {axis: int(n) for axis, n in re.findall(r"'([\w:()]+)'=(\d+)", found[1])}
-        kept = re.findall(r"'([\w:()]+)'", found[2])
+    match = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+    if match:
+        return [int(d) for d in match[1].split(",")]
+    match = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if match:
+        devices = np.arange(len(every)).reshape([int(n) for n in match[3].split(",")])
+        if match[4]:
+            devices = devices.transpose([int(n) for n in match[4].split(",")])
+        return [int(d) for d in devices.reshape(int(match[1]), int(match[2]))[0]]
+    match = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
+    if match:
+        sizes = {axis: int(n) for axis, n in re.findall(r"'([\w:()]+)'=(\d+)", match[1])}
+        kept = re.findall(r"'([\w:()]+)'", match[2])
         devices = np.arange(len(every)).reshape(list(sizes.values()))
         index = tuple(slice(None) if axis in kept else 0 for axis in sizes)
         return [int(d) for d in devices[index].ravel()]

@@ -166,8 +166,8 @@ class Compilation:
 
     def _dumped(self, which: str) -> list[Path]:
         """Dumps of the step itself; helper programs have dumps of their own, smaller ones."""
-        found = Path(self.folder.name).glob(f"*train_step*.{which}.txt")
-        return sorted(found, key=lambda path: path.stat().st_size)
+        dumps = Path(self.folder.name).glob(f"*train_step*.{which}.txt")
+        return sorted(dumps, key=lambda path: path.stat().st_size)
 
     def _read(self, which: str) -> str:
         return self._dumped(which)[-1].read_text()
@@ -246,8 +246,8 @@ def _largest(report: str, count: int = 5) -> list[tuple[int, str]]:
 
 def _refusal(message: str, seconds: float) -> TooLarge:
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    found = re.search(r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of", message)
+    match = re.search(r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of", message)
     temporaries = None
-    if found and found[1]:
-        temporaries = int(float(found[1]) * units[found[2]])
+    if match and match[1]:
+        temporaries = int(float(match[1]) * units[match[2]])
     return TooLarge(temporaries, message.splitlines()[0], seconds)

@@ -141,8 +141,8 @@ def _closing(text: str, start: int) -> int:
 
 def attribute(instruction: Instruction, name: str) -> str | None:
     """The computation that an attribute names: calls=%f → f."""
-    found = re.search(rf"\b{name}=%([\w.\-]+)", instruction.attributes)
-    return found[1] if found else None
+    match = re.search(rf"\b{name}=%([\w.\-]+)", instruction.attributes)
+    return match[1] if match else None
 
 
 def _count_runs(
@@ -188,11 +188,11 @@ def _count_runs(
 
 def _called(instruction: Instruction) -> list[str]:
     """The computations that an instruction hands its operands to."""
-    found = attribute(instruction, "calls")
-    if found is None and instruction.opcode == "call":
-        found = attribute(instruction, "to_apply")
+    callee = attribute(instruction, "calls")
+    if callee is None and instruction.opcode == "call":
+        callee = attribute(instruction, "to_apply")
     listed = re.search(r"\bcalled_computations=\{([^}]*)\}", instruction.attributes)
-    return [found] if found else _NAME.findall(listed[1]) if listed else []
+    return [callee] if callee else _NAME.findall(listed[1]) if listed else []
 
 
 def _trip_count(
@@ -221,5 +221,5 @@ def _trip_count(
 
 
 def _constant(instruction: Instruction) -> int | None:
-    found = re.fullmatch(r"-?\d+", instruction.arguments)
-    return int(found[0]) if instruction.opcode == "constant" and found else None
+    match = re.fullmatch(r"-?\d+", instruction.arguments)
+    return int(match[0]) if instruction.opcode == "constant" and match else None

@@ -231,10 +231,10 @@ def _knobs(
     parts: Parts, model: ModelConfig, settings: Settings, topology: Topology, mesh: Any
 ) -> list[dict[str, Any]]:
     """What would make it fit: where there is a compiler, the first that it agrees to."""
-    found = knobs(parts, topology.chip.usable_hbm, model, settings, mesh.shape)
+    fitting = knobs(parts, topology.chip.usable_hbm, model, settings, mesh.shape)
     if not isinstance(mesh, Mesh):
-        return [{"flags": knob.flags, "total": knob.total, "compiled": False} for knob in found]
-    for knob in found[:KNOBS_COMPILED]:
+        return [{"flags": knob.flags, "total": knob.total, "compiled": False} for knob in fitting]
+    for knob in fitting[:KNOBS_COMPILED]:
         say(f"compiling it with {' '.join(knob.flags)}")
         (compiled,) = _compile([model], knob.settings, topology, mesh, machine_code=False)
         if isinstance(compiled, Compiled) and compiled.memory.total <= topology.chip.usable_hbm:

@@ -143,9 +143,9 @@ class Topology:
 
 def parse(name: str, slices: int = 1) -> Topology:
     """ "v5p:4x4x4" or "v5p-128" → Topology. Raises UserError for a slice that does not exist."""
-    found = re.fullmatch(r"(\w+)(?::(\d{1,6}(?:x\d{1,6})+)|-(\d{1,6}))", name.strip().lower())
-    chip = _chip(found[1]) if found else None
-    if found is None or chip is None:
+    match = re.fullmatch(r"(\w+)(?::(\d{1,6}(?:x\d{1,6})+)|-(\d{1,6}))", name.strip().lower())
+    chip = _chip(match[1]) if match else None
+    if match is None or chip is None:
         types = ", ".join(f"{chip.cloud_name}-N" for chip in CHIPS.values())
         raise UserError(
             f"--topology {name}: write CHIP:SHAPE with a chip of {', '.join(CHIPS)} and the chips "
@@ -153,13 +153,13 @@ def parse(name: str, slices: int = 1) -> Topology:
             f"({types}), for example v5p-128"
         )
     there_are = described(chip.name, chip.dimensions, chip.cloud_name, chip.counts, chip.largest)
-    if found[3]:
-        chips, rest = divmod(int(found[3]), chip.counts)
+    if match[3]:
+        chips, rest = divmod(int(match[3]), chip.counts)
         usual = None if rest else usual_shape(chips, chip.dimensions, chip.largest)
         if usual is None:
             raise UserError(f"--topology {name}: there is no such slice; {there_are}")
         return Topology(chip, usual, slices)
-    sides = tuple(int(side) for side in found[2].split("x"))
+    sides = tuple(int(side) for side in match[2].split("x"))
     if len(sides) != chip.dimensions:
         example = "4x4x4" if chip.dimensions == 3 else "16x16"
         raise UserError(

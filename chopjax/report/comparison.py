@@ -69,9 +69,9 @@ def rows(columns: Sequence[Column]) -> list[list[str]]:
         ["window loss, nats/token", *(f"{c.window_loss:.4f}" for c in columns)],
     ]
     for text in dict.fromkeys(text for column in columns for text in column.texts):
-        found = [column.texts.get(text) for column in columns]
+        figures = [column.texts.get(text) for column in columns]
         table.append(
-            [f"{text}, perplexity", *(f"{t['perplexity']:.2f}" if t else "–" for t in found)]
+            [f"{text}, perplexity", *(f"{t['perplexity']:.2f}" if t else "–" for t in figures)]
         )
     tasks = list(dict.fromkeys(task for column in columns for task in column.accuracies))
     table += [[task, *(_accuracy(c.accuracies.get(task)) for c in columns)] for task in tasks]

@@ -110,8 +110,8 @@ def as_json(models: Sequence[Measured], about: Mapping[str, Any]) -> dict[str, A
             for model in models
         ],
         "lines": {
-            phase: None if found is None else dataclasses.asdict(found)
-            for phase, found in lines.items()
+            phase: None if through is None else dataclasses.asdict(through)
+            for phase, through in lines.items()
         },
     }
 

@@ -36,11 +36,11 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def check_plot(path: str) -> Path:
     """--plot PATH, without .png or .svg. Raises UserError where a file there is not a figure that
     chopjax drew, or the folder is missing."""
-    found = expanded(path)
-    if not found.parent.is_dir():
-        raise UserError(f"--plot {path}: no folder {found.parent}")
-    found = found.with_suffix("") if found.suffix in FIGURES else found
-    for name in _names(found):
+    place = expanded(path)
+    if not place.parent.is_dir():
+        raise UserError(f"--plot {path}: no folder {place.parent}")
+    place = place.with_suffix("") if place.suffix in FIGURES else place
+    for name in _names(place):
         if name.is_dir():
             raise UserError(f"--plot {path}: {name} is a folder")
         if os.path.lexists(name) and not is_ours(name):
@@ -48,7 +48,7 @@ def check_plot(path: str) -> Path:
                 f"--plot {path}: {name} is not a figure that chopjax drew; give another name or "
                 "move it away"
             )
-    return found
+    return place
 
 
 def _names(path: Path) -> list[Path]:

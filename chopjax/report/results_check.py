@@ -12,28 +12,28 @@ def problems(content: Mapping[str, Any]) -> list[str]:
     results = content.get("results")
     if not isinstance(results, dict) or not all(isinstance(v, dict) for v in results.values()):
         return ["not a results file of lm-evaluation-harness: no object `results` in it"]
-    found = []
+    faults = []
     for task, values in results.items():
-        found += _wrong(
+        faults += _wrong(
             f"results.{task}",
             {name: v for name, v in values.items() if "," in name},
             # "N/A" stands for a standard error that nobody has; a number is one that a float holds
             lambda value: isinstance(value, str | None) or is_number(value),
         )
-        found += _wrong(
+        faults += _wrong(
             f"results.{task}",
             {"sample_len": values.get("sample_len")},
             lambda value: value is None or is_number(value),
         )
-        found += _objects(f"results.{task}", values, "mean_of", _is_text)
-    found += _objects("", content, "group_subtasks", _is_names)
-    found += _objects("", content, "higher_is_better", _is_object)
-    found += _objects("", content, "n-samples", _is_object)
-    found += _objects("", content, "chance", lambda value: value is None or is_number(value))
-    found += _objects("", content, "config", lambda value: True)
-    if not found and (group := _own_descendant(content.get("group_subtasks") or {})):
-        found.append(f"group_subtasks.{group}: is a part of itself")
-    return found
+        faults += _objects(f"results.{task}", values, "mean_of", _is_text)
+    faults += _objects("", content, "group_subtasks", _is_names)
+    faults += _objects("", content, "higher_is_better", _is_object)
+    faults += _objects("", content, "n-samples", _is_object)
+    faults += _objects("", content, "chance", lambda value: value is None or is_number(value))
+    faults += _objects("", content, "config", lambda value: True)
+    if not faults and (group := _own_descendant(content.get("group_subtasks") or {})):
+        faults.append(f"group_subtasks.{group}: is a part of itself")
+    return faults
 
 
 def is_number(value: Any) -> bool:

@@ -76,10 +76,10 @@ def read_results(place: str) -> Results:
     path = expanded(place)
     if path.is_dir():
         files = (file for file in path.rglob("results_*.json") if file.is_file())
-        found = sorted(files, key=lambda p: (p.name, str(p)))
-        if not found:
+        by_name = sorted(files, key=lambda p: (p.name, str(p)))
+        if not by_name:
             raise UserError(f"{path}: no results_*.json in this folder, which is what score writes")
-        path = found[-1]
+        path = by_name[-1]
     elif not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     content = read_json_object(path)

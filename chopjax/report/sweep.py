@@ -125,18 +125,18 @@ def _best(report: Mapping[str, Any]) -> list[str]:
     said = []
     for count in sorted({n for by_count in cells.values() for n in by_count}):
         for healed in (True, False):
-            found = {
+            loss_of = {
                 strategy: by_count[count][0]
                 for (strategy, state), by_count in cells.items()
                 if state == healed and count in by_count
             }
-            if found:
-                best = min(found, key=found.__getitem__)
+            if loss_of:
+                best = min(loss_of, key=loss_of.__getitem__)
                 state = "healed" if healed else "not healed"
                 said.append(
                     f"With {count} of {total} layers removed, {best} is best {state}: loss "
-                    f"{found[best]:.4f}, {found[best] - parent:+.4f} from the parent's; it keeps "
-                    f"layers {kept[best, count]}."
+                    f"{loss_of[best]:.4f}, {loss_of[best] - parent:+.4f} from the parent's; it "
+                    f"keeps layers {kept[best, count]}."
                 )
                 break
     return said
@@ -148,12 +148,12 @@ def _best(report: Mapping[str, Any]) -> list[str]:
 def _kept(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The layers that stay, for every strategy and number of layers; of several seeds, each."""
     counts = sorted({row["remove"] for row in report["points"]})
-    found: dict[tuple[str, int], dict[str, None]] = {}
+    keeps: dict[tuple[str, int], dict[str, None]] = {}
     for row in report["points"]:
-        found.setdefault((row["strategy"], row["remove"]), {})[row["keep"]] = None
+        keeps.setdefault((row["strategy"], row["remove"]), {})[row["keep"]] = None
     header = ["strategy", *(f"{n} of {report['num_layers']} removed" for n in counts)]
     return header, [
-        [name, *(" or ".join(found.get((name, n), {"–": None})) for n in counts)]
+        [name, *(" or ".join(keeps.get((name, n), {"–": None})) for n in counts)]
         for name in strategies_of(report)
     ]
 

@@ -78,13 +78,13 @@ def ranking(report: Mapping[str, Any]) -> Figure:
 
 def _by_loss(cells: Cells, strategies: list[str], count: int) -> list[str]:
     """Those that were scored, healed ones before ones that were not, lowest first."""
-    found = {}
+    ranks = {}
     for name in strategies:
         for healed in (True, False):
             cell = cells.get((name, healed), {}).get(count)
-            if cell and name not in found:
-                found[name] = (not healed, cell[0])
-    return sorted(found, key=lambda name: found[name])
+            if cell and name not in ranks:
+                ranks[name] = (not healed, cell[0])
+    return sorted(ranks, key=lambda name: ranks[name])
 
 
 def _some(counts: set[int], num_layers: int) -> list[int]:
@@ -142,12 +142,12 @@ def _panels(
 
 def _legend(figure: Figure) -> None:
     """One for all panels, not all of which have every curve."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
+            handles.setdefault(label, handle)
     figure.legend(
-        list(found.values()), list(found), loc="outside upper center", ncols=len(found),
+        list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles),
         frameon=False, fontsize=9,
     )  # fmt: skip
 

@@ -19,15 +19,15 @@ def summary(report: Mapping[str, Any], value: str | Callable[[Row], float]) -> C
     def group(row: Row) -> tuple[str, bool, int]:
         return row["strategy"], row["healed"], row["remove"]
 
-    found: Cells = {}
+    cells: Cells = {}
     for (strategy, healed, remove), group_rows in itertools.groupby(
         sorted(report["points"], key=group), group
     ):
         values = [get(row) for row in group_rows]
         spread = statistics.stdev(values) if len(values) > 1 else None
         cell = (statistics.fmean(values), spread, len(values))
-        found.setdefault((strategy, healed), {})[remove] = cell
-    return found
+        cells.setdefault((strategy, healed), {})[remove] = cell
+    return cells
 
 
 def strategies_of(report: Mapping[str, Any]) -> list[str]:

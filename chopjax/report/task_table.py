@@ -83,14 +83,14 @@ def _shown(files: Sequence[Results]) -> list[str]:
 
 def _row(files: Sequence[Results], task: str, metric: str | None, pairs: _Pairs) -> Row | None:
     keys = [list(file.metrics(task)) for file in files]
-    first = next((found for found in keys if found), None)
+    first = next((names for names in keys if names), None)
     key = None if first is None else choose_metric(first, metric)
     if key is None:
         return None
     cells: list[Cell | None] = []
-    for file, found in zip(files, keys, strict=True):
+    for file, names in zip(files, keys, strict=True):
         cells.append(
-            Cell(file.metrics(task)[key], file.stderr(task, key)) if key in found else None
+            Cell(file.metrics(task)[key], file.stderr(task, key)) if key in names else None
         )
     base = cells[0]
     for number, cell in enumerate(cells):

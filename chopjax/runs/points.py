@@ -61,11 +61,11 @@ def plan(
 def coarse_first(values: Sequence[int]) -> list[int]:
     """The middle value, then the middles of what lies on either side, and so on."""
     ordered = sorted(set(values))
-    parts, found = [ordered], []
+    parts, middles = [ordered], []
     while parts:
         part = parts.pop(0)
         if part:
             middle = len(part) // 2
-            found.append(part[middle])
+            middles.append(part[middle])
             parts += [part[:middle], part[middle + 1 :]]
-    return found
+    return middles

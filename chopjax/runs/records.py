@@ -196,16 +196,16 @@ class AnalysisRecords:
         if not is_taken(self.path):
             return None
         try:
-            found = json.loads(self.path.read_bytes())
-            measures = found["settings"]["measures"]
-            sound = isinstance(found["asked"], dict) and isinstance(measures, list)
+            analysis = json.loads(self.path.read_bytes())
+            measures = analysis["settings"]["measures"]
+            sound = isinstance(analysis["asked"], dict) and isinstance(measures, list)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
             raise UserError(f"{self.path}: not what a sweep writes, or damaged; move it away")
         if not set(self.measures) <= set(measures):
             return None
-        return Record(digest(found["asked"]), found["asked"], found)
+        return Record(digest(analysis["asked"]), analysis["asked"], analysis)
 
     def write(self, stage: Stage, record: Record) -> None:
         if record.result is not None:

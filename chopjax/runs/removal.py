@@ -70,9 +70,9 @@ def stages(
 def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     """What the strategy needs to know of the layers of a round's model, in the round's folder."""
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
-    found = analysis(settings, each.model, about)
-    write_analysis(each.analysis, found, save_all, overwrite=True)
-    return {"tokens": found["tokens"]}
+    measured = analysis(settings, each.model, about)
+    write_analysis(each.analysis, measured, save_all, overwrite=True)
+    return {"tokens": measured["tokens"]}
 
 
 def chop(settings: PipelineSettings, each: Round) -> dict[str, Any]:

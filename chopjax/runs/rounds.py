@@ -65,19 +65,19 @@ def rounds_of(settings: PipelineSettings, workdir: Path, num_layers: int) -> lis
         check_count(chop.strategy, num_layers, remove, parse_protect(chop.protect))
         counts = shares(remove, schedule.rounds)
         keeps = [None] * schedule.rounds
-    found: list[Round] = []
+    rounds: list[Round] = []
     for number, (count, keep) in enumerate(zip(counts, keeps, strict=True), 1):
         last = number == schedule.rounds
-        found.append(
+        rounds.append(
             Round(
                 number=number,
                 suffix="" if last else f"-{number}",
-                model=Model(str(found[-1].healed)) if found else parent_of(settings),
-                after=f"export{found[-1].suffix}" if found else "",
+                model=Model(str(rounds[-1].healed)) if rounds else parent_of(settings),
+                after=f"export{rounds[-1].suffix}" if rounds else "",
                 folder=workdir if last else workdir / "rounds" / str(number),
                 remove=count,
                 keep=keep,
                 steps=settings.heal.total_steps if last else schedule.steps,
             )
         )
-    return found
+    return rounds

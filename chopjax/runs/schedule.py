@@ -25,13 +25,13 @@ def parse_schedule(text: str) -> Schedule:
     """ "once", or "3x200": three rounds, 200 steps of healing between them."""
     if text.strip() == "once":
         return ONCE
-    found = re.fullmatch(r"\s*(\d{1,9})\s*x\s*(\d{1,9})\s*", text)
-    if not found or int(found[1]) < 2 or int(found[2]) < 1:
+    match = re.fullmatch(r"\s*(\d{1,9})\s*x\s*(\d{1,9})\s*", text)
+    if not match or int(match[1]) < 2 or int(match[2]) < 1:
         raise UserError(
             f"schedule {text!r}: give 'once', or ROUNDSxSTEPS, two rounds at least: 3x200 is three "
             "rounds with 200 steps of healing between them"
         )
-    return Schedule(int(found[1]), int(found[2]))
+    return Schedule(int(match[1]), int(match[2]))
 
 
 def shares(remove: int, rounds: int) -> tuple[int, ...]:
@@ -49,9 +49,9 @@ def split_keep(keep: Keep, num_layers: int, rounds: int) -> tuple[Keep, ...]:
     """The keep list of every round, numbered as the model of that round is. The layers next to the
     input go first; after the last round those of `keep` are left."""
     left, gone = list(range(num_layers)), list(removed(keep, num_layers))
-    found = []
+    keeps = []
     for count in shares(len(gone), rounds):
         going, gone = gone[:count], gone[count:]
-        found.append(tuple(place for place, layer in enumerate(left) if layer not in going))
+        keeps.append(tuple(place for place, layer in enumerate(left) if layer not in going))
         left = [layer for layer in left if layer not in going]
-    return tuple(found)
+    return tuple(keeps)

@@ -124,18 +124,18 @@ def headlines(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, 
 def measured_on(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, Any]:
     """Of score's results, {"accuracies": "task metric" → (value, standard error or None),
     "texts": name → figures with their convention}."""
-    found: dict[str, Any] = {"accuracies": {}, "texts": {}}
+    figures: dict[str, Any] = {"accuracies": {}, "texts": {}}
     of_texts = {text.name for text in texts}
     for task, metrics in results["results"].items():
         if task in of_texts:
-            found["texts"][task] = _figures(results, task)
+            figures["texts"][task] = _figures(results, task)
             continue
         for name, value in metrics.items():
             metric, _, filtered = name.partition(",")
             if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
                 continue
-            found["accuracies"][f"{task} {metric}"] = (value, _error(metrics, metric, filtered))
-    return found
+            figures["accuracies"][f"{task} {metric}"] = (value, _error(metrics, metric, filtered))
+    return figures
 
 
 def _error(metrics: Mapping[str, Any], metric: str, filtered: str) -> float | None:

@@ -57,16 +57,16 @@ class Setting:
 
 def settings_of(kind: type, prefix: str = "") -> list[Setting]:
     """All settings of a dataclass, those of dataclasses within it included."""
-    types, said, found = typing.get_type_hints(kind), sentences(kind), []
+    types, said, settings = typing.get_type_hints(kind), sentences(kind), []
     for field in dataclasses.fields(kind):
         wanted, name = types[field.name], prefix + field.name
         if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
-            found += settings_of(wanted, f"{name}.")
+            settings += settings_of(wanted, f"{name}.")
             continue
         made = field.default_factory
         default = made() if made is not dataclasses.MISSING else field.default
-        found.append(Setting(name, _type(wanted), default, said.get(field.name, "")))
-    return found
+        settings.append(Setting(name, _type(wanted), default, said.get(field.name, "")))
+    return settings
 
 
 def _type(wanted: Any) -> str:
@@ -79,10 +79,10 @@ def _type(wanted: Any) -> str:
 @functools.cache
 def sentences(kind: type) -> Mapping[str, str]:
     """Field → its comment, those of the classes that it inherits from included."""
-    found: dict[str, str] = {}
+    by_field: dict[str, str] = {}
     for base in kind.__bases__:
         if dataclasses.is_dataclass(base):
-            found |= sentences(base)
+            by_field |= sentences(base)
     source = textwrap.dedent(inspect.getsource(kind))
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
@@ -96,8 +96,8 @@ def sentences(kind: type) -> Mapping[str, str]:
         while first - 1 in comments and lines[first - 2].lstrip().startswith("#"):
             first -= 1
         said = [comments[n] for n in range(first, (node.end_lineno or first) + 1) if n in comments]
-        found[node.target.id] = " ".join(said)
-    return found
+        by_field[node.target.id] = " ".join(said)
+    return by_field
 
 
 # ------------------------------------------------------------------------------- --print-config

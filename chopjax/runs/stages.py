@@ -92,10 +92,12 @@ def fingerprints_of(*ways: Sequence[Stage]) -> list[tuple[str, ...]]:
 
 
 def _fingerprints(stages: Sequence[Stage]) -> list[str]:
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for stage in stages:
-        found[stage.name] = digest([stage.name, stage.settings, [found[n] for n in stage.needs]])
-    return list(found.values())
+        digests[stage.name] = digest(
+            [stage.name, stage.settings, [digests[n] for n in stage.needs]]
+        )
+    return list(digests.values())
 
 
 def look(

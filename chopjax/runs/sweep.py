@@ -219,15 +219,15 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
         params = load(str(folder), dtype=settings.score.dtype).params
     model = dataclasses.replace(parent, params=params, config=parent.config.keep(point.keep))
     engine = _engine(job, model)
-    found = work.held_out(settings, model, engine)
+    measured = work.held_out(settings, model, engine)
     on: dict[str, Any] = {"accuracy": {}, "chance": {}, "texts": {}}
     if job.scored:
         results = scores.measure(settings.score, job.scored, model, engine)
         on = scores.headlines(results, job.scored.texts)
     names = ("perplexity", "bits_per_byte", "loss_over_log_vocabulary", "tokens", "convention")
     return {
-        "loss": found["nats_per_token"],
-        **{name: found[name] for name in names},
+        "loss": measured["nats_per_token"],
+        **{name: measured[name] for name in names},
         **on,
         "seconds": time.monotonic() - begun,
     }

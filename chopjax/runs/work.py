@@ -104,8 +104,8 @@ def score_on(
         return {"accuracies": {}, "texts": {}}
     loaded, engine = opened(settings.score, model)
     journal = {"output": out, "log_samples": True, "keep_journal": True}
-    found = scores.measure(settings.score, scored, loaded, engine, **journal)
-    return scores.measured_on(found, scored.texts)
+    results = scores.measure(settings.score, scored, loaded, engine, **journal)
+    return scores.measured_on(results, scored.texts)
 
 
 def window_losses(healing: ConfigDict, models: Mapping[str, Model]) -> dict[str, float]:
@@ -129,7 +129,7 @@ def latency(wanted: ScoreSettings, models: Mapping[str, Model]) -> dict[str, Any
     longest = min(each.config.max_positions for each in loaded.values())
     length = min(wanted.latency_length or LATENCY_LENGTH, longest)
     with progress("latency", timing.ROUNDS + 1, "rounds") as bar:
-        found = timing.measure(
+        measured = timing.measure(
             {name: (each.params, each.config) for name, each in loaded.items()},
             wanted.latency_batch,
             length,
@@ -138,7 +138,7 @@ def latency(wanted: ScoreSettings, models: Mapping[str, Model]) -> dict[str, Any
             advance=bar.advance,
         )
     return {
-        "seconds": {name: timings["forward"].seconds for name, timings in found.items()},
+        "seconds": {name: timings["forward"].seconds for name, timings in measured.items()},
         "batch": wanted.latency_batch,
         "length": length,
         "device": device(),

@@ -48,26 +48,26 @@ def choose_template(tokenizer: Any, wanted: bool | str, model: str) -> str | Non
     """The text of the template that Chat.template means. Raises UserError where there is none."""
     if not wanted:
         return None
-    found = getattr(tokenizer, "chat_template", None)
-    if not found:
+    templates = getattr(tokenizer, "chat_template", None)
+    if not templates:
         raise UserError(
             f"{model}: its tokenizer has no chat template (chat_template.jinja, or chat_template "
             "in tokenizer_config.json); leave --apply-chat-template out"
         )
-    if isinstance(found, str):
+    if isinstance(templates, str):
         if isinstance(wanted, str):
             raise UserError(
                 f"--apply-chat-template {wanted}: {model} has one chat template, without a name; "
                 "say --apply-chat-template alone, as the last flag or before another"
             )
-        return found
+        return templates
     name = wanted if isinstance(wanted, str) else "default"
-    if name not in found:
+    if name not in templates:
         raise UserError(
             f"--apply-chat-template: {model} has no chat template named {name}; name one of "
-            f"{', '.join(sorted(found))}"
+            f"{', '.join(sorted(templates))}"
         )
-    template: str = found[name]
+    template: str = templates[name]
     return template
 
 

@@ -82,10 +82,10 @@ def read_rules(options: Mapping[str, Any], where: str) -> Rules:
 
     def ids(name: str) -> tuple[int, ...]:
         value = options.get(name)
-        found = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(_is_whole(token) for token in found):
+        tokens = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(_is_whole(token) for token in tokens):
             raise UserError(f"{where}: {name} must be token ids, not {_short(value)}")
-        return tuple(found)
+        return tuple(tokens)
 
     def count(name: str, least: int) -> int | None:
         value = options.get(name)

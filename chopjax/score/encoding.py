@@ -36,19 +36,19 @@ class Encoder:
         bare = [i for i, text in enumerate(texts) if text.startswith(prefix)]
         if not bare or not usual:
             return self._encode(texts, usual)
-        found = self._encode(texts, True)
+        all_ids = self._encode(texts, True)
         for index, ids in zip(bare, self._encode([texts[i] for i in bare], False), strict=True):
-            found[index] = ids
-        return found
+            all_ids[index] = ids
+        return all_ids
 
     def _encode(self, texts: Sequence[str], special: bool) -> list[Ids]:
         backend = whole_text_backend(self.tokenizer)
-        found = []
+        all_ids = []
         for start in range(0, len(texts), BATCH):
             part = list(texts[start : start + BATCH])
             encoded = backend.encode_batch_fast(part, add_special_tokens=special)
-            found += [np.array(encoding.ids, np.int32) for encoding in encoded]
-        return found
+            all_ids += [np.array(encoding.ids, np.int32) for encoding in encoded]
+        return all_ids
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
         """(context, continuation) → (context ids, continuation ids).
@@ -66,18 +66,18 @@ class Encoder:
         ids_of = dict(zip(contexts, self.encode(contexts), strict=True))
         joint_ids, alone_ids = iter(self.encode(joint)), iter(self.encode(alone, False))
         prefix = np.array([self.prefix_id], np.int32)
-        found = []
+        encoded = []
         for (context, _), at in zip(texts, cut, strict=True):
             if context:
                 own = ids_of[context[:at]]
-                found.append((own, next(joint_ids)[len(own) :]))
+                encoded.append((own, next(joint_ids)[len(own) :]))
                 continue
             ids = next(alone_ids)
             if len(ids) and ids[0] == self.prefix_id:
-                found.append((ids[:1], ids[1:]))
+                encoded.append((ids[:1], ids[1:]))
             else:
-                found.append((prefix, ids))
-        return found
+                encoded.append((prefix, ids))
+        return encoded
 
 
 def check_pairs(

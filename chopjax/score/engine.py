@@ -276,7 +276,7 @@ def _score_rows(
     hidden_GRE = hidden_BTE.reshape(G, R, -1)
     token_V = jnp.arange(config.vocab_size)
 
-    def step(index: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def step(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         # The last slice, moved back where it would reach past the end, computes some twice.
         take = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=index * chunk, slice_size=chunk, axis=1
@@ -295,7 +295,7 @@ def _score_rows(
         place = functools.partial(
             jax.lax.dynamic_update_slice_in_dim, start_index=index * chunk, axis=1
         )
-        return place(found[0], logprob_GC), place(found[1], ~beaten_GC)
+        return place(carry[0], logprob_GC), place(carry[1], ~beaten_GC)
 
     nothing = jnp.zeros((G, R), jnp.float32), jnp.zeros((G, R), bool)
     logprob_GR, greedy_GR = jax.lax.fori_loop(0, steps, step, nothing)

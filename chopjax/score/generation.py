@@ -118,8 +118,8 @@ def generate(
         batch, order = order[: shape.rows], order[shape.rows :]
         given = [prompts[index] for index in batch], shape, most, eos_ids, rules
         leader.send("generate", *given)
-        found = generate_batch(engine, *given, ends)
-        yield from zip(batch, found, strict=True)
+        new_ids = generate_batch(engine, *given, ends)
+        yield from zip(batch, new_ids, strict=True)
 
 
 def _shape(engine: Engine, longest: int, generated: int, waiting: int) -> GenerationShape:
@@ -155,7 +155,7 @@ def generate_batch(
     arguments = (engine.params, engine.place(tokens_BS), lengths)
     key = (shape, rules)
     token_B, cache, seen_BV = engine.program(prefill, key, arguments, static)
-    found: list[list[int]] = [[] for _ in prompts]
+    generated: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for start in range(0, shape.generated, STRIDE):
         interrupts.check()
@@ -164,15 +164,15 @@ def generate_batch(
         new = np.asarray(new_BG)
         for row in sorted(open_rows):
             for token in new[row].tolist():
-                found[row].append(token)
-                if token in eos_ids or len(found[row]) == most:
+                generated[row].append(token)
+                if token in eos_ids or len(generated[row]) == most:
                     open_rows.discard(row)
                     break
-            if ends(found[row]):
+            if ends(generated[row]):
                 open_rows.discard(row)
         if not leader.from_first(bool(open_rows)):
             break
-    return found
+    return generated
 
 
 def _next(

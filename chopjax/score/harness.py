@@ -229,8 +229,8 @@ class ChopjaxLM(TemplateLM):
 
         # The tokenizer's token ends a text, too: the harness has its spelling among the stops.
         eos_ids = frozenset((*setting.rules.eos_token_id, *eos))
-        found = generate(self.engine, prompts, setting.length, ends, eos_ids, setting.rules)
-        for place, ids in found:
+        generated = generate(self.engine, prompts, setting.length, ends, eos_ids, setting.rules)
+        for place, ids in generated:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             yield place, postprocess_generated_text(text, stops, None)
 

@@ -111,13 +111,13 @@ def _changed(old: Any, new: Mapping[str, Any]) -> list[str]:
     """Names of what is not equal in two identities; of files, the files'."""
     if not isinstance(old, dict):
         return []
-    found: list[str] = []
+    names: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key):
             continue
         both = isinstance(old.get(key), dict) and isinstance(new.get(key), Mapping)
-        found += _changed(old[key], new[key]) if both else [key]
-    return found
+        names += _changed(old[key], new[key]) if both else [key]
+    return names
 
 
 def pair_key(pair: Pair) -> str:

@@ -60,14 +60,14 @@ class LocalTask(ConfigurableTask):
         """The columns that the task's templates name; none where code makes others of them."""
         if self.config.process_docs is not None:
             return set()
-        found: set[str] = set()
+        columns: set[str] = set()
         for key in keys or ("doc_to_text", "doc_to_choice", "doc_to_target"):
             template = self.get_config(key)
             if isinstance(template, str):
                 if template.isidentifier():  # a column's name stands for the column
-                    found.add(template)
-                found |= meta.find_undeclared_variables(Environment().parse(template))
-        return found
+                    columns.add(template)
+                columns |= meta.find_undeclared_variables(Environment().parse(template))
+        return columns
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The prompt, as the harness makes it."""

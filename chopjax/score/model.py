@@ -33,23 +33,23 @@ def open_engine(
     by default what fits the device. fsdp, tensor: devices that share the parameters, and each
     layer's work; the rest share the batch.
     """
-    found = model if isinstance(model, Description) else describe(model, revision)
-    config = found.config
+    description = model if isinstance(model, Description) else describe(model, revision)
+    config = description.config
     if max_length is not None and not 1 <= max_length <= config.max_positions:
         raise UserError(
-            f"{found.name}: a length of {max_length} tokens was asked for; the context length is "
-            f"{config.max_positions}"
+            f"{description.name}: a length of {max_length} tokens was asked for; the context "
+            f"length is {config.max_positions}"
         )
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype {dtype}: choose float32, bfloat16 or auto")
     if len(jax.devices()) == 1:
-        loaded = load(found, dtype=dtype)
+        loaded = load(description, dtype=dtype)
         mesh = None
     else:
         mesh = make_mesh(fsdp=fsdp, tensor=tensor)
-        loaded = load(found, shardings=shardings(config, mesh), dtype=dtype)
+        loaded = load(description, shardings=shardings(config, mesh), dtype=dtype)
     compute = Compute(dtype=dtype)
     tokenizer = functools.partial(_tokenizer, loaded)
     engine = Engine(loaded.config, loaded.params, compute, max_length, mesh, tokenizer=tokenizer)

@@ -225,14 +225,14 @@ def _prefix(tokenizer: Tokenizer) -> int:
 def windows(ids: Sequence[int], length: int) -> list[Request]:
     """(context, continuation) pairs of at most length + 1 ids that predict each id but the first
     once. As lm-evaluation-harness cuts text for loglikelihood_rolling."""
-    found: list[Request] = []
+    requests: list[Request] = []
     done = 1
     while done < len(ids):
         stop = min(done + length, len(ids))
         start = max(0, stop - length - 1)
-        found.append((ids[start:done], ids[done:stop]))
+        requests.append((ids[start:done], ids[done:stop]))
         done = stop
-    return found
+    return requests
 
 
 def _blocks(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[tuple[str, list[int]]]]:

@@ -95,9 +95,9 @@ def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> S
     shared = shared_lengths(paths)
     capacity = max(1, budget.tokens // budget.shards // 4)  # of a tree that is kept in one row
     rest: list[int] = []
-    found = trunks(paths, shared, capacity, budget)
+    spans = trunks(paths, shared, capacity, budget)
     position = 0
-    for start, stop, _ in found:
+    for start, stop, _ in spans:
         rest += range(position, start)
         position = stop
     rest += range(position, len(paths))
@@ -107,12 +107,12 @@ def make_plan(requests: Sequence[Request], max_length: int, budget: Budget) -> S
         rows = tuple(_paths_of(alone, row) for row in piece.rows)
         batches.append(ScoringBatch(piece.shape, None, rows))
     groups = [
-        bunch(paths, shared, range(start, stop), depth, capacity) for start, stop, depth in found
+        bunch(paths, shared, range(start, stop), depth, capacity) for start, stop, depth in spans
     ]
-    depths = [depth for _, _, depth in found]
+    depths = [depth for _, _, depth in spans]
     sizes = [[size for size, _ in group] for group in groups]
     for piece in lay_out(sizes, depths, budget) if groups else []:
-        start, _, depth = found[piece.group]
+        start, _, depth = spans[piece.group]
         rows = tuple(_paths_of(groups[piece.group], row) for row in piece.rows)
         batches.append(ScoringBatch(piece.shape, (start, depth), rows))
     # The largest first: what does not fit into memory fails at once. A trunk's stay together.

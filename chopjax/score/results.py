@@ -148,11 +148,11 @@ def add_means(results: dict[str, Any], groups: Mapping[str, Any]) -> None:
 
 def _only_metric(metrics: Mapping[str, Any], task: str) -> tuple[str, float, Any]:
     """(metric, value, standard error) of a task with a single metric."""
-    found = [key for key in metrics if "," in key and "_stderr," not in key]
-    if len(found) != 1:
-        raise ValueError(f"{task} has {len(found)} metrics; the mean of a group needs one each")
-    metric, _, kind = found[0].partition(",")
-    return metric, metrics[found[0]], metrics.get(f"{metric}_stderr,{kind}")
+    keys = [key for key in metrics if "," in key and "_stderr," not in key]
+    if len(keys) != 1:
+        raise ValueError(f"{task} has {len(keys)} metrics; the mean of a group needs one each")
+    metric, _, kind = keys[0].partition(",")
+    return metric, metrics[keys[0]], metrics.get(f"{metric}_stderr,{kind}")
 
 
 def write_results(results: dict[str, Any], folder: Path, log_samples: bool) -> list[Path]:

@@ -73,7 +73,7 @@ def evaluate(
         lm.journal = Journal(folder, identity(loaded, engine))
     # The harness prints while it bootstraps; standard output is for results.
     with progress("tasks"), contextlib.redirect_stdout(sys.stderr):
-        found: dict[str, Any] = lm_eval.evaluator.evaluate(
+        results: dict[str, Any] = lm_eval.evaluator.evaluate(
             lm,
             dict(tasks),
             limit=limit,
@@ -82,7 +82,7 @@ def evaluate(
         )
     for text in texts:
         measured, samples = measure(text, loaded, engine, lm.journal, limit)
-        add(found, text, measured, samples)
+        add(results, text, measured, samples)
     settings = {
         "batch_size": "fitted",
         "device": jax.devices()[0].platform,
@@ -95,15 +95,15 @@ def evaluate(
         "fewshot_seed": FEWSHOT_SEED,
     }
     prompts = flags["system_instruction"], template, flags["fewshot_as_multiturn"]
-    reports.complete(found, lm, settings, prompts, tracker)
-    reports.add_f1_errors(found)
-    reports.add_means(found, tasks["groups"])
+    reports.complete(results, lm, settings, prompts, tracker)
+    reports.add_f1_errors(results)
+    reports.add_means(results, tasks["groups"])
     if folder and lm.journal:
-        for path in reports.write_results(found, folder, log_samples):
+        for path in reports.write_results(results, folder, log_samples):
             say(f"wrote {path}")
         if not keep_journal:
             lm.journal.remove()
-    return found
+    return results
 
 
 SOFTWARE = ("chopjax", "jax", "tokenizers")  # computes logits, and turns ids into text

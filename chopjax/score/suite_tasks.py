@@ -43,10 +43,10 @@ class AnswerConditional(LocalTask):
         self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]
     ) -> dict[str, Any]:
         choices = len(results) // 2
-        found: dict[str, Any] = super().process_results(doc, results[:choices])
+        metrics: dict[str, Any] = super().process_results(doc, results[:choices])
         logprobs = np.array([logprob for logprob, _ in results])
         best = int(np.argmax(logprobs[:choices] - logprobs[choices:]))
-        return found | {"acc_pmi_dc": float(best == self.doc_to_target(doc))}
+        return metrics | {"acc_pmi_dc": float(best == self.doc_to_target(doc))}
 
 
 def first_200(docs: datasets.Dataset) -> datasets.Dataset:

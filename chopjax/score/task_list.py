@@ -39,13 +39,13 @@ def list_tasks(
     data_dir: only what has a part of its data there, and the suites. Raises UserError for names
     and folders that are not there.
     """
-    manager, found = find(list(names) or ["*"], include_path, data_dir)
+    manager, matching = find(list(names) or ["*"], include_path, data_dir)
     if data_dir is not None:
         if not Path(data_dir).is_dir():
             raise UserError(f"--data-dir {data_dir}: no such folder")
         if not names:
-            found = [name for name in found if _has_data(manager, name, Path(data_dir))]
-    listed = [_listed(manager, name, data_dir) for name in found]
+            matching = [name for name in matching if _has_data(manager, name, Path(data_dir))]
+    listed = [_listed(manager, name, data_dir) for name in matching]
     order = ("suite", "group", "tag", "task")
     return sorted(listed, key=lambda each: (order.index(each.kind), each.name))
 

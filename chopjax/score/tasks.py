@@ -46,13 +46,13 @@ def load_tasks(
     if not names:
         raise UserError("no tasks; name some with --tasks, separated by commas")
     _be_quiet()
-    manager, found = find(names, include_path, data_dir)
+    manager, wanted = find(names, include_path, data_dir)
     if without:
-        found = _leave_out(manager, found, without)
+        wanted = _leave_out(manager, wanted, without)
     if data_dir is not None:
-        _read_locally(manager, found, expanded(data_dir))
+        _read_locally(manager, wanted, expanded(data_dir))
     loaded: Tasks = {"tasks": {}, "groups": {}}
-    for name in found:
+    for name in wanted:
         part = _load(manager, name)
         _check_same(loaded["tasks"], part["tasks"], name)
         loaded["tasks"] |= part["tasks"]
@@ -121,18 +121,18 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 def leaves(manager: TaskManager, names: Iterable[str]) -> list[str]:
     """The tasks that groups and tags come down to, in order."""
-    found: dict[str, None] = {}
+    tasks: dict[str, None] = {}
     for name in names:
         entry = manager.task_index.get(name)
         if entry is None:
-            found[name] = None
+            tasks[name] = None
         elif entry.kind.name == "TAG":
-            found |= dict.fromkeys(leaves(manager, sorted(entry.tags)))
+            tasks |= dict.fromkeys(leaves(manager, sorted(entry.tags)))
         elif entry.kind.name == "GROUP":
-            found |= dict.fromkeys(leaves(manager, map(_member, _members(entry.cfg))))
+            tasks |= dict.fromkeys(leaves(manager, map(_member, _members(entry.cfg))))
         else:
-            found[name] = None
-    return list(found)
+            tasks[name] = None
+    return list(tasks)
 
 
 def _members(config: Mapping[str, Any] | None) -> list[Any]:

@@ -49,14 +49,14 @@ class Text:
 
 def suite_texts(groups: Mapping[str, Any], data_dir: str | Path | None = None) -> list[Text]:
     """The texts of groups that load_tasks gave. Raises UserError where one cannot be had."""
-    found: dict[str, Text] = {}
+    texts: dict[str, Text] = {}
     for group in groups.values():
         about = (group.metadata or {}).get("perplexity")
         if about:
             place = about["source"] if data_dir is None else str(Path(data_dir) / about["local"])
             text = Text(about["name"], _sources(place), about["tokens"], about["context_length"])
-            found[text.name] = text
-    return list(found.values())
+            texts[text.name] = text
+    return list(texts.values())
 
 
 def find_texts(
@@ -164,15 +164,17 @@ def _sample(number: int, document: Document) -> dict[str, Any]:
     }
 
 
-def add(results: dict[str, Any], text: Text, found: Mapping[str, Any], samples: list[Any]) -> None:
+def add(
+    results: dict[str, Any], text: Text, figures: Mapping[str, Any], samples: list[Any]
+) -> None:
     """Put a text's figures where the harness has those of a task."""
-    metrics: dict[str, Any] = {"alias": text.name, "sample_len": found["documents"]}
+    metrics: dict[str, Any] = {"alias": text.name, "sample_len": figures["documents"]}
     for metric in METRICS:
-        metrics[f"{metric},none"] = found[metric]
-        error = found.get(f"{metric}_stderr")
+        metrics[f"{metric},none"] = figures[metric]
+        error = figures.get(f"{metric}_stderr")
         metrics[f"{metric}_stderr,none"] = "N/A" if error is None else error
     results["results"][text.name] = metrics
-    about = {key: found[key] for key in ("tokens", "bytes", "context_length", "convention")}
+    about = {key: figures[key] for key in ("tokens", "bytes", "context_length", "convention")}
     files = [file["name"] for source in text.sources for file in source.files]
     results["configs"][text.name] = {
         "task": text.name,
@@ -183,7 +185,7 @@ def add(results: dict[str, Any], text: Text, found: Mapping[str, Any], samples: 
     results["n-shot"][text.name] = 0
     results["higher_is_better"][text.name] = dict.fromkeys(METRICS, False)
     results["n-samples"][text.name] = {
-        "original": found["documents"],
-        "effective": found["documents"],
+        "original": figures["documents"],
+        "effective": figures["documents"],
     }
     results["samples"][text.name] = samples

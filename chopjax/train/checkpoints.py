@@ -54,10 +54,10 @@ def steps(folder: Path) -> list[int]:
 
 def newest(folder: Path) -> str:
     """For people: what a run would go on from."""
-    found = steps(folder)
-    if not found:
+    saved = steps(folder)
+    if not saved:
         return f"There is no checkpoint in {folder} yet: the run would begin again at step 0."
-    return f"Nothing saved is lost; the newest checkpoint is that of step {found[-1]} in {folder}."
+    return f"Nothing saved is lost; the newest checkpoint is that of step {saved[-1]} in {folder}."
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any]:
@@ -180,14 +180,14 @@ def latest_good(folder: Path) -> int | None:
     checkpoints and all are damaged: the run must not begin again at 0 on its own. Every process
     calls this and checks its share of the files.
     """
-    found = steps(folder)
-    for step in reversed(found):
+    saved = steps(folder)
+    for step in reversed(saved):
         problems = verify(folder / str(step))
         if not anywhere(bool(problems)):
             return step
         if problems:
             say(f"checkpoint of step {step} is damaged:\n{listing(problems)}")
-        if step == found[0]:
+        if step == saved[0]:
             break
         if not is_checkpoint(folder / str(step)):
             raise UserError(
@@ -198,10 +198,10 @@ def latest_good(folder: Path) -> int | None:
             aside = _free_name(folder / f"{step}.damaged")
             (folder / str(step)).rename(aside)
             say(f"It is now {aside.name}; falling back to the checkpoint before it.")
-    if not found:
+    if not saved:
         return None
     raise UserError(
-        f"{folder}: every checkpoint is damaged, see above; nothing was changed in {found[0]}. "
+        f"{folder}: every checkpoint is damaged, see above; nothing was changed in {saved[0]}. "
         "To begin again at step 0, give another --workdir."
     )
 
@@ -238,8 +238,8 @@ def is_saving(path: Path) -> bool:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint of ours, perhaps a damaged one: of its three parts two."""
-    found = [(folder / name).exists() for name in (RECORD, MANIFEST, PYTREE)]
-    return not folder.is_symlink() and sum(found) >= 2
+    present = [(folder / name).exists() for name in (RECORD, MANIFEST, PYTREE)]
+    return not folder.is_symlink() and sum(present) >= 2
 
 
 def extras(folder: Path) -> list[str]:
@@ -249,8 +249,8 @@ def extras(folder: Path) -> list[str]:
     except (OSError, ValueError, TypeError):
         return [MANIFEST]
     known |= {parent.as_posix() for name in known for parent in PurePosixPath(name).parents}
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    return sorted(name for name in found if name not in known or (folder / name).is_symlink())
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return sorted(name for name in names if name not in known or (folder / name).is_symlink())
 
 
 def _agreed_token() -> int:

@@ -63,9 +63,9 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
     except (Exception, SystemExit) as error:
         raise UserError(f"--config {file}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        found = type(config).__name__
+        kind = type(config).__name__
         raise UserError(
-            f"--config {file}: get_config() must return a ConfigDict, not {found}; begin with "
+            f"--config {file}: get_config() must return a ConfigDict, not {kind}; begin with "
             "default_config() and return what comes of it"
         )
     for assignment in overrides:
@@ -74,10 +74,10 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
 
 
 def _first_line(error: Exception) -> str:
-    found = re.search(r'Key "(.*?)" does not exist', str(error))
+    match = re.search(r'Key "(.*?)" does not exist', str(error))
     near = re.search(r'Did you mean "(.*?)" instead', str(error))
     hint = f"; did you mean {near[1]}?" if near else ""
-    return f"there is no field {found[1]!r} to set{hint}" if found else str(error)
+    return f"there is no field {match[1]!r} to set{hint}" if match else str(error)
 
 
 def override(config: ConfigDict, assignment: str) -> None:
@@ -102,11 +102,11 @@ def override(config: ConfigDict, assignment: str) -> None:
 
 def fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Field → value, a field of a group by its whole name (data.batch_size)."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in config.items():
         group = isinstance(value, ConfigDict) and len(value) > 0
-        found |= fields(value, f"{prefix}{key}.") if group else {prefix + key: value}
-    return found
+        values |= fields(value, f"{prefix}{key}.") if group else {prefix + key: value}
+    return values
 
 
 def _parse(where: str, current: Any, text: str) -> Any:

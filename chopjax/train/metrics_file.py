@@ -37,17 +37,17 @@ def _lines(path: Path) -> list[tuple[bytes, Row]]:
     if not path.is_file():
         raise UserError(f"{path}: not a file; move it away, the run writes its measures there")
     *lines, last = path.read_bytes().split(b"\n")
-    found = []
+    rows = []
     for number, line in enumerate([*lines, last], 1):
         row = _row(line)
         if row is not None:
-            found.append((line, row))
+            rows.append((line, row))
         elif number <= len(lines) and line.strip(b"\0"):  # zeros are what a power failure leaves
             raise UserError(
                 f"{path}: line {number} is not one that a training run writes; mend it, or move "
                 "the file away: checkpoints do without it"
             )
-    return found
+    return rows
 
 
 def _row(line: bytes) -> Row | None:

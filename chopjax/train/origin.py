@@ -60,9 +60,10 @@ def find_origin(settings: Settings) -> tuple[Origin, Description | None]:
         _, config = families.translate(settings.scratch)
         keep = _keep(chop, config.num_layers)
         return Origin(SCRATCH, None, dict(settings.scratch), keep, chop.after_steps), None
-    found = describe(settings.model, settings.revision or None)
-    keep = _keep(chop, found.config.num_layers)
-    return Origin(found.source, found.revision, found.raw_config, keep, chop.after_steps), found
+    description = describe(settings.model, settings.revision or None)
+    keep = _keep(chop, description.config.num_layers)
+    source, revision, raw_config = description.source, description.revision, description.raw_config
+    return Origin(source, revision, raw_config, keep, chop.after_steps), description
 
 
 def _keep(chop: ChopSettings, num_layers: int) -> Keep | None:
@@ -72,14 +73,14 @@ def _keep(chop: ChopSettings, num_layers: int) -> Keep | None:
 
 
 def write_assets(
-    workdir: Path, origin: Origin, found: Description | None, settings: Settings
+    workdir: Path, origin: Origin, description: Description | None, settings: Settings
 ) -> None:
     """WORKDIR/huggingface and WORKDIR/chopjax_folder.json: what `chopjax export WORKDIR` needs.
 
     They describe the model that the run ends with: the kept layers alone.
     """
     family, config = families.translate(origin.raw_config)
-    raw_config, provenance = origin.raw_config, found.provenance if found else None
+    raw_config, provenance = origin.raw_config, description.provenance if description else None
     if origin.keep is not None:
         raw_config = chop_config(raw_config, family, origin.keep)
         provenance = compose(
@@ -91,13 +92,13 @@ def write_assets(
             dataclasses.asdict(settings.chop),
             origin.keep,
         )
-    if found is None:
+    if description is None:
         assets = expanded(settings.tokenizer)
         if not assets.is_dir():
             raise UserError(f"tokenizer: {assets} is not a folder")
         naming, metadata = usual_naming(family), {"format": "pt"}
     else:
-        assets, naming, metadata = found.folder, found.naming, found.metadata
+        assets, naming, metadata = description.folder, description.naming, description.metadata
     with new_assets(workdir) as folder:
         write_own(
             folder,

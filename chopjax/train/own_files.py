@@ -107,23 +107,23 @@ def foreign_files(workdir: Path, wandb: bool = True, profile: bool = True) -> li
         return [MARK + " of `chopjax train` is missing"]
     by_wandb = WANDB_FILES if wandb else ()
     others = foreign(workdir, (CHECKPOINTS, METRICS, TENSORBOARD, LOCK, *by_wandb))
-    found = [name for name in others if not _HIDDEN.match(name)]
-    found += [n for n in (METRICS, LOCK) if (workdir / n).is_dir() or (workdir / n).is_symlink()]
+    names = [name for name in others if not _HIDDEN.match(name)]
+    names += [n for n in (METRICS, LOCK) if (workdir / n).is_dir() or (workdir / n).is_symlink()]
     folder = workdir / TENSORBOARD
     for path in folder.rglob("*") if folder.is_dir() else ():
         name = path.relative_to(folder).as_posix()
         ours = _EVENTS.fullmatch(name) or (profile and _PROFILE.fullmatch(name))
         if path.is_symlink() or not ours:
-            found.append(path.relative_to(workdir).as_posix())
+            names.append(path.relative_to(workdir).as_posix())
     for path in _in(workdir / CHECKPOINTS):
         name = path.relative_to(workdir).as_posix()
         if is_saving(path):
             continue
         if is_checkpoint(path):
-            found += [f"{name}/{extra}" for extra in extras(path)]
+            names += [f"{name}/{extra}" for extra in extras(path)]
         else:
-            found.append(name)
-    return sorted(found)
+            names.append(name)
+    return sorted(names)
 
 
 def check_run(workdir: Path) -> None:

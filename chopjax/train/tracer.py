@@ -41,8 +41,8 @@ class Tracer:
 def _range(steps: str) -> tuple[int, int]:
     if not steps:
         return -1, -1
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", steps.strip())
-    if not found:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", steps.strip())
+    if not match:
         raise UserError(f'log.profile: {steps!r}; write the steps to trace as "10-12"')
-    first = int(found[1])
-    return first, max(first, int(found[2] or first))
+    first = int(match[1])
+    return first, max(first, int(match[2] or first))

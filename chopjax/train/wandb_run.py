@@ -78,11 +78,11 @@ def _run_id(project: str, workdir: Path, config: Mapping[str, Any], start_step: 
             raise UserError(f"{path}: not what a training run writes; move it away")
         if same and (start_step or not differences(began or {}, config)):
             return str(record["id"])
-    found = secrets.token_hex(4)
+    run_id = secrets.token_hex(4)
     with new_file(path, overwrite=True) as temporary:
-        record = {"project": project, "id": found, "config": dict(config)}
+        record = {"project": project, "id": run_id, "config": dict(config)}
         temporary.write_text(json.dumps(record, indent=1) + "\n")
-    return found
+    return run_id
 
 
 def _import() -> Any:

@@ -78,8 +78,8 @@ class Options:
         """A whole number of at least 1."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            found = "is missing" if value is None else f"is {_shown(value)}"
-            self.problems.append(f"{key} {found}; a whole number of at least 1 is needed")
+            problem = "is missing" if value is None else f"is {_shown(value)}"
+            self.problems.append(f"{key} {problem}; a whole number of at least 1 is needed")
             return 1
         if value > most:
             self.problems.append(f"{key} is {_shown(value)}; at most {most:,} is supported")
@@ -190,12 +190,12 @@ def rope(options: Options, max_positions: int) -> Rope:
     Defaults are those of transformers' modeling_rope_utils.
     """
     theta = options.number("rope_theta", 10_000.0, above=SMALL)
-    found = options.get("rope_scaling") or options.get("rope_parameters") or {}
+    raw = options.get("rope_scaling") or options.get("rope_parameters") or {}
     options.seen |= {"rope_scaling", "rope_parameters"}
-    if not isinstance(found, dict):
-        options.problems.append(f"rope_parameters is {_shown(found)}; an object is needed")
+    if not isinstance(raw, dict):
+        options.problems.append(f"rope_parameters is {_shown(raw)}; an object is needed")
         return Rope()
-    inner = Options({key: value for key, value in found.items() if value is not None})
+    inner = Options({key: value for key, value in raw.items() if value is not None})
     kind = inner.get("rope_type", inner.get("type", "default"))
     inner.seen.add("type")
     theta = inner.number("rope_theta", theta, above=SMALL)
@@ -204,7 +204,7 @@ def rope(options: Options, max_positions: int) -> Rope:
     fields: dict[str, Any] = {"kind": kind, "theta": theta}
     if kind not in ("default", "linear", "llama3", "yarn"):
         inner.problems.append(f"rope_type {_shown(kind)} is not supported")
-        inner.seen |= set(found)
+        inner.seen |= set(raw)
         fields["kind"] = "default"
     elif kind != "default":
         if "factor" not in inner.raw:
@@ -230,7 +230,7 @@ def rope(options: Options, max_positions: int) -> Rope:
         if theta == 1:
             inner.problems.append("rope_theta of 1 has no dimensions to tell apart")
     # Keys of other kinds are inert here, as they are in transformers, but must be rope's own.
-    known = {f for f in _ROPE_KEYS if f in found}
+    known = {f for f in _ROPE_KEYS if f in raw}
     inner.seen |= known
     unknown = [key for key in inner.raw if key not in inner.seen]
     inner.problems += [f"{cut(key, 80)} is not an option that chopjax knows" for key in unknown]

@@ -67,8 +67,8 @@ def _sides(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, 
     """`"(N H) D -> D N H"` → ((("N", "H"), ("D",)), (("D",), ("N",), ("H",)))."""
 
     def groups(side: str) -> tuple[tuple[str, ...], ...]:
-        found = re.findall(r"\(([^)]*)\)|(\S+)", side)
-        return tuple(tuple(inner.split()) if inner else (single,) for inner, single in found)
+        parts = re.findall(r"\(([^)]*)\)|(\S+)", side)
+        return tuple(tuple(inner.split()) if inner else (single,) for inner, single in parts)
 
     left, right = pattern.split("->")
     return groups(left), groups(right)
@@ -219,11 +219,11 @@ def _check_layers(
     family: Family, config: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
     """One line where config.json has far more layers than the files: no list of what is missing."""
-    found = {place[0] for name in tensors if (place := layer_index(family, name))}
-    if config.num_layers > 2 * len(found) + 64:
+    layers = {place[0] for name in tensors if (place := layer_index(family, name))}
+    if config.num_layers > 2 * len(layers) + 64:
         raise UserError(
             f"{where}: config.json says {family.num_layers_key} {config.num_layers:,}, and the "
-            f"files hold tensors of {len(found)} layers; the wrong config.json lies beside these "
+            f"files hold tensors of {len(layers)} layers; the wrong config.json lies beside these "
             "weights"
         )
 
@@ -240,8 +240,8 @@ def _find_naming(family: Family, config: ModelConfig, tensors: Iterable[str]) ->
     own = family.embedding_row.source.replace("{p}", prefix)
     if not config.tie_embeddings:
         return Naming(prefix, (own,))
-    found = tuple(name for name in (own, HEAD) if name in names)
-    return Naming(prefix, found or (own,))
+    heads = tuple(name for name in (own, HEAD) if name in names)
+    return Naming(prefix, heads or (own,))
 
 
 def is_buffer(family: Family, name: str) -> bool:
@@ -256,7 +256,7 @@ def layer_index(family: Family, name: str) -> tuple[int, str] | None:
     stem = next(row.source for row in family.rows if row.per_layer).split("{l}")[0]
     for prefix in family.prefixes:
         start = stem.replace("{p}", prefix)
-        found = re.fullmatch(re.escape(start) + r"(0|[1-9][0-9]{0,8})(\..+)", name)
-        if found:
-            return int(found[1]), f"{start}{{l}}{found[2]}"
+        indexed = re.fullmatch(re.escape(start) + r"(0|[1-9][0-9]{0,8})(\..+)", name)
+        if indexed:
+            return int(indexed[1]), f"{start}{{l}}{indexed[2]}"
     return None
