@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 # Trees that are packed to try a row length; all of them are, once it is chosen.
 SAMPLE = 4096
@@ -57,13 +57,16 @@ def lay_out(groups: Sequence[Sequence[int]], pasts: Sequence[int], budget: Budge
     """
     lengths = _lengths(budget, max(max(group) for group in groups))
     samples = [_sample(group, max(16, SAMPLE // len(groups))) for group in groups]
+    is_there = [_presence(group) for group in groups]
     best: list[tuple[float, list[tuple[int, int, int]]]] = [(0.0, [])]
     for stop in range(1, len(lengths) + 1):
         options = []
         for start in range(stop):
             above, length = lengths[start - 1] if start else 0, lengths[stop - 1]
             rows = [
-                math.ceil(share * len(fill(sample, above, length))) for sample, share in samples
+                # A tree that the sample lacks needs a row all the same.
+                max(math.ceil(share * len(fill(sample, above, length))), there(above, length))
+                for (sample, share), there in zip(samples, is_there, strict=True)
             ]
             if not any(rows):
                 options.append(best[start])
@@ -89,6 +92,16 @@ def _sample(sizes: Sequence[int], most: int) -> tuple[list[int], float]:
     ascending = sorted(sizes)
     chosen = ascending[:: math.ceil(len(ascending) / most)]
     return chosen, len(ascending) / len(chosen)
+
+
+def _presence(sizes: Sequence[int]) -> Callable[[int, int], bool]:
+    """Whether any size is above the first and up to the second of two numbers."""
+    ascending = sorted(sizes)
+
+    def there(above: int, most: int) -> bool:
+        return bisect.bisect(ascending, above) < bisect.bisect(ascending, most)
+
+    return there
 
 
 def _height(rows: Sequence[int], length: int, budget: Budget) -> tuple[float, int]:
