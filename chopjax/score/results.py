@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
@@ -162,14 +162,19 @@ def write_results(results: dict[str, Any], folder: Path, log_samples: bool) -> l
     written = []
     for task, samples in results["samples"].items() if log_samples else ():
         written.append(folder / f"samples_{task}_{date}.jsonl")
-        with new_file(written[-1]) as path, path.open("w", encoding="utf-8") as file:
+        with new_file(written[-1]) as path, _open(path) as file:
             for sample in samples:
                 file.write(_dump(_plain_sample(sample)) + "\n")
     rest = {key: value for key, value in results.items() if key != "samples"}
     written.append(folder / f"results_{date}.json")
-    with new_file(written[-1]) as path:
-        path.write_text(_dump(rest, indent=2), encoding="utf-8")
+    with new_file(written[-1]) as path, _open(path) as file:
+        file.write(_dump(rest, indent=2))
     return written
+
+
+def _open(path: Path) -> TextIO:
+    """Half of a surrogate pair, as a document may hold, is written as JSON's own escape."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
 
 
 def _plain_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
