@@ -48,7 +48,7 @@ def tensor_dtypes(
     chosen = dtype or stated_dtype(raw_config) or "float32"
     if chosen not in _SAFETENSORS_NAMES:
         raise UserError(
-            f"config.json states the type {cut(repr(chosen), 80)}, which is none; mend it "
-            "there, or give --dtype where the verb has it"
+            f"config.json states the type {cut(repr(chosen), 80)}, which does not exist; correct "
+            "it there, or give --dtype where the verb has it"
         )
     return dict.fromkeys(names, _SAFETENSORS_NAMES[chosen])

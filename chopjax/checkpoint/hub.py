@@ -186,7 +186,7 @@ def _header(repository: Repository, file: str, stop: threading.Event) -> Header:
             repository.url(file), headers=hub_requests.headers(), retry_on_errors=True
         )
         if remote.size is None or remote.etag is None:
-            raise UserError(f"{repository.name}: the hub gives no size or etag of {file}")
+            raise UserError(f"{repository.name}: the hub reports no size or etag for {file}")
         known = remote.size, remote.etag
     mirror = Mirror(path, *known)
     mirror.open()

@@ -32,8 +32,8 @@ def check_upload(repo_id: str, private: bool) -> None:
         raise UserError(f"--push-to-hub {repo_id}: OWNER/NAME is needed, such as me/my-model")
     if constants.HF_HUB_OFFLINE:
         raise UserError(
-            f"--push-to-hub {repo_id}: HF_HUB_OFFLINE forbids to ask the hub; unset it, or leave "
-            "--push-to-hub out and upload the folder later"
+            f"--push-to-hub {repo_id}: HF_HUB_OFFLINE does not allow asking the hub; unset it, "
+            "or leave --push-to-hub out and upload the folder later"
         )
     if get_token() is None:
         raise UserError(f"--push-to-hub {repo_id}: there is no token; {TOKEN}")

@@ -146,7 +146,7 @@ class Compilation:
         except EOFError:
             self.process.join()
             raise UserError(
-                f"the TPU compiler died without a word (exit code {self.process.exitcode}); it "
+                f"the TPU compiler ended without a message (exit code {self.process.exitcode}); it "
                 "needs 2 to 4 GB of this machine's memory"
             ) from None
         if isinstance(answer, Memory):

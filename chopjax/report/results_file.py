@@ -85,7 +85,8 @@ def read_results(place: str) -> Results:
     content = read_json_object(path)
     if wrong := problems(content):
         raise UserError(
-            f"{path}: not as `chopjax score` or lm_eval writes it:\n{listing(wrong, 8)}"
+            f"{path}: not in the format that `chopjax score` and lm_eval write:\n"
+            f"{listing(wrong, 8)}"
         )
     date = path.stem.rpartition("_")[2]
     samples = {}

@@ -190,9 +190,9 @@ def _check_places(tasks: Sequence[Task]) -> None:
     ]
     if taken:
         raise UserError(
-            f"no stage of this run is known to have made what stands in its place:\n"
+            "these stand where a stage of this run writes, and no stage made them:\n"
             f"{listing(list(dict.fromkeys(taken)))}\n"
-            "Move that away, or give another --workdir; nothing was changed"
+            "Move these away, or give another --workdir; nothing was changed"
         )
 
 
@@ -209,6 +209,6 @@ def _check_inputs(tasks: Sequence[Task]) -> None:
     ]
     if damaged:
         raise UserError(
-            f"what earlier stages made has changed since, and is to be read now:\n"
+            f"files that earlier stages made have changed since, and a later stage needs them:\n"
             f"{listing(damaged)}\nPut the files back, or delete the folder to have it made again"
         )

@@ -100,7 +100,7 @@ def _check_places(workdir: Path) -> None:
     taken = [path.name for path in (*places, *workdir.glob("analysis-*")) if is_taken(path)]
     if taken:
         raise UserError(
-            f"{workdir} holds {some(taken)}, and no sweep is known to have put it there; move it "
+            f"{workdir} holds {some(taken)}, and no sweep is known to have written it; move it "
             "away or give another --workdir"
         )
 

@@ -31,7 +31,8 @@ class Chat:
         """For the harness's evaluate(). Raises UserError for turns without a template."""
         if self.multiturn and not self.template:
             raise UserError(
-                "--fewshot-as-multiturn makes turns of a chat; it needs --apply-chat-template"
+                "--fewshot-as-multiturn turns examples into turns of a chat and needs "
+                "--apply-chat-template"
             )
         multiturn = bool(self.template) if self.multiturn is None else self.multiturn
         return {
@@ -90,7 +91,7 @@ class Template:
             if len(others) == len(messages):
                 raise self._fails(error) from error
         if not self._told:
-            say(f"note: {self._model}: its chat template has no place for the system's words")
+            say(f"note: {self._model}: its chat template takes no system message; it is left out")
             self._told = True
         try:
             return self._apply(others, opens_answer)

@@ -196,8 +196,8 @@ class ChopjaxLM(TemplateLM):
             if len(prompts[-1]) + setting.length > self.max_length:
                 raise UserError(
                     f"{_name(request)}: {GENERATION_CONFIG} says max_new_tokens "
-                    f"{setting.length}, which goes before the task's {setting.most} and does not "
-                    f"fit behind {len(prompts[-1])} tokens into the context length "
+                    f"{setting.length}, which takes precedence over the task's {setting.most} and "
+                    f"does not fit behind {len(prompts[-1])} tokens into the context length "
                     f"{self.max_length}; take it out of the file"
                 )
             cut += len(ids) > room

@@ -60,8 +60,8 @@ def load_tasks(
     unsafe = [n for n, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)]
     if unsafe:
         raise UserError(
-            f"{', '.join(unsafe)}: runs code that the model writes, which chopjax does not. Leave "
-            "it out, or score it with `lm_eval --confirm_run_unsafe_code`"
+            f"{', '.join(unsafe)}: runs code that the model writes; chopjax does not do that. "
+            "Leave it out, or score it with `lm_eval --confirm_run_unsafe_code`"
         )
     for task in loaded["tasks"].values():
         usual = task.get_config("num_fewshot")
@@ -242,8 +242,8 @@ def _load(manager: TaskManager, name: str) -> Tasks:
             raise
         raise UserError(
             f"{name}: its dataset{_dataset(manager, name)} cannot be loaded: {reason}\n"
-            "Fetch it once with a network (it is then in the datasets cache), or score from local "
-            "files: --data-dir DIR reads DIR/TASK/SPLIT.jsonl and says which files it lacks."
+            "Download it once while online (it then stays in the datasets cache), or score from "
+            "local files: --data-dir DIR reads DIR/TASK/SPLIT.jsonl and says which files it lacks."
         ) from error
 
 

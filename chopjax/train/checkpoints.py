@@ -166,7 +166,7 @@ class Saver:
         place = self.folder / str(self._saving)
         return UserError(
             f"{place}: the checkpoint could not be written: {first_line(error)}\n"
-            f"{newest(self.folder)} Make room or mend the folder, then start again."
+            f"{newest(self.folder)} Free some space or repair the folder, then start again."
         )
 
 

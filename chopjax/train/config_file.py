@@ -66,7 +66,7 @@ def load_config(file: str | Path, overrides: Iterable[str] = ()) -> ConfigDict:
         kind = type(config).__name__
         raise UserError(
             f"--config {file}: get_config() must return a ConfigDict, not {kind}; begin with "
-            "default_config() and return what comes of it"
+            "default_config() and return the result"
         )
     for assignment in overrides:
         override(config, assignment)

@@ -108,7 +108,7 @@ def train(
             raise
         raise UserError(
             f"{error.filename or workdir}: {error.strerror}. {newest(workdir)} "
-            "Make room or mend the folder, then start again."
+            "Free some space or repair the folder, then start again."
         ) from error
 
 

@@ -165,7 +165,7 @@ def read_settings(
     if not problems:
         problems = contradictions(settings)
     if problems:
-        raise UserError(f"the config does not hold together:\n{listing(problems)}")
+        raise UserError(f"the settings contradict each other:\n{listing(problems)}")
     return settings
 
 

@@ -86,7 +86,7 @@ def test_a_new_repository_can_be_private(hub: Running, imported: Path, tmp_path:
         ("me/halved", "", {}, "there is no token"),
         ("me/halved", "hf_" + "y" * 34, {}, "Invalid user token"),
         ("me/halved", "hf_" + "r" * 34, {}, "may only read"),
-        ("me/halved", TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids"),
+        ("me/halved", TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE does not allow"),
         ("me/halved", TOKEN, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )

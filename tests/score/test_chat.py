@@ -98,7 +98,7 @@ def test_a_template_without_a_system_role(
     tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both(write(tmp_path, NO_SYSTEM), tasks, Chat(True, "Answer well."))
-    assert capsys.readouterr().err.count("no place for the system's words") == 1
+    assert capsys.readouterr().err.count("takes no system message") == 1
 
 
 @pytest.mark.parametrize(("limit", "documents"), [(0.4, 3), (0.01, 1), (2, 2)])
