@@ -131,7 +131,7 @@ def test_a_template_that_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--fewshot-as-multiturn"], "it needs --apply-chat-template"),
+        (["--fewshot-as-multiturn"], "and needs --apply-chat-template"),
         (["--apply-chat-template", "long"], "has one chat template, without a name"),
         (["--limit", "1.5"], "--limit 1.5: a number from 1, or a share"),
         (["--limit", "nan"], "--limit nan: a number from 1, or a share"),
