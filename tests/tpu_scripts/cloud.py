@@ -22,6 +22,9 @@ SCRIPTS = Path(__file__).parents[2] / "tpu_scripts"
 TOOLS = """bash chmod sh env cat cp date dirname basename git grep gzip hostname mkdir mktemp mv
     nohup rm sed setsid sleep sort tail tar touch whoami""".split()
 
+DESCRIBE = "queued-resources describe"
+ABSENT = {"code": 1, "err": "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: x\n"}
+
 
 class Cloud:
     """A folder with settings, a PATH of stand-ins, and the record of what they were asked."""
@@ -164,6 +167,11 @@ def _stand_in() -> int:
         sys.stdout.flush()
         return _on_machines(folder, arguments)
     return answer.get("code", 0)
+
+
+def more_settings(cloud: Cloud, **settings: str) -> None:
+    with cloud.settings.open("a") as file:
+        file.writelines(f"{name}='{value}'\n" for name, value in settings.items())
 
 
 if __name__ == "__main__":
