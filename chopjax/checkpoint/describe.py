@@ -34,6 +34,8 @@ from chopjax.models.families.table import HEAD, Family, Naming
 HUGGINGFACE = "huggingface"
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
+# What a folder with weights of whatever kind has.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", *PICKLES)
 _FORMAT = 1
 
 
@@ -188,10 +190,6 @@ def _read_record(folder: Path, family: Family) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a record that chopjax wrote ({error})") from None
-
-
-# What a folder with weights of whatever kind has.
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", *PICKLES)
 
 
 def local_config(model: str) -> dict[str, Any] | None:

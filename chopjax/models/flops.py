@@ -15,6 +15,7 @@ from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 
 FORMULA = "6·N_matmul + 6·L·heads·head_dim·T FLOPs a token (causal attention, within windows)"
+PALM = "6·N_matmul + 12·L·heads·head_dim·T FLOPs a token (PaLM, arXiv 2204.02311, appendix B)"
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -57,9 +58,6 @@ def _attention(config: ModelConfig, seen: Callable[[int | None], float]) -> int:
 def training_per_token(config: ModelConfig, length: int) -> int:
     """Forward and backward: three times the forward pass."""
     return 3 * forward_per_token(config, length)
-
-
-PALM = "6·N_matmul + 12·L·heads·head_dim·T FLOPs a token (PaLM, arXiv 2204.02311, appendix B)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from chopjax.models.parameters import Params
 class Head(struct.PyTreeNode):
     """cap·tanh(z / cap) for z = scale·(hidden · kernel + bias); without a cap z itself.
 
-    Axes' names stand for arrays, gradients or shardings alike.
+    The fields hold arrays, their gradients, or how they are sharded.
     """
 
     kernel_EV: jax.Array
@@ -41,7 +41,8 @@ def head_of(params: Params, config: ModelConfig) -> Head:
 
 def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
     """[X, V]: products of the hidden states' dtype, added up and returned in float32 (float64 for
-    float64 inputs). Elementwise in V, so that a part of the vocabulary is a part of the result."""
+    float64 inputs). A column depends on its own part of the kernel alone, so that devices may split
+    the vocabulary."""
     logits_XV = matmul("...E,EV->...V", hidden_XE, head.kernel_EV.astype(hidden_XE.dtype))
     if head.bias_V is not None:
         logits_XV += head.bias_V.astype(logits_XV.dtype)
@@ -52,8 +53,9 @@ def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
     return logits_XV
 
 
-def before_form(head: Head, logits_XV: jax.Array, d_logits_XV: jax.Array) -> jax.Array:
-    """Gradient by the logits → gradient by hidden · kernel + bias, from the logits alone."""
+def d_products(head: Head, logits_XV: jax.Array, d_logits_XV: jax.Array) -> jax.Array:
+    """[X, V]: the gradient by the logits → that by hidden · kernel + bias. Of the forward pass it
+    needs the logits alone."""
     if head.cap is not None:
         d_logits_XV *= 1 - jnp.square(logits_XV / head.cap)
     return d_logits_XV * head.scale if head.scale != 1 else d_logits_XV

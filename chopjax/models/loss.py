@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from chopjax.models.head import Head, before_form, logits, matmul
+from chopjax.models.head import Head, d_products, logits, matmul
 from chopjax.models.mesh import BATCH_AXES
 
 CHUNK = 512
@@ -117,7 +117,7 @@ def _forward(
             softmax_CV = jnp.exp(logits_CV - log_z_C[:, None])
             is_target_CV = jnp.arange(logits_CV.shape[1]) == column_C[:, None]
             d_logits_CV = softmax_CV * scale_C[:, None] - is_target_CV * weights_C[:, None]
-            d_logits_CV = before_form(head, logits_CV, d_logits_CV).astype(hidden_CE.dtype)
+            d_logits_CV = d_products(head, logits_CV, d_logits_CV).astype(hidden_CE.dtype)
             d_hidden_CE = matmul("EV,CV->EC", narrow.kernel_EV, d_logits_CV).T
             # Transposed here and not inside the product, which processors are slow at.
             hidden_EC = jax.lax.optimization_barrier(hidden_CE.T)

@@ -180,8 +180,8 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         if error.errno not in USERS_ERRORS:
             raise
         raise UserError(
-            f"{path}: {error.strerror}. The points before this one are safe; make room or mend "
-            "the folder, then start again."
+            f"{path}: {error.strerror}. The points before this one are safe; free some space or "
+            "repair the folder, then start again."
         ) from error
 
 

@@ -209,6 +209,6 @@ def _check_inputs(tasks: Sequence[Task]) -> None:
     ]
     if damaged:
         raise UserError(
-            f"files that earlier stages made have changed since, and a later stage needs them:\n"
+            "files that earlier stages made have changed since, and a later stage needs them:\n"
             f"{listing(damaged)}\nPut the files back, or delete the folder to have it made again"
         )
