@@ -18,6 +18,14 @@ sat on the log. What was tokenized in pieces is put together again, and the long
 def folder(path): return path.parent / "checkpoint" for name, weight in model.named_parameters() in
 range(0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Is it there? It is; and if it is not, then it never was!
 """
+# The least that a Llama can be; "num_hidden_layers" comes on top.
+TINY: dict[str, Any] = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def random_model(family: str, seed: int = 0, **options: Any) -> transformers.PreTrainedModel:

@@ -34,6 +34,7 @@ from chopjax.train.metrics_file import METRICS, cut_after, read_metrics
 TENSORBOARD = "tensorboard"
 RECENT_STEPS = 20  # that the progress bar's rates are over
 MOST_SKIPS = 50  # updates left out in a row, by the spike guard, before the run is given up
+_PROBE = 1024  # side of the matrices that an unknown device is measured with
 
 
 class MetricsWriter:
@@ -206,9 +207,6 @@ class Clock:
             "mfu": self._flops / seconds / self._peak,
             "goodput": self._busy / max(time.monotonic() - self._started, 1e-9),
         }
-
-
-_PROBE = 1024  # side of the matrices that an unknown device is measured with
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import torch
 from checkpoints import write_checkpoint
@@ -28,15 +29,7 @@ from chopjax.train.origin import Origin, run_record
 from chopjax.train.settings import ChopSettings, Settings
 
 LAYERS = 2
-TINY: dict[str, Any] = {
-    "vocab_size": 11,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": LAYERS,
-    "tie_word_embeddings": True,
-}
+TINY = checkpoints.TINY | {"num_hidden_layers": LAYERS, "tie_word_embeddings": True}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 from checkpoints import write_checkpoint
 
@@ -20,14 +21,7 @@ from chopjax.train.origin import Origin, find_origin, from_record, run_record, w
 from chopjax.train.settings import ChopSettings, Settings, differences
 
 LAYERS = 4
-TINY: dict[str, Any] = {
-    "vocab_size": 11,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": LAYERS,
-}
+TINY = checkpoints.TINY | {"num_hidden_layers": LAYERS}
 SCRATCH: dict[str, Any] = TINY | {
     "model_type": "llama",
     "max_position_embeddings": 32,
