@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax.models.config import Layer, ModelConfig, Norm
+from chopjax.models.config import Layer, ModelConfig, Norm, QkNorm
 from chopjax.models.families import llama
 from chopjax.models.families.options import Options, rope
 from chopjax.models.families.table import Family, Row
@@ -41,7 +41,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         gated_mlp=True,
         qkv_bias=bias,
         output_bias=bias,
-        qk_norm=norm,
+        qk_norm=QkNorm(norm),
         bos_token_id=options.token("bos_token_id"),
         eos_token_id=options.token("eos_token_id"),
     )
