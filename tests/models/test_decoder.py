@@ -28,7 +28,7 @@ def our_params(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tupl
     family, config = translate(raw)
     tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
-        tensors.pop(table.HEAD)
+        tensors.pop("lm_head.weight")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     found = table.match(family, config, shapes, "model in memory")
     size = parameters.sizes(config)
