@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from flax.traverse_util import unflatten_dict
+from transformers.core_model_loading import revert_weight_conversion
 
 from chopjax.models import parameters
 from chopjax.models.families import table, translate
@@ -52,7 +53,9 @@ def random_model(family: str, seed: int = 0, **options: Any) -> transformers.Pre
 def in_memory(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tuple[Any, Any]:
     """ModelConfig and parameters through the weight table, straight from a model in memory."""
     family, config = translate(raw)
-    tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    # Experts lie fused in its memory, and one by one in files.
+    as_saved = revert_weight_conversion(model, model.state_dict())
+    tensors = {name: tensor.detach().numpy() for name, tensor in as_saved.items()}
     if config.tie_embeddings:
         for name in family.heads:
             tensors.pop(f"{name}.weight", None)
@@ -64,11 +67,8 @@ def in_memory(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tuple
         arrays = binding.row.to_parameters(tensors[binding.source], size)
         for path, array in zip(binding.row.targets, arrays, strict=True):
             flat.setdefault(path, []).append(array)
-    stacked = {
-        path: np.stack(parts) if path.startswith("blocks/") else parts[0]
-        for path, parts in flat.items()
-    }
-    assert {path: a.shape for path, a in stacked.items()} == parameters.shapes(config)
+    shape = parameters.shapes(config)
+    stacked = {path: np.stack(parts).reshape(shape[path]) for path, parts in flat.items()}
     return config, unflatten_dict(stacked, sep="/")
 
 

@@ -95,6 +95,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
     },
     "bloom": {"vocab_size": 97, "hidden_size": 48, "n_head": 6, "n_layer": 4, "seq_length": 512},
+    "mixtral": LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": LLAMA | {"num_experts": 8, "num_experts_per_tok": 3},
+    "qwen3_moe": LLAMA
+    | {"head_dim": 12, "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2},
 }
 NAMES = sorted(SIZES)
 SAMPLE = ["gpt2", "llama", "opt", "qwen3"]
@@ -215,6 +219,15 @@ SPACE: dict[str, Space] = {
     | {"bias": BOTH, "multi_query": BOTH, "num_ln_in_parallel_attn": [None, 1]}
     | {"new_decoder_architecture": BOTH, "num_kv_heads": [1, 2], "ffn_hidden_size": [None, 40]},
     "bloom": TIED | {"n_head": [4, 6]},
+    "mixtral": COMMON
+    | {"sliding_window": [None, 5, 40], "head_dim": [8, 12]}
+    | {"num_local_experts": [2, 5], "num_experts_per_tok": [1, 2]},
+    "olmoe": BIASED
+    | {"clip_qkv": [None, 0.3], "norm_topk_prob": BOTH}
+    | {"num_experts": [3, 8], "num_experts_per_tok": [1, 3]},
+    "qwen3_moe": BIASED
+    | {"use_sliding_window": BOTH, "sliding_window": [5, 40], "norm_topk_prob": BOTH}
+    | {"num_experts": [3, 8], "num_experts_per_tok": [1, 3]},
 }
 
 

@@ -137,8 +137,8 @@ class _Reader:
             self.held = {}  # before the next are read
             self.held = {path: self._whole(path) for path in targets}
         arrays = [self.held[path] for path in targets]
-        if binding.layer is not None:
-            arrays = [array[binding.layer] for array in arrays]
+        if binding.place:
+            arrays = [array[binding.place] for array in arrays]
         view = binding.row.to_tensor([np.asarray(array) for array in arrays], self.sizes)
         result = values.contiguous(view, dtype)
         if (

@@ -106,7 +106,7 @@ class _Leaf:
 
     row: Row
     part: int  # which of the row's parameters
-    sources: tuple[str, ...]  # one a layer; a single one outside the blocks
+    sources: tuple[str, ...]  # one a layer, or a layer's expert; a single one outside the blocks
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
@@ -203,17 +203,18 @@ def _read_shard(
 ) -> np.ndarray:
     """One part of a parameter, in its type. Adds tensors with NaN or infinity to `faults`."""
     sizes = parameters.sizes(checkpoint.config)
-    per_layer = leaf.row.per_layer
-    sources = leaf.sources[slice(*index[0])] if per_layer else leaf.sources
-    inner = tuple(slice(*bounds) for bounds in (index[1:] if per_layer else index))
-    out = np.empty((len(sources), *(s.stop - s.start for s in inner)), leaf.dtype)
+    stacked = leaf.row.stacked
+    cut = tuple(slice(*bounds) for bounds in index)
+    names = np.array(leaf.sources, object).reshape(leaf.shape[:stacked])
+    sources = names[(*cut[:stacked], ...)]
+    out = np.empty([bounds.stop - bounds.start for bounds in cut], leaf.dtype)
 
-    def read(layer: int) -> None:
-        name = sources[layer]
+    def read(place: tuple[int, ...]) -> None:
+        name = sources[place]
         tensor = checkpoint.array(name)
-        view = leaf.row.to_parameters(tensor, sizes)[leaf.part][inner]
-        values.fill(out[layer], view)
-        if not values.is_finite(out[layer]):
+        view = leaf.row.to_parameters(tensor, sizes)[leaf.part][cut[stacked:]]
+        values.fill(out[place], view)
+        if not values.is_finite(out[place]):
             if values.is_finite(values.contiguous(view)):
                 raise UserError(
                     f"{checkpoint.name}: {name} ({tensor.dtype}) has values too large for "
@@ -221,8 +222,8 @@ def _read_shard(
                 )
             faults.add(name)
 
-    list(threads.map(read, range(len(sources))))
-    return out if per_layer else out[0]
+    list(threads.map(read, np.ndindex(sources.shape)))
+    return out
 
 
 def _read_orbax(

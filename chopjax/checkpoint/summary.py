@@ -22,8 +22,9 @@ WIDTHS = {"float32": 4, "bfloat16": 2}  # bytes, of the types that people load m
 def summary(description: Description) -> dict[str, Any]:
     """Values that JSON can hold.
 
-    tensors: one entry a kind of tensor, with the number of layers that have it. Bytes and types
-    are those of the files; of a training run, those that export would write.
+    tensors: one entry a kind of tensor, with the number of layers that have it and, where a layer
+    has one an expert, of experts. Bytes and types are those of the files; of a training run, those
+    that export would write.
     """
     own = {
         "revision": description.revision,
@@ -75,6 +76,7 @@ def _numbers(
         "dtype": stated_dtype(raw_config),
         "parameters": {
             "total": total,
+            "active": parameters.count_active(config),
             "per_layer": per_layer,
             "blocks": per_layer * config.num_layers,
             "embeddings": sum(math.prod(shapes[path]) for path in tables if path in shapes),
@@ -127,12 +129,13 @@ def _tensors(
                 "shape": list(shape),
                 "dtypes": [],
                 "layers": None if binding.layer is None else 0,
+                "experts": None if binding.expert is None else sizes["X"],
                 "bytes": 0,
             },
         )
         if dtype not in row["dtypes"]:
             row["dtypes"].append(dtype)
-        if binding.layer is not None:
+        if binding.layer is not None and not binding.expert:
             row["layers"] += 1
         row["bytes"] += math.prod(shape) * DTYPES[dtype].itemsize
     return list(rows.values())

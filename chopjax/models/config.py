@@ -59,6 +59,19 @@ class QkNorm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """A feed-forward of several, of which every token takes a few (arXiv 1701.06538).
+
+    A token's weights are those of the `per_token` largest of a softmax over all experts;
+    renormalise: divided by their sum.
+    """
+
+    count: int  # X
+    per_token: int
+    renormalise: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
     """What may differ from layer to layer."""
 
@@ -69,7 +82,7 @@ class Layer:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer. Sizes are counts of elements; letters are the axis names used
-    in `parameters.py` and in array names: V D L N K H F P E."""
+    in `parameters.py` and in array names: V D L N K H F P E X."""
 
     family: str
     vocab_size: int  # V
@@ -78,7 +91,7 @@ class ModelConfig:
     num_heads: int  # N
     num_kv_heads: int  # K
     head_dim: int  # H
-    mlp_dim: int  # F
+    mlp_dim: int  # F, of one expert where there are several
     max_positions: int  # the context length; P = max_positions + position_offset
     norm: Norm
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
@@ -89,13 +102,14 @@ class ModelConfig:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    experts: Experts | None = None  # they are gated and have no biases
     # Where a block's norms stand: before attention and feed-forward; after them (OLMo 2); both
     # (Gemma 2); or after the sum with the residual stream (OPT-350m).
     norm_place: Literal["before", "after", "both", "residual"] = "before"
     # Attention and feed-forward beside each other, behind one norm (GPT-J) or two (GPT-NeoX).
     parallel: Literal["no", "one_norm", "two_norms"] = "no"
     qk_norm: QkNorm | None = None
-    clip_qkv: float | None = None  # queries, keys and values are clipped to ±this
+    clip_qkv: float | None = None  # queries, keys and values, normed, are clipped to ±this
     score_scale: float | None = None  # of q·k; None: H ** -0.5
     score_cap: float | None = None  # c: scores are c·tanh(scores / c)
     embed_scale: float = 1.0  # multiplies the looked-up embeddings

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from chopjax.models import parameters, positions
+from chopjax.models import experts, parameters, positions
 from chopjax.models.attention import attend
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
@@ -302,10 +302,6 @@ def _attention(
     query_BTNH = project(attention, "query", x_BTD)
     key_BTKH = project(attention, "key", x_BTD)
     value_BTKH = project(attention, "value", x_BTD)
-    if (clip := config.clip_qkv) is not None:
-        query_BTNH, key_BTKH, value_BTKH = (
-            jnp.clip(x, -clip, clip) for x in (query_BTNH, key_BTKH, value_BTKH)
-        )
 
     def normed(name: str, x: jax.Array) -> jax.Array:
         assert config.qk_norm is not None
@@ -314,6 +310,10 @@ def _attention(
 
     if config.qk_norm is not None and not config.qk_norm.after_rope:
         query_BTNH, key_BTKH = normed("query_norm", query_BTNH), normed("key_norm", key_BTKH)
+    if (clip := config.clip_qkv) is not None:
+        query_BTNH, key_BTKH, value_BTKH = (
+            jnp.clip(x, -clip, clip) for x in (query_BTNH, key_BTKH, value_BTKH)
+        )
     if rotation is not None:
         interleaved = any(rope.interleaved for rope in _ropes(config) if rope is not None)
         query_BTNH = positions.rotate(query_BTNH, *rotation, interleaved)
@@ -325,8 +325,10 @@ def _attention(
 
 
 def _mlp(mlp: Params, config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
-    """Feed-forward, plain or gated (arXiv 2002.05202)."""
+    """Feed-forward, plain or gated (arXiv 2002.05202), or one of experts."""
     activation = ACTIVATIONS[config.activation]
+    if config.experts is not None:
+        return experts.feed_forward(mlp, config, activation, x_BTD)
     if config.gated_mlp:
         gate_BTF, up_BTF = kept(project(mlp, "gate", x_BTD)), kept(project(mlp, "up", x_BTD))
         inner_BTF = activation(gate_BTF) * up_BTF

@@ -21,10 +21,10 @@ PALM = "6·N_matmul + 12·L·heads·head_dim·T FLOPs a token (PaLM, arXiv 2204.
 def matmul_parameters(config: ModelConfig) -> int:
     """Parameters that every token is multiplied with: all but lookups, norms and biases.
 
-    The head counts, tied or not.
+    The head counts, tied or not; of experts those that a token is sent to, and their router whole.
     """
     total = config.table_dim * config.vocab_size
-    for path, shape in parameters.shapes(config).items():
+    for path, shape in parameters.active_shapes(config).items():
         *parents, name = path.split("/")
         is_lookup = path in ("embed/embedding", "embed/positions", "head/kernel")
         is_norm = any(parent.endswith("norm") for parent in parents)

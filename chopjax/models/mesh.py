@@ -53,6 +53,9 @@ SHARDING_RULES: Mapping[str, Rule] = {
     "K": Rule("tensor", whole_if_uneven=True),
     "H": Rule(None),
     "F": Rule("tensor"),
+    # Every device has its part of every expert, so that no token travels to one: D and F are split
+    # already, and a mesh axis takes one letter.
+    "X": Rule(None),
     # GPT-2's 50,257 divides by no mesh worth having.
     "V": Rule("tensor", whole_if_uneven=True),
     "E": Rule(None),  # OPT-350m alone has it, narrow and beside D

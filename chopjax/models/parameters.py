@@ -5,7 +5,7 @@ Parameters are a plain nested dict; a path such as `blocks/attention/query` name
 inspecting and chopping a checkpoint need only the names and sizes.
 
 Axes: V vocabulary, D model, E embedding table where narrower than D, P positions, L layers,
-N query heads, K key/value heads, G = N/K, H head size, F feed-forward.
+N query heads, K key/value heads, G = N/K, H head size, F feed-forward (of an expert), X experts.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "G": config.num_heads // config.num_kv_heads,
         "H": config.head_dim,
         "F": config.mlp_dim,
+        "X": config.experts.count if config.experts else 1,
     }
 
 
@@ -40,6 +41,10 @@ class Parameter(NamedTuple):
 
     axes: str
     initial: Literal["normal", "ones", "zeros"] = "normal"
+
+
+# The kernels of all experts of a layer, one after the other.
+EXPERTS = {"gate": "L X D F", "up": "L X D F", "down": "L X F D"}
 
 
 def table(config: ModelConfig) -> dict[str, Parameter]:
@@ -66,9 +71,13 @@ def table(config: ModelConfig) -> dict[str, Parameter]:
         rows |= _norm("blocks/mlp_output_norm", "L D", config.norm)
     if config.norm_place != "after" and config.parallel != "one_norm":
         rows |= _norm("blocks/mlp_norm", "L D", config.norm)
-    for name in ("gate", "up") if config.gated_mlp else ("up",):
-        rows |= _kernel(f"blocks/mlp/{name}", "L D F", 1, config.mlp_bias)
-    rows |= _kernel("blocks/mlp/down", "L F D", 1, config.mlp_bias)
+    if config.experts is not None:
+        rows["blocks/mlp/router"] = Parameter("L D X")
+        rows |= {f"blocks/mlp/{name}": Parameter(dims) for name, dims in EXPERTS.items()}
+    else:
+        for name in ("gate", "up") if config.gated_mlp else ("up",):
+            rows |= _kernel(f"blocks/mlp/{name}", "L D F", 1, config.mlp_bias)
+        rows |= _kernel("blocks/mlp/down", "L F D", 1, config.mlp_bias)
     if config.final_norm:
         rows |= _norm("final_norm", "D", config.norm)
     if config.embed_projection:
@@ -106,6 +115,17 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: tuple(size[a] for a in dims.split()) for path, dims in axes(config).items()}
 
 
+def active_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Path → shape of what one token meets: of experts' kernels those that it is sent to."""
+    found = shapes(config)
+    if config.experts is not None:
+        for path, dims in axes(config).items():
+            if dims.startswith("L X"):
+                layers, _, *kernel = found[path]
+                found[path] = (layers, config.experts.per_token, *kernel)
+    return found
+
+
 def count(config: ModelConfig) -> int:
     """Parameters in all; a tied head is counted once."""
     return sum(math.prod(shape) for shape in shapes(config).values())
@@ -115,3 +135,8 @@ def count_per_layer(config: ModelConfig) -> int:
     """Parameters of one block."""
     blocks = [s for path, s in shapes(config).items() if path.startswith("blocks/")]
     return sum(math.prod(shape[1:]) for shape in blocks)
+
+
+def count_active(config: ModelConfig) -> int:
+    """Parameters that one token meets: fewer than all where there are experts."""
+    return sum(math.prod(shape) for shape in active_shapes(config).values())

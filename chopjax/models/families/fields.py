@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from chopjax.models.config import Layer, ModelConfig, Norm, Rope
+from chopjax.models.config import Experts, Layer, ModelConfig, Norm, Rope
 from chopjax.models.families.options import Options
 
 ACTIVATIONS = {
@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu2",
 }
+MAX_EXPERTS = 100_000  # of all layers together: the files have three tensors for each
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -62,6 +63,23 @@ def sizes(
         "max_positions": options.size("max_position_embeddings", positions),
         "tie_embeddings": options.flag("tie_word_embeddings", tied),
     }
+
+
+def experts(
+    options: Options, layers: int, count: int, per_token: int, renormalise: bool
+) -> Experts:
+    """Under either of the keys that transformers has for their number, of which it writes the
+    other back. count, per_token: what missing keys mean."""
+    names = [key for key in ("num_local_experts", "num_experts") if options.get(key) is not None]
+    counts = [options.size(key) for key in names] or [count]
+    if len(set(counts)) > 1:
+        options.problems.append(f"num_local_experts is {counts[0]}, and num_experts {counts[1]}")
+    if counts[0] * layers > MAX_EXPERTS:
+        options.problems.append(f"{counts[0]:,} experts in each layer are not supported")
+    per_token = options.size("num_experts_per_tok", per_token)
+    if per_token > counts[0]:
+        options.problems.append(f"num_experts_per_tok is {per_token}, of {counts[0]} experts")
+    return Experts(counts[0], per_token, renormalise)
 
 
 def rms(options: Options, epsilon: float, offset: float = 0.0) -> Norm:

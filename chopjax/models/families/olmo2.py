@@ -43,6 +43,10 @@ def with_layers(
 
 
 _LAYER = "{p}layers.{l}."
+QK_NORMS = (
+    Row(_LAYER + "self_attn.q_norm.weight", "blocks/attention/query_norm/scale", "(N H) -> N H"),
+    Row(_LAYER + "self_attn.k_norm.weight", "blocks/attention/key_norm/scale", "(K H) -> K H"),
+)
 NORMS_AFTER = (
     Row(_LAYER + "post_attention_layernorm.weight", "blocks/attention_output_norm/scale", "D -> D"),
     Row(_LAYER + "post_feedforward_layernorm.weight", "blocks/mlp_output_norm/scale", "D -> D"),
@@ -50,8 +54,7 @@ NORMS_AFTER = (
 ROWS = (
     llama.EMBEDDING,
     *llama.ATTENTION,
-    Row(_LAYER + "self_attn.q_norm.weight", "blocks/attention/query_norm/scale", "(N H) -> N H"),
-    Row(_LAYER + "self_attn.k_norm.weight", "blocks/attention/key_norm/scale", "(K H) -> K H"),
+    *QK_NORMS,
     *NORMS_AFTER,
     *llama.MLP,
     *llama.ENDS,

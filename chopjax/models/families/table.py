@@ -26,14 +26,14 @@ from chopjax.models.config import ModelConfig
 class Row:
     """One kind of tensor.
 
-    source: its name, with `{p}` for the family's prefix, `{l}` for the layer index and `{h}` for
-        the head's name.
+    source: its name, with `{p}` for the family's prefix, `{l}` for the layer index, `{e}` for the
+        expert's and `{h}` for the head's name.
     target: the parameter path. Several paths mean that the tensor holds several parameters, side by
         side on one axis.
-    axes: the tensor's axes, an arrow, the parameter's axes (without the layer axis L). Letters are
-        those of parameters.py, numbers are literal sizes, brackets group axes into one. Of a tensor
-        that holds several parameters, braces say how many each has of the axis that they share:
-        `"({N,K,K} H) D -> D {N,K,K} H"`.
+    axes: the tensor's axes, an arrow, the parameter's axes (without L where there is a tensor a
+        layer, and X where there is one an expert). Letters are those of parameters.py, numbers are
+        literal sizes, brackets group axes into one. Of a tensor that holds several parameters,
+        braces say how many each has of the axis that they share: `"({N,K,K} H) D -> D {N,K,K} H"`.
     when: whether a decoder has this tensor, where its parameters alone do not say it.
     """
 
@@ -49,6 +49,11 @@ class Row:
     @property
     def per_layer(self) -> bool:
         return "{l}" in self.source
+
+    @property
+    def stacked(self) -> int:
+        """How many of the parameter's leading axes (L, X) the file has a tensor for each of."""
+        return self.per_layer + ("{e}" in self.source)
 
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The tensor's shape in the checkpoint."""
@@ -160,17 +165,24 @@ class Naming:
     head: str = "lm_head"  # or, GPT-NeoX, embed_out
 
     def of(self, row: Row) -> str:
-        """The row's name, the layer's index still open."""
+        """The row's name, the layer's and the expert's index still open."""
         return row.source.replace("{p}", self.prefix).replace("{h}", self.head)
 
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """One tensor and where it goes. `layer` is the index in the file, None outside the blocks."""
+    """One tensor and where it goes. `layer` is the index in the file, None outside the blocks;
+    `expert` likewise, None where a tensor holds all that there is of a layer."""
 
     source: str
     row: Row
     layer: int | None
+    expert: int | None = None
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where in the parameter the tensor stands."""
+        return tuple(index for index in (self.layer, self.expert) if index is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,12 +217,19 @@ def bind(family: Family, config: ModelConfig, naming: Naming) -> tuple[Binding, 
             bindings += [Binding(name, row, None) for name in naming.embedding_names]
             continue
         name = naming.of(row)
-        if row.per_layer:
-            layers = range(config.num_layers)
-            bindings += [Binding(name.replace("{l}", str(i)), row, i) for i in layers]
-        else:
-            bindings.append(Binding(name, row, None))
+        for layer in range(config.num_layers) if row.per_layer else (None,):
+            own = name.replace("{l}", str(layer))
+            for expert in _experts(row, config):
+                bindings.append(Binding(own.replace("{e}", str(expert)), row, layer, expert))
     return tuple(bindings)
+
+
+def _experts(row: Row, config: ModelConfig) -> Sequence[int | None]:
+    """Those that have a tensor each; None: the tensor is of no expert."""
+    if "{e}" not in row.source:
+        return (None,)
+    assert config.experts is not None
+    return range(config.experts.count)
 
 
 def match(
@@ -271,7 +290,8 @@ def _find_naming(family: Family, config: ModelConfig, tensors: Iterable[str]) ->
     names = set(tensors)
 
     def hits(naming: Naming) -> int:
-        return len(names.intersection(naming.of(row).replace("{l}", "0") for row in family.rows))
+        firsts = (naming.of(row).replace("{l}", "0").replace("{e}", "0") for row in family.rows)
+        return len(names.intersection(firsts))
 
     # The first of each wins a draw: with nothing found, the usual names are reported missing.
     both = [Naming(prefix, (), head) for prefix in family.prefixes for head in family.heads]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import families
 import hypothesis.strategies as st
 import numpy as np
@@ -42,7 +44,7 @@ def test_to_tensor_undoes_to_parameters(name: str, seed: int, tied: bool) -> Non
         arrays = binding.row.to_parameters(tensor, size)
         for path, array in zip(binding.row.targets, arrays, strict=True):
             expected = parameters.shapes(config)[path]
-            assert array.shape == (expected[1:] if binding.row.per_layer else expected)
+            assert array.shape == expected[binding.row.stacked :]
             assert np.shares_memory(array, tensor), "reading must not copy"
         assert np.array_equal(binding.row.to_tensor(arrays, size), tensor)
 
@@ -52,9 +54,10 @@ def test_to_tensor_undoes_to_parameters(name: str, seed: int, tied: bool) -> Non
 def test_every_parameter_is_bound_once(name: str, tied: bool) -> None:
     family, config, shapes = tensors_of(name, tie_word_embeddings=tied)
     bound = [path for b in match(family, config, shapes, "here").bindings for path in b.row.targets]
+    rows = {path: row for row in family.rows for path in row.targets}
     expected = {
-        path: config.num_layers if path.startswith("blocks/") else 1
-        for path in parameters.axes(config)
+        path: math.prod(shape[: rows[path].stacked])
+        for path, shape in parameters.shapes(config).items()
     }
     assert {path: bound.count(path) for path in bound} == expected
 
