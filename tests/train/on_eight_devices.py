@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from chopjax.models import families, mesh
+from chopjax.models.config import ModelConfig
 from chopjax.train import objectives, optimizer, step
 from chopjax.train.settings import (
     ComputeSettings,
@@ -44,6 +45,7 @@ SETTINGS = Settings(
     compute=ComputeSettings(loss_chunk=5),
 )
 UNEVEN = {"vocab_size": V + 1, "tie_word_embeddings": False}
+EXPERTS = {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2}
 # name → data, fsdp, tensor, microbatches, extra keys of config.json
 RUNS = {
     "one device": (1, 1, 1, 1, {}),
@@ -53,6 +55,8 @@ RUNS = {
     "kv heads whole": (1, 2, 4, 1, {}),
     "vocabulary whole": (2, 2, 2, 1, UNEVEN),
     "vocabulary whole, one device": (1, 1, 1, 1, UNEVEN),
+    "experts, one device": (1, 1, 1, 1, EXPERTS),
+    "experts": (2, 2, 2, 1, EXPERTS),
 }
 
 
@@ -71,7 +75,7 @@ def batch_of(number: int) -> dict[str, np.ndarray]:
     }
 
 
-PARAMS: dict[int, dict] = {}  # vocabulary → the parameters that the first run began with
+PARAMS: dict[ModelConfig, dict] = {}  # the parameters that the first run began with
 
 
 def gathers_vocabulary(line: str) -> bool:
@@ -90,11 +94,11 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
         rule = optimizer.make_optimizer(settings.optimizer, STEPS)
         params = step.abstract_params(config, settings.compute.param_dtype, made)
         abstract = step.abstract_state(params, rule, settings, made)
-        if parts > 1 or config.vocab_size not in PARAMS:
+        if parts > 1 or config not in PARAMS:
             state = step.begin_from_scratch(config, rule, settings, abstract)
-            PARAMS.setdefault(config.vocab_size, jax.device_get(state["params"]))
+            PARAMS.setdefault(config, jax.device_get(state["params"]))
         else:  # random weights take longest to compile
-            params = jax.device_put(PARAMS[config.vocab_size], mesh.shardings(config, made))
+            params = jax.device_put(PARAMS[config], mesh.shardings(config, made))
             state = step.begin(params, rule, settings, abstract)
         asked = step.shardings_of(abstract)
         sharded = all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, asked)))
@@ -111,11 +115,15 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
         eval_step = step.make_eval_step(objective, abstract["params"], {}, made)
         loss, weight = eval_step(state["params"], {}, first)
         query = state["params"]["blocks"]["attention"]["query"]
+        gate = state["params"]["blocks"]["mlp"]["gate"]
+        sorts = re.findall(r"= \(?s32\[(\d+)\]\S* .*sort\(", text)
         return {
             "curve": curve,
             "evaluation": [float(loss), float(weight)],
             "born sharded": sharded,
             "query shard": list(query.addressable_shards[0].data.shape),
+            "gate shard": list(gate.addressable_shards[0].data.shape),
+            "longest sort": max(map(int, sorts), default=0),
             "whole batch gathered": any(
                 "all-gather" in line and f"= f32[{B},{T}," in line for line in text.splitlines()
             ),

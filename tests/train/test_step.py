@@ -51,6 +51,19 @@ def test_a_vocabulary_that_does_not_divide(runs):
     np.testing.assert_allclose(runs["vocabulary whole"]["curve"], want, rtol=2e-4)
 
 
+def test_experts_on_a_mesh(runs):
+    """The curve of one device; each device sorts the tokens of its rows, and has its part of every
+    expert."""
+    one, mesh = runs["experts, one device"], runs["experts"]
+    np.testing.assert_allclose(mesh["curve"], one["curve"], rtol=2e-4)
+    np.testing.assert_allclose(mesh["evaluation"], one["evaluation"], rtol=2e-4)
+    rows = 16 * 12 * 2  # tokens of a batch, each to two experts
+    assert one["longest sort"] == rows
+    assert mesh["longest sort"] == rows / 4  # over data 2 x fsdp 2
+    assert one["gate shard"] == [2, 6, 32, 48]
+    assert mesh["gate shard"] == [2, 6, 16, 24]  # fsdp and tensor
+
+
 def test_state_is_born_sharded(runs):
     assert all(run["born sharded"] for run in runs.values())
     assert runs["fsdp"]["query shard"] == [2, 4, 4, 8]
