@@ -76,7 +76,7 @@ def _numbers(
         "dtype": stated_dtype(raw_config),
         "parameters": {
             "total": total,
-            "active": parameters.count_active(config),
+            "active": parameters.count(config, active=True),
             "per_layer": per_layer,
             "blocks": per_layer * config.num_layers,
             "embeddings": sum(math.prod(shapes[path]) for path in tables if path in shapes),

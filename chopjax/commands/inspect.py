@@ -168,6 +168,9 @@ def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
         scaling = "" if rope["kind"] == "default" else f", {rope['kind']} x{rope['factor']:g}"
         positions = f"{config['max_positions']:,}, RoPE of base {rope['theta']:,g}{scaling}"
     gated = "gated " if config["gated_mlp"] else ""
+    mlp = f"{config['mlp_dim']:,}, {gated}{config['activation']}"
+    if experts := config["experts"]:
+        mlp += f"; {experts['count']} experts, {experts['per_token']} a token"
     tied = "tied" if config["tie_embeddings"] else "untied"
     return {
         "family": config["family"],
@@ -175,7 +178,7 @@ def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
         "width": f"{config['embed_dim']:,}",
         "heads": f"{config['num_heads']} query, {config['num_kv_heads']} key/value, "
         f"of {config['head_dim']}",
-        "feed-forward": f"{config['mlp_dim']:,}, {gated}{config['activation']}",
+        "feed-forward": mlp,
         "vocabulary": f"{config['vocab_size']:,}, {tied} head",
         "positions": positions,
         "norm": f"{config['norm']['kind']}, epsilon {config['norm']['epsilon']:g}",
@@ -199,7 +202,8 @@ def _size_facts(result: dict[str, Any]) -> dict[str, str]:
     share = counts["blocks"] / counts["total"]
     sizes = [f"{_bytes(size)} in {dtype}" for dtype, size in result["bytes_by_dtype"].items()]
     facts = {
-        "parameters": f"{counts['total']:,}",
+        "parameters": f"{counts['total']:,}"
+        + (f" ({counts['active']:,} active)" if counts["active"] < counts["total"] else ""),
         "  a layer": f"{counts['per_layer']:,} (all layers: {share:.1%})",
         "  embeddings": f"{counts['embeddings']:,} (tables and head)",
         "  take": ", ".join(sizes),
@@ -243,7 +247,7 @@ def _tensors(result: dict[str, Any], wide: bool) -> Any:
     for row in result["tensors"]:
         cells = [
             Text(row["name"]),
-            "" if row["layers"] is None else str(row["layers"]),
+            _times(row),
             " x ".join(map(str, row["shape"])),
             "/".join(row["dtypes"]),
             _bytes(row["bytes"]),
@@ -254,10 +258,17 @@ def _tensors(result: dict[str, Any], wide: bool) -> Any:
     if wide:
         table.caption = (
             "L layers, V vocabulary, D width, N query heads, K key/value heads, H head size, "
-            "F feed-forward, P positions"
+            "F feed-forward, X experts, P positions"
         )
         table.caption_justify = "left"
     return table
+
+
+def _times(row: dict[str, Any]) -> str:
+    """How many tensors of a kind there are; nothing outside the blocks."""
+    if row["layers"] is None:
+        return ""
+    return f"{row['layers']} x {row['experts']} experts" if row["experts"] else f"{row['layers']}"
 
 
 def _memory(result: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import hidden_states
 from chopjax.models.flops import decode_per_token, forward_per_token
 from chopjax.models.head import head_of, logits
-from chopjax.models.parameters import Params
+from chopjax.models.parameters import EXPERTS, Params
 from chopjax.score.generation import STRIDE, decode, prefill
 
 PHASES = {
@@ -196,8 +196,13 @@ def _memory(program: Any) -> int | None:
 def _work(
     params: Params, config: ModelConfig, batch: int, length: int, phase: str
 ) -> tuple[int, int]:
-    """(FLOPs, bytes to read) of a pass."""
+    """(FLOPs, bytes to read) of a pass. Of experts, those are read that some token is sent to; how
+    many that is if every one is as likely."""
     weights = sum(array.nbytes for array in jax.tree.leaves(params))
+    if (experts := config.experts) is not None:
+        tokens = batch if phase == "decode" else batch * length
+        unread = (1 - experts.per_token / experts.count) ** tokens
+        weights -= round(unread * sum(params["blocks"]["mlp"][name].nbytes for name in EXPERTS))
     if not config.tie_embeddings:
         weights -= params["embed"]["embedding"].nbytes  # a few rows of it are read
     itemsize = np.dtype(params["embed"]["embedding"].dtype).itemsize

@@ -126,17 +126,15 @@ def active_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def count(config: ModelConfig) -> int:
-    """Parameters in all; a tied head is counted once."""
-    return sum(math.prod(shape) for shape in shapes(config).values())
+def count(config: ModelConfig, active: bool = False) -> int:
+    """Parameters in all; a tied head is counted once. active: those that one token meets, fewer
+    where there are experts."""
+    found = active_shapes(config) if active else shapes(config)
+    return sum(math.prod(shape) for shape in found.values())
 
 
-def count_per_layer(config: ModelConfig) -> int:
+def count_per_layer(config: ModelConfig, active: bool = False) -> int:
     """Parameters of one block."""
-    blocks = [s for path, s in shapes(config).items() if path.startswith("blocks/")]
+    found = active_shapes(config) if active else shapes(config)
+    blocks = [s for path, s in found.items() if path.startswith("blocks/")]
     return sum(math.prod(shape[1:]) for shape in blocks)
-
-
-def count_active(config: ModelConfig) -> int:
-    """Parameters that one token meets: fewer than all where there are experts."""
-    return sum(math.prod(shape) for shape in active_shapes(config).values())

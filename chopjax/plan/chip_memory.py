@@ -40,31 +40,38 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
     A token's share of a block: with remat "full" its input; with "dots" the results of the matrix
     products too; with "none" about twice that. At work: six of the feed-forward and eight of the
     model's width; with attention "xla" its scores and their gradients, which exist whole in
-    float32 (and stay, with "none"). The loss holds the head and its gradient in float32 and one
-    chunk of logits.
+    float32 (and stay, with "none"). With experts a token's feed-forwards are several, each with
+    its own copy of the token, and a block's kernels and their gradients are large. The loss holds
+    the head and its gradient in float32 and one chunk of logits.
     """
     tensor = mesh_shape["tensor"]
     shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
     tokens = settings.data.batch_size * settings.data.sequence_length
     tokens //= shards * settings.compute.microbatches
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    mlp = config.mlp_dim * (2 if config.gated_mlp else 1)
+    copies = config.experts.per_token if config.experts else 1
+    mlp = copies * config.mlp_dim * (2 if config.gated_mlp else 1)
     products = 2 * config.embed_dim + (heads + mlp) // tensor
     kept = {
         "full": config.embed_dim,
         "dots": config.embed_dim + products,
         "none": config.embed_dim + 2 * products,
     }[settings.compute.remat]
-    at_work = 8 * config.embed_dim + 6 * config.mlp_dim // tensor
+    at_work = 8 * config.embed_dim + 6 * copies * config.mlp_dim // tensor
+    kernels = 0
+    if config.experts is not None:
+        at_work += 4 * copies * config.embed_dim
+        kernels = 2 * 3 * config.experts.count * config.embed_dim * config.mlp_dim // tensor
     width = DTYPE_BYTES[settings.compute.dtype]
     vocabulary = math.ceil(config.vocab_size / tensor)
     loss = 4 * vocabulary * (2 * config.table_dim + settings.compute.loss_chunk)
     scores = 0
     if settings.compute.attention == "xla":
-        copies = 2 + (config.num_layers if settings.compute.remat == "none" else 0)
+        whole = 2 + (config.num_layers if settings.compute.remat == "none" else 0)
         heads_here = math.ceil(config.num_heads / tensor)
-        scores = 4 * copies * tokens * heads_here * settings.data.sequence_length
-    return tokens * width * (config.num_layers * kept + at_work) + scores + loss
+        scores = 4 * whole * tokens * heads_here * settings.data.sequence_length
+    blocks = width * (tokens * (config.num_layers * kept + at_work) + kernels)
+    return blocks + scores + loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ import jax
 from jax.sharding import Mesh
 
 from chopjax import interrupts
+from chopjax.compilation import grouped_products
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import batch_sharding, make_mesh
@@ -197,6 +198,7 @@ def _compile(
                 next_token(model, settings), optimizer, settings, state, {}, mesh
             )
             lowered = step.lower(state, {}, batch)
+            options |= grouped_products(lowered)
             stats: Any = lowered.compile(compiler_options=options).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         answers.send(str(error))

@@ -200,6 +200,7 @@ def _phase(
         "name": name,
         "layers": model.num_layers,
         "parameters": parameters.count(model),
+        "active_parameters": parameters.count(model, active=True),
         "steps": steps,
         "fits": fits,
         "memory": dataclasses.asdict(parts) | {"total": parts.total, "limit": limit},

@@ -52,6 +52,8 @@ def show(plan: dict[str, Any]) -> None:
 
 def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) -> None:
     name = f"{phase['name']}: {phase['layers']} layers, {_count(phase['parameters'])} parameters"
+    if (active := phase["active_parameters"]) != phase["parameters"]:
+        name += f" ({_count(active)} active)"
     screen.rule(f"{name}, {phase['steps']:,} steps")
     memory, limit = phase["memory"], phase["memory"]["limit"]
     table = Table(title=f"Memory of one chip ({plan['chip']['name']})", show_header=False)

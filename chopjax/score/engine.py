@@ -222,9 +222,9 @@ class Engine:
 
 def fitted_budget(config: ModelConfig, mesh: Mesh | None = None) -> Budget:
     """A budget for the backend in use and for the size and proportions of the model."""
-    per_layer = parameters.count_per_layer(config)
+    per_layer = parameters.count_per_layer(config, active=True)
     # A causal row of T tokens multiplies 2 T N H numbers a token for its attention on average,
-    # and one for every parameter of the block.
+    # and one for every parameter of the block that it meets.
     attention = per_layer / (config.num_heads * config.head_dim)
     shards = 1 if mesh is None else batch_shards(mesh)
     if jax.default_backend() != "cpu":

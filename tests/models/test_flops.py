@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from chopjax.models import decoder, flops
+from chopjax.models import decoder, flops, parameters
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
+from chopjax.models.families import translate
 from chopjax.models.flops import conventions
 from chopjax.models.head import head_of, logits
 
@@ -38,6 +39,16 @@ def test_llama_2_7b_by_hand() -> None:
     assert palm.forward * 3 == palm.training
     assert causal.training == flops.training_per_token(LLAMA_2_7B, 4096)
     assert palm.training == pytest.approx(46.1e9, rel=2e-3)  # 6.6B parameters, T = 4096
+
+
+def test_mixtral_8x7b_by_hand() -> None:
+    """46.7B parameters, 12.9B of them active (arXiv 2401.04088, section 2)."""
+    _, config = translate({"model_type": "mixtral"})
+    attention, expert = 2 * 4096**2 + 2 * 4096 * 1024, 3 * 4096 * 14_336
+    matrices = 32 * (attention + 4096 * 8 + 2 * expert) + 32_000 * 4096
+    assert flops.matmul_parameters(config) == matrices
+    assert parameters.count(config) == pytest.approx(46.7e9, rel=1e-3)
+    assert parameters.count(config, active=True) == pytest.approx(12.9e9, rel=2e-3)
 
 
 def test_xla_counts_the_same_for_a_forward_pass() -> None:

@@ -18,6 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama tied": {"tie_word_embeddings": True},
     "gpt2": {},
     "opt": {},
+    "mixtral": {},
     "opt 350m": {"word_embed_proj_dim": 512, "hidden_size": 1024, "num_attention_heads": 16},
 }
 

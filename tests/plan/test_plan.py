@@ -249,6 +249,59 @@ def test_compiled(tiny: Path):
     assert phase["hbm_traffic"] == pytest.approx(whole["hbm_traffic"], rel=0.01)
 
 
+GROUPED = """
+from chopjax.plan.topology import devices, parse, prepare_environment
+prepare_environment()
+import jax, jax.numpy as jnp
+from chopjax.compilation import grouped_products
+
+ROWS, WIDTH, OUT, GROUPS = 4096, 512, 1024, 16
+place = jax.sharding.SingleDeviceSharding(devices(parse("v6e:2x2"))[0])
+
+def array(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+lowered = jax.jit(jax.lax.ragged_dot).lower(
+    array(ROWS, WIDTH), array(GROUPS, WIDTH, OUT), array(GROUPS, dtype=jnp.int32)
+)
+program = lowered.compile(compiler_options=grouped_products(lowered))
+print(program.cost_analysis()["flops"] / (2 * ROWS * WIDTH * OUT))
+plain = jax.jit(jnp.dot).lower(array(ROWS, WIDTH), array(WIDTH, OUT))
+print(grouped_products(plain))
+"""
+
+
+def test_grouped_products_multiply_the_rows_that_there_are():
+    """And not every row with each of sixteen kernels."""
+    pytest.importorskip("libtpu")
+    run = [sys.executable, "-c", GROUPED]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    share, nothing = done.stdout.splitlines()
+    assert float(share) == pytest.approx(1, rel=0.01)
+    assert nothing == "{}"
+
+
+def test_experts(tiny: Path):
+    """A step of a model with experts through the compiler, for four chips in two ways."""
+    pytest.importorskip("libtpu")
+    experts = ["model_type='olmoe'", "num_experts=8", "num_experts_per_tok=2"]
+    plan = compiled(
+        "--config", str(tiny), "--topology", "v5e:2x2",
+        "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.compute.remat=dots",
+        *(f"--config.scratch.{option}" for option in experts),
+    )  # fmt: skip
+    (phase,) = plan["phases"]
+    assert plan["compiled"]
+    assert plan["fits"]
+    assert phase["unknown_loops"] == 0
+    expert = 3 * 256 * 512
+    assert phase["parameters"] - phase["active_parameters"] == 2 * 6 * expert
+    # The kernels of all experts are gathered forward and backward, in bfloat16, over fsdp alone.
+    gathered = [r for r in phase["collectives"] if r["kind"] == "all-gather"]
+    over_fsdp = sum(r["payload"] for r in gathered if r["axes"] == ["fsdp"])
+    assert over_fsdp >= 2 * 2 * 2 * 8 * expert / 2 * 0.95
+
+
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v6e:2x2"])
 def test_other_chips(tiny: Path, topology: str):
     pytest.importorskip("libtpu")
