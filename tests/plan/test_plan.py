@@ -284,12 +284,10 @@ def test_grouped_products_multiply_the_rows_that_there_are():
 def test_experts(tiny: Path):
     """A step of a model with experts through the compiler, for four chips in two ways."""
     pytest.importorskip("libtpu")
-    experts = ["model_type='olmoe'", "num_experts=8", "num_experts_per_tok=2"]
-    plan = compiled(
-        "--config", str(tiny), "--topology", "v5e:2x2",
-        "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.compute.remat=dots",
-        *(f"--config.scratch.{option}" for option in experts),
-    )  # fmt: skip
+    experts = '"model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2'
+    tiny.write_text(TINY.replace('"model_type": "llama"', experts))
+    mesh = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.compute.remat=dots"]
+    plan = compiled("--config", str(tiny), "--topology", "v5e:2x2", *mesh)
     (phase,) = plan["phases"]
     assert plan["compiled"]
     assert plan["fits"]
