@@ -7,6 +7,7 @@ R scores of a group, C of them at a time, E table width, V vocabulary.
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -213,11 +214,20 @@ class Engine:
                 out_shardings=everywhere,
                 donate_argnames=donate,
             )
-            program = compiled(traced.lower(*arguments, **static))
+            with self._mesh_in_force():
+                lowered = traced.lower(*arguments, **static)
+            program = compiled(lowered)
             self._programs[function, key] = program
             self.statistics.programs += 1
             self.statistics.compile_seconds += time.perf_counter() - start
         return program(*arguments)
+
+    def _mesh_in_force(self) -> contextlib.AbstractContextManager[Any]:
+        """For experts, whose tokens every device then sorts for itself. Anything else the compiler
+        divides well by where the arguments lie."""
+        if self.mesh is None or self.config.experts is None:
+            return contextlib.nullcontext()
+        return jax.set_mesh(self.mesh)
 
 
 def fitted_budget(config: ModelConfig, mesh: Mesh | None = None) -> Budget:

@@ -16,7 +16,7 @@ import pytest
 
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
-from chopjax.models.config import Layer, ModelConfig, Norm, Rope
+from chopjax.models.config import Experts, Layer, ModelConfig, Norm, Rope
 from chopjax.models.head import head_of
 from chopjax.models.parameters import Params
 from chopjax.score.engine import Engine
@@ -51,7 +51,7 @@ GPT2 = dataclasses.replace(
     mlp_bias=True,
     num_kv_heads=4,
 )
-
+EXPERTS = dataclasses.replace(LLAMA, family="mixtral", experts=Experts(4, 2, True))
 
 BUDGET = Budget(tokens=1024, shortest=32, shape=256, shards=4)
 
@@ -173,13 +173,13 @@ def test_bfloat16_is_near() -> None:
 ON_EIGHT = """
 import json, sys
 import jax
-from test_engine import BUDGET, GPT2, LLAMA, random_params, random_requests
+from test_engine import BUDGET, EXPERTS, GPT2, LLAMA, random_params, random_requests
 from chopjax.score.engine import Engine
 from chopjax.models.mesh import make_mesh, shardings
 assert len(jax.devices()) == 8
 found = {}
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
-for config in (LLAMA, GPT2):
+for config in (LLAMA, GPT2, EXPERTS):
     params = jax.device_put(random_params(config), shardings(config, mesh))
     engine = Engine(config, params, mesh=mesh, budget=BUDGET)
     found[config.family] = engine.loglikelihood(random_requests())
@@ -196,7 +196,7 @@ def test_no_result_depends_on_the_devices() -> None:
     )
     assert done.returncode == 0, done.stderr
     wide = json.loads(done.stdout.splitlines()[-1])
-    for config in (LLAMA, GPT2):
+    for config in (LLAMA, GPT2, EXPERTS):
         alone = Engine(config, random_params(config)).loglikelihood(random_requests())
         for (total, greedy), (wide_total, wide_greedy) in zip(
             alone, wide[config.family], strict=True
