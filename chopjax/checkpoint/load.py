@@ -205,7 +205,7 @@ def _read_shard(
     sizes = parameters.sizes(checkpoint.config)
     stacked = leaf.row.stacked
     cut = tuple(slice(*bounds) for bounds in index)
-    names = np.array(leaf.sources, object).reshape(leaf.shape[:stacked])
+    names: Any = np.array(leaf.sources, object).reshape(leaf.shape[:stacked])
     sources = names[(*cut[:stacked], ...)]
     out = np.empty([bounds.stop - bounds.start for bounds in cut], leaf.dtype)
 

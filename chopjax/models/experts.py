@@ -1,9 +1,7 @@
 """A feed-forward of experts: every token through the few that its router picks.
 
 No token is dropped: tokens are sorted by expert, and the products are grouped by expert
-(jax.lax.ragged_dot, arXiv 2211.15841 has the idea). On TPUs the compiler works off the rows that
-there are. On processors jax multiplies every row with every expert, the others' rows at zero: that
-is count times the FLOPs, right and slow.
+(grouped.py; arXiv 2211.15841 has the idea).
 
 Healing has no term that keeps experts equally busy: the loss is that of the next token alone, as
 transformers has it too unless output_router_logits is set.
@@ -24,7 +22,8 @@ from jax.sharding import PartitionSpec
 
 from chopjax.models import parameters
 from chopjax.models.config import Experts, ModelConfig
-from chopjax.models.linear import grouped, linear, stacked
+from chopjax.models.grouped import grouped
+from chopjax.models.linear import linear, stacked
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, partition
 from chopjax.models.parameters import Params
 from chopjax.models.remat import kept
@@ -60,7 +59,8 @@ def feed_forward(
     run = jax.shard_map(
         everywhere, mesh=mesh, in_specs=(rows, rows, *specs), out_specs=rows, check_vma=False
     )
-    return run(x_BTD, logits_BTX, *kernels)
+    fed_BTD: jax.Array = run(x_BTD, logits_BTX, *kernels)
+    return fed_BTD
 
 
 def _gathered(kernels: jax.Array, spec: PartitionSpec) -> jax.Array:

@@ -1,5 +1,5 @@
 """Products with a weight: every kernel of a decoder goes through `project` and `linear`, those of
-experts through `grouped`.
+experts through `stacked` (and grouped.py).
 
 Axes of x and y: any leading ones, then those of the kernel.
 """
@@ -43,24 +43,16 @@ def linear(x: jax.Array, kernel: jax.Array | WeightNode, contracted: int = 1) ->
     return product(x, kernel.astype(x.dtype), contracted)
 
 
-def grouped(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Rows in groups, each group times a kernel of its own; in x's dtype.
-
-    x: [R, I]; the first sizes[0] rows are the first group's. kernels: [X, I, O], in x's dtype;
-    sizes: [X], int32, R in all.
-    """
-    return jax.lax.ragged_dot(x, kernels, sizes)
-
-
 def stacked(params: Params, name: str, dtype: jnp.dtype) -> jax.Array:
-    """The kernels params[name] for `grouped`, in this dtype. Raises TypeError for a WeightNode: it
-    has a product with one kernel, and `grouped` has one with many."""
+    """The kernels params[name] of many experts, in this dtype. Raises TypeError for a WeightNode:
+    it has a product with one kernel."""
     kernels = params[name]
     if isinstance(kernels, WeightNode):
         raise TypeError(
             f"{name}: experts' kernels must be arrays, and this is a {type(kernels).__name__}"
         )
-    return kernels.astype(dtype)
+    made: jax.Array = kernels.astype(dtype)
+    return made
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
