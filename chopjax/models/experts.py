@@ -54,7 +54,8 @@ def feed_forward(
 
     def everywhere(x_BTD: jax.Array, logits_BTX: jax.Array, *parts: jax.Array) -> jax.Array:
         whole = [_gathered(part, spec) for part, spec in zip(parts, specs, strict=True)]
-        return jax.lax.psum(here(x_BTD, logits_BTX, *whole), HEAD_AXIS)
+        fed_BTD: jax.Array = jax.lax.psum(here(x_BTD, logits_BTX, *whole), HEAD_AXIS)
+        return fed_BTD
 
     run = jax.shard_map(
         everywhere, mesh=mesh, in_specs=(rows, rows, *specs), out_specs=rows, check_vma=False

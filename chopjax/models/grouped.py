@@ -10,7 +10,7 @@ Axes: R rows, sorted by group, X groups, I and O a kernel's two sides, N tiles.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,10 @@ BY_GROUP = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
 def grouped(x_RI: jax.Array, kernels_XIO: jax.Array, sizes_X: jax.Array) -> jax.Array:
     """[R, O], in x's dtype, which the kernels have too. sizes_X: int32; the first sizes_X[0] rows
     are the first group's, and all together are R."""
-    precision = jax.config.jax_default_matmul_precision
-    return _grouped(x_RI, kernels_XIO, sizes_X, precision)
+    config: Any = jax.config  # whose types do not know its flags
+    precision = config.jax_default_matmul_precision
+    made: jax.Array = _grouped(x_RI, kernels_XIO, sizes_X, precision)
+    return made
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -68,7 +68,7 @@ def test_tiles_cover_every_row_once(sizes: list[int]) -> None:
     assert LEAST <= cut.rows <= MOST
     number = int(cut.number)
     assert number <= len(cut.start_N)
-    covered = []
+    covered: list[int] = []
     for start, used in zip(cut.start_N[:number], cut.used_N[:number], strict=True):
         covered += range(int(start), int(start) + min(int(used), cut.rows))
     assert covered == list(range(sum(sizes)))

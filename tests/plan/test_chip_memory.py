@@ -162,3 +162,12 @@ def test_between_slices_the_network_counts():
     row = Collectives("all-reduce", ("slice", "fsdp"), 1, 0, 64 * 10**9, 0)
     roofline = estimate(LLAMA, SETTINGS, topology, 0, [row], shape, {"fsdp": frozenset({0, 1, 2})})
     assert roofline.exposed_collectives == pytest.approx(64 / 600 + 1 / 6.25)
+
+
+def test_experts_are_about_what_the_compiler_lays_out():
+    """7.1 GiB (libtpu 0.0.52) for a Qwen3-30B-A3B on 64 chips of v5p, 8,192 tokens on each."""
+    sizes = {"num_hidden_layers": 48, "vocab_size": 151_936, "head_dim": 128}
+    _, config = families.translate({"model_type": "qwen3_moe"} | sizes)
+    settings = with_compute(remat="full", attention="splash")
+    found = activations(config, settings, {"slice": 1, "data": 1, "fsdp": 64, "tensor": 1})
+    assert found == pytest.approx(7.1 * GIB, rel=0.2)
