@@ -38,7 +38,8 @@ def chopped_alone(raw: Mapping[str, Any]) -> str | None:
         return None
     near = structure.near if structure.near in families.FAMILIES else "llama"
     return (
-        f"config.json: model_type {cut(repr(raw['model_type']), 80)}: chopjax can remove its layers "
-        f"(chopjax chop MODEL OUT …) but not compute with it, because {structure.why}. The nearest "
-        f"family that it computes with is {near}; all of them: {', '.join(families.FAMILIES)}"
+        f"config.json: model_type {cut(repr(raw['model_type']), 80)}: chopjax can remove its "
+        f"layers (chopjax chop MODEL OUT …) but not compute with it, because {structure.why}. The "
+        f"nearest family that it computes with is {near}; all of them: "
+        f"{', '.join(families.FAMILIES)}"
     )

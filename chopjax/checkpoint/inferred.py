@@ -52,6 +52,11 @@ def infer(raw: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str)
     config = text_config(bare, raw)
     key, count = _count(config, name)
     stem = _stem(tensors, count, key, where, name)
+    note = (
+        f"model_type {cut(repr(model_type), 80)} is not in chopjax's registry. Inferred: {count} "
+        f"layers, tensors {stem}0.… to {stem}{count - 1}.…, counted by "
+        f"{'.'.join((*inside, key))}, all computed alike but for what config.json's lists say"
+    )
     structure = Structure(
         name,
         (stem,),
@@ -59,12 +64,7 @@ def infer(raw: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str)
         inside=inside,
         count_keys=tuple(k for k in COUNT_KEYS if k in config) or (key,),
         why="model_type is none that it knows",
-        notes=(
-            f"model_type {cut(repr(model_type), 80)} is not in chopjax's registry. Inferred: "
-            f"{count} layers, tensors {stem}0.… to {stem}{count - 1}.…, counted by "
-            f"{'.'.join((*inside, key))}, every layer computed alike but for what "
-            "config.json's lists say",
-        ),
+        notes=(note,),
     )
     _check_alike(structure, config, tensors, count, where)
     return structure

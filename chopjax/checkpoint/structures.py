@@ -1,4 +1,4 @@
-"""The chop registry: one row a model_type, with what differs from layer to layer and how it follows.
+"""The chop registry: one row a model_type, with what differs by layer and how it follows.
 
 Read from transformers 5.23: the tensors' names from modeling_*.py, fields and patterns from
 configuration_*.py. Lists that any config may have (layer_types, …) need no word: see
@@ -26,7 +26,6 @@ from chopjax.checkpoint.layer_fields import (
     Must,
     PeriodAndOffset,
     Repeated,
-    SharedKeys,
     SparseSteps,
     Spelled,
     always,
@@ -301,7 +300,6 @@ _DEEPSTACK = "pictures enter behind the first layers, whichever those are after 
 WRAPPERS: dict[str, Wrapper] = {
     "gemma3": Wrapper("gemma3_text"),
     "paligemma": Wrapper("gemma"),
-    "shieldgemma2": Wrapper("gemma3_text"),
     "mistral3": Wrapper("mistral"),
     "llava": Wrapper("llama"),
     "llava_next": Wrapper("llama"),
