@@ -13,7 +13,7 @@ from chopjax.checkpoint import structures
 from chopjax.checkpoint.computed import is_computed
 from chopjax.checkpoint.inferred import check_fields, infer
 from chopjax.checkpoint.source import Files, Found, Opening, assemble
-from chopjax.checkpoint.structure import Structure, count_layers, stated_layers
+from chopjax.checkpoint.structure import count_layers, stated_layers
 from chopjax.errors import UserError
 from chopjax.models import families
 
@@ -43,11 +43,15 @@ def _assemble(found: Found) -> Files:
         structure = infer(raw, found.tensors, found.name)
     num_layers = count_layers(structure, raw, found.tensors, found.name)
     check_fields(structure, raw, num_layers)
+    why = str(problem) if is_computed(raw) else structure.why
+    model = f"model_type {structure.model_type}"
+    limits = f"chopjax can chop {model}, and not train or score it: {why}"
     return Files(
         **vars(found),
         structure=structure,
         num_layers=num_layers,
-        notes=(*structure.notes, *_limits(structure, raw, problem)),
+        why=why,
+        notes=(*structure.notes, limits),
     )
 
 
@@ -58,13 +62,6 @@ def _why_not(raw: Mapping[str, Any]) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def _limits(structure: Structure, raw: Mapping[str, Any], problem: UserError) -> list[str]:
-    """What cannot be done with the chopped checkpoint, for those who would try it next."""
-    if is_computed(raw):
-        return [f"chopjax cannot train or score it: {problem}"]
-    return [f"chopjax cannot train or score model_type {structure.model_type}: {structure.why}"]
 
 
 TO_CHOP = Opening(_check, _assemble)

@@ -277,7 +277,7 @@ class Indices:
         if values is None:
             return None
         named = set(values)
-        return [f"{self.key}: {layer in named}" for layer in range(num_layers)]
+        return [f"{'' if i in named else 'not '}in {self.key}" for i in range(num_layers)]
 
     def follow(self, config: Config, num_layers: int, keep: Keep) -> dict[str, Any]:
         values = self._values(config, num_layers)
@@ -303,7 +303,7 @@ class FirstLayers:
 
     def kinds(self, config: Config, num_layers: int) -> list[Any] | None:
         first = whole(config, self.key, self.default)
-        return [f"{self.key}: {layer < first}" for layer in range(num_layers)]
+        return [f"{'below' if i < first else 'from'} {self.key}" for i in range(num_layers)]
 
     def follow(self, config: Config, num_layers: int, keep: Keep) -> dict[str, Any]:
         first = whole(config, self.key, self.default)
@@ -376,7 +376,10 @@ class PeriodAndOffset:
         if self.idle and whole(config, self.idle, 2) <= 1:
             return None
         period, offset = self._places(config)
-        return [f"{self.period}: {layer % period == offset}" for layer in range(num_layers)]
+        return [
+            f"{'at' if layer % period == offset else 'off'} {self.offset}"
+            for layer in range(num_layers)
+        ]
 
     def follow(self, config: Config, num_layers: int, keep: Keep) -> dict[str, Any]:
         if self.kinds(config, num_layers) is None:

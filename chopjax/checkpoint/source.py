@@ -60,7 +60,8 @@ class Files:
     metadata: dict[str, str]  # of the safetensors files
     revision: str | None = None
     fetcher: Callable[[Iterable[str]], None] | None = None
-    notes: tuple[str, ...] = ()  # what whoever chops it should know
+    why: str = ""  # what keeps chopjax from computing with it
+    notes: tuple[str, ...] = ()  # what else whoever chops it should know
 
     def fetch(self, names: Iterable[str]) -> None:
         """Have these tensors' bytes on this machine. Call it before `array`."""
