@@ -1,7 +1,11 @@
-"""The table of model types: what chopjax can do with each. `inspect --families` and README. No jax."""
+"""The table of model types, of `inspect --families` and README: what can be done with each.
+
+No jax.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +19,8 @@ CHOP, COMPUTE = "chop", "compute"
 _SIZES = """\
 vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
 head_dim max_position_embeddings n_embd n_layer n_head n_inner n_positions n_ctx ffn_dim
-word_embed_proj_dim num_layers num_heads bos_token_id eos_token_id pad_token_id model_type layer_types
-n_layers n_heads d_model max_seq_len num_kv_heads ffn_hidden_size n_embed rope_scaling
+word_embed_proj_dim num_layers num_heads bos_token_id eos_token_id pad_token_id model_type
+layer_types n_layers n_heads d_model max_seq_len num_kv_heads ffn_hidden_size n_embed rope_scaling
 """
 
 
@@ -77,19 +81,17 @@ class _Asked(Mapping[str, Any]):
 
 
 def options(family: Family) -> list[str]:
-    """The keys that a family's translation looks at, sizes aside, as it does where none is there."""
+    """The keys that a family's translation looks at, sizes aside."""
     asked = _Asked()
-    try:
+    with contextlib.suppress(UserError):  # a key that must be given; all are asked for all the same
         family.translate(asked)
-    except UserError:  # a key that must be given; what was asked for is known all the same
-        pass
     return sorted(set(asked.keys_asked) - set(_SIZES.split()))
 
 
 def markdown() -> str:
     """The table as README has it."""
     lines = [
-        "| `model_type` | chopjax can | options of its config.json | what is said of single layers |",
+        "| `model_type` | depth | options of config.json | fields about single layers |",
         "| --- | --- | --- | --- |",
     ]
     alike: list[str] = []

@@ -124,7 +124,7 @@ def check_fields(structure: Structure, raw: Mapping[str, Any], num_layers: int) 
             continue
         if isinstance(value, list) and len(value) == num_layers > 1:
             problems.append(f"{key}: a list of {num_layers} entries, as many as layers")
-        elif inferred and (why := _suspicious(key, value, config)):
+        elif inferred and (why := _suspicious(key, value, config)) is not None:
             problems.append(f"{key} = {shown(value)}{why}")
     if problems:
         raise UserError(

@@ -61,7 +61,7 @@ def _quantization(files: Files) -> str | None:
 
 
 def _tensors(files: Files) -> list[dict[str, Any]]:
-    """One entry a name, type and shape; numbers in names become {l} for layers, {n} for the rest."""
+    """One entry a name, type and shape; of names' numbers, layers become {l} and the rest {n}."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     layers: dict[tuple[Any, ...], set[int]] = {}
     for name, tensor in files.tensors.items():

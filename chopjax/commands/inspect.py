@@ -147,7 +147,7 @@ def _print(result: dict[str, Any]) -> None:
         screen.print(f"NaN or infinity: {', '.join(names) or 'none'}")
 
 
-def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Any:
+def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Any:
     """A table that wraps rather than cuts; `right` names the columns of numbers."""
     from rich import box
     from rich.table import Table
@@ -181,7 +181,7 @@ def _facts(result: dict[str, Any]) -> Any:
     from chopjax.errors import escaped
 
     revision = f" at {result['revision'][:12]}" if result["revision"] else ""
-    table = table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
+    table = new_table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
     for name, value in (_shape_facts(result["config"]) | _size_facts(result)).items():
         table.add_row(name, Text(escaped(value)))
     return table
@@ -266,7 +266,7 @@ def _tensors(result: dict[str, Any], wide: bool) -> Any:
     columns = ["tensor", "layers", "shape", "type", "size"]
     if wide:
         columns.append("parameter, its axes")
-    table = table("Tensors", *columns, right=("layers", "size"))
+    table = new_table("Tensors", *columns, right=("layers", "size"))
     for row in result["tensors"]:
         cells = [
             Text(row["name"]),
@@ -289,7 +289,7 @@ def _tensors(result: dict[str, Any], wide: bool) -> Any:
 
 def _memory(result: dict[str, Any]) -> Any:
     numbers = ("params", "gradients", "moments", "total")
-    table = table(
+    table = new_table(
         "Training state, over all devices together (activations come on top)",
         "optimizer", "params in", "momentum in", *numbers,
         right=numbers,
@@ -303,7 +303,7 @@ def _memory(result: dict[str, Any]) -> Any:
 def _flops(result: dict[str, Any]) -> Any:
     flops = result["flops_per_token"]
     numbers = ("forward", "training")
-    table = table(
+    table = new_table(
         f"FLOPs a token, at sequence length {flops['sequence_length']:,}",
         *numbers, "formula of training",
         right=numbers,

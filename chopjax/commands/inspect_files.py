@@ -51,13 +51,13 @@ def run_families(args: argparse.Namespace) -> int:
 def _print_families(rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
     from rich.text import Text
 
-    from chopjax.commands.inspect import table
+    from chopjax.commands.inspect import new_table
     from chopjax.terminal import console
 
     screen = console()
     if not screen.is_terminal:
         screen = console(width=160)
-    shown = table(
+    shown = new_table(
         "Model types", "model_type", "depth", "options of config.json", "per-layer fields"
     )
     for row in rows:
@@ -74,7 +74,7 @@ def _print_families(rows: list[dict[str, Any]], refused: dict[str, str]) -> None
         "in all of them."
     )
     screen.print()
-    none = table("Not to be chopped by moving tensors", "model_type", "because")
+    none = new_table("Not to be chopped by moving tensors", "model_type", "because")
     for name, reason in refused.items():
         none.add_row(name, reason)
     screen.print(none)
@@ -83,7 +83,7 @@ def _print_families(rows: list[dict[str, Any]], refused: dict[str, str]) -> None
 def _print(result: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from chopjax.commands.inspect import bytes_of, history_facts, table
+    from chopjax.commands.inspect import bytes_of, history_facts, new_table
     from chopjax.errors import escaped
     from chopjax.terminal import console
 
@@ -91,7 +91,7 @@ def _print(result: dict[str, Any]) -> None:
     if not screen.is_terminal:
         screen = console(width=160)
     revision = f" at {result['revision'][:12]}" if result["revision"] else ""
-    facts = table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
+    facts = new_table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
     types = [f"{bytes_of(size)} in {dtype}" for dtype, size in result["bytes_by_dtype"].items()]
     rows = {
         "model_type": str(result["model_type"]),
@@ -110,7 +110,7 @@ def _print(result: dict[str, Any]) -> None:
     screen.print(facts)
     screen.print()
     numbers = ("layers", "tensors", "size")
-    tensors = table("Tensors", "tensor", *numbers[:2], "shape", "type", "size", right=numbers)
+    tensors = new_table("Tensors", "tensor", *numbers[:2], "shape", "type", "size", right=numbers)
     for row in result["tensors"]:
         tensors.add_row(
             Text(row["name"]),
