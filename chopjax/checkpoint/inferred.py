@@ -30,7 +30,7 @@ _PARTS = ("text_config", "language_config", "llm_config")
 _OTHERS = re.compile(r"vision|visual|image|audio|speech|video|encoder|tower|mtp|draft|expert")
 # Names of fields that may say something of single layers: depths, rhythms, ranges.
 _SUSPECT = re.compile(
-    r"layer|block|depth|interval|period|pattern|freq|every|step|skip|shar|offset|hybrid|stride"
+    r"layer|block|depth|first|dense|interval|period|pattern|freq|every|step|skip|shar|offset|hybrid|stride"
     r"|sliding_window"
 )
 _INNOCENT = re.compile(
