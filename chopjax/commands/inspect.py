@@ -91,12 +91,12 @@ def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | Fil
 def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | None:
     """None where MODEL is something else."""
 
+    from chopjax.checkpoint.computed import translate
     from chopjax.checkpoint.describe import has_weights, is_config, local_config
     from chopjax.checkpoint.provenance import read_provenance
     from chopjax.checkpoint.summary import summary_of_config
     from chopjax.disk.files import expanded
     from chopjax.errors import UserError
-    from chopjax.models import families
 
     path = expanded(args.model)
     folder = path.parent if is_config(path) else path
@@ -108,7 +108,7 @@ def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]
             raise UserError(f"--{flag}: {args.model} is a config.json without weights")
     raw_config = local_config(args.model)
     assert raw_config is not None
-    config = families.translate(raw_config)[1]
+    config = translate(raw_config)[1]
     reason = "none are there" if not has_weights(folder) else f"not looked at; give {folder}"
     result = summary_of_config(args.model, raw_config, read_provenance(folder))
     return config, result | {"no_weights": f"{reason}. All of this follows from config.json"}

@@ -86,6 +86,7 @@ def test_config_of_the_kept_layers_inside_a_wrapper() -> None:
     }
     assert raw["text_config"] is text
     assert text["num_hidden_layers"] == 3
+    broken: Any
     for broken in (None, [], "x"):
         with pytest.raises(UserError, match=r"text_config is .*; the language model's own"):
             stated_layers(structure, raw | {"text_config": broken})
