@@ -6,7 +6,9 @@ No jax.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.structures import REFUSED, ROWS, WRAPPERS, of_family
@@ -115,3 +117,17 @@ def markdown() -> str:
         f"| {', '.join(wrapped)} | chop | | what their language model's has, under `text_config` |"
     )
     return "\n".join(lines) + "\n"
+
+
+BEGIN, END = "<!-- families: made from the registry -->\n", "<!-- end of families -->"
+
+
+def with_table(text: str) -> str:
+    """A page with the table as it is now between its marks."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + markdown() + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":  # python -m chopjax.checkpoint.family_table README.md
+    page = Path(sys.argv[1])
+    page.write_text(with_table(page.read_text()))

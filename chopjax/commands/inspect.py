@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from chopjax.commands.inspect_tables import bytes_of, history_facts, new_table
+
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Files
     from chopjax.models.config import ModelConfig
@@ -147,34 +149,6 @@ def _print(result: dict[str, Any]) -> None:
         screen.print(f"NaN or infinity: {', '.join(names) or 'none'}")
 
 
-def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Any:
-    """A table that wraps rather than cuts; `right` names the columns of numbers."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=any(columns),
-        show_edge=False,
-    )
-    for column in columns:
-        justify: Any = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold")
-    return table
-
-
-def bytes_of(count: float) -> str:
-    """In units of a thousand, as disks and download counters have them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:,.4g} TB"
-
-
 def _facts(result: dict[str, Any]) -> Any:
     from rich.text import Text
 
@@ -236,27 +210,6 @@ def _size_facts(result: dict[str, Any]) -> dict[str, str]:
         facts["size"] = f"would be {facts['size']}"
         facts["weights"] = result["no_weights"]
     return facts | history_facts(result["provenance"])
-
-
-def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
-    """What chopjax did to it, from chopjax.json."""
-    from chopjax.checkpoint.provenance import CHOP, TRAINING, entries
-    from chopjax.keep import ranges
-
-    if record is None:
-        return {}
-    parent, facts = record["parent"]["name"], {}
-    if entries(record, CHOP):
-        kept = ranges(record["kept_layers"])
-        facts["chopped"] = f"from {parent}, {record['strategy']}: layers {kept}"
-    for number, entry in enumerate(entries(record, TRAINING), 1):
-        loss = (entry.get("held_out") or {}).get("window_loss")
-        measured = "" if loss is None else f"; window loss {loss:.4f} nats per token"
-        facts["trained" if number == 1 else f"  and again ({number})"] = (
-            f"{entry.get('steps')} steps, {entry.get('tokens')} tokens, "
-            f"{(entry.get('optimizer') or {}).get('name')}, {entry.get('kind')}{measured}"
-        )
-    return facts
 
 
 def _tensors(result: dict[str, Any], wide: bool) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from chopjax.commands.inspect_tables import bytes_of, history_facts, new_table
+
 if TYPE_CHECKING:
     from chopjax.checkpoint.source import Files
 
@@ -51,7 +53,6 @@ def run_families(args: argparse.Namespace) -> int:
 def _print_families(rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
     from rich.text import Text
 
-    from chopjax.commands.inspect import new_table
     from chopjax.terminal import console
 
     screen = console()
@@ -83,7 +84,6 @@ def _print_families(rows: list[dict[str, Any]], refused: dict[str, str]) -> None
 def _print(result: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from chopjax.commands.inspect import bytes_of, history_facts, new_table
     from chopjax.errors import escaped
     from chopjax.terminal import console
 
