@@ -124,6 +124,29 @@ SIZES: dict[str, dict[str, Any]] = {
     | HEAD
     | {"interleave_moe_layer_step": 2, "intermediate_size_mlp": 16, "attention_chunk_size": 8},
     "mimo_v2_flash": ROUTED | HEAD | WINDOW | {"v_head_dim": 8},
+    "gemma3n_text": HEAD
+    | WINDOW
+    | {
+        "intermediate_size": [24, 16, 24, 16, 24, 16, 24],
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 61,
+        "num_kv_shared_layers": 2,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.5, 0.0, 0.0, 0.0, 0.5],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2
+        + ["full_attention"],
+    },
+    "gemma4_text": HEAD
+    | WINDOW
+    | {
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 61,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "global_head_dim": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2
+        + ["full_attention"],
+    },
     "qwen3_next": MOE | DELTA | {"shared_expert_intermediate_size": 8, "mlp_only_layers": [3]},
     "qwen3_5_text": DELTA,
     "qwen3_5_moe_text": MOE | DELTA | {"shared_expert_intermediate_size": 8},
@@ -162,11 +185,19 @@ SIZES: dict[str, dict[str, Any]] = {
     | HEAD,
 }
 # Rows whose cut must fit the model's own rhythm.
-KEEPS: dict[str, tuple[int, ...]] = {"jamba": (0, 3, 4, 6)}
+KEEPS: dict[str, tuple[int, ...]] = {
+    "jamba": (0, 3, 4, 6),
+    "gemma3n_text": (0, 3, 4, 6),
+    "gemma4_text": (0, 3, 4, 6),
+    "gemma4": (0, 3, 4, 6),
+}
 # Configs that derive the kinds of layers from other fields: those after the cut, by hand.
 BY_HAND: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 4, "attn_layer_offset": 2},
     "bamba": {"attn_layer_indices": [1, 3]},
+    "gemma3n_text": {"num_kv_shared_layers": 1},
+    "gemma4_text": {"num_kv_shared_layers": 1},
+    "gemma4": {"num_kv_shared_layers": 1},
 }
 
 VISION: dict[str, Any] = {
@@ -183,6 +214,11 @@ ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
 # model_type → the decoder's model_type and further sizes of it, and the vision tower's.
 WRAPPED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {}, VISION),
+    "gemma4": (
+        "gemma4_text",
+        {},
+        VISION | {"head_dim": 8, "num_key_value_heads": 2, "model_type": "gemma4_vision"},
+    ),
     "paligemma": ("gemma", {}, VISION | {"projection_dim": 32}),
     "mistral3": ("mistral", {}, VISION | {"head_dim": 8, "model_type": "pixtral"}),
     "llava": ("llama", {}, VISION),
@@ -247,7 +283,9 @@ def wrapped_model(model_type: str) -> Any:
         inner["model_type"] = type(parent.get_text_config()).model_type
     if model_type == "llava_next":
         inner["model_type"] = text  # one that is not the usual
-    tower = {"model_type": parent.vision_config.model_type} | vision
+    tower = dict(vision)
+    if "model_type" not in tower:
+        tower["model_type"] = parent.vision_config.model_type
     config = transformers.AutoConfig.for_model(
         model_type, text_config=inner, vision_config=tower, image_token_id=60
     )

@@ -288,6 +288,74 @@ class Indices:
 
 
 @dataclasses.dataclass(frozen=True)
+class Keyed:
+    """An object whose keys are layer indices; other keys stay."""
+
+    key: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def says(self) -> str:
+        return f"{self.key}: keys renumbered"
+
+    def _entries(self, config: Config) -> dict[str, Any]:
+        value = config.get(self.key)
+        if not isinstance(value, dict | None):
+            raise UserError(f"config.json: {self.key} is {shown(value)}; an object is needed")
+        return value or {}
+
+    def kinds(self, config: Config, num_layers: int) -> list[Any] | None:
+        entries = self._entries(config)
+        if not any(str(layer) in entries for layer in range(num_layers)):
+            return None
+        return [_hashable(entries.get(str(layer))) for layer in range(num_layers)]
+
+    def follow(self, config: Config, num_layers: int, keep: Keep) -> dict[str, Any]:
+        entries = self._entries(config)
+        if not entries:
+            return {}
+        others = {key: value for key, value in entries.items() if not key.isdecimal()}
+        kept = {
+            str(place): entries[str(layer)]
+            for place, layer in enumerate(keep)
+            if str(layer) in entries
+        }
+        return {self.key: others | kept}
+
+
+@dataclasses.dataclass(frozen=True)
+class EndsWith:
+    """The last layer must be of one kind, whatever the list says: a cut that ends otherwise is
+    refused."""
+
+    types: Spelled
+    kind: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ()
+
+    def says(self) -> str:
+        return f"{self.types.key}: refused where the last that stays is not {self.kind}"
+
+    def kinds(self, config: Config, num_layers: int) -> list[Any] | None:
+        return None
+
+    def follow(self, config: Config, num_layers: int, keep: Keep) -> dict[str, Any]:
+        kinds = self.types.kinds(config, num_layers) or []
+        if _plain(kinds[keep[-1]]) != self.kind:
+            these = tuple(i for i, kind in enumerate(kinds) if _plain(kind) == self.kind)
+            raise UserError(
+                f"the last of the layers to keep, {keep[-1]}, is of kind {kinds[keep[-1]]}, and "
+                f"this model_type makes its last layer {self.kind} in any case. Keep one of "
+                f"{ranges(these)} as the last"
+            )
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
 class FirstLayers:
     """How many layers, from the first on, are of another kind: those of them that stay."""
 
@@ -526,15 +594,18 @@ class SharedKeys:
         kinds = self.types.kinds(config, num_layers) or []
         takers = [layer for layer in keep if layer >= first]
         source = {kind: layer for layer, kind in enumerate(kinds[:first])}
-        gone = sorted({source.get(kinds[layer], -1) for layer in takers} - set(keep))
+        if strange := sorted({str(kind) for kind in kinds[first:] if kind not in source}):
+            raise UserError(
+                f"config.json: the last {num_layers - first} layers take keys and values from "
+                f"those before ({self.key}), of which none is {', '.join(strange)}"
+            )
+        gone = sorted({source[kinds[layer]] for layer in takers} - set(keep))
         if gone:
             raise UserError(
                 f"layers {ranges(tuple(takers))} take their keys and values from layer "
                 f"{', '.join(map(str, gone))}, which would go ({self.key} "
                 f"{num_layers - first}). Keep it, or remove the layers that share"
             )
-        missing = {kinds[layer] for layer in keep} - {kinds[i] for i in keep if i < first}
-        assert not missing or not takers  # a taker's source is kept, and is of its kind
         if config.get(self.key) is None and len(takers) == self.default:
             return {}
         return {self.key: len(takers)}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chopjax.checkpoint.layer_fields import Field, Listed, Spelled, shown, whole
+from chopjax.checkpoint.layer_fields import Field, Keyed, Listed, Spelled, shown, whole
 from chopjax.checkpoint.quantized import follow_names
 from chopjax.errors import UserError, listing
 from chopjax.keep import Keep, ranges
@@ -19,6 +19,17 @@ from chopjax.keep import Keep, ranges
 # Lists with an entry a layer that newer transformers writes for any family.
 COMMON = ("layer_types", "mlp_layer_types", "layers_block_type")
 MAX_LAYERS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A tensor outside the layers in which each of them has a part of one axis, one after another.
+
+    name: the end of the tensor's.
+    """
+
+    name: str
+    axis: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Structure:
     counted_by: where no key counts the layers: the lists whose length does.
     behind: key and default of the number of layers that stand behind the others in the same stack
         and are none of them (multi-token prediction): they stay, with an index that follows.
+    packed: tensors that hold a part for each layer.
     why: what keeps chopjax from computing with it; near: the family that comes nearest.
     notes: said to whoever chops it.
     """
@@ -42,6 +54,7 @@ class Structure:
     count_keys: tuple[str, ...] = ("num_hidden_layers",)
     counted_by: tuple[str, ...] = ()
     behind: tuple[str, int] | None = None
+    packed: tuple[Packed, ...] = ()
     why: str = "no file of chopjax says yet how to compute with it"
     near: str = "llama"
     notes: tuple[str, ...] = ()
@@ -50,7 +63,8 @@ class Structure:
     def all_fields(self) -> tuple[Field, ...]:
         """Its own, and the lists that any config.json may have."""
         named = {key for field in self.fields for key in field.keys}
-        return (*self.fields, *(Listed(key) for key in COMMON if key not in named))
+        lists = (Listed(key) for key in COMMON if key not in named)
+        return (*self.fields, *lists, Keyed("per_layer_config"))
 
     def layer_index(self, name: str) -> tuple[int, str] | None:
         """A tensor's index and its name with `{l}` in the index's place; None outside the layers.
@@ -63,6 +77,11 @@ class Structure:
                 if found:
                     return int(found[1]), f"{stem}{{l}}{found[2] or ''}"
         return None
+
+    def packed_axis(self, name: str) -> int | None:
+        """The axis of a tensor in which the layers' parts follow each other, if it has one."""
+        found = (part for part in self.packed if name.endswith(part.name))
+        return next((part.axis for part in found), None)
 
 
 def text_config(structure: Structure, raw: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from chopjax.checkpoint.layer_fields import (
     LINEAR,
     SLIDING,
     Config,
+    EndsWith,
     Field,
     FirstLayers,
     FromToStep,
@@ -26,6 +27,7 @@ from chopjax.checkpoint.layer_fields import (
     Must,
     PeriodAndOffset,
     Repeated,
+    SharedKeys,
     SparseSteps,
     Spelled,
     always,
@@ -34,7 +36,7 @@ from chopjax.checkpoint.layer_fields import (
     one_a_layer,
     whole,
 )
-from chopjax.checkpoint.structure import Structure
+from chopjax.checkpoint.structure import Packed, Structure
 from chopjax.models.families.table import Family
 
 LAYERS, BLOCKS = ("model.layers.", "layers."), ("transformer.h.", "h.")
@@ -104,6 +106,22 @@ def _mimo(config: Config, num_layers: int) -> list[Any]:
     return [FULL if layer == 0 or not (layer + 1) % 6 else SLIDING for layer in range(num_layers)]
 
 
+def _olmo_hybrid(config: Config, num_layers: int) -> list[Any]:
+    last = num_layers - 1
+    return [
+        FULL if i % 4 == 3 or (i == last and num_layers < 4) else LINEAR for i in range(num_layers)
+    ]
+
+
+def _gemma4(config: Config, num_layers: int) -> list[Any]:
+    last = num_layers - 1
+    return [SLIDING if (i + 1) % 6 and i < last else FULL for i in range(num_layers)]
+
+
+def _gemma3n_sparsity(config: Config, num_layers: int) -> list[Any]:
+    return [0.95 if layer < 10 < num_layers else 0.0 for layer in range(num_layers)]
+
+
 WINDOWS_FROM = Spelled(
     "layer_types",
     _from_index("use_sliding_window", "28"),
@@ -112,6 +130,13 @@ WINDOWS_FROM = Spelled(
 TURNS = Spelled("no_rope_layers", _turns, "0 where (i+1) % no_rope_layer_interval (4) = 0", True)
 INTERVALS = every("full_attention_interval", 4, others=LINEAR)
 STEPS = SparseSteps()
+FIVES = always(5)
+SIXES = Spelled("layer_types", _gemma4, "full_attention where (i+1) % 6 = 0, and the last")
+PER_LAYER_INPUTS = (
+    Packed("embed_tokens_per_layer.weight", 1),
+    Packed("per_layer_model_projection.weight", 0),
+)
+SHARING = "its layers share keys, and have inputs of their own"
 
 
 # --------------------------------------------------------------------------------------- the table
@@ -234,11 +259,36 @@ _ROWS = (
         Listed("moe_layer_freq", or_one=True),
         why=MOE,
     ),
+    # ---- keys shared between layers, and inputs of all layers in one table
+    _row(
+        "gemma3n_text",
+        FIVES,
+        SharedKeys(FIVES, 15),
+        Listed("intermediate_size", or_one=True),
+        Spelled("activation_sparsity_pattern", _gemma3n_sparsity, "0.95 in the first 10, else 0"),
+        packed=PER_LAYER_INPUTS,
+        why=SHARING,
+        near="gemma3_text",
+    ),
+    _row(
+        "gemma4_text",
+        SIXES,
+        SharedKeys(SIXES, 0),
+        EndsWith(SIXES, FULL),
+        packed=PER_LAYER_INPUTS,
+        why=SHARING,
+        near="gemma3_text",
+    ),
     # ---- hybrids
     _row("qwen3_next", STEPS, INTERVALS, why=HYBRID, near="qwen3"),
     _row("qwen3_5_text", INTERVALS, why=HYBRID, near="qwen3"),
     _row("qwen3_5_moe_text", INTERVALS, why=HYBRID, near="qwen3"),
-    _row("olmo_hybrid", always(4, others=LINEAR), why=HYBRID, near="olmo3"),
+    _row(
+        "olmo_hybrid",
+        Spelled("layer_types", _olmo_hybrid, "full_attention where i % 4 = 3"),
+        why=HYBRID,
+        near="olmo3",
+    ),
     _row(
         "jamba",
         PeriodAndOffset("attn_layer_period", "attn_layer_offset", (8, 4)),
@@ -269,10 +319,6 @@ REFUSED: dict[str, str] = {
     "changes",
     "minimax": "the decay of its linear attention depends on a layer's index and on their number",
     "diffllama": "a constant in its attention depends on a layer's index",
-    "gemma3n": "the inputs of all layers stand in one table (embed_tokens_per_layer)",
-    "gemma3n_text": "the inputs of all layers stand in one table (embed_tokens_per_layer)",
-    "gemma4": "the inputs of all layers may stand in one table, and its layers share keys",
-    "gemma4_text": "the inputs of all layers may stand in one table, and its layers share keys",
     "zamba": "its attention blocks are shared between layers",
     "zamba2": "its attention blocks are shared between layers",
     "longcat_flash": "its layers are pairs whose caches are numbered by twice their index",
@@ -299,6 +345,8 @@ class Wrapper:
 _DEEPSTACK = "pictures enter behind the first layers, whichever those are after the chop"
 WRAPPERS: dict[str, Wrapper] = {
     "gemma3": Wrapper("gemma3_text"),
+    "gemma3n": Wrapper("gemma3n_text"),
+    "gemma4": Wrapper("gemma4_text"),
     "paligemma": Wrapper("gemma"),
     "mistral3": Wrapper("mistral"),
     "llava": Wrapper("llama"),

@@ -30,6 +30,8 @@ from chopjax.models import parameters
 from chopjax.models.families.table import is_buffer
 from chopjax.progress import progress
 
+PIECE_BYTES = 1 << 24
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -82,7 +84,7 @@ def plan_chop(checkpoint: Files, keep: Keep) -> ChopPlan:
 
 
 def _size(checkpoint: Files, keep: Keep, names: Iterable[str]) -> Size:
-    parts = [checkpoint.tensors[name] for name in names]
+    parts = [_kept_part(checkpoint, name, keep) for name in names]
     count = None
     if isinstance(checkpoint, Checkpoint):
         count = parameters.count(checkpoint.config.keep(keep))
@@ -93,6 +95,38 @@ def _size(checkpoint: Files, keep: Keep, names: Iterable[str]) -> Size:
         tensors=len(parts),
         bytes=sum(part.nbytes for part in parts),
     )
+
+
+def _kept_part(checkpoint: Files, name: str, keep: Keep) -> Tensor:
+    """A tensor that stays, as it is, or the kept layers' parts of it where it holds one of each."""
+    part = checkpoint.tensors[name]
+    axis = checkpoint.structure.packed_axis(name)
+    if axis is None:
+        return Tensor(name, part.dtype, part.shape, part)
+    layers = checkpoint.num_layers
+    if len(part.shape) <= axis or part.shape[axis] % layers:
+        raise UserError(
+            f"{checkpoint.name}: {name} {list(part.shape)} does not have a part for each of the "
+            f"{layers} layers in its axis {axis}"
+        )
+    each = part.shape[axis] // layers
+    shape = (*part.shape[:axis], each * len(keep), *part.shape[axis + 1 :])
+    split = (*part.shape[:axis], layers, each, *part.shape[axis + 1 :])
+    data = functools.partial(_parts, checkpoint, name, split, axis, keep)
+    return Tensor(name, part.dtype, shape, data)
+
+
+def _parts(
+    checkpoint: Files, name: str, split: tuple[int, ...], axis: int, keep: Keep
+) -> Iterable[np.ndarray]:
+    """The kept layers' parts, a piece of the tensor at a time: it may be larger than memory."""
+    array = checkpoint.array(name).reshape(split)
+    if axis == 0:
+        yield from (array[layer] for layer in keep)
+        return
+    step = max(1, PIECE_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        yield np.take(array[start : start + step], keep, axis)
 
 
 def chopped_config(checkpoint: Files, keep: Keep) -> dict[str, Any]:
@@ -146,11 +180,11 @@ def chop_checkpoint(
         write_record(folder, record)
         tensors = []
         for new, old in chosen.tensors.items():
-            part, (blend, names) = checkpoint.tensors[old], blends[new]
-            data: Any = part
+            part, (blend, names) = _kept_part(checkpoint, old, keep), blends[new]
             if blend is not None:
                 data = functools.partial(_blended, checkpoint, blend, names, part.dtype)
-            tensors.append(Tensor(new, part.dtype, part.shape, data))
+                part = part._replace(data=data)
+            tensors.append(part._replace(name=new))
         with progress(f"chop to {out}", chosen.after.bytes, "B") as bar:
             write_safetensors(
                 folder,
