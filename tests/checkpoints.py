@@ -39,7 +39,8 @@ def random_model(family: str, seed: int = 0, **options: Any) -> transformers.Pre
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             is_norm = weight.ndim == 1 and name.endswith("weight")
-            weight.copy_(1 + 0.1 * noise if is_norm else noise * (weight.shape[-1] ** -0.5))
+            # Where transformers starts a norm: at 1, or at 0 if it adds 1.
+            weight.copy_(weight + 0.1 * noise if is_norm else noise * (weight.shape[-1] ** -0.5))
     return model.eval()
 
 

@@ -1,38 +1,38 @@
 """The families of decoders, as every parametrised test reads them.
 
 SIZES: family → keys of a tiny config.json, in which the layers are of every kind that the family
-has. OPTIONS: (family, further keys): what else its config.json can say.
+has. SPACE: family → key → what else config.json can say there; `draw` takes one of each at random.
+OPTIONS: (family, further keys) that are tried in any case. SAMPLE: the families that tests read
+whose subject is not what a family computes.
 """
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 WINDOWS = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+LLAMA: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+SIX: dict[str, Any] = LLAMA | {"num_hidden_layers": 6, "sliding_window": 30}
+GPT = {"vocab_size": 97, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512}
 SIZES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 56,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    },
-    "qwen3": {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 56,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+    "llama": LLAMA,
+    "qwen3": LLAMA
+    | {
         "head_dim": 12,
-        "max_position_embeddings": 512,
         "use_sliding_window": True,
         "sliding_window": 7,
         "layer_types": WINDOWS,
     },
-    "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512},
+    "gpt2": GPT,
     "opt": {
         "vocab_size": 97,
         "hidden_size": 32,
@@ -42,8 +42,62 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
         "word_embed_proj_dim": 32,
     },
+    "mistral": LLAMA | {"sliding_window": 30},
+    "ministral": LLAMA | {"head_dim": 12, "sliding_window": 30, "layer_types": WINDOWS},
+    "qwen2": LLAMA | {"use_sliding_window": True, "sliding_window": 30, "max_window_layers": 2},
+    "phi": LLAMA,
+    "phi3": LLAMA | {"pad_token_id": 0, "original_max_position_embeddings": 512},
+    "gpt_neox": LLAMA,
+    "gemma": LLAMA | {"head_dim": 12},
+    "gemma2": SIX | {"head_dim": 12},
+    "gemma3_text": SIX | {"head_dim": 12, "sliding_window_pattern": 3},
+    "smollm3": SIX | {"pad_token_id": 0, "use_sliding_window": True, "no_rope_layer_interval": 3},
+    "olmo": LLAMA,
+    "olmo2": LLAMA,
+    "olmo3": SIX,
+    "cohere": LLAMA,
+    "cohere2": SIX,
+    "granite": LLAMA
+    | {
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+    },
+    "stablelm": LLAMA,
+    "starcoder2": LLAMA | {"sliding_window": 30},
+    "nemotron": LLAMA,
+    "exaone4": SIX,
+    "glm": LLAMA | {"head_dim": 12, "pad_token_id": 0, "partial_rotary_factor": 0.7},
+    "glm4": LLAMA | {"head_dim": 12, "pad_token_id": 0, "partial_rotary_factor": 0.7},
+    "helium": LLAMA | {"head_dim": 8},
+    "ernie4_5": LLAMA | {"head_dim": 12},
+    "seed_oss": LLAMA | {"head_dim": 12},
+    "arcee": LLAMA,
+    "internlm3": LLAMA | {"head_dim": 12},
+    "hunyuan_v1_dense": LLAMA | {"head_dim": 12},
+    "gptj": GPT | {"rotary_dim": 4},
+    "gpt_neo": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_layers": 4,
+        "num_heads": 4,
+        "max_position_embeddings": 512,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 30,
+    },
+    "mpt": {"vocab_size": 97, "d_model": 48, "n_heads": 6, "n_layers": 4, "max_seq_len": 512},
+    "falcon": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+    },
+    "bloom": {"vocab_size": 97, "hidden_size": 48, "n_head": 6, "n_layer": 4, "seq_length": 512},
 }
 NAMES = sorted(SIZES)
+SAMPLE = ["gpt2", "llama", "opt", "qwen3"]
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 LLAMA3 = {
@@ -81,3 +135,89 @@ OPTIONS = [
     ("opt", {"tie_word_embeddings": False, "_remove_final_layer_norm": True}),
     ("opt", {"activation_function": "gelu", "tie_word_embeddings": False}),
 ]
+
+ROPES = [
+    None,
+    {"rope_type": "linear", "factor": 2.5} | THETA,
+    LLAMA3 | THETA,
+    YARN | THETA,
+    {"rope_type": "dynamic", "factor": 2.0} | THETA,
+]
+BOTH = [False, True]
+KV = {"num_key_value_heads": [1, 2, 4]}
+ACTIVATION = {"hidden_act": ["silu", "gelu", "gelu_pytorch_tanh"]}
+TIED = {"tie_word_embeddings": BOTH}
+COMMON = KV | TIED | ACTIVATION | {"rope_parameters": ROPES}
+BIASED = COMMON | {"attention_bias": BOTH}
+STRETCH = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 3.0], "long_factor": [4.0] * 4}
+LONG = STRETCH | {"original_max_position_embeddings": 512} | THETA
+SPACE: dict[str, dict[str, list[Any]]] = {
+    "llama": BIASED | {"mlp_bias": BOTH, "head_dim": [8, 12]},
+    "qwen3": BIASED | {"layer_types": [None, WINDOWS], "max_window_layers": [1, 3]},
+    "gpt2": {"activation_function": ["gelu", "relu", "gelu_new"], "n_inner": [None, 40]} | TIED,
+    "opt": {"word_embed_proj_dim": [16, 32], "enable_bias": BOTH, "do_layer_norm_before": BOTH},
+    "mistral": COMMON | {"sliding_window": [None, 5, 40], "head_dim": [8, 12]},
+    "ministral": COMMON | {"layer_types": [None, WINDOWS], "sliding_window": [5, 40]},
+    "qwen2": COMMON | {"use_sliding_window": BOTH, "max_window_layers": [0, 3]},
+    "phi": KV
+    | TIED
+    | {"qk_layernorm": BOTH, "partial_rotary_factor": [0.5, 1.0], "hidden_act": ["gelu", "relu"]},
+    "phi3": KV
+    | TIED
+    | {"sliding_window": [None, 20], "max_position_embeddings": [512, 2048]}
+    | {"rope_parameters": [None, LONG, LONG | {"attention_factor": 1.2}]},
+    "gpt_neox": {"use_parallel_residual": BOTH, "attention_bias": BOTH, "rotary_pct": [0.25, 1.0]}
+    | TIED,
+    "gemma": KV | TIED | {"attention_bias": BOTH, "hidden_act": ["gelu", "silu"]},
+    "gemma2": KV
+    | {"attn_logit_softcapping": [None, 0.5], "final_logit_softcapping": [None, 2.0]}
+    | {"query_pre_attn_scalar": [7, 30], "hidden_activation": ["gelu", "silu"]}
+    | TIED,
+    "gemma3_text": KV
+    | TIED
+    | {"final_logit_softcapping": [None, 2.0], "query_pre_attn_scalar": [7, 30]}
+    | {"sliding_window_pattern": [2, 4], "layer_types": [None, ["sliding_attention"] * 6]}
+    | {"rope_scaling": [None, {"rope_type": "linear", "factor": 2.5}]},
+    "smollm3": BIASED
+    | {"mlp_bias": BOTH, "use_sliding_window": BOTH, "no_rope_layers": [None, [1, 0, 0, 1, 1, 0]]},
+    "olmo": BIASED | {"clip_qkv": [None, 0.3]},
+    "olmo2": BIASED,
+    "olmo3": KV
+    | TIED
+    | {"attention_bias": BOTH, "rope_theta": [1e4, 5e5], "sliding_window": [5, 40]},
+    "cohere": BIASED | {"use_qk_norm": BOTH, "logit_scale": [0.3, 1.0]},
+    "cohere2": BIASED | {"logit_scale": [0.3, 1.0], "sliding_window": [5, 40]},
+    "granite": BIASED | {"mlp_bias": BOTH, "attention_multiplier": [0.1, 1.0]},
+    "stablelm": KV
+    | TIED
+    | {"use_qkv_bias": BOTH, "use_parallel_residual": BOTH, "partial_rotary_factor": [0.25, 0.75]},
+    "starcoder2": COMMON | {"use_bias": BOTH, "sliding_window": [None, 5]},
+    "nemotron": KV | TIED | {"attention_bias": BOTH, "mlp_bias": BOTH, "head_dim": [8, 12]},
+    "exaone4": COMMON | {"sliding_window_pattern": [2, 3], "sliding_window": [5, 40]},
+    "glm": KV | TIED | {"attention_bias": BOTH, "partial_rotary_factor": [0.5, 1.0]},
+    "glm4": KV | TIED | {"attention_bias": BOTH, "partial_rotary_factor": [0.5, 1.0]},
+    "helium": BIASED | {"mlp_bias": BOTH},
+    "ernie4_5": COMMON | {"use_bias": BOTH},
+    "seed_oss": BIASED | {"attention_out_bias": BOTH, "mlp_bias": BOTH},
+    "arcee": BIASED | {"mlp_bias": BOTH, "hidden_act": ["relu2", "silu"]},
+    "internlm3": COMMON,
+    "hunyuan_v1_dense": KV | TIED | ACTIVATION | {"attention_bias": BOTH},
+    "gptj": {"rotary_dim": [2, 8], "n_inner": [None, 40]},
+    "gpt_neo": TIED
+    | {"attention_types": [[[["local"], 4]], [[["global"], 1], [["local"], 3]]]}
+    | {"intermediate_size": [None, 40], "window_size": [5, 40]},
+    "mpt": TIED
+    | {"attn_config": [{}, {"clip_qkv": 0.3}, {"softmax_scale": 0.4}], "n_heads": [4, 6]},
+    "falcon": TIED
+    | {"bias": BOTH, "multi_query": BOTH, "parallel_attn": BOTH}
+    | {"new_decoder_architecture": BOTH, "num_kv_heads": [1, 2], "ffn_hidden_size": [None, 40]},
+    "bloom": TIED | {"n_head": [4, 6]},
+}
+
+
+def draw(family: str, seed: int) -> dict[str, Any]:
+    """A config.json of the family: seed 0 gives SIZES, another one of each key of SPACE."""
+    chosen = random.Random(f"{family} {seed}")
+    space = SPACE[family].items() if seed else ()
+    drawn = {key: chosen.choice(values) for key, values in space}
+    return SIZES[family] | {key: value for key, value in drawn.items() if value is not None}

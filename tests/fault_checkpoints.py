@@ -29,7 +29,7 @@ from faults import (
 )
 
 from chopjax.models import families, parameters
-from chopjax.models.families.table import HEAD, bind, usual_naming
+from chopjax.models.families.table import bind, usual_naming
 
 VOCAB = 260
 LLAMA = {
@@ -122,7 +122,7 @@ def _tensors(raw: dict[str, Any], both: bool) -> dict[str, np.ndarray]:
         for b in bind(family, config, usual_naming(family))
     }
     if both and config.tie_embeddings:
-        tensors[HEAD] = tensors[usual_naming(family).embedding_names[0]]
+        tensors["lm_head.weight"] = tensors[usual_naming(family).embedding_names[0]]
     return tensors
 
 

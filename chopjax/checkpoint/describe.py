@@ -29,7 +29,7 @@ from chopjax.checkpoint.training_record import training_entry
 from chopjax.disk.files import expanded, folder_inside, inside, read_json_object
 from chopjax.errors import UserError, decoded
 from chopjax.models.config import ModelConfig
-from chopjax.models.families.table import HEAD, Family, Naming
+from chopjax.models.families.table import Family, Naming
 
 HUGGINGFACE = "huggingface"
 PARAMS = "params"
@@ -177,9 +177,13 @@ def _read_record(folder: Path, family: Family) -> dict[str, Any]:
         dtypes, metadata = record["dtypes"], dict(record["metadata"])
         if dtypes is not None and not set(dtypes.values()) <= set(FLOATS):
             raise ValueError("dtypes that no parameter has")
-        tables = {family.embedding_row.source.replace("{p}", str(prefix)), HEAD}
+        head = record["naming"].get("head", "lm_head")  # older records do not say it
+        tables = {family.embedding_row.source.replace("{p}", str(prefix))}
+        tables |= {f"{name}.weight" for name in family.heads}
         names = set(embedding_names)
-        if prefix not in family.prefixes or not names or not names <= tables:
+        if prefix not in family.prefixes or head not in family.heads:
+            raise ValueError("names that no tensor has")
+        if not names or not names <= tables:
             raise ValueError("names that no tensor has")
         if not all(isinstance(text, str) for text in (*metadata.values(), record["source"])):
             raise ValueError("metadata or source that is not text")
@@ -188,7 +192,7 @@ def _read_record(folder: Path, family: Family) -> dict[str, Any]:
         return {
             "source": str(record["source"]),
             "revision": record["revision"],
-            "naming": Naming(str(prefix), tuple(map(str, embedding_names))),
+            "naming": Naming(str(prefix), tuple(map(str, embedding_names)), head),
             "dtypes": dtypes,
             "metadata": metadata,
         }

@@ -62,29 +62,26 @@ def refused() -> dict[str, str]:
 
 
 class _Asked(Mapping[str, Any]):
-    """A config.json that is empty, and remembers what it was asked for."""
+    """A config.json that says its model_type alone, and remembers what it was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, model_type: str) -> None:
+        self.held = {"model_type": model_type}
         self.keys_asked: dict[str, None] = {}
 
     def __getitem__(self, key: str) -> Any:
         self.keys_asked[key] = None
-        raise KeyError(key)
-
-    def __contains__(self, key: object) -> bool:
-        self.keys_asked[str(key)] = None
-        return False
+        return self.held[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(())
+        return iter(self.held)
 
     def __len__(self) -> int:
-        return 0
+        return len(self.held)
 
 
 def options(family: Family) -> list[str]:
     """The keys that a family's translation looks at, sizes aside."""
-    asked = _Asked()
+    asked = _Asked(family.model_type)
     with contextlib.suppress(UserError):  # a key that must be given; all are asked for all the same
         family.translate(asked)
     return sorted(set(asked.keys_asked) - set(_SIZES.split()))

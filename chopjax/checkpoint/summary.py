@@ -116,7 +116,7 @@ def _tensors(
     for binding in bindings:
         name = binding.source
         if binding.layer is not None:
-            name = binding.row.source.replace("{p}", naming.prefix)
+            name = naming.of(binding.row)
         shape = binding.row.source_shape(sizes)
         dtype = dtypes[binding.source]
         row = rows.setdefault(

@@ -19,14 +19,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from chopjax.models import parameters, positions
-from chopjax.models.attention import Scores, attend
+from chopjax.models.attention import attend
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
 from chopjax.models.linear import project
-from chopjax.models.masked_attention import LayerPast, Reach, attend_visible
+from chopjax.models.masked_attention import LayerPast, attend_visible
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, constrain
 from chopjax.models.parameters import Params
 from chopjax.models.remat import is_kept, kept
+from chopjax.models.scores import all_scores, scores_of
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
 
@@ -36,13 +37,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # Primer (arXiv 2109.08668)
 }
 REMAT_POLICIES = {"dots": is_kept, "full": jax.checkpoint_policies.nothing_saveable}
 
 
 # How a layer's queries meet its keys and values: [B, T, N, H], twice [B, T, K, H] to [B, T, N, H].
 Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# cos and sin of positions.py; None where positions are learned.
+# cos and sin of positions.py; None where nothing turns.
 Rotation = tuple[jax.Array, jax.Array] | None
 
 
@@ -178,10 +180,11 @@ def extend(
     """
     rotations = _rotations(config, positions_BT)
     before_L = None if past is None else (past.key_LBSKH, past.value_LBSKH)
+    scores = all_scores(config)[0]  # they differ in their windows alone, which are data here
 
     def step(hidden_BTD: jax.Array, slice_of_L: Any) -> tuple[jax.Array, Any]:
         layer, before = slice_of_L
-        reach = _reach(config, layer.kind, positions_BT)
+        window = _window(config, layer.kind)
         fresh = []
 
         def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -189,7 +192,9 @@ def extend(
             seen = None
             if past is not None:
                 seen = LayerPast(before[0], before[1], past.visible_BS, past.positions_BS)
-            return attend_visible(query, key, value, visible_BTT, seen, reach)
+            return attend_visible(
+                query, key, value, visible_BTT, positions_BT, seen, scores, window
+            )
 
         return _block(layer, config, hidden_BTD, rotations, mix), fresh[0]
 
@@ -216,43 +221,75 @@ def _embed(
     x_BTE = constrain(table_VE[tokens_BT].astype(compute.dtype), BATCH_AXES)
     if config.embed_projection:
         x_BTE = project(embed, "project_in", x_BTE)
+    if config.embed_scale != 1:
+        # transformers rounds the scale to the weights' type, too.
+        x_BTE *= jnp.asarray(config.embed_scale, x_BTE.dtype)
     if config.positions == "learned":
         rows_BT = positions_BT + config.position_offset
         x_BTE += embed["positions"][rows_BT].astype(compute.dtype)
+    if config.embed_norm:
+        x_BTE = _norm(embed.get("norm"), config.norm, x_BTE)
     return x_BTE
 
 
 def _block(
     layer: Layer, config: ModelConfig, hidden_BTD: jax.Array, rotations: Rotation, mix: Mix
 ) -> jax.Array:
-    """Attention and feed-forward on the residual stream; norms before (or, OPT-350m, after)."""
+    """Attention and feed-forward on the residual stream, and the norms where the family has them:
+
+    before    h = x + s·attention(n(x));     y = h + s·mlp(n(h))
+    after     h = x + s·n(attention(x));     y = h + s·n(mlp(h))
+    both      h = x + s·n(attention(n(x)));  y = h + s·n(mlp(n(h)))
+    residual  h = n(x + attention(x));       y = n(h + mlp(h))
+    parallel  y = x + attention(n(x)) + mlp(n(x)), with one norm or two
+    """
     block, rotation = layer.params, _rotation(config, rotations, layer.kind)
-    attention = functools.partial(
-        _attention, block["attention"], config, rotation=rotation, mix=mix
-    )
-    mlp = functools.partial(_mlp, block["mlp"], config)
-    attention_norm = functools.partial(_norm, block.get("attention_norm"), config.norm)
-    mlp_norm = functools.partial(_norm, block.get("mlp_norm"), config.norm)
-    if config.norm_place == "before":
-        hidden_BTD = kept(hidden_BTD + attention(attention_norm(hidden_BTD)))
-        return hidden_BTD + mlp(mlp_norm(hidden_BTD))
-    hidden_BTD = kept(hidden_BTD + attention(hidden_BTD))
-    hidden_BTD = attention_norm(hidden_BTD)
-    return mlp_norm(hidden_BTD + mlp(hidden_BTD))
+
+    def attention(x_BTD: jax.Array) -> jax.Array:
+        return _attention(block["attention"], config, x_BTD, rotation, mix)
+
+    def mlp(x_BTD: jax.Array) -> jax.Array:
+        return _mlp(block["mlp"], config, x_BTD)
+
+    def norm(name: str, x_BTD: jax.Array) -> jax.Array:
+        return _norm(block.get(name), config.norm, x_BTD)
+
+    def add(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        return x_BTD + (y_BTD if config.residual_scale == 1 else y_BTD * config.residual_scale)
+
+    if config.norm_place == "residual":
+        hidden_BTD = norm("attention_norm", kept(hidden_BTD + attention(hidden_BTD)))
+        return norm("mlp_norm", hidden_BTD + mlp(hidden_BTD))
+    before, after = config.norm_place != "after", config.norm_place != "before"
+    x_BTD = norm("attention_norm", hidden_BTD) if before else hidden_BTD
+    attended_BTD = attention(x_BTD)
+    if config.parallel != "no":
+        if config.parallel == "two_norms":
+            x_BTD = norm("mlp_norm", hidden_BTD)
+        return hidden_BTD + kept(attended_BTD) + mlp(x_BTD)
+    if after:
+        attended_BTD = norm("attention_output_norm", attended_BTD)
+    hidden_BTD = kept(add(hidden_BTD, attended_BTD))
+    fed_BTD = mlp(norm("mlp_norm", hidden_BTD) if before else hidden_BTD)
+    if after:
+        fed_BTD = norm("mlp_output_norm", fed_BTD)
+    return add(hidden_BTD, fed_BTD)
 
 
-def _norm(params: Params | None, norm: Norm, x: jax.Array) -> jax.Array:
-    """RMSNorm or layer norm over the last axis, computed in float32.
+def _norm(params: Params | None, norm: Norm, x: jax.Array, axes: int = 1) -> jax.Array:
+    """RMSNorm or layer norm over the last axes, computed in float32.
 
     params: None where there is nothing to learn.
     """
+    over = tuple(range(-axes, 0))
     wide = x.astype(jnp.float32)
     if norm.kind == "layer":
-        wide -= wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide).mean(axis=-1, keepdims=True)
+        wide -= wide.mean(axis=over, keepdims=True)
+    variance = jnp.square(wide).mean(axis=over, keepdims=True)
     wide *= jax.lax.rsqrt(variance + norm.epsilon)
     if params is not None and norm.scale:
-        wide *= params["scale"].astype(jnp.float32)
+        scale = params["scale"].astype(jnp.float32)
+        wide *= scale + norm.offset if norm.offset else scale
     if params is not None and norm.bias:
         wide += params["bias"].astype(jnp.float32)
     return wide.astype(x.dtype)
@@ -265,12 +302,24 @@ def _attention(
     query_BTNH = project(attention, "query", x_BTD)
     key_BTKH = project(attention, "key", x_BTD)
     value_BTKH = project(attention, "value", x_BTD)
-    if config.qk_norm is not None:
-        query_BTNH = _norm(attention.get("query_norm"), config.qk_norm, query_BTNH)
-        key_BTKH = _norm(attention.get("key_norm"), config.qk_norm, key_BTKH)
+    if (clip := config.clip_qkv) is not None:
+        query_BTNH, key_BTKH, value_BTKH = (
+            jnp.clip(x, -clip, clip) for x in (query_BTNH, key_BTKH, value_BTKH)
+        )
+
+    def normed(name: str, x: jax.Array) -> jax.Array:
+        assert config.qk_norm is not None
+        axes = 2 if config.qk_norm.over == "all_heads" else 1
+        return _norm(attention.get(name), config.qk_norm.norm, x, axes)
+
+    if config.qk_norm is not None and not config.qk_norm.after_rope:
+        query_BTNH, key_BTKH = normed("query_norm", query_BTNH), normed("key_norm", key_BTKH)
     if rotation is not None:
-        query_BTNH = positions.rotate(query_BTNH, *rotation)
-        key_BTKH = positions.rotate(key_BTKH, *rotation)
+        interleaved = any(rope.interleaved for rope in _ropes(config) if rope is not None)
+        query_BTNH = positions.rotate(query_BTNH, *rotation, interleaved)
+        key_BTKH = positions.rotate(key_BTKH, *rotation, interleaved)
+    if config.qk_norm is not None and config.qk_norm.after_rope:
+        query_BTNH, key_BTKH = normed("query_norm", query_BTNH), normed("key_norm", key_BTKH)
     mixed_BTNH = mix(kept(query_BTNH), kept(key_BTKH), kept(value_BTKH))
     return project(attention, "output", mixed_BTNH, contracted=2)
 
@@ -286,17 +335,27 @@ def _mlp(mlp: Params, config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
     return project(mlp, "down", inner_BTF)
 
 
-def _ropes(config: ModelConfig) -> tuple[Rope, ...]:
-    """The different ropes of the layers, in order of appearance."""
-    return tuple(dict.fromkeys(kind.rope for kind in config.kinds if kind.rope is not None))
+def _ropes(config: ModelConfig) -> tuple[Rope | None, ...]:
+    """The different ropes of the layers, in order of appearance; None: a layer does not turn.
+
+    They turn the same pairs and differ in how far.
+    """
+    return tuple(dict.fromkeys(kind.rope for kind in config.kinds))
 
 
 def _rotations(config: ModelConfig, positions_BT: jax.Array) -> Rotation:
     """cos and sin of every rope, made once for all layers; several are stacked."""
-    turned = [positions.angles(rope, config.head_dim, positions_BT) for rope in _ropes(config)]
-    if len(turned) <= 1:
-        return turned[0] if turned else None
-    cosines, sines = zip(*turned, strict=True)
+    ropes = _ropes(config)
+    turning = [rope for rope in ropes if rope is not None]
+    turned = {rope: positions.angles(rope, config.head_dim, positions_BT) for rope in turning}
+    if not turned:
+        return None
+    cos_BT1R, sin_BT1R = turned[turning[0]]
+    # To turn by nothing changes no bit.
+    still = jnp.ones_like(cos_BT1R), jnp.zeros_like(sin_BT1R)
+    if len(ropes) == 1:
+        return cos_BT1R, sin_BT1R
+    cosines, sines = zip(*(still if rope is None else turned[rope] for rope in ropes), strict=True)
     return jnp.stack(cosines), jnp.stack(sines)
 
 
@@ -317,30 +376,26 @@ def _training_mix(
     A window is static in every kernel that skips work for it, so that layers of several windows
     choose between as many programs.
     """
-    # A model of no layers, as latency times it, has no window.
-    windows = tuple(dict.fromkeys(each.window for each in config.kinds)) or (None,)
+    several = all_scores(config)
     mixes = [
         functools.partial(
-            attend,
-            segments_BT=segments_BT,
-            implementation=implementation,
-            scores=Scores(window=window),
+            attend, segments_BT=segments_BT, implementation=implementation, scores=scores
         )
-        for window in windows
+        for scores in several
     ]
     if len(mixes) == 1:
         return mixes[0]
-    which = jnp.asarray([windows.index(each.window) for each in config.kinds])[kind]
+    which = jnp.asarray([several.index(scores_of(config, each)) for each in config.kinds])[kind]
     return lambda query, key, value: jax.lax.switch(which, mixes, query, key, value)
 
 
-def _reach(config: ModelConfig, kind: jax.Array, positions_BT: jax.Array) -> Reach | None:
-    """How far back the tokens of one layer see where the mask is data, and so is the window."""
+def _window(config: ModelConfig, kind: jax.Array) -> jax.Array | None:
+    """One layer's where the mask is data, and so is the window; None where no layer has one."""
     windows = [each.window for each in config.kinds]
     if not any(windows):
         return None
     endless = np.iinfo(np.int32).max
-    return Reach(positions_BT, jnp.asarray([window or endless for window in windows])[kind])
+    return jnp.asarray([window or endless for window in windows])[kind]
 
 
 def _finish(params: Params, config: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from chopjax.models.groups import in_groups
+from chopjax.models.scores import PLAIN, Scores, shaped
 
 CPU_GROUP = 1024  # tokens of a group of rows, fewer before a long past
 CPU_SCORES = 1 << 22  # of a group over a past
@@ -33,12 +34,11 @@ class LayerPast(NamedTuple):
     positions_BS: jax.Array
 
 
-class Reach(NamedTuple):
-    """How far back tokens see: keys at a distance below `window`. positions_BT: the queries'; its B
-    is 1 where all rows count alike."""
+class _Near(NamedTuple):
+    """Where keys stand as the queries see it; what nothing reads is None."""
 
-    positions_BT: jax.Array
-    window: jax.Array  # int32, no axes
+    within_BTS: jax.Array | None = None  # bool: the window reaches there
+    distance_BTS: jax.Array | None = None
 
 
 class _Part(NamedTuple):
@@ -54,24 +54,31 @@ def attend_visible(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     visible_BTT: jax.Array,
+    positions_BT: jax.Array,
     past: LayerPast | None = None,
-    reach: Reach | None = None,
+    scores: Scores = PLAIN,
+    window: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q·k / √H)·v over the positions that a mask shows, and over a past; [B, T, N, H].
+    """softmax(scores)·v over the positions that a mask shows, and over a past; [B, T, N, H].
 
-    visible_BTT: bool; token t sees token s of its row; always itself, never a later one. past: keys
-    and values of S earlier tokens. reach: a window; None for none. Scores and softmax are float32.
+    visible_BTT: bool; token t sees token s of its row; always itself, never a later one.
+    positions_BT: int32, B may be 1; windows and ALiBi read them. past: keys and values of S earlier
+    tokens. window: int32 without axes, None where no layer has one: it may differ from layer to
+    layer of one program, so that scores.window is not read. Scores and softmax are float32.
     """
     B, T, N = query_BTNH.shape[:3]
-    seen_BTS = None  # of the past; None: each of its slots that holds a token
-    if reach is not None:
-        positions_BT = jnp.broadcast_to(reach.positions_BT, (B, T))
-        visible_BTT &= _within(positions_BT, positions_BT, reach.window)
+    near = past_near = _Near()
+    if scores.slopes is not None or window is not None:
+        positions_BT = jnp.broadcast_to(positions_BT, (B, T))
+        near = _near(positions_BT, positions_BT, window, scores)
         if past is not None:
-            near_BTS = _within(positions_BT, past.positions_BS, reach.window)
-            seen_BTS = past.visible_BS[:, None] & near_BTS
+            past_near = _near(positions_BT, past.positions_BS, window, scores)
+    if near.within_BTS is not None:
+        visible_BTT &= near.within_BTS
+        near = near._replace(within_BTS=None)
     if jax.default_backend() != "cpu" or T == 1:
-        return _attend(query_BTNH, key_BTKH, value_BTKH, visible_BTT, past, seen_BTS, block=T)
+        whole = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, near, past, past_near)
+        return _attend(*whole, block=T, scores=scores)
     block = max(CPU_BLOCK, -(-T // MOST_BLOCKS))
     tokens = CPU_GROUP
     if past is not None:
@@ -79,17 +86,22 @@ def attend_visible(
     shared = past is not None and past.key_BSKH.shape[0] == 1
 
     def group(arrays: tuple[Any, ...]) -> jax.Array:
-        query, key, value, visible, before, seen = arrays
-        return _attend(query, key, value, visible, past if shared else before, seen, block)
+        query, key, value, visible, around, before, behind = arrays
+        seen = past if shared else before
+        return _attend(query, key, value, visible, around, seen, behind, block=block, scores=scores)
 
-    arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, None if shared else past, seen_BTS)
+    own = None if shared else past
+    arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, near, own, past_near)
     mixed_BTNH: jax.Array = in_groups(group, arrays, tokens // T)
     return mixed_BTNH
 
 
-def _within(positions_BT: jax.Array, positions_BS: jax.Array, window: jax.Array) -> jax.Array:
-    """[B, T, S]: which keys are near enough."""
-    return positions_BT[:, :, None] - positions_BS[:, None, :] < window
+def _near(
+    positions_BT: jax.Array, positions_BS: jax.Array, window: jax.Array | None, scores: Scores
+) -> _Near:
+    distance_BTS = positions_BT[:, :, None] - positions_BS[:, None, :]
+    within_BTS = None if window is None else distance_BTS < window
+    return _Near(within_BTS, None if scores.slopes is None else distance_BTS)
 
 
 def _attend(
@@ -97,9 +109,12 @@ def _attend(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     visible_BTT: jax.Array,
+    near: _Near,
     past: LayerPast | None,
-    seen_BTS: jax.Array | None,
+    past_near: _Near,
+    *,
     block: int,
+    scores: Scores,
 ) -> jax.Array:
     B, T, N, H = query_BTNH.shape
     K = key_BTKH.shape[2]
@@ -116,37 +131,52 @@ def _attend(
             key_BKSH[:, :, :end],
             value_BKSH[:, :, :end],
         )
-        blocks.append(_part(*parts, seen_BXS[:, None]))
+        away_BQS = None if near.distance_BTS is None else near.distance_BTS[:, start:end, :end]
+        blocks.append(_part(*parts, seen_BXS[:, None], away_BQS, scores))
     part = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x, axis=2), *blocks)
     if past is not None:
-        part = _join(part, _over_past(query_BKXH, past, seen_BTS))
+        part = _join(part, _over_past(query_BKXH, past, past_near, scores))
     mixed_BKTGH = (part.mixed_BKXH / part.total_BKX1).reshape(B, K, T, G, H)
     mixed_BTNH: jax.Array = mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
     return mixed_BTNH
 
 
-def _over_past(query_BKXH: jax.Array, past: LayerPast, seen_BTS: jax.Array | None) -> _Part:
+def _over_past(query_BKXH: jax.Array, past: LayerPast, near: _Near, scores: Scores) -> _Part:
     key_BKSH, value_BKSH = past.key_BSKH.swapaxes(1, 2), past.value_BSKH.swapaxes(1, 2)
     B, K, X, H = query_BKXH.shape
-    visible_BKXS = past.visible_BS[:, None, None]
-    if seen_BTS is not None:
+    seen_BTS = past.visible_BS[:, None]  # each slot that holds a token
+    if near.within_BTS is not None:
+        seen_BTS &= near.within_BTS
+    visible_BKXS = seen_BTS[:, None]
+    if seen_BTS.shape[1] > 1:
         visible_BKXS = jnp.repeat(seen_BTS, X // seen_BTS.shape[1], axis=1)[:, None]
     if key_BKSH.shape[0] == B:
-        return _part(query_BKXH, key_BKSH, value_BKSH, visible_BKXS)
+        return _part(query_BKXH, key_BKSH, value_BKSH, visible_BKXS, near.distance_BTS, scores)
     # One past for all rows: their queries stand beside each other, too.
     query_1KXH = query_BKXH.swapaxes(0, 1).reshape(1, K, B * X, H)
-    if seen_BTS is not None:
-        visible_BKXS = visible_BKXS.reshape(1, 1, B * X, -1)
-    part = _part(query_1KXH, key_BKSH, value_BKSH, visible_BKXS)
+    S = key_BKSH.shape[2]
+    if near.within_BTS is not None:
+        visible_BKXS = jnp.broadcast_to(visible_BKXS, (B, 1, X, S)).reshape(1, 1, B * X, S)
+    distance_1QS = None
+    if near.distance_BTS is not None:
+        distance_1QS = near.distance_BTS.reshape(1, -1, S)
+    part = _part(query_1KXH, key_BKSH, value_BKSH, visible_BKXS, distance_1QS, scores)
     by_row: _Part = jax.tree.map(lambda x: x.reshape(K, B, X, -1).swapaxes(0, 1), part)
     return by_row
 
 
 def _part(
-    query_BKXH: jax.Array, key_BKSH: jax.Array, value_BKSH: jax.Array, visible_BKXS: jax.Array
+    query_BKXH: jax.Array,
+    key_BKSH: jax.Array,
+    value_BKSH: jax.Array,
+    visible_BKXS: jax.Array,
+    distance_BQS: jax.Array | None,
+    scores: Scores,
 ) -> _Part:
     """visible_BKXS: bool, broadcast."""
-    score_BKXS = _product("BKXH,BKSH->BKXS", query_BKXH, key_BKSH) * query_BKXH.shape[-1] ** -0.5
+    score_BKXS = _product("BKXH,BKSH->BKXS", query_BKXH, key_BKSH)
+    score_BKXS *= scores.scale_of(query_BKXH.shape[-1])
+    score_BKXS = shaped(score_BKXS, scores, distance_BQS)
     score_BKXS = jnp.where(visible_BKXS, score_BKXS, HIDDEN)
     top_BKX1 = score_BKXS.max(axis=-1, keepdims=True)
     weight_BKXS = jnp.exp(score_BKXS - top_BKX1)

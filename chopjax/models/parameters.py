@@ -5,7 +5,7 @@ Parameters are a plain nested dict; a path such as `blocks/attention/query` name
 inspecting and chopping a checkpoint need only the names and sizes.
 
 Axes: V vocabulary, D model, E embedding table where narrower than D, P positions, L layers,
-N query heads, K key/value heads, H head size, F feed-forward.
+N query heads, K key/value heads, G = N/K, H head size, F feed-forward.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "L": config.num_layers,
         "N": config.num_heads,
         "K": config.num_kv_heads,
+        "G": config.num_heads // config.num_kv_heads,
         "H": config.head_dim,
         "F": config.mlp_dim,
     }
@@ -49,14 +50,22 @@ def table(config: ModelConfig) -> dict[str, Parameter]:
         rows["embed/positions"] = Parameter("P D")
     if config.embed_projection:
         rows["embed/project_in"] = Parameter("E D")
-    rows |= _norm("blocks/attention_norm", "L D", config.norm)
+    if config.embed_norm:
+        rows |= _norm("embed/norm", "D", config.norm)
+    if config.norm_place != "after":
+        rows |= _norm("blocks/attention_norm", "L D", config.norm)
     for name, dims in {"query": "L D N H", "key": "L D K H", "value": "L D K H"}.items():
         rows |= _kernel(f"blocks/attention/{name}", dims, 2, config.qkv_bias)
     rows |= _kernel("blocks/attention/output", "L N H D", 1, config.output_bias)
-    if config.qk_norm is not None:
-        rows |= _norm("blocks/attention/query_norm", "L H", config.qk_norm)
-        rows |= _norm("blocks/attention/key_norm", "L H", config.qk_norm)
-    rows |= _norm("blocks/mlp_norm", "L D", config.norm)
+    if (qk := config.qk_norm) is not None:
+        for name, heads in {"query": "N", "key": "K"}.items():
+            dims = "L H" if qk.over == "head" else f"L {heads} H"
+            rows |= _norm(f"blocks/attention/{name}_norm", dims, qk.norm)
+    if config.norm_place in ("after", "both"):
+        rows |= _norm("blocks/attention_output_norm", "L D", config.norm)
+        rows |= _norm("blocks/mlp_output_norm", "L D", config.norm)
+    if config.norm_place != "after" and config.parallel != "one_norm":
+        rows |= _norm("blocks/mlp_norm", "L D", config.norm)
     for name in ("gate", "up") if config.gated_mlp else ("up",):
         rows |= _kernel(f"blocks/mlp/{name}", "L D F", 1, config.mlp_bias)
     rows |= _kernel("blocks/mlp/down", "L F D", 1, config.mlp_bias)
@@ -80,7 +89,8 @@ def _kernel(path: str, dims: str, outputs: int, bias: bool) -> dict[str, Paramet
 
 
 def _norm(path: str, dims: str, norm: Norm) -> dict[str, Parameter]:
-    scale = {f"{path}/scale": Parameter(dims, "ones")} if norm.scale else {}
+    one: Literal["ones", "zeros"] = "zeros" if norm.offset == 1 else "ones"
+    scale = {f"{path}/scale": Parameter(dims, one)} if norm.scale else {}
     bias = {f"{path}/bias": Parameter(dims, "zeros")} if norm.bias else {}
     return scale | bias
 

@@ -21,6 +21,7 @@ from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
+from chopjax.models.scores import all_scores
 from chopjax.plan.chip_memory import Parts, activations, knobs
 from chopjax.plan.collectives import collect
 from chopjax.plan.compile import (
@@ -91,7 +92,7 @@ def make_plan(
     goes on to the end.
     """
     mesh, why_not = _mesh(settings, topology)
-    settings = _with_tpu_attention(settings)
+    settings = _with_tpu_attention(settings, origin.config_at(0))
     _check_sizes(settings, origin, mesh)
     budget = tokens or settings.total_steps * _tokens_a_step(settings)
     steps = round(budget / _tokens_a_step(settings))
@@ -134,13 +135,17 @@ def _tokens_a_step(settings: Settings) -> int:
     return settings.data.batch_size * settings.data.sequence_length
 
 
-def _with_tpu_attention(settings: Settings) -> Settings:
+def _with_tpu_attention(settings: Settings, config: ModelConfig) -> Settings:
     """What "auto" will mean there; here it would mean this machine."""
     compute = settings.compute
     if compute.attention != "auto":
         return settings
     length, dtype = settings.data.sequence_length, jax.numpy.dtype(compute.dtype)
-    attention: Any = choose_attention(length, dtype, "tpu")
+    scores = all_scores(config)
+    chosen, reason = choose_attention(length, dtype, config.head_dim, scores, "tpu")
+    if reason:
+        say(f"attention: {chosen} ({reason})")
+    attention: Any = chosen
     return dataclasses.replace(settings, compute=dataclasses.replace(compute, attention=attention))
 
 
@@ -295,6 +300,9 @@ def _check_sizes(settings: Settings, origin: Origin, mesh: Any) -> None:
             "positions"
         )
     dtype = jax.numpy.dtype(settings.compute.dtype)
-    reason = why_not(settings.compute.attention, settings.data.sequence_length, dtype, "tpu")
+    model, length = origin.config_at(0), settings.data.sequence_length
+    reason = why_not(
+        settings.compute.attention, length, dtype, model.head_dim, all_scores(model), "tpu"
+    )
     if reason:
         raise UserError(f"compute.attention: {reason}; auto chooses what can run")

@@ -46,6 +46,7 @@ from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
+from chopjax.models.scores import all_scores
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints
 from chopjax.train.evaluation import evaluate as evaluate_batches
@@ -337,11 +338,12 @@ def _programs(
 ) -> tuple[Any, Any]:
     """The compiled training step and the evaluation step."""
     attention: str = settings.compute.attention
+    reason = None
     if attention == "auto":
-        attention = choose_attention(
-            settings.data.sequence_length, jnp.dtype(settings.compute.dtype)
-        )
-    say(f"attention: {attention}; compiling the step for {model.num_layers} layers")
+        length, dtype = settings.data.sequence_length, jnp.dtype(settings.compute.dtype)
+        attention, reason = choose_attention(length, dtype, model.head_dim, all_scores(model))
+    because = f" ({reason})" if reason else ""
+    say(f"attention: {attention}{because}; compiling the step for {model.num_layers} layers")
     begun = time.monotonic()
     shape = (settings.data.batch_size, settings.data.sequence_length)
     rows = meshes.batch_sharding(mesh)
@@ -415,6 +417,8 @@ def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
         settings.compute.attention,
         data.sequence_length,
         jnp.dtype(settings.compute.dtype),
+        model.head_dim,
+        all_scores(model),
         jax.default_backend(),
     )
     if reason:

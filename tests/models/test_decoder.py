@@ -28,7 +28,7 @@ def our_params(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tupl
     family, config = translate(raw)
     tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
-        tensors.pop(table.HEAD)
+        tensors.pop("lm_head.weight")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     found = table.match(family, config, shapes, "model in memory")
     size = parameters.sizes(config)
@@ -84,7 +84,7 @@ def tiny(family: str = "llama", **options: Any) -> tuple[Any, Any, jax.Array]:
     return config, params, tokens
 
 
-@pytest.mark.parametrize("family", families.NAMES)
+@pytest.mark.parametrize("family", families.SAMPLE)
 @pytest.mark.parametrize("tied", [True, False])
 def test_random_parameters_have_the_layout(family: str, tied: bool) -> None:
     config, params, _ = tiny(family, tie_word_embeddings=tied)

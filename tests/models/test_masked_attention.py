@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from chopjax.models import masked_attention
-from chopjax.models.masked_attention import LayerPast, Reach, attend_visible
+from chopjax.models.masked_attention import LayerPast, attend_visible
+from chopjax.models.scores import PLAIN, Scores
 
 T, S, K, G, H = 13, 7, 2, 3, 8
 
 
-def plain(query, key, value, visible, past, places=None, window=1 << 30):
+SHAPES = {
+    "plain": PLAIN,
+    "cap": Scores(scale=0.6, cap=1.1),
+    "ALiBi": Scores(slopes=(0.5, 0.3, 0.2, 0.1, 0.05, 0.7)),
+}
+
+
+def plain(query, key, value, visible, past, places=None, window=1 << 30, scores=PLAIN):
     """One query at a time, over its visible keys alone."""
     mixed = np.zeros(query.shape)
     for b, t, n in np.ndindex(query.shape[:3]):
@@ -21,6 +31,7 @@ def plain(query, key, value, visible, past, places=None, window=1 << 30):
             visible[b, t] if places is None else visible[b, t] & (places[b, t] - places[b] < window)
         )
         keys, values = key[b, own, n // G], value[b, own, n // G]
+        where = np.zeros(own.sum()) if places is None else places[b][own]
         if past is not None:
             row = b if len(past[0]) > 1 else 0
             seen = past[2][row]
@@ -28,8 +39,13 @@ def plain(query, key, value, visible, past, places=None, window=1 << 30):
                 seen = seen & (places[b, t] - past[3][row] < window)
             keys = np.concatenate([past[0][row, seen, n // G], keys])
             values = np.concatenate([past[1][row, seen, n // G], values])
-        scores = keys.astype(np.float64) @ query[b, t, n] / np.sqrt(H)
-        weights = np.exp(scores - scores.max())
+            where = np.concatenate([np.asarray(past[3])[row][np.asarray(seen)], where])
+        score = keys.astype(np.float64) @ query[b, t, n] * (scores.scale or H**-0.5)
+        if scores.cap:
+            score = scores.cap * np.tanh(score / scores.cap)
+        if scores.slopes:
+            score -= scores.slopes[n] * (places[b, t] - where)
+        weights = np.exp(score - score.max())
         mixed[b, t, n] = weights / weights.sum() @ values
     return mixed
 
@@ -37,8 +53,10 @@ def plain(query, key, value, visible, past, places=None, window=1 << 30):
 @pytest.mark.parametrize("pasts", [0, 1, None], ids=["no past", "shared", "one a row"])
 @pytest.mark.parametrize("rows", [1, 5, 6])
 @pytest.mark.parametrize("most", [100, 2], ids=["blocks of 4", "blocks of 7"])
-@pytest.mark.parametrize("window", [None, 1, 9])
-def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window):
+@pytest.mark.parametrize(
+    ("window", "shape"), [(None, "plain"), (1, "plain"), (9, "plain"), (9, "cap"), (None, "ALiBi")]
+)
+def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window, shape):
     """Groups of 1, 2 and 3 rows, blocks whose last is shorter, trees as masks, grouped heads."""
     monkeypatch.setattr(masked_attention, "CPU_GROUP", 3 * T)
     monkeypatch.setattr(masked_attention, "CPU_BLOCK", 4)
@@ -60,9 +78,10 @@ def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window):
         keys, values = draw(past_rows, S, K, H), draw(past_rows, S, K, H)
         past = LayerPast(keys, values, jnp.asarray(filled), jnp.asarray(before))
     places = np.sort(random.integers(12, 30, (rows, T)), axis=1)
-    reach = None if window is None else Reach(jnp.asarray(places), jnp.int32(window))
-    got = jax.jit(attend_visible)(query, key, value, visible, past, reach)
-    near = {} if window is None else {"places": places, "window": window}
+    far = None if window is None else jnp.int32(window)
+    run = jax.jit(functools.partial(attend_visible, scores=SHAPES[shape]))
+    got = run(query, key, value, visible, places, past, window=far)
+    near = {"places": places, "window": window or 1 << 30, "scores": SHAPES[shape]}
     np.testing.assert_allclose(got, plain(query, key, value, visible, past, **near), atol=2e-6)
 
 
@@ -72,7 +91,7 @@ def test_half_precision_weighs_in_float32():
         jnp.asarray(random.normal(size=(2, T, n, H)), jnp.bfloat16) for n in (K * G, K, K)
     )
     visible = jnp.tril(jnp.ones((2, T, T), bool))
-    got = attend_visible(query, key, value, visible)
+    got = attend_visible(query, key, value, visible, jnp.arange(T)[None])
     assert got.dtype == jnp.bfloat16
     wide = [np.asarray(x, np.float32) for x in (query, key, value)]
     want = plain(wide[0], wide[1], wide[2], visible, None)

@@ -35,7 +35,7 @@ ARGUMENTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("family", families.NAMES)
+@pytest.mark.parametrize("family", families.SAMPLE)
 def test_tiny_models(family: str, tmp_path: Path) -> None:
     """Stops, many lengths in a batch, and contexts that are cut on the left."""
     name = {"gpt2": "n_positions"}.get(family, "max_position_embeddings")

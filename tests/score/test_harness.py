@@ -29,7 +29,7 @@ def models(folder: Path, batch_size: int = 8) -> tuple[ChopjaxLM, HFLM]:
     return ChopjaxLM(str(folder), dtype="float32"), theirs
 
 
-@pytest.fixture(scope="module", params=families.NAMES)
+@pytest.fixture(scope="module", params=families.SAMPLE)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     positions = {"gpt2": "n_positions"}.get(request.param, "max_position_embeddings")

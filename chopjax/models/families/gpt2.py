@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig. Missing keys take the defaults of transformers' GPT2Config."""
+    """config.json → ModelConfig, with the defaults of transformers\' GPT2Config."""
     options = Options(
         raw,
         neutral="attn_pdrop embd_pdrop resid_pdrop n_ctx n_special predict_special_tokens "
@@ -66,8 +66,8 @@ ROWS = (
     Row("{p}wpe.weight", "embed/positions", "P D -> P D"),
     Row(_LAYER + "ln_1.weight", "blocks/attention_norm/scale", "D -> D"),
     Row(_LAYER + "ln_1.bias", "blocks/attention_norm/bias", "D -> D"),
-    Row(_LAYER + "attn.c_attn.weight", _QKV, "D (3 N H) -> 3 D N H"),
-    Row(_LAYER + "attn.c_attn.bias", tuple(f"{p}_bias" for p in _QKV), "(3 N H) -> 3 N H"),
+    Row(_LAYER + "attn.c_attn.weight", _QKV, "D ({N,K,K} H) -> D {N,K,K} H"),
+    Row(_LAYER + "attn.c_attn.bias", tuple(f"{p}_bias" for p in _QKV), "({N,K,K} H) -> {N,K,K} H"),
     Row(_LAYER + "attn.c_proj.weight", "blocks/attention/output", "(N H) D -> N H D"),
     Row(_LAYER + "attn.c_proj.bias", "blocks/attention/output_bias", "D -> D"),
     Row(_LAYER + "ln_2.weight", "blocks/mlp_norm/scale", "D -> D"),

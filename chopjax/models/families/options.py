@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from chopjax.errors import UserError, cut, listing
-from chopjax.models.config import Rope
 
 MAX_SIZE = 2**31 - 1  # of an index of JAX's arrays
 MAX_LAYERS = 10_000
@@ -22,7 +20,7 @@ NEUTRAL = frozenset(
     _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config
     _name_or_path _num_labels add_bos_token architectures attention_dropout
     attention_probs_dropout_prob
-    attn_implementation begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    attn_implementation auto_map begin_suppress_tokens bos_token_id chunk_size_feed_forward
     decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label
@@ -78,13 +76,22 @@ class Options:
         """A whole number of at least 1."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problem = "is missing" if value is None else f"is {_shown(value)}"
+            problem = "is missing" if value is None else f"is {shown(value)}"
             self.problems.append(f"{key} {problem}; a whole number of at least 1 is needed")
             return 1
         if value > most:
-            self.problems.append(f"{key} is {_shown(value)}; at most {most:,} is supported")
+            self.problems.append(f"{key} is {shown(value)}; at most {most:,} is supported")
             return 1
         return value
+
+    def window(self, key: str, default: int | None) -> int | None:
+        """A window in positions; a missing key gives the default, null is none."""
+        return None if self.nullable(key, default) is None else self.size(key, default)
+
+    def cap(self, key: str, default: float | None) -> float | None:
+        """A bound; a missing key gives the default, null is none."""
+        value = self.nullable(key, default)
+        return None if value is None else self.number(key, value, above=SMALL)
 
     def layers(self, key: str, default: int) -> int:
         """The number of layers: whatever has something a layer is then small."""
@@ -95,29 +102,27 @@ class Options:
         value = self.get(key, default)
         # Compared as they are: an integer may be too large to become a float.
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.problems.append(f"{key} is {_shown(value)}; a number is needed")
+            self.problems.append(f"{key} is {shown(value)}; a number is needed")
             return default
         if not -MAX_NUMBER <= value <= MAX_NUMBER:
-            self.problems.append(f"{key} is {_shown(value)}; a finite number is needed")
+            self.problems.append(f"{key} is {shown(value)}; a finite number is needed")
             return default
         if value <= above:
-            self.problems.append(f"{key} is {_shown(value)}; a number above {above:g} is needed")
+            self.problems.append(f"{key} is {shown(value)}; a number above {above:g} is needed")
             return default
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):
-            self.problems.append(f"{key} is {_shown(value)}; true or false is needed")
+            self.problems.append(f"{key} is {shown(value)}; true or false is needed")
         return bool(value)
 
     def choice(self, key: str, names: Mapping[str, str], default: str) -> Any:
         """One of several names, translated; any other is refused by name."""
         value = self.get(key, default)
         if not isinstance(value, str) or value not in names:
-            self.problems.append(
-                f"{key} {_shown(value)} is not supported (only {', '.join(names)})"
-            )
+            self.problems.append(f"{key} {shown(value)} is not supported (only {', '.join(names)})")
             return names[default]
         return names[value]
 
@@ -128,7 +133,7 @@ class Options:
         if first is None:
             return None
         if isinstance(first, bool) or not isinstance(first, int) or not abs(first) <= MAX_SIZE:
-            self.problems.append(f"{key} is {_shown(value)}; a token's number is needed")
+            self.problems.append(f"{key} is {shown(value)}; a token's number is needed")
             return None
         return first
 
@@ -137,8 +142,8 @@ class Options:
             self.problems.append(f"{key}: {total} does not divide by {parts}")
         return max(total // parts, 1)
 
-    def finish(self, num_layers: int) -> None:
-        """Raise UserError that lists everything unsupported, by name."""
+    def check(self, num_layers: int) -> None:
+        """Name as problems the keys that were not asked for."""
         for key, value in self.raw.items():
             if key in self.seen or key in self.neutral:
                 continue
@@ -148,11 +153,15 @@ class Options:
                 self.problems.append(_quantized(value))
             elif key in self.off:
                 if value not in self.off[key]:
-                    self.problems.append(f"{key} = {_shown(value)} is not supported")
+                    self.problems.append(f"{key} = {shown(value)} is not supported")
             elif value is not None:
                 self.problems.append(
-                    f"{cut(key, 80)} = {_shown(value)} is not an option that chopjax knows"
+                    f"{cut(key, 80)} = {shown(value)} is not an option that chopjax knows"
                 )
+
+    def finish(self, num_layers: int) -> None:
+        """Raise UserError that lists everything unsupported, by name."""
+        self.check(num_layers)
         if self.problems:
             model_type = self.raw.get("model_type")
             raise UserError(
@@ -161,7 +170,7 @@ class Options:
             )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a message has it."""
     return cut(repr(value), 80)
 
@@ -178,86 +187,7 @@ def _quantized(value: Any) -> str:
     """What a quantized checkpoint is, and the way out."""
     method = value.get("quant_method") if isinstance(value, dict) else None
     return (
-        f"the weights are quantized (quantization_config: {_shown(method or value)}), and "
+        f"the weights are quantized (quantization_config: {shown(method or value)}), and "
         "chopjax computes with weights in floating point alone: take the checkpoint that it was "
         "made from. `chopjax chop` removes layers from quantized ones, too"
     )
-
-
-def rope(options: Options, max_positions: int) -> Rope:
-    """Both spellings: rope_parameters (newer), rope_theta with rope_scaling (older).
-
-    Defaults are those of transformers' modeling_rope_utils.
-    """
-    theta = options.number("rope_theta", 10_000.0, above=SMALL)
-    raw = options.get("rope_scaling") or options.get("rope_parameters") or {}
-    options.seen |= {"rope_scaling", "rope_parameters"}
-    if not isinstance(raw, dict):
-        options.problems.append(f"rope_parameters is {_shown(raw)}; an object is needed")
-        return Rope()
-    inner = Options({key: value for key, value in raw.items() if value is not None})
-    kind = inner.get("rope_type", inner.get("type", "default"))
-    inner.seen.add("type")
-    theta = inner.number("rope_theta", theta, above=SMALL)
-    if inner.number("partial_rotary_factor", options.number("partial_rotary_factor", 1.0)) != 1.0:
-        inner.problems.append("partial_rotary_factor other than 1 is not supported")
-    fields: dict[str, Any] = {"kind": kind, "theta": theta}
-    if kind not in ("default", "linear", "llama3", "yarn"):
-        inner.problems.append(f"rope_type {_shown(kind)} is not supported")
-        inner.seen |= set(raw)
-        fields["kind"] = "default"
-    elif kind != "default":
-        if "factor" not in inner.raw:
-            inner.problems.append(f"rope_type {kind!r} needs a factor")
-        fields["factor"] = inner.number("factor", 1.0, above=SMALL)
-    if kind in ("llama3", "yarn"):
-        # transformers gives the key outside rope_parameters the last word.
-        inside = inner.size("original_max_position_embeddings", max_positions)
-        outside = options.size("original_max_position_embeddings", inside)
-        fields["original_max_positions"] = outside
-    if kind == "llama3":
-        fields["low_freq_factor"] = inner.number("low_freq_factor", 1.0, above=SMALL)
-        low = fields["low_freq_factor"]
-        fields["high_freq_factor"] = inner.number("high_freq_factor", 4.0, above=low)
-    if kind == "yarn":
-        # transformers takes 0 as not given.
-        for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
-            fields[key] = inner.number(key, default) or default
-            if fields[key] < SMALL:
-                inner.problems.append(f"{key} is {fields[key]:g}; a positive number is needed")
-        fields["truncate"] = inner.flag("truncate", True)
-        fields["attention_factor"] = _yarn_attention_factor(inner, fields["factor"])
-        if theta == 1:
-            inner.problems.append("rope_theta of 1 has no dimensions to tell apart")
-    # Keys of other kinds are inert here, as they are in transformers, but must be rope's own.
-    known = {f for f in _ROPE_KEYS if f in raw}
-    inner.seen |= known
-    unknown = [key for key in inner.raw if key not in inner.seen]
-    inner.problems += [f"{cut(key, 80)} is not an option that chopjax knows" for key in unknown]
-    options.problems += [f"rope_parameters: {problem}" for problem in inner.problems]
-    return Rope(**fields)
-
-
-_ROPE_KEYS = re.findall(
-    r"\w+",
-    "factor original_max_position_embeddings low_freq_factor high_freq_factor beta_fast beta_slow "
-    "attention_factor mscale mscale_all_dim truncate",
-)
-
-
-def _yarn_attention_factor(inner: Options, factor: float) -> float:
-    """YaRN's temperature (arXiv 2309.00071, section 3.4), as transformers infers it."""
-    mscale, mscale_all_dim = inner.number("mscale", 0.0), inner.number("mscale_all_dim", 0.0)
-    if inner.get("attention_factor") is not None:
-        return inner.number("attention_factor", 1.0)
-
-    def scale(by: float = 1.0) -> float:
-        return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
-
-    if not (mscale and mscale_all_dim):
-        return scale()
-    below = scale(mscale_all_dim)
-    if abs(below) < SMALL:
-        inner.problems.append(f"mscale_all_dim of {mscale_all_dim:g} divides by zero")
-        return 1.0
-    return scale(mscale) / below

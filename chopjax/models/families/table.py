@@ -26,16 +26,21 @@ from chopjax.models.config import ModelConfig
 class Row:
     """One kind of tensor.
 
-    source: its name, with `{p}` for the family's prefix and `{l}` for the layer index.
-    target: the parameter path. Several paths mean that the tensor holds several parameters of
-        equal shape: then the right side of `axes` begins with their number.
+    source: its name, with `{p}` for the family's prefix, `{l}` for the layer index and `{h}` for
+        the head's name.
+    target: the parameter path. Several paths mean that the tensor holds several parameters, side by
+        side on one axis.
     axes: the tensor's axes, an arrow, the parameter's axes (without the layer axis L). Letters are
-        those of parameters.py, numbers are literal sizes, brackets group axes into one.
+        those of parameters.py, numbers are literal sizes, brackets group axes into one. Of a tensor
+        that holds several parameters, braces say how many each has of the axis that they share:
+        `"({N,K,K} H) D -> D {N,K,K} H"`.
+    when: whether a decoder has this tensor, where its parameters alone do not say it.
     """
 
     source: str
     target: str | tuple[str, ...]
     axes: str
+    when: Callable[[ModelConfig], bool] | None = None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -48,25 +53,45 @@ class Row:
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The tensor's shape in the checkpoint."""
         left, _ = _sides(self.axes)
-        return tuple(math.prod(_size(a, sizes) for a in group) for group in left)
+        return _shape(left, sizes)
 
     def to_parameters(self, tensor: np.ndarray, sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
         """The tensor as its parameters: views where numpy can, one a target."""
-        moved = _rearrange(tensor, self.axes, sizes)
-        return (moved,) if isinstance(self.target, str) else tuple(moved)
+        left, right = _sides(self.axes)
+        into = _flat(right)
+        array = tensor.reshape([_size(axis, sizes) for axis in _flat(left)])
+        array = array.transpose([_flat(left).index(axis) for axis in into])
+        shared = [axis for axis in into if axis.startswith("{")]
+        if not shared:
+            return (array.reshape(_shape(right, sizes)),)
+        ends = np.cumsum([_size(part, sizes) for part in _parts(shared[0])])[:-1]
+        parts = np.split(array, ends, axis=into.index(shared[0]))
+        return tuple(part.reshape(_shape(right, sizes, index)) for index, part in enumerate(parts))
 
     def to_tensor(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
         """The inverse of to_parameters."""
-        left, right = self.axes.split("->")
-        joined = arrays[0] if isinstance(self.target, str) else np.stack(arrays)
-        return _rearrange(joined, f"{right.strip()} -> {left.strip()}", sizes)
+        left, right = _sides(self.axes)
+        into = _flat(right)
+        parts = [
+            array.reshape([_size(axis, sizes, index) for axis in into])
+            for index, array in enumerate(arrays)
+        ]
+        whole = parts[0]
+        if len(parts) > 1:
+            axis = next(index for index, axis in enumerate(into) if axis.startswith("{"))
+            whole = np.concatenate(parts, axis=axis)
+        array = whole.transpose([into.index(axis) for axis in _flat(left)])
+        return array.reshape(_shape(left, sizes))
+
+
+Groups = tuple[tuple[str, ...], ...]  # axes that make one axis together
 
 
 @functools.cache
-def _sides(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+def _sides(pattern: str) -> tuple[Groups, Groups]:
     """`"(N H) D -> D N H"` → ((("N", "H"), ("D",)), (("D",), ("N",), ("H",)))."""
 
-    def groups(side: str) -> tuple[tuple[str, ...], ...]:
+    def groups(side: str) -> Groups:
         parts = re.findall(r"\(([^)]*)\)|(\S+)", side)
         return tuple(tuple(inner.split()) if inner else (single,) for inner, single in parts)
 
@@ -74,18 +99,25 @@ def _sides(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, 
     return groups(left), groups(right)
 
 
-def _size(axis: str, sizes: Mapping[str, int]) -> int:
+def _flat(groups: Groups) -> list[str]:
+    return [axis for group in groups for axis in group]
+
+
+def _parts(axis: str) -> list[str]:
+    """`"{N,K,K}"` → what each target has of it."""
+    return axis[1:-1].split(",")
+
+
+def _size(axis: str, sizes: Mapping[str, int], target: int | None = None) -> int:
+    """Of the whole tensor; with `target`, of that one's part."""
+    if axis.startswith("{"):
+        parts = [_size(part, sizes) for part in _parts(axis)]
+        return sum(parts) if target is None else parts[target]
     return int(axis) if axis.isdigit() else sizes[axis]
 
 
-def _rearrange(array: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
-    left, right = _sides(pattern)
-    flat_left = [axis for group in left for axis in group]
-    flat_right = [axis for group in right for axis in group]
-    array = array.reshape([_size(axis, sizes) for axis in flat_left])
-    array = array.transpose([flat_left.index(axis) for axis in flat_right])
-    shape = [math.prod(_size(axis, sizes) for axis in group) for group in right]
-    return array.reshape(shape)
+def _shape(groups: Groups, sizes: Mapping[str, int], target: int | None = None) -> tuple[int, ...]:
+    return tuple(math.prod(_size(axis, sizes, target) for axis in group) for group in groups)
 
 
 def stated_layer_lists(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -109,13 +141,14 @@ class Family:
     # The per-layer lists of a config.json, those included that the file leaves to a pattern over
     # indices: key → one entry a layer. Chopping writes them out for the layers that stay.
     layer_lists: Callable[[Mapping[str, Any]], Mapping[str, list[Any]]] = stated_layer_lists
+    heads: tuple[str, ...] = ("lm_head",)  # names of the head; the usual one first
 
     @property
     def embedding_row(self) -> Row:
         return next(row for row in self.rows if row.target == "embed/embedding")
 
 
-HEAD = "lm_head.weight"
+HEAD = "{h}.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +157,11 @@ class Naming:
 
     prefix: str
     embedding_names: tuple[str, ...]  # a tied table may stand under its own name, the head's, both
+    head: str = "lm_head"  # or, GPT-NeoX, embed_out
+
+    def of(self, row: Row) -> str:
+        """The row's name, the layer's index still open."""
+        return row.source.replace("{p}", self.prefix).replace("{h}", self.head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +186,8 @@ class Match:
 def usual_naming(family: Family) -> Naming:
     """The names that transformers itself would write."""
     prefix = family.prefixes[0]
-    return Naming(prefix, (family.embedding_row.source.replace("{p}", prefix),))
+    table = family.embedding_row.source.replace("{p}", prefix)
+    return Naming(prefix, (table,), family.heads[0])
 
 
 def bind(family: Family, config: ModelConfig, naming: Naming) -> tuple[Binding, ...]:
@@ -160,12 +199,12 @@ def bind(family: Family, config: ModelConfig, naming: Naming) -> tuple[Binding, 
     present = parameters.axes(config)
     bindings = []
     for row in family.rows:
-        if row.targets[0] not in present:
+        if row.targets[0] not in present or (row.when and not row.when(config)):
             continue
         if row.target == "embed/embedding":
             bindings += [Binding(name, row, None) for name in naming.embedding_names]
             continue
-        name = row.source.replace("{p}", naming.prefix)
+        name = naming.of(row)
         if row.per_layer:
             layers = range(config.num_layers)
             bindings += [Binding(name.replace("{l}", str(i)), row, i) for i in layers]
@@ -231,17 +270,18 @@ def _check_layers(
 def _find_naming(family: Family, config: ModelConfig, tensors: Iterable[str]) -> Naming:
     names = set(tensors)
 
-    def hits(prefix: str) -> int:
-        stem = [row.source.replace("{p}", prefix).replace("{l}", "0") for row in family.rows]
-        return len(names.intersection(stem))
+    def hits(naming: Naming) -> int:
+        return len(names.intersection(naming.of(row).replace("{l}", "0") for row in family.rows))
 
-    # The first prefix wins a draw: with nothing found, the usual names are reported missing.
-    prefix = max(family.prefixes, key=hits)
-    own = family.embedding_row.source.replace("{p}", prefix)
-    if not config.tie_embeddings:
-        return Naming(prefix, (own,))
-    heads = tuple(name for name in (own, HEAD) if name in names)
-    return Naming(prefix, heads or (own,))
+    # The first of each wins a draw: with nothing found, the usual names are reported missing.
+    both = [Naming(prefix, (), head) for prefix in family.prefixes for head in family.heads]
+    found = max(both, key=hits)
+    own = found.of(family.embedding_row)
+    tables: tuple[str, ...] = (own,)
+    if config.tie_embeddings:
+        heads = (f"{name}.weight" for name in family.heads)
+        tables = tuple(name for name in (own, *heads) if name in names) or (own,)
+    return dataclasses.replace(found, embedding_names=tables)
 
 
 def is_buffer(family: Family, name: str) -> bool:

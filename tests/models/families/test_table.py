@@ -77,10 +77,10 @@ def test_all_offenders_are_listed_at_once(name: str) -> None:
 def test_a_tied_table_may_stand_under_the_heads_name_or_both() -> None:
     family, config, shapes = tensors_of("llama", tie_word_embeddings=True)
     own = "model.embed_tokens.weight"
-    both = match(family, config, shapes | {table.HEAD: shapes[own]}, "here")
-    assert both.duplicates == ((own, table.HEAD),)
-    head_only = {table.HEAD if n == own else n: s for n, s in shapes.items()}
-    assert match(family, config, head_only, "here").naming.embedding_names == (table.HEAD,)
+    both = match(family, config, shapes | {"lm_head.weight": shapes[own]}, "here")
+    assert both.duplicates == ((own, "lm_head.weight"),)
+    head_only = {"lm_head.weight" if n == own else n: s for n, s in shapes.items()}
+    assert match(family, config, head_only, "here").naming.embedding_names == ("lm_head.weight",)
 
 
 def test_prefixes_and_buffers_of_older_checkpoints() -> None:
