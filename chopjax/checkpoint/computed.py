@@ -40,6 +40,6 @@ def chopped_alone(raw: Mapping[str, Any]) -> str | None:
     return (
         f"config.json: model_type {cut(repr(raw['model_type']), 80)}: chopjax can remove its "
         f"layers (chopjax chop MODEL OUT …) but not compute with it, because {structure.why}. The "
-        f"nearest family that it computes with is {near}; all of them: "
+        f"nearest family that it computes with is {near}. All of them:\n"
         f"{', '.join(families.FAMILIES)}"
     )

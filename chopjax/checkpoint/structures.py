@@ -148,7 +148,9 @@ def _row(
     return Structure(model_type, stems, fields, **about)
 
 
-def _dense_then_sparse(model_type: str, default: int, extra: int = 0, why: str = MOE) -> Structure:
+def _dense_then_sparse(
+    model_type: str, default: int, extra: int = 0, why: str = MOE, near: str = "llama"
+) -> Structure:
     """DeepSeek's shape: the first layers dense, and layers of multi-token prediction behind."""
     return _row(
         model_type,
@@ -156,6 +158,7 @@ def _dense_then_sparse(model_type: str, default: int, extra: int = 0, why: str =
         Must("moe_layer_freq", (1,), "which layers have experts would change with their index"),
         behind=("num_nextn_predict_layers", extra),
         why=why,
+        near=near,
     )
 
 
@@ -211,16 +214,26 @@ _ROWS = (
         Spelled("layer_types", _smollm3, "the layers without RoPE slide, where use_sliding_window"),
     ),
     # ---- mixtures of experts, every layer alike
-    *(_row(name, why=MOE) for name in ("mixtral", "olmoe", "phimoe", "granitemoe", "flex_olmo")),
-    _row("granitemoeshared", why=MOE),
-    _row("minimax_m2", why=MOE),
+    _row("mixtral", why=MOE, near="mistral"),
+    _row("olmoe", why=MOE, near="olmo2"),
+    _row("flex_olmo", why=MOE, near="olmo2"),
+    _row("phimoe", why=MOE, near="phi3"),
+    _row("granitemoe", why=MOE, near="granite"),
+    _row("granitemoeshared", why=MOE, near="granite"),
+    _row("minimax_m2", why=MOE, near="qwen3"),
     # ---- mixtures of experts, layers of several kinds
     _row("gpt_oss", always(2), why=MOE),
-    _row("qwen2_moe", STEPS, Spelled("layer_types", _qwen2_moe, "even i slide"), why=MOE),
+    _row(
+        "qwen2_moe",
+        STEPS,
+        Spelled("layer_types", _qwen2_moe, "even i slide"),
+        why=MOE,
+        near="qwen2",
+    ),
     _row("qwen3_moe", STEPS, why=MOE, near="qwen3"),
     _dense_then_sparse("deepseek_v2", 0, why=MLA),
     _dense_then_sparse("deepseek_v3", 3, 1, why=MLA),
-    _dense_then_sparse("glm4_moe", 1, 1),
+    _dense_then_sparse("glm4_moe", 1, 1, near="glm4"),
     _row(
         "glm4_moe_lite",
         Spelled("mlp_layer_types", _first_dense, "the first is dense"),

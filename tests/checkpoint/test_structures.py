@@ -14,11 +14,20 @@ from chop_models import BY_HAND, KEEP, KEEPS, LAYERS, SIZES, WRAPPED, write_mode
 
 from chopjax.checkpoint.layer_fields import Indices, Spelled
 from chopjax.checkpoint.open import open_to_chop
+from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.structure import text_config
 from chopjax.checkpoint.structures import REFUSED, ROWS, WRAPPERS, find
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.models.families import FAMILIES
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 64,
+}
 STACKS = ("layers", "h", "blocks")
 LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
 
@@ -90,6 +99,22 @@ def test_chop_equals_deletion(model_type, tmp_path):
     model = write_model(tmp_path / "parent", model_type)
     keep = KEEPS.get(model_type, KEEP)
     assert_equal_to_deletion(tmp_path / "parent", tmp_path / "out", model, model_type, keep)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("stablelm", {"qk_layernorm": True}),
+        ("falcon", {"alibi": True, "new_decoder_architecture": False}),
+        ("llama", {"rope_parameters": LONGROPE}),
+    ],
+)
+def test_options_that_chopjax_does_not_compute(model_type, options, tmp_path):
+    model = write_model(tmp_path / "parent", model_type, **options)
+    files = open_to_chop(str(tmp_path / "parent"))
+    assert not isinstance(files, Checkpoint)
+    assert "asks for what chopjax cannot do" in files.why
+    assert_equal_to_deletion(tmp_path / "parent", tmp_path / "out", model, model_type, KEEP)
 
 
 def spelled(model_type: str) -> list[Spelled]:
