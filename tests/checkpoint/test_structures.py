@@ -20,14 +20,6 @@ from chopjax.checkpoint.structures import REFUSED, ROWS, WRAPPERS, find
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.models.families import FAMILIES
 
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "factor": 2.0,
-    "short_factor": [1.0] * 4,
-    "long_factor": [2.0] * 4,
-    "original_max_position_embeddings": 64,
-}
 STACKS = ("layers", "h", "blocks")
 LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
 
@@ -106,7 +98,6 @@ def test_chop_equals_deletion(model_type, tmp_path):
     [
         ("stablelm", {"qk_layernorm": True}),
         ("falcon", {"alibi": True, "new_decoder_architecture": False}),
-        ("llama", {"rope_parameters": LONGROPE}),
     ],
 )
 def test_options_that_chopjax_does_not_compute(model_type, options, tmp_path):
