@@ -14,12 +14,15 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from chopjax.errors import UserError, cut
+
 LayerIndex = Callable[[str], tuple[int, str] | None]
 Place = Callable[[int], int | None]  # a layer's new index, None where it goes
 
 _REGEX = "re:"  # compressed-tensors
 _SIGNS = ("+:", "-:")  # GPTQModel: what follows is a regex, too
 MAX_PATTERN = 1000  # characters; a longer one is nobody's
+MAX_REPETITIONS = 4  # in a regular expression; time grows with the length of names to that power
 
 
 def follow_names(
@@ -76,6 +79,13 @@ def _names(
         return [] if index is None else [template.replace("{l}", str(index))]
     matches = _matcher(entry)
     if matches is None:
+        # Without a number in it, it cannot tell layers apart.
+        if _is_pattern(entry) and re.search("[0-9]", entry):
+            raise UserError(
+                f"config.json: quantization_config has the pattern {cut(repr(entry), 200)}, which "
+                "is no regular expression, or one that takes too long to follow; write the names "
+                "of the modules in its place"
+            )
         return [entry]
     hits = [module for module in modules if matches(module)]
     if not _tells_layers_apart(hits, modules, layer_index):
@@ -101,7 +111,7 @@ def _spelled(entry: str, module: str) -> list[str]:
 
 def _plain_index(entry: str, layer_index: LayerIndex) -> tuple[int, str] | None:
     """Of a name without wildcards, as layer_index; also where it begins below the model's root."""
-    if entry.startswith((_REGEX, *_SIGNS)) or re.search(r"[*?\[\]^$|()+\\]", entry):
+    if _is_pattern(entry):
         return None
     for prefix in ("", "model.", "language_model.", "model.language_model."):
         position = layer_index(prefix + entry)
@@ -112,7 +122,7 @@ def _plain_index(entry: str, layer_index: LayerIndex) -> tuple[int, str] | None:
 
 def _matcher(entry: str) -> Callable[[str], object] | None:
     """Of an entry that is a pattern: whether it means a module. None for other text."""
-    if not re.search(r"[*?\[\]^$|()+\\]", entry) or len(entry) > MAX_PATTERN:
+    if not _is_pattern(entry) or len(entry) > MAX_PATTERN:
         return None
     for mark in (_REGEX, *_SIGNS):
         if entry.startswith(mark):
@@ -122,14 +132,19 @@ def _matcher(entry: str) -> Callable[[str], object] | None:
     return lambda module: fnmatch.fnmatchcase(module, entry)
 
 
+def _is_pattern(entry: str) -> bool:
+    return entry.startswith((_REGEX, *_SIGNS)) or bool(re.search(r"[*?\[\]^$|()+\\]", entry))
+
+
 def _is_regex(entry: str) -> bool:
     """AWQ writes regexes without a mark; `layers.*.mlp` reads the same both ways."""
     return "\\" in entry or ".*" in entry
 
 
 def _regex(pattern: str) -> Callable[[str], object] | None:
-    # What can take for ever on a name: a repetition of a repetition.
-    if re.search(r"[*+}]\)*[*+{]", pattern):
+    # What can take for ever on a name: repetitions of repetitions or of choices, and many of them.
+    nested = re.search(r"[*+}?]\)+[*+{]|\|[^()]*\)+[*+{]", pattern)
+    if nested or len(re.findall(r"[*+]|\{\d*,", pattern)) > MAX_REPETITIONS:
         return None
     try:
         return re.compile(pattern).match

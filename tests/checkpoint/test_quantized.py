@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from chopjax.checkpoint.quantized import follow_names
 from chopjax.checkpoint.structure import Structure, new_index
+from chopjax.errors import UserError
 
 KEEP = (0, 2, 11)
 LAYERS = 12
@@ -54,6 +55,17 @@ def followed(config: Any) -> Any:
 )  # fmt: skip
 def test_lists_of_names(before: list[str], after: list[str]) -> None:
     assert followed({"ignore": before}) == {"ignore": after}
+
+
+@pytest.mark.parametrize(
+    "pattern", ["re:(", "re:(x+)+1$", "re:(x|x)*1", "re:.*.*.*.*.*1", "-:" + "1" * 2000]
+)
+def test_patterns_that_cannot_be_followed(pattern: str) -> None:
+    if not re.search("[0-9]", pattern):
+        assert followed({"ignore": [pattern]}) == {"ignore": [pattern]}
+        return
+    with pytest.raises(UserError, match="write the names of the modules in its place"):
+        followed({"ignore": [pattern]})
 
 
 def test_keys_and_what_is_deeper() -> None:
