@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import families
+import numpy as np
 import torch
 import transformers
+from flax.traverse_util import unflatten_dict
+
+from chopjax.models import parameters
+from chopjax.models.families import table, translate
 
 # What tokenizers are trained on.
 TEXT = """\
@@ -42,6 +47,29 @@ def random_model(family: str, seed: int = 0, **options: Any) -> transformers.Pre
             # Where transformers starts a norm: at 1, or at 0 if it adds 1.
             weight.copy_(weight + 0.1 * noise if is_norm else noise * (weight.shape[-1] ** -0.5))
     return model.eval()
+
+
+def in_memory(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tuple[Any, Any]:
+    """ModelConfig and parameters through the weight table, straight from a model in memory."""
+    family, config = translate(raw)
+    tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    if config.tie_embeddings:
+        for name in family.heads:
+            tensors.pop(f"{name}.weight", None)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    found = table.match(family, config, shapes, "model in memory")
+    size = parameters.sizes(config)
+    flat: dict[str, Any] = {}
+    for binding in found.bindings:
+        arrays = binding.row.to_parameters(tensors[binding.source], size)
+        for path, array in zip(binding.row.targets, arrays, strict=True):
+            flat.setdefault(path, []).append(array)
+    stacked = {
+        path: np.stack(parts) if path.startswith("blocks/") else parts[0]
+        for path, parts in flat.items()
+    }
+    assert {path: a.shape for path, a in stacked.items()} == parameters.shapes(config)
+    return config, unflatten_dict(stacked, sep="/")
 
 
 def write_checkpoint(

@@ -144,18 +144,19 @@ ROPES = [
     {"rope_type": "dynamic", "factor": 2.0} | THETA,
 ]
 BOTH = [False, True]
-KV = {"num_key_value_heads": [1, 2, 4]}
-ACTIVATION = {"hidden_act": ["silu", "gelu", "gelu_pytorch_tanh"]}
-TIED = {"tie_word_embeddings": BOTH}
-COMMON = KV | TIED | ACTIVATION | {"rope_parameters": ROPES}
-BIASED = COMMON | {"attention_bias": BOTH}
+Space = dict[str, list[Any]]
+KV: Space = {"num_key_value_heads": [1, 2, 4]}
+ACTIVATION: Space = {"hidden_act": ["silu", "gelu", "gelu_pytorch_tanh"]}
+TIED: Space = {"tie_word_embeddings": BOTH}
+COMMON: Space = KV | TIED | ACTIVATION | {"rope_parameters": ROPES}
+BIASED: Space = COMMON | {"attention_bias": BOTH}
 STRETCH = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 3.0], "long_factor": [4.0] * 4}
 LONG = STRETCH | {"original_max_position_embeddings": 512} | THETA
-SPACE: dict[str, dict[str, list[Any]]] = {
+SPACE: dict[str, Space] = {
     "llama": BIASED | {"mlp_bias": BOTH, "head_dim": [8, 12]},
     "qwen3": BIASED | {"layer_types": [None, WINDOWS], "max_window_layers": [1, 3]},
-    "gpt2": {"activation_function": ["gelu", "relu", "gelu_new"], "n_inner": [None, 40]} | TIED,
-    "opt": {"word_embed_proj_dim": [16, 32], "enable_bias": BOTH, "do_layer_norm_before": BOTH},
+    "gpt2": TIED | {"activation_function": ["gelu", "relu", "gelu_new"]} | {"n_inner": [None, 40]},
+    "opt": {"word_embed_proj_dim": [16, 32]} | {"enable_bias": BOTH, "do_layer_norm_before": BOTH},
     "mistral": COMMON | {"sliding_window": [None, 5, 40], "head_dim": [8, 12]},
     "ministral": COMMON | {"layer_types": [None, WINDOWS], "sliding_window": [5, 40]},
     "qwen2": COMMON | {"use_sliding_window": BOTH, "max_window_layers": [0, 3]},
@@ -164,10 +165,12 @@ SPACE: dict[str, dict[str, list[Any]]] = {
     | {"qk_layernorm": BOTH, "partial_rotary_factor": [0.5, 1.0], "hidden_act": ["gelu", "relu"]},
     "phi3": KV
     | TIED
-    | {"sliding_window": [None, 20], "max_position_embeddings": [512, 2048]}
+    | {"sliding_window": [None, 20]}
+    | {"max_position_embeddings": [512, 2048]}
     | {"rope_parameters": [None, LONG, LONG | {"attention_factor": 1.2}]},
-    "gpt_neox": {"use_parallel_residual": BOTH, "attention_bias": BOTH, "rotary_pct": [0.25, 1.0]}
-    | TIED,
+    "gpt_neox": TIED
+    | {"use_parallel_residual": BOTH, "attention_bias": BOTH}
+    | {"rotary_pct": [0.25, 1.0]},
     "gemma": KV | TIED | {"attention_bias": BOTH, "hidden_act": ["gelu", "silu"]},
     "gemma2": KV
     | {"attn_logit_softcapping": [None, 0.5], "final_logit_softcapping": [None, 2.0]}
@@ -209,7 +212,7 @@ SPACE: dict[str, dict[str, list[Any]]] = {
     "mpt": TIED
     | {"attn_config": [{}, {"clip_qkv": 0.3}, {"softmax_scale": 0.4}], "n_heads": [4, 6]},
     "falcon": TIED
-    | {"bias": BOTH, "multi_query": BOTH, "parallel_attn": BOTH}
+    | {"bias": BOTH, "multi_query": BOTH, "num_ln_in_parallel_attn": [None, 1]}
     | {"new_decoder_architecture": BOTH, "num_kv_heads": [1, 2], "ffn_hidden_size": [None, 40]},
     "bloom": TIED | {"n_head": [4, 6]},
 }

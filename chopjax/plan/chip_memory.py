@@ -39,7 +39,9 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
 
     A token's share of a block: with remat "full" its input; with "dots" the results of the matrix
     products too; with "none" about twice that. At work: six of the feed-forward and eight of the
-    model's width. The loss holds the head and its gradient in float32 and one chunk of logits.
+    model's width; with attention "xla" its scores and their gradients, which exist whole in
+    float32 (and stay, with "none"). The loss holds the head and its gradient in float32 and one
+    chunk of logits.
     """
     tensor = mesh_shape["tensor"]
     shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
@@ -57,7 +59,12 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
     width = DTYPE_BYTES[settings.compute.dtype]
     vocabulary = math.ceil(config.vocab_size / tensor)
     loss = 4 * vocabulary * (2 * config.table_dim + settings.compute.loss_chunk)
-    return tokens * width * (config.num_layers * kept + at_work) + loss
+    scores = 0
+    if settings.compute.attention == "xla":
+        copies = 2 + (config.num_layers if settings.compute.remat == "none" else 0)
+        heads_here = math.ceil(config.num_heads / tensor)
+        scores = 4 * copies * tokens * heads_here * settings.data.sequence_length
+    return tokens * width * (config.num_layers * kept + at_work) + scores + loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,22 +53,31 @@ def executed_flops_per_token(config: ModelConfig, settings: Settings) -> int:
 def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     """Of all blocks, forward and backward, a token.
 
-    splash works off whole tiles, those on the diagonal too, and computes the scores anew in each of
-    its two backward passes: 2 products of T x T scores with a head's vectors forward and 7 backward
-    (jax/experimental/pallas/ops/tpu/splash_attention). Plain attention computes all T x T scores:
-    2 forward and 4 backward, and the scores anew where they were not kept.
+    splash works off whole tiles, those that the diagonal or a window's edge crosses too, and
+    computes the scores anew in each of its two backward passes: 2 products of T x T scores with a
+    head's vectors forward and 7 backward (jax/experimental/pallas/ops/tpu/splash_attention). Plain
+    attention computes all T x T scores: 2 forward and 4 backward, and the scores anew where they
+    were not kept.
     """
     length, remat = settings.data.sequence_length, settings.compute.remat
+    windows = [min(layer.window or length, length) for layer in config.layers]
     if settings.compute.attention == "splash":
-        tiles = length // splash_block(length)
-        area, number = (tiles + 1) / (2 * tiles), 9
+        areas, number = [_tiles(window, length) for window in windows], 9
         number += 2 if remat == "full" else 0
     elif settings.compute.attention == "xla":
-        area, number = 1.0, 6 + {"none": 0, "dots": 1, "full": 2}[remat]
+        areas, number = [1.0] * len(windows), 6 + {"none": 0, "dots": 1, "full": 2}[remat]
     else:
-        area, number = 0.5, 6 + (2 if remat == "full" else 0)
-    scores = config.num_layers * config.num_heads * config.head_dim * length
-    return round(2 * number * area * scores)
+        areas = [(window - window**2 / (2 * length)) / length for window in windows]
+        number = 6 + (2 if remat == "full" else 0)
+    scores = config.num_heads * config.head_dim * length
+    return round(2 * number * sum(areas) * scores)
+
+
+def _tiles(window: int, length: int) -> float:
+    """The share of the T x T scores that splash's tiles cover."""
+    block = splash_block(length)
+    tiles, back = length // block, -(-(window - 1) // block)
+    return sum(min(row, back) + 1 for row in range(tiles)) / tiles**2
 
 
 def estimate(

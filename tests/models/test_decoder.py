@@ -14,39 +14,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from chopjax.models import decoder, head, parameters
 from chopjax.models.compute import Compute
-from chopjax.models.families import table, translate
+from chopjax.models.families import translate
 
 LENGTH = 500
 
 
-def our_params(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tuple[Any, Any]:
-    """Parameters through the weight table, straight from a model in memory."""
-    family, config = translate(raw)
-    tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    if config.tie_embeddings:
-        tensors.pop("lm_head.weight")
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    found = table.match(family, config, shapes, "model in memory")
-    size = parameters.sizes(config)
-    flat: dict[str, Any] = {}
-    for binding in found.bindings:
-        arrays = binding.row.to_parameters(tensors[binding.source], size)
-        for path, array in zip(binding.row.targets, arrays, strict=True):
-            flat.setdefault(path, []).append(array)
-    stacked = {
-        path: np.stack(parts) if path.startswith("blocks/") else parts[0]
-        for path, parts in flat.items()
-    }
-    assert {path: a.shape for path, a in stacked.items()} == parameters.shapes(config)
-    return config, unflatten_dict(stacked, sep="/")
-
-
 def check(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> None:
-    config, params = our_params(model, raw)
+    config, params = checkpoints.in_memory(model, raw)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, LENGTH), dtype=np.int32)
     with torch.no_grad():
         reply = model(torch.tensor(tokens).long(), labels=torch.tensor(tokens).long())

@@ -54,11 +54,14 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
 
 def _parallel(options: Options, new: bool) -> str:
     """Which norms attention and feed-forward have beside each other."""
-    norms = options.size("num_ln_in_parallel_attn", 2)
     beside = options.flag("parallel_attn", True)
-    if new:
-        return "two_norms" if norms == 2 else "one_norm" if beside else "no"
-    return "one_norm" if beside else "no"
+    norms = options.size("num_ln_in_parallel_attn", 2 if new else 1)
+    if (new and not beside) or (not new and norms != 1):
+        options.problems.append(
+            "new_decoder_architecture, parallel_attn and num_ln_in_parallel_attn do not go "
+            "together: transformers has no such block"
+        )
+    return "two_norms" if norms == 2 else "one_norm" if beside else "no"
 
 
 def _has_two(config: ModelConfig) -> bool:

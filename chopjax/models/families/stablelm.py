@@ -16,7 +16,9 @@ from chopjax.models.families.table import Family, Row
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
     """config.json → ModelConfig, with the defaults of transformers\' StableLmConfig."""
     # The norm of queries and keys has a tensor for every head.
-    options = Options(raw, neutral="hidden_dropout rotary_scaling_factor", off={"qk_layernorm": False})
+    options = Options(
+        raw, neutral="hidden_dropout rotary_scaling_factor", off={"qk_layernorm": False}
+    )
     size = sizes(options, 50_304, 2560, 6912, kv_heads=32, positions=4096, own_head_dim=False)
     turn = rope(options, size["max_positions"], size["head_dim"], fraction=0.25)
     return decoder(
