@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +55,17 @@ def test_config_changes_only_the_number_of_layers(family):
     lists = set(FAMILIES[family].layer_lists(raw))
     assert {k for k in raw if raw[k] != chopped[k]} == {key} | lists
     assert translate(chopped)[1].num_layers == 4
+
+
+@pytest.mark.parametrize("keep", [(0, 2, 3), (1,), (2, 3)])
+@pytest.mark.parametrize("family", families.NAMES)
+def test_config_of_the_kept_layers_computes_them(family, keep):
+    """What the registry makes of config.json means to a family what its own layers mean."""
+    for seed in range(12):
+        raw = {"model_type": family, **families.draw(family, seed)}
+        parent = FAMILIES[family].translate(raw)
+        chopped = chop_config(raw, FAMILIES[family], keep)
+        assert FAMILIES[family].translate(chopped) == parent.keep(keep), (raw, chopped)
 
 
 def test_config_that_leaves_the_number_to_the_default():
