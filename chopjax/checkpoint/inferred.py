@@ -39,6 +39,8 @@ _INNOCENT = re.compile(
     r"|n_shared|num_shared|shared_intermediate|sliding_window_size|max_window_layers"
     r"|per_layer_input_size|tie_|steps_per|frequency_penalty|pretraining|_eps$|_epsilon$"
 )
+# Lists of a fixed length, which may be that of the layers by chance.
+_FIXED = ("time_step_limit", "mlp_multipliers", "ssm_multipliers", "mtp_layers_block_type")
 # Rhythms whose every place is alike at 1.
 _RHYTHM = re.compile(r"interval|period|freq|every|step|stride")
 
@@ -118,7 +120,7 @@ def check_fields(structure: Structure, raw: Mapping[str, Any], num_layers: int) 
     inferred = structure.fields is UNDERSTOOD
     problems = []
     for key, value in config.items():
-        if key in known or key in NEUTRAL or key.startswith("rope_"):
+        if key in known or key in NEUTRAL or key in _FIXED or key.startswith("rope_"):
             continue
         if key in ("quantization_config", "compression_config", "vision_config", "audio_config"):
             continue

@@ -356,6 +356,34 @@ class EndsWith:
 
 
 @dataclasses.dataclass(frozen=True)
+class Holds:
+    """One layer of a kind there must be: transformers refuses a config without."""
+
+    types: Spelled
+    kind: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return ()
+
+    def says(self) -> str:
+        return f"{self.types.key}: refused where none that stays is {self.kind}"
+
+    def kinds(self, config: Config, num_layers: int) -> list[Any] | None:
+        return None
+
+    def follow(self, config: Config, num_layers: int, keep: Keep) -> dict[str, Any]:
+        kinds = [_plain(kind) for kind in self.types.kinds(config, num_layers) or []]
+        if self.kind not in (kinds[layer] for layer in keep):
+            these = tuple(i for i, kind in enumerate(kinds) if kind == self.kind)
+            raise UserError(
+                f"none of the layers to keep is {self.kind}, and transformers does not load this "
+                f"model_type without one. Keep one of {ranges(these)}"
+            )
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
 class FirstLayers:
     """How many layers, from the first on, are of another kind: those of them that stay."""
 

@@ -21,6 +21,7 @@ from chopjax.checkpoint.layer_fields import (
     Field,
     FirstLayers,
     FromToStep,
+    Holds,
     Indices,
     Letters,
     Listed,
@@ -132,6 +133,7 @@ INTERVALS = every("full_attention_interval", 4, others=LINEAR)
 STEPS = SparseSteps()
 FIVES = always(5)
 SIXES = Spelled("layer_types", _gemma4, "full_attention where (i+1) % 6 = 0, and the last")
+FOURS = Spelled("layer_types", _olmo_hybrid, "full_attention where i % 4 = 3")
 PER_LAYER_INPUTS = (
     Packed("embed_tokens_per_layer.weight", 1),
     Packed("per_layer_model_projection.weight", 0),
@@ -298,7 +300,8 @@ _ROWS = (
     _row("qwen3_5_moe_text", INTERVALS, why=HYBRID, near="qwen3"),
     _row(
         "olmo_hybrid",
-        Spelled("layer_types", _olmo_hybrid, "full_attention where i % 4 = 3"),
+        FOURS,
+        Holds(FOURS, FULL),
         why=HYBRID,
         near="olmo3",
     ),

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chopjax.checkpoint.layer_fields import (
+    EndsWith,
     FirstLayers,
     FromToStep,
+    Holds,
     Indices,
+    Keyed,
     Letters,
     Listed,
     Must,
@@ -29,6 +32,7 @@ from chopjax.errors import UserError
 
 KEEP = (0, 2, 3, 6)
 SHARED = SharedKeys(always(2), 3)
+THIRDS = always(3)
 PERIODS = PeriodAndOffset("p", "o", (3, 1), idle="experts")
 
 
@@ -91,6 +95,27 @@ def test_shared_keys_go_with_their_source() -> None:
     assert SHARED.follow({}, 7, (2, 3, 4, 5, 6)) == {}
     with pytest.raises(UserError, match="layers 6 take their keys and values from layer 2, which"):
         SHARED.follow({}, 7, (0, 1, 3, 6))
+
+
+def test_kinds_that_must_be_there() -> None:
+    """Layers 2, 5 are full."""
+    assert Holds(THIRDS, "full_attention").follow({}, 7, KEEP) == {}
+    with pytest.raises(UserError, match=r"none of the layers to keep is .* Keep one of 2,5"):
+        Holds(THIRDS, "full_attention").follow({}, 7, (0, 1))
+    assert EndsWith(THIRDS, "full_attention").follow({}, 7, (0, 2)) == {}
+    with pytest.raises(UserError, match=r"the last of the layers to keep, 6, is .* one of 2,5"):
+        EndsWith(THIRDS, "full_attention").follow({}, 7, KEEP)
+
+
+def test_keys_that_are_indices() -> None:
+    before = {"0": {"a": 1}, "3": {"a": 2}, "4": {}, "full_attention": {}}
+    after = {"full_attention": {}, "0": {"a": 1}, "2": {"a": 2}}
+    field = Keyed("each")
+    assert field.follow({"each": before}, 7, KEEP) == {"each": after}
+    assert field.follow({}, 7, KEEP) == {}
+    assert field.kinds({"each": {"full_attention": {}}}, 7) is None
+    with pytest.raises(UserError, match="each is 3; an object"):
+        field.follow({"each": 3}, 7, KEEP)
 
 
 def test_a_pattern_is_written_out_where_the_cut_breaks_it() -> None:
