@@ -8,13 +8,14 @@ structure.COMMON. What has no row is in inferred.py. No jax.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from chopjax.checkpoint.layer_fields import (
     CHUNKED,
     FULL,
     LINEAR,
+    MAX_INDEX,
     SLIDING,
     Config,
     EndsWith,
@@ -50,14 +51,16 @@ TOWER = "a vision tower stands beside the language model"
 # ------------------------------------------------------ patterns over indices, as transformers' own
 
 
-def _from_index(kind: str, rest: str) -> Any:
-    """qwen2, qwen3, dots1: full below max_window_layers, sliding from there on."""
+def _from_index(switch: str | None, default: int) -> Callable[[Config, int], list[Any]]:
+    """qwen2, qwen3, dots1: full below max_window_layers, sliding from there on.
+
+    switch: the key without which nothing slides.
+    """
 
     def pattern(config: Config, num_layers: int) -> list[Any]:
-        slides = flag(config, kind, False) if kind else True
-        window = config.get("sliding_window", 4096)
-        first = whole(config, "max_window_layers", int(rest))
-        slides = slides and window is not None
+        slides = switch is None or flag(config, switch, False)
+        slides = slides and config.get("sliding_window", 4096) is not None
+        first = whole(config, "max_window_layers", default)
         return [SLIDING if slides and layer >= first else FULL for layer in range(num_layers)]
 
     return pattern
@@ -81,7 +84,7 @@ def _turns(config: Config, num_layers: int) -> list[Any]:
 def _stated_turns(config: Config, num_layers: int) -> list[Any]:
     if not config.get("no_rope_layers"):
         return _turns(config, num_layers)
-    return one_a_layer(config, "no_rope_layers", num_layers, 1_000_000)[:num_layers]
+    return one_a_layer(config, "no_rope_layers", num_layers, MAX_INDEX)[:num_layers]
 
 
 def _smollm3(config: Config, num_layers: int) -> list[Any]:
@@ -125,7 +128,7 @@ def _gemma3n_sparsity(config: Config, num_layers: int) -> list[Any]:
 
 WINDOWS_FROM = Spelled(
     "layer_types",
-    _from_index("use_sliding_window", "28"),
+    _from_index("use_sliding_window", 28),
     "full below max_window_layers, where use_sliding_window",
 )
 TURNS = Spelled("no_rope_layers", _turns, "0 where (i+1) % no_rope_layer_interval (4) = 0", True)
@@ -245,7 +248,7 @@ _ROWS = (
     _row(
         "dots1",
         FirstLayers("first_k_dense_replace"),
-        Spelled("layer_types", _from_index("", "62"), "full below max_window_layers (62)"),
+        Spelled("layer_types", _from_index(None, 62), "full below max_window_layers (62)"),
         why=MOE,
     ),
     _row("ernie4_5_moe", FromToStep(), why=MOE, near="ernie4_5"),
