@@ -79,7 +79,7 @@ def test_fields_that_are_understood(more: dict[str, Any]) -> None:
         ({"scale_depth": 1.4}, "scale_depth = 1.4"),
         ({"sliding_window": 4096}, "sliding_window = 4096, and no layer_types says"),
         ({"hybrid_override_pattern": "M*M*"}, "hybrid_override_pattern = 'M"),
-        ({"per_layer_config": {"0": {}, "3": {}}}, "per_layer_config = .*with indices for keys"),
+        ({"overrides": {"0": {}, "3": {}}}, "overrides = .*with indices for keys"),
         ({"attn": {"global_layer_period": 5}}, r"attn = .* \(global_layer_period\)"),
         ({"scale_by_layer_idx": True}, "scale_by_layer_idx = True"),
     ],
