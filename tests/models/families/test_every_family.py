@@ -102,12 +102,7 @@ def stated(folder: Path) -> dict[str, Any]:
 def without(model: Any, keep: tuple[int, ...]) -> Any:
     """transformers' model with all layers but these deleted, its config's lists sliced."""
     model = copy.deepcopy(model)
-    parent = next(
-        module
-        for module in model.modules()
-        if any(isinstance(child, torch.nn.ModuleList) for child in module.children())
-    )
-    (name,) = [k for k, child in parent.named_children() if isinstance(child, torch.nn.ModuleList)]
+    parent, name = checkpoints.blocks_of(model)
     setattr(parent, name, torch.nn.ModuleList([getattr(parent, name)[layer] for layer in keep]))
     for config in {id(c): c for c in (model.config, parent.config)}.values():
         count = config.num_hidden_layers
