@@ -181,7 +181,7 @@ def test_more_layers_than_any_model_has(count: int) -> None:
 
 def test_quantized_checkpoints_are_named_with_the_way_out() -> None:
     raw = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
-    with pytest.raises(UserError, match=r"gptq.*quantize the result"):
+    with pytest.raises(UserError, match=r"gptq.*chopjax chop. removes layers from quantized ones"):
         translate(raw)
 
 
