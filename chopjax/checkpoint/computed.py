@@ -37,9 +37,12 @@ def chopped_alone(raw: Mapping[str, Any]) -> str | None:
     if structure is None or is_computed(raw):
         return None
     near = structure.near if structure.near in families.FAMILIES else "llama"
+    alone = ""
+    if structure.inside and near == structure.near:
+        alone = " To have its language model alone: chopjax chop MODEL OUT --text-only."
     return (
         f"config.json: model_type {cut(repr(raw['model_type']), 80)}: chopjax can remove its "
         f"layers (chopjax chop MODEL OUT …) but not compute with it, because {structure.why}. The "
-        f"nearest family that it computes with is {near}. All of them:\n"
+        f"nearest family that it computes with is {near}.{alone} All of them:\n"
         f"{', '.join(families.FAMILIES)}"
     )

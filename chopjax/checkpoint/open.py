@@ -17,6 +17,7 @@ from chopjax.checkpoint.source import (
     Opening,
     open_folder,
 )
+from chopjax.checkpoint.text_alone import TEXT_ALONE
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 
@@ -30,10 +31,10 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     return _open(model, revision, TO_COMPUTE)
 
 
-def open_to_chop(model: str, revision: str | None = None) -> Files:
+def open_to_chop(model: str, revision: str | None = None, text_only: bool = False) -> Files:
     """The same of any decoder whose layers can be told apart; a Checkpoint where chopjax computes
-    with it, and then as strict."""
-    return _open(model, revision, TO_CHOP)
+    with it, and then as strict. text_only: of a model with other parts, its language model."""
+    return _open(model, revision, TEXT_ALONE) if text_only else _open(model, revision, TO_CHOP)
 
 
 def _open(model: str, revision: str | None, opening: Opening[F]) -> F:

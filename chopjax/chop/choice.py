@@ -49,6 +49,12 @@ def by_list(text: str, num_layers: int) -> Choice:
     return Choice("keep", {"keep": ranges(keep)}, keep)
 
 
+def all_layers(num_layers: int) -> Choice:
+    """Of a language model that leaves the parts beside it."""
+    keep = tuple(range(num_layers))
+    return Choice("keep", {"keep": ranges(keep)}, keep)
+
+
 def by_name(strategy: str, remove: str, num_layers: int) -> Choice:
     """One of STRATEGIES."""
     keep = choose(strategy, num_layers, remove)

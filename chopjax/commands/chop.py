@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out in config.json (any, the default), or whole periods alone, which also readers that go "
         "by a layer's index understand, llama.cpp among them (whole)",
     )
+    add(
+        "--text-only",
+        action="store_true",
+        help="of a model with a vision tower: write its language model alone, as the text model "
+        "that chopjax trains and scores; with all its layers where nothing says which go",
+    )
     add = parser.add_argument_group("input and output").add_argument
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add("--overwrite", action="store_true", help="replace OUT if `chopjax chop` wrote it")
@@ -92,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         check_free(Path(args.out), "chop", args.overwrite)  # before measuring, which takes its time
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
-    checkpoint = open_to_chop(args.model, args.revision)
+    checkpoint = open_to_chop(args.model, args.revision, args.text_only)
     chosen = _choice(args, checkpoint)
     notes = _notes(checkpoint, chosen)
     if args.dry_run:
@@ -121,18 +127,31 @@ def _notes(checkpoint: Files, chosen: Choice) -> list[str]:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    from chopjax.chop.choice import KNOWN
+    from chopjax.chop.choice import KNOWN, LOOKS
 
     if args.strategy not in (None, *KNOWN):
         raise UserError(
             f"--strategy: {args.strategy!r} is not one of {', '.join(KNOWN)}"
             + did_you_mean(args.strategy, KNOWN)
         )
+    if _takes_all(args):
+        return
     if args.keep is None:
         if args.strategy is None or args.remove is None:
             raise UserError("give --strategy NAME and --remove N, or --keep LIST")
     elif args.strategy is not None or args.remove is not None:
         raise UserError("--keep names the layers itself; leave --strategy and --remove out")
+    if args.text_only and args.strategy in LOOKS:
+        raise UserError(
+            f"--strategy {args.strategy} looks at what layers do: write the language model first "
+            "(--text-only alone), then chop that"
+        )
+
+
+def _takes_all(args: argparse.Namespace) -> bool:
+    """Whether a language model is written alone, with all of its layers."""
+    said = (args.keep, args.strategy, args.remove)
+    return args.text_only and all(each is None for each in said)
 
 
 def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
@@ -143,6 +162,8 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
     from chopjax.chop.period import ANY, WHOLE, check_whole
 
     if args.strategy not in choice.LOOKS:
+        if _takes_all(args):
+            return choice.all_layers(checkpoint.num_layers)
         if args.analysis or args.data or args.protect:
             raise UserError(
                 "--analysis, --data and --protect are for strategies that measure: "
@@ -230,6 +251,6 @@ def _print(args: argparse.Namespace, done: ChopPlan) -> None:
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
     screen = console(soft_wrap=True)
     screen.print(f"kept layers     {ranges(done.kept_layers)}")
-    screen.print(f"removed layers  {ranges(done.removed_layers)}")
+    screen.print(f"removed layers  {ranges(done.removed_layers) or 'none'}")
     screen.print("(numbered from 0 as in MODEL, both ends of a range inclusive)")
     screen.print(table)

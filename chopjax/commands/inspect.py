@@ -162,12 +162,6 @@ def _facts(result: dict[str, Any]) -> Any:
 
 
 def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
-    positions = f"{config['max_positions']:,}, learned"
-    ropes = [run["rope"] for run in config["layers"] if run["rope"]]
-    if ropes:
-        rope = ropes[0]
-        scaling = "" if rope["kind"] == "default" else f", {rope['kind']} x{rope['factor']:g}"
-        positions = f"{config['max_positions']:,}, RoPE of base {rope['theta']:,g}{scaling}"
     gated = "gated " if config["gated_mlp"] else ""
     tied = "tied" if config["tie_embeddings"] else "untied"
     return {
@@ -178,20 +172,49 @@ def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
         f"of {config['head_dim']}",
         "feed-forward": f"{config['mlp_dim']:,}, {gated}{config['activation']}",
         "vocabulary": f"{config['vocab_size']:,}, {tied} head",
-        "positions": positions,
+        "positions": _positions(config),
         "norm": f"{config['norm']['kind']}, epsilon {config['norm']['epsilon']:g}",
     }
 
 
+def _positions(config: dict[str, Any]) -> str:
+    """The context, and how tokens know where they stand."""
+    ways = {"learned": "learned", "alibi": "ALiBi"}
+    if config["positions"] in ways:
+        return f"{config['max_positions']:,}, {ways[config['positions']]}"
+    ropes = {str(run["rope"]): run["rope"] for run in config["layers"] if run["rope"]}
+    without = sum(run["count"] for run in config["layers"] if not run["rope"])
+    parts = [_rope(rope, config["head_dim"]) for rope in ropes.values()]
+    parts += [f"none in {without} layers"] if without else []
+    return f"{config['max_positions']:,}, {'; '.join(parts)}"
+
+
+def _rope(rope: dict[str, Any], head_dim: int) -> str:
+    text = f"RoPE of base {rope['theta']:,.10g}"
+    if rope["kind"] == "longrope":
+        text += ", longrope"
+    elif rope["kind"] != "default":
+        text += f", {rope['kind']} x{rope['factor']:g}"
+    return text + (f", on {rope['dims']} of a head's {head_dim}" if rope["dims"] else "")
+
+
 def _layers(config: dict[str, Any]) -> str:
-    """ "32", or "5 with a window of 1024, 1 full, …"."""
-    runs = config["layers"]
-    if not any(run["window"] for run in runs):
+    """ "32", or "26: 22 with a window of 512, 4 full (5,11,17,23)": the rarer kind's places."""
+    from chopjax.keep import ranges
+
+    places: dict[int | None, list[int]] = {}
+    first = 0
+    for run in config["layers"]:
+        places.setdefault(run["window"], []).extend(range(first, first + run["count"]))
+        first += run["count"]
+    if not any(places):
         return f"{config['num_layers']}"
-    parts = [
-        f"{run['count']} " + (f"with a window of {run['window']:,}" if run["window"] else "full")
-        for run in runs
-    ]
+    rarest = min(places, key=lambda window: len(places[window]))
+    parts = []
+    for window, layers in places.items():
+        text = f"{len(layers)} " + (f"with a window of {window:,}" if window else "full")
+        rare = len(places) > 1 and window == rarest
+        parts.append(f"{text} ({ranges(layers)})" if rare else text)
     return f"{config['num_layers']}: {', '.join(parts)}"
 
 
