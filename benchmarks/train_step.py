@@ -1,7 +1,7 @@
 """How fast and how small is the training step beside transformers and torch, on this processor?
 
     python benchmarks/train_step.py [--layers 6 24] [--rounds 5] [--steps 3] [--without-compiled]
-        [--compile-time] [--json]
+        [--compile-time [llama | gemma3]] [--json]
 
 A Llama (D=288, F=768, 6 heads, V=32000, untied) on batches of 8 x 256 tokens, float32 throughout.
 Both sides read the same checkpoint of random weights and see the same batches, clip the gradient
@@ -18,7 +18,8 @@ the faster peer, and of memory that of the leaner peer. The floor: 6·N FLOPs a 
 parameters that a token is multiplied with, at the rate of a large float32 matrix product here (the
 best of torch's and jax's, in the same rounds).
 
---compile-time: seconds to trace and compile the step at 48 layers beside 4 (no compilation cache).
+--compile-time: seconds to trace and compile the step at 48 layers beside 4 (no compilation cache);
+with gemma3, whose layers differ in windows and ropes (five of six local), at 48 beside 12.
 """
 
 from __future__ import annotations
@@ -53,7 +54,18 @@ SHAPE = {
 }
 RATE, B1, B2, EPSILON, DECAY, CLIP = 3e-4, 0.9, 0.95, 1e-8, 0.1, 1.0
 PEERS = ("eager", "compiled")
-COMPILED_DEPTHS = (4, 48)
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "vocab_size": 32_000,
+    "hidden_size": 288,
+    "intermediate_size": 768,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "sliding_window": 128,
+    "max_position_embeddings": T,
+}
+COMPILED = {"llama": (SHAPE, (4, 48)), "gemma3": (GEMMA3, (12, 48))}  # shape, depths
 TOLERANCE = 2e-4  # of losses, relative
 SIDE = 2048  # of the matrices that the floor is measured with
 Step = Callable[[np.ndarray], float]  # tokens [B, T+1] → loss
@@ -65,16 +77,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="in every round")
     parser.add_argument("--without-compiled", action="store_true", help="no torch.compile")
-    parser.add_argument("--compile-time", action="store_true", help="only that")
+    parser.add_argument(
+        "--compile-time", nargs="?", const="llama", choices=COMPILED, help="only that"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         name, argument = args.worker
-        compile_step(int(argument)) if name == "compile" else work(name, argument)
+        compile_step(*argument.split()) if name == "compile" else work(name, argument)
         return 0
     if args.compile_time:
-        result = compile_time(args.rounds)
+        result = compile_time(args.compile_time, args.rounds)
     else:
         names = ["ours", *PEERS[: 1 if args.without_compiled else 2]]
         result = headline([measure(n, names, args.rounds, args.steps) for n in args.layers], args)
@@ -246,12 +260,12 @@ def reset_peak_memory() -> None:
 # ---------------------------------------------------------------------------------- Contestants
 
 
-def settings(layers: int) -> Any:
+def settings(layers: int, shape: dict[str, Any] = SHAPE) -> Any:
     """Of `chopjax train`: its defaults, and the optimizer that both sides use."""
     from chopjax.train.settings import DataSettings, OptimizerSettings, Settings
 
     return Settings(
-        scratch=SHAPE | {"num_hidden_layers": layers},
+        scratch=shape | {"num_hidden_layers": layers},
         data=DataSettings(batch_size=B, sequence_length=T),
         optimizer=OptimizerSettings(
             name="adamw",
@@ -306,10 +320,10 @@ def ours(folder: Path) -> Step:
     return step
 
 
-def config_of(layers: int) -> Any:
+def config_of(layers: int, shape: dict[str, Any] = SHAPE) -> Any:
     from chopjax.models.families import translate
 
-    return translate(SHAPE | {"num_hidden_layers": layers})[1]
+    return translate(shape | {"num_hidden_layers": layers})[1]
 
 
 def lowered(config: Any, optimizer: Any, chosen: Any, mesh: Any, abstract: Any) -> Any:
@@ -404,12 +418,13 @@ def matmul_rate() -> float:
 # --------------------------------------------------------------------------------- Compile time
 
 
-def compile_time(rounds: int) -> dict[str, Any]:
-    """Seconds to trace and compile at 48 layers beside 4, each in a process of its own."""
-    seconds: dict[int, list[float]] = {depth: [] for depth in COMPILED_DEPTHS}
+def compile_time(name: str, rounds: int) -> dict[str, Any]:
+    """Seconds to trace and compile at two depths, each in a process of its own."""
+    shape, depths = COMPILED[name]
+    seconds: dict[int, list[float]] = {depth: [] for depth in depths}
     for _ in range(rounds):
         for depth, taken in seconds.items():
-            command = [sys.executable, __file__, "--worker", "compile", str(depth)]
+            command = [sys.executable, __file__, "--worker", "compile", f"{name} {depth}"]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             taken.append(float(done.stdout))
     shallow, deep = (statistics.median(taken) for taken in seconds.values())
@@ -421,11 +436,11 @@ def compile_time(rounds: int) -> dict[str, Any]:
         "peer": shallow,
         "ratio": deep / shallow,
         "unit": "seconds to trace and compile the step",
-        "settings": SHAPE | {"batch": [B, T], "layers": COMPILED_DEPTHS, "rounds": rounds},
+        "settings": shape | {"batch": [B, T], "layers": depths, "rounds": rounds},
     }
 
 
-def compile_step(layers: int) -> None:
+def compile_step(name: str, depth: str) -> None:
     """Prints the seconds that it takes from a config to a program."""
     import jax
 
@@ -434,7 +449,8 @@ def compile_step(layers: int) -> None:
     from chopjax.train.optimizer import make_optimizer
 
     jax.config.update("jax_enable_compilation_cache", False)
-    chosen, config, mesh = settings(layers), config_of(layers), meshes.make_mesh()
+    shape, layers = COMPILED[name][0], int(depth)
+    chosen, config, mesh = settings(layers, shape), config_of(layers, shape), meshes.make_mesh()
     jax.block_until_ready(jax.numpy.zeros(1) + 1)  # the backend has started
     with jax.set_mesh(mesh):
         begun = time.perf_counter()

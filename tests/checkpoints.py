@@ -50,6 +50,16 @@ def random_model(family: str, seed: int = 0, **options: Any) -> transformers.Pre
     return model.eval()
 
 
+def blocks_of(model: Any) -> tuple[Any, str]:
+    """The module that holds the list of blocks, and the list's name in it."""
+    return next(
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, torch.nn.ModuleList)
+    )
+
+
 def in_memory(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> tuple[Any, Any]:
     """ModelConfig and parameters through the weight table, straight from a model in memory."""
     family, config = translate(raw)

@@ -2,8 +2,8 @@
 
 SIZES: family → keys of a tiny config.json, in which the layers are of every kind that the family
 has. SPACE: family → key → what else config.json can say there; `draw` takes one of each at random.
-OPTIONS: (family, further keys) that are tried in any case. SAMPLE: the families that tests read
-whose subject is not what a family computes.
+OPTIONS: (family, further keys) that are tried in any case. SAMPLE, BY_LAYER: the families that
+tests read whose subject is not what a family computes.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 NAMES = sorted(SIZES)
 SAMPLE = ["gpt2", "llama", "opt", "qwen3"]
+# For those who look at what single layers do: layers of two ropes, ALiBi, layers side by side.
+BY_LAYER = [*SAMPLE, "cohere2", "gemma3_text", "mpt"]
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 LLAMA3 = {

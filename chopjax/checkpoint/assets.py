@@ -37,6 +37,9 @@ ASSETS = (
     "spiece.model",
     "*.tiktoken",
     "chat_template.json",
+    "preprocessor_config.json",  # of pictures, and the two that follow
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "chat_template*.jinja",
     "additional_chat_templates/*.jinja",
     "LICENSE*",

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from chopjax.checkpoint import structures
 from chopjax.checkpoint.assets import CARD, PARENT_CARD
 from chopjax.checkpoint.provenance import (
     CHOP,
@@ -23,9 +24,11 @@ from chopjax.checkpoint.provenance import (
     read_provenance,
     write_provenance,
 )
+from chopjax.checkpoint.structure import Structure, off_rhythm
 from chopjax.checkpoint.training_record import FULL, hub_datasets, public_name
 from chopjax.disk.atomic import new_file
-from chopjax.disk.files import inside
+from chopjax.disk.files import inside, read_json_object
+from chopjax.errors import UserError
 from chopjax.keep import ranges, removed
 
 MARK = "<!-- written by chopjax from chopjax.json; without edits its hash is {} -->\n"
@@ -77,7 +80,7 @@ def card(
 ) -> str:
     """Markdown. header: what read_header found. folder: where the card will be."""
     chops, trainings = entries(record, CHOP), entries(record, TRAINING)
-    front = yaml.safe_dump(_front_matter(record, header, chops, trainings), sort_keys=False)
+    front = yaml.safe_dump(_front_matter(record, header, chops, trainings, folder), sort_keys=False)
     rows = [f"| {name} | {_cell(value)} |" for name, value in _facts(record, chops, trainings)]
     head = f"---\n{front}---\n"
     parts = [
@@ -85,7 +88,7 @@ def card(
         _sentence(record, trainings),
         "\n".join(["| | |", "| --- | --- |", *rows]),
         measured.strip(),
-        USE,
+        USE_WITH_PICTURES if _has_other_parts(folder) else USE,
         _last_words(record, header, folder),
     ]
     body = "\n\n".join(part for part in parts if part) + "\n"
@@ -102,6 +105,34 @@ folder = "."  # where this file is, or the name of its repository on the hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
+USE_WITH_PICTURES = (
+    USE.replace("AutoModelForCausalLM", "AutoModelForImageTextToText")
+    .replace("AutoTokenizer", "AutoProcessor")
+    .replace("tokenizer =", "processor =")
+)
+
+
+def _structure(folder: Path) -> tuple[Structure, dict[str, Any]] | None:
+    """The registry's row and config.json, where both are there."""
+    path = inside(folder, "config.json")
+    raw = read_json_object(path) if path else {}
+    structure = structures.find(raw)
+    return None if structure is None else (structure, raw)
+
+
+def _has_other_parts(folder: Path) -> bool:
+    """Whether more than a decoder is in it, a vision tower say."""
+    found = _structure(folder)
+    return found is not None and bool(found[0].inside)
+
+
+def _spelled_out(folder: Path, num_layers: int) -> list[str]:
+    """The lists of config.json without which its layers would be taken for others."""
+    found = _structure(folder)
+    try:
+        return off_rhythm(*found, num_layers) if found else []
+    except UserError:  # a record of other layers than config.json has
+        return []
 
 
 # -------------------------------------------------------------------------------------- Header
@@ -160,11 +191,13 @@ def _front_matter(
     header: Mapping[str, Any],
     chops: Sequence[Mapping[str, Any]],
     trainings: Sequence[Mapping[str, Any]],
+    folder: Path,
 ) -> dict[str, Any]:
     tags = ["chopjax"]
     tags += ["layer-pruning"] if chops else []
     tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     front |= header
     if _is_on_hub(record):
         front["base_model"] = record["parent"]["name"]
@@ -298,11 +331,18 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
     sentences = ["`chopjax.json` holds the full record."]
     if record["parent"]["name"] == SCRATCH:
         return sentences[0]
-    sentences.insert(
-        0,
+    lists = _spelled_out(folder, len(record["kept_layers"]))
+    first = (
         "Nothing but weights and the number of layers differs from the parent, so whatever runs "
-        "the parent runs this.",
+        "the parent runs this."
     )
+    if lists:
+        first = (
+            f"Which layer is of which kind is spelled out in config.json ({', '.join(lists)}): the "
+            "layers left do not follow the family's pattern. What derives it from a layer's index, "
+            "as llama.cpp's converter and older versions of transformers do, misreads this model."
+        )
+    sentences.insert(0, first)
     if (folder / PARENT_CARD).is_file():
         sentences.append(f"The parent's card is [{PARENT_CARD}]({PARENT_CARD}).")
     if _is_on_hub(record):

@@ -20,6 +20,7 @@ from typing import Any
 
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.open import open_checkpoint
 from chopjax.checkpoint.provenance import add_training, read_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
@@ -27,7 +28,6 @@ from chopjax.checkpoint.source import FOLDER_MARK, PICKLES, Checkpoint, read_con
 from chopjax.checkpoint.training_record import training_entry
 from chopjax.disk.files import expanded, folder_inside, inside, read_json_object
 from chopjax.errors import UserError, decoded
-from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family, Naming
 
@@ -69,10 +69,14 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
         return _describe_own(folder, model, step)
     if step is not None:
         raise UserError(f"--step is for the working directory of a training run; {model} is none")
-    checkpoint = open_checkpoint(model, revision)
+    return of_checkpoint(open_checkpoint(model, revision))
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> Description:
+    """The same of one that is open."""
     return Description(
-        name=model,
-        source=model,
+        name=checkpoint.name,
+        source=checkpoint.name,
         revision=checkpoint.revision,
         family=checkpoint.family,
         config=checkpoint.config,
@@ -91,7 +95,7 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
     if assets is None:
         raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its config.json")
     raw_config = read_config(assets)
-    family, config = families.translate(raw_config)
+    family, config = translate(raw_config)
     record = _read_record(folder, family)
     provenance = read_provenance(assets)
     checkpoints, weights = folder_inside(folder, CHECKPOINTS), folder_inside(folder, PARAMS)
@@ -208,6 +212,11 @@ def local_config(model: str) -> dict[str, Any] | None:
     if not path.is_dir():
         return None
     return read_config(path / HUGGINGFACE if (path / FOLDER_MARK).is_file() else path)
+
+
+def is_own(model: str) -> bool:
+    """Whether this is a folder that `chopjax import` or a training run made."""
+    return (expanded(model) / FOLDER_MARK).is_file()
 
 
 def is_config(path: Path) -> bool:

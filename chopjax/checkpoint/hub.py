@@ -43,8 +43,9 @@ from chopjax.checkpoint.source import (
     CONFIG,
     INDEX,
     SINGLE,
-    Checkpoint,
-    assemble,
+    F,
+    Found,
+    Opening,
     join_shards,
     no_weights,
     read_config,
@@ -85,7 +86,7 @@ class RemoteTensor(TensorInfo):
         return super().open()
 
 
-def open_hub(model: str, revision: str | None = None) -> Checkpoint:
+def open_hub(model: str, revision: str | None, opening: Opening[F]) -> F:
     """Open a model of the hub by its id, at a branch, tag or commit.
 
     Downloads config.json, tokenizer files, the index and the headers; `fetch` of what is returned
@@ -110,7 +111,8 @@ def open_hub(model: str, revision: str | None = None) -> Checkpoint:
         with hub_requests.users_errors(model):
             _fetch(repository, wanted)
 
-    return assemble(model, folder, raw_config, tensors, metadata, repository.commit, fetch)
+    found = Found(model, folder, raw_config, tensors, metadata, repository.commit, fetch)
+    return opening.assemble(found)
 
 
 # What this process asked for in vain: not waited for again, nor complained about twice. Keys: the

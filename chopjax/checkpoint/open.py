@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from chopjax.checkpoint.source import GGUF_ADVICE, PICKLE_ADVICE, PICKLES, Checkpoint, open_folder
+from chopjax.checkpoint.choppable import TO_CHOP
+from chopjax.checkpoint.source import (
+    GGUF_ADVICE,
+    PICKLE_ADVICE,
+    PICKLES,
+    TO_COMPUTE,
+    Checkpoint,
+    F,
+    Files,
+    Opening,
+    open_folder,
+)
+from chopjax.checkpoint.text_alone import TEXT_ALONE
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 
@@ -16,11 +28,21 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     Raises UserError with everything that is wrong: the folder, config.json, the index, headers,
     and tensors missing, unknown, duplicate or of another shape than config.json asks for.
     """
+    return _open(model, revision, TO_COMPUTE)
+
+
+def open_to_chop(model: str, revision: str | None = None, text_only: bool = False) -> Files:
+    """The same of any decoder whose layers can be told apart; a Checkpoint where chopjax computes
+    with it, and then as strict. text_only: of a model with other parts, its language model."""
+    return _open(model, revision, TEXT_ALONE) if text_only else _open(model, revision, TO_CHOP)
+
+
+def _open(model: str, revision: str | None, opening: Opening[F]) -> F:
     folder = expanded(model)
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"--revision is for hub ids; {model} is a local folder")
-        return open_folder(folder, model)
+        return open_folder(folder, model, opening)
     if folder.exists():
         if any(folder.match(pattern) for pattern in PICKLES):
             raise UserError(f"{model}: {PICKLE_ADVICE}")
@@ -34,4 +56,4 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         )
     from chopjax.checkpoint.hub import open_hub  # needed where the model is not here
 
-    return open_hub(model, revision)
+    return open_hub(model, revision, opening)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from chopjax.checkpoint import structures
+from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.safetensors_file import FLOATS, Header, TensorInfo, open_header
+from chopjax.checkpoint.structure import Structure
 from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError, cut, listing
-from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family, Match, match
 from chopjax.progress import say
@@ -42,20 +44,24 @@ GGUF_ADVICE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A Hugging Face checkpoint, every tensor accounted for and none read yet."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """A Hugging Face checkpoint as far as a chop needs to know it: which tensors are which layer's.
+
+    None of them is read yet.
+    """
 
     name: str  # as the user said it
     folder: Path
     raw_config: dict[str, Any]
-    family: Family
-    config: ModelConfig
-    match: Match
+    structure: Structure
+    num_layers: int
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]  # of the safetensors files
     revision: str | None = None
     fetcher: Callable[[Iterable[str]], None] | None = None
+    why: str = ""  # what keeps chopjax from computing with it
+    notes: tuple[str, ...] = ()  # what else whoever chops it should know
 
     def fetch(self, names: Iterable[str]) -> None:
         """Have these tensors' bytes on this machine. Call it before `array`."""
@@ -67,7 +73,43 @@ class Checkpoint:
         return self.tensors[name].read()
 
 
-def open_folder(folder: Path, name: str) -> Checkpoint:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(Files):
+    """A Hugging Face checkpoint that chopjax computes with, every tensor accounted for."""
+
+    family: Family
+    config: ModelConfig
+    match: Match
+
+
+F = TypeVar("F", bound=Files)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a folder or a repository of the hub holds, before anything is made of it."""
+
+    name: str
+    folder: Path
+    raw_config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    revision: str | None = None
+    fetcher: Callable[[Iterable[str]], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening(Generic[F]):
+    """How a checkpoint is looked at: to compute with it, or to chop it.
+
+    check: of config.json alone, before weights are looked for; raises UserError.
+    """
+
+    check: Callable[[dict[str, Any]], object]
+    assemble: Callable[[Found], F]
+
+
+def open_folder(folder: Path, name: str, opening: Opening[F]) -> F:
     """Open a local Hugging Face checkpoint."""
     if (folder / FOLDER_MARK).is_file():
         raise UserError(
@@ -75,9 +117,9 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
             f"  chopjax export {name} OUT"
         )
     raw_config = read_config(folder)
-    families.translate(raw_config)  # another kind of model says more than what files it lacks
+    opening.check(raw_config)  # another kind of model says more than what files it lacks
     tensors, metadata = _read_headers(folder)
-    return assemble(name, folder, raw_config, tensors, metadata)
+    return opening.assemble(Found(name, folder, raw_config, tensors, metadata))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,17 +170,10 @@ def _adapter_advice(folder: Path) -> str:
     )
 
 
-def assemble(
-    name: str,
-    folder: Path,
-    raw_config: dict[str, Any],
-    tensors: dict[str, TensorInfo],
-    metadata: dict[str, str],
-    revision: str | None = None,
-    fetcher: Callable[[Iterable[str]], None] | None = None,
-) -> Checkpoint:
+def assemble(found: Found) -> Checkpoint:
     """Check tensors against config.json and put the Checkpoint together."""
-    family, config = families.translate(raw_config)
+    name, tensors = found.name, found.tensors
+    family, config = translate(found.raw_config)
     matched = match(family, config, {k: t.shape for k, t in tensors.items()}, name)
     problems = [
         f"{b.source} is {tensors[b.source].dtype}"
@@ -151,8 +186,16 @@ def assemble(
             f"checkpoints are not supported:\n{listing(problems)}"
         )
     return Checkpoint(
-        name, folder, raw_config, family, config, matched, tensors, metadata, revision, fetcher
+        **vars(found),
+        structure=structures.of_family(family),
+        num_layers=config.num_layers,
+        family=family,
+        config=config,
+        match=matched,
     )
+
+
+TO_COMPUTE = Opening(translate, assemble)
 
 
 def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

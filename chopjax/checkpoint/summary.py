@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.describe import CHECKPOINTS, Description
 from chopjax.checkpoint.dtypes import stated_dtype, tensor_dtypes
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.models import families, parameters
+from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family, Naming, bind, usual_naming
 
@@ -50,7 +51,7 @@ def summary_of_config(
     name: str, raw_config: Mapping[str, Any], provenance: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The same of a config.json without weights: tensors as export would name and write them."""
-    family, config = families.translate(raw_config)
+    family, config = translate(raw_config)
     own = {
         "revision": None,
         "kind": "config.json alone",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chopjax.checkpoint.identity import fingerprint
-from chopjax.checkpoint.source import Checkpoint
+from chopjax.checkpoint.source import Checkpoint, Files
 from chopjax.chop.configurations import STRATEGIES, choose
 from chopjax.chop.importance import (
     MEASURED,
@@ -21,6 +21,7 @@ from chopjax.chop.importance import (
     summary,
 )
 from chopjax.chop.merge import MERGES, Recipe, as_json, average_most_similar, bases
+from chopjax.chop.period import whole_periods
 from chopjax.keep import Keep, parse_keep, ranges
 from chopjax.models import parameters
 
@@ -48,10 +49,22 @@ def by_list(text: str, num_layers: int) -> Choice:
     return Choice("keep", {"keep": ranges(keep)}, keep)
 
 
+def all_layers(num_layers: int) -> Choice:
+    """Of a language model that leaves the parts beside it."""
+    keep = tuple(range(num_layers))
+    return Choice("keep", {"keep": ranges(keep)}, keep)
+
+
 def by_name(strategy: str, remove: str, num_layers: int) -> Choice:
     """One of STRATEGIES."""
     keep = choose(strategy, num_layers, remove)
     return Choice(strategy, {"remove": num_layers - len(keep)}, keep)
+
+
+def by_periods(files: Files, strategy: str, remove: str) -> Choice:
+    """One of STRATEGIES, which removes whole periods of layers."""
+    keep = whole_periods(files, strategy, remove)
+    return Choice(strategy, {"remove": files.num_layers - len(keep), "period": "whole"}, keep)
 
 
 def measure_of(strategy: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,29 @@ from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.provenance import compose, read_provenance
 from chopjax.checkpoint.safetensors_file import DTYPES
-from chopjax.checkpoint.source import Checkpoint
+from chopjax.checkpoint.source import Checkpoint, Files
+from chopjax.checkpoint.structure import follow, kept_name
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
 from chopjax.chop.merge import Blend, Recipe, blend_arrays
-from chopjax.chop.surgery import chop_config
 from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError
 from chopjax.keep import Keep, removed
 from chopjax.models import parameters
-from chopjax.models.families.table import Family, is_buffer, layer_index
+from chopjax.models.families.table import is_buffer
 from chopjax.progress import progress
+
+PIECE_BYTES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """parameters: a tied table counted once; bytes: of all tensors in the files."""
+    """parameters: a tied table counted once; None where chopjax does not compute with the model.
+    elements, bytes: of all tensors in the files, as they are stored: packed weights count as what
+    they are packed into."""
 
     layers: int
-    parameters: int
+    parameters: int | None
+    elements: int
     tensors: int
     bytes: int
 
@@ -54,51 +60,89 @@ class ChopPlan:
     after: Size
 
 
-def plan_chop(checkpoint: Checkpoint, keep: Keep) -> ChopPlan:
+def plan_chop(checkpoint: Files, keep: Keep) -> ChopPlan:
     """Which tensors stay and under which names. Raises UserError for an impossible keep list."""
-    config = checkpoint.config
-    if list(keep) != sorted(set(keep)) or not keep or keep[0] < 0 or keep[-1] >= config.num_layers:
+    num_layers = checkpoint.num_layers
+    if list(keep) != sorted(set(keep)) or not keep or keep[0] < 0 or keep[-1] >= num_layers:
         raise UserError(
             f"{list(keep)} is not a keep list for {checkpoint.name}: layers 0-"
-            f"{config.num_layers - 1}, each at most once, ascending"
+            f"{num_layers - 1}, each at most once, ascending"
         )
-    place = {layer: index for index, layer in enumerate(keep)}
     tensors: dict[str, str] = {}
     for name in checkpoint.tensors:
-        new = _new_name(checkpoint.family, name, place)
+        new = kept_name(checkpoint.structure, name, keep, num_layers)
         if new is not None:
             tensors[new] = name
-    parts = checkpoint.tensors
+    everything = tuple(range(num_layers))
     return ChopPlan(
         keep,
-        removed(keep, config.num_layers),
+        removed(keep, num_layers),
         tensors,
-        Size(
-            config.num_layers,
-            parameters.count(config),
-            len(parts),
-            sum(t.nbytes for t in parts.values()),
-        ),
-        Size(
-            len(keep),
-            parameters.count(config.keep(keep)),
-            len(tensors),
-            sum(parts[old].nbytes for old in tensors.values()),
-        ),
+        _size(checkpoint, everything, checkpoint.tensors),
+        _size(checkpoint, keep, tensors.values()),
     )
 
 
-def _new_name(family: Family, name: str, place: Mapping[int, int]) -> str | None:
-    """The tensor's name after chopping, buffers of a layer included; None where its layer goes."""
-    position = layer_index(family, name)
-    if position is None:
-        return name
-    layer, stem = position
-    return stem.replace("{l}", str(place[layer])) if layer in place else None
+def _size(checkpoint: Files, keep: Keep, names: Iterable[str]) -> Size:
+    parts = [_kept_part(checkpoint, name, keep) for name in names]
+    count = None
+    if isinstance(checkpoint, Checkpoint):
+        count = parameters.count(checkpoint.config.keep(keep))
+    return Size(
+        layers=len(keep),
+        parameters=count,
+        elements=sum(math.prod(part.shape) for part in parts),
+        tensors=len(parts),
+        bytes=sum(part.nbytes for part in parts),
+    )
+
+
+def _kept_part(checkpoint: Files, name: str, keep: Keep) -> Tensor:
+    """A tensor that stays, as it is, or the kept layers' parts of it where it holds one of each."""
+    part = checkpoint.tensors[name]
+    axis = checkpoint.structure.packed_axis(name)
+    if axis is None:
+        return Tensor(name, part.dtype, part.shape, part)
+    layers = checkpoint.num_layers
+    if len(part.shape) <= axis or part.shape[axis] % layers:
+        raise UserError(
+            f"{checkpoint.name}: {name} {list(part.shape)} does not have a part for each of the "
+            f"{layers} layers in its axis {axis}"
+        )
+    each = part.shape[axis] // layers
+    shape = (*part.shape[:axis], each * len(keep), *part.shape[axis + 1 :])
+    split = (*part.shape[:axis], layers, each, *part.shape[axis + 1 :])
+    data = functools.partial(_parts, checkpoint, name, split, axis, keep)
+    return Tensor(name, part.dtype, shape, data)
+
+
+def _parts(
+    checkpoint: Files, name: str, split: tuple[int, ...], axis: int, keep: Keep
+) -> Iterable[np.ndarray]:
+    """The kept layers' parts, a piece of the tensor at a time: it may be larger than memory."""
+    array = checkpoint.array(name).reshape(split)
+    if axis == 0:
+        yield from (array[layer] for layer in keep)
+        return
+    step = max(1, PIECE_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        yield np.take(array[start : start + step], keep, axis)
+
+
+def chopped_config(checkpoint: Files, keep: Keep) -> dict[str, Any]:
+    """config.json of the checkpoint that keeps these layers. Raises UserError where it cannot say
+    what they are."""
+    return follow(
+        checkpoint.structure,
+        checkpoint.raw_config,
+        checkpoint.num_layers,
+        keep,
+        checkpoint.tensors,
+    )
 
 
 def chop_checkpoint(
-    checkpoint: Checkpoint,
+    checkpoint: Files,
     keep: Keep,
     out: Path,
     strategy: str,
@@ -117,11 +161,12 @@ def chop_checkpoint(
     is full or the download fails.
     """
     chosen = plan_chop(checkpoint, keep)
+    config = chopped_config(checkpoint, keep)
     record = compose(
         read_provenance(checkpoint.folder),
         checkpoint.name,
         checkpoint.revision,
-        checkpoint.config.num_layers,
+        checkpoint.num_layers,
         strategy,
         settings,
         keep,
@@ -131,15 +176,15 @@ def chop_checkpoint(
         sources = [name for _, names in blends.values() for name in names]
         checkpoint.fetch([*chosen.tensors.values(), *sources])
         copy_assets(checkpoint.folder, folder)
-        write_config(folder, chop_config(checkpoint.raw_config, checkpoint.family, keep))
+        write_config(folder, config)
         write_record(folder, record)
         tensors = []
         for new, old in chosen.tensors.items():
-            part, (blend, names) = checkpoint.tensors[old], blends[new]
-            data: Any = part
+            part, (blend, names) = _kept_part(checkpoint, old, keep), blends[new]
             if blend is not None:
                 data = functools.partial(_blended, checkpoint, blend, names, part.dtype)
-            tensors.append(Tensor(new, part.dtype, part.shape, data))
+                part = part._replace(data=data)
+            tensors.append(part._replace(name=new))
         with progress(f"chop to {out}", chosen.after.bytes, "B") as bar:
             write_safetensors(
                 folder,
@@ -151,12 +196,12 @@ def chop_checkpoint(
     return chosen
 
 
-def _blend(
-    checkpoint: Checkpoint, name: str, recipe: Recipe
-) -> tuple[Blend | None, tuple[str, ...]]:
+def _blend(checkpoint: Files, name: str, recipe: Recipe) -> tuple[Blend | None, tuple[str, ...]]:
     """The blend that a kept tensor becomes and the tensors it is made of; none where it is copied,
     as constants beside the weights always are."""
-    position = layer_index(checkpoint.family, name)
+    if not isinstance(checkpoint, Checkpoint):  # its layers are not merged, but copied
+        return None, ()
+    position = checkpoint.structure.layer_index(name)
     if position is None or is_buffer(checkpoint.family, name):
         return None, ()
     layer, stem = position
@@ -165,7 +210,7 @@ def _blend(
     return blend, tuple(stem.replace("{l}", str(source)) for source in layers)
 
 
-def _blended(checkpoint: Checkpoint, blend: Blend, names: Sequence[str], dtype: str) -> np.ndarray:
+def _blended(checkpoint: Files, blend: Blend, names: Sequence[str], dtype: str) -> np.ndarray:
     layers = [layer for layer, _ in blend.weights]
     arrays = dict(zip(layers, map(checkpoint.array, names), strict=True))
     return blend_arrays(arrays, blend, DTYPES[dtype])

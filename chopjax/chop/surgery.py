@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from chopjax.checkpoint import structures
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.provenance import compose
+from chopjax.checkpoint.structure import follow, stated_layers
 from chopjax.errors import UserError, listing
 from chopjax.keep import Keep, ranges, runs
 from chopjax.models.families.table import Family
@@ -22,14 +24,14 @@ D = TypeVar("D", bound=Description)
 def chop_config(raw_config: Mapping[str, Any], family: Family, keep: Keep) -> dict[str, Any]:
     """config.json of the model that keeps these layers; keys stay in their order.
 
-    The number of layers changes, and the family's per-layer lists keep the entries of the layers
-    that stay. Nothing else changes.
+    The number of layers changes, and what the family says of single layers follows those that stay
+    (structures.py). Nothing else changes.
     """
-    lists = family.layer_lists(raw_config)
-    chopped = dict(raw_config)
-    chopped |= {key: [value[layer] for layer in keep] for key, value in lists.items()}
-    chopped[family.num_layers_key] = len(keep)  # also where the file left it to the default
-    return chopped
+    row = structures.of_family(family)
+    num_layers = stated_layers(row, raw_config)
+    if num_layers is None:
+        num_layers = family.translate(raw_config).num_layers
+    return follow(row, raw_config, num_layers, keep)
 
 
 def chop_description(loaded: D, keep: Keep) -> D:

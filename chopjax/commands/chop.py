@@ -11,7 +11,7 @@ from chopjax.disk.files import expanded
 from chopjax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from chopjax.checkpoint.source import Checkpoint
+    from chopjax.checkpoint.source import Files
     from chopjax.chop.choice import Choice
     from chopjax.chop.stream import ChopPlan
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from chopjax.chop.configurations import STRATEGIES
     from chopjax.chop.importance import MEASURED
     from chopjax.chop.merge import MERGES
+    from chopjax.chop.period import ANY, CHOICES
 
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
@@ -64,6 +65,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F,L",
         help="the first F and the last L layers are never chosen by a measure (default: 1,1)",
     )
+    add(
+        "--period",
+        choices=CHOICES,
+        default=ANY,
+        help="of a model with local and global layers: remove any layers, with their kinds spelled "
+        "out in config.json (any, the default), or whole periods alone, which also readers that go "
+        "by a layer's index understand, llama.cpp among them (whole)",
+    )
+    add(
+        "--text-only",
+        action="store_true",
+        help="of a model with a vision tower: write its language model alone, as the text model "
+        "that chopjax trains and scores; with all its layers where nothing says which go",
+    )
     add = parser.add_argument_group("input and output").add_argument
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add("--overwrite", action="store_true", help="replace OUT if `chopjax chop` wrote it")
@@ -73,17 +88,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.checkpoint.open import open_checkpoint
+    from chopjax.checkpoint.open import open_to_chop
     from chopjax.chop.stream import chop_checkpoint, plan_chop
     from chopjax.disk.atomic import check_free
+    from chopjax.progress import say
     from chopjax.terminal import print_json
 
     _check_flags(args)
     if not args.dry_run:
         check_free(Path(args.out), "chop", args.overwrite)  # before measuring, which takes its time
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
-    checkpoint = open_checkpoint(args.model, args.revision)
+    checkpoint = open_to_chop(args.model, args.revision, args.text_only)
     chosen = _choice(args, checkpoint)
+    notes = _notes(checkpoint, chosen)
     if args.dry_run:
         done = plan_chop(checkpoint, chosen.keep)
     else:
@@ -92,42 +109,85 @@ def run(args: argparse.Namespace) -> int:
             args.overwrite, max_shard_bytes, chosen.recipe,
         )  # fmt: skip
     if args.json:
-        print_json(_result(args, checkpoint.revision, chosen, done))
+        print_json(_result(args, checkpoint, chosen, done) | {"notes": notes})
     else:
         _print(args, done)
+        for note in notes:
+            say(f"note: {note}")
     return 0
 
 
+def _notes(checkpoint: Files, chosen: Choice) -> list[str]:
+    """What else there is to know. Raises UserError where config.json cannot say what is kept."""
+    from chopjax.chop.period import rhythm_notes
+    from chopjax.chop.stream import chopped_config
+
+    chopped = chopped_config(checkpoint, chosen.keep)
+    return [*checkpoint.notes, *rhythm_notes(checkpoint, chosen.keep, chopped)]
+
+
 def _check_flags(args: argparse.Namespace) -> None:
-    from chopjax.chop.choice import KNOWN
+    from chopjax.chop.choice import KNOWN, LOOKS
 
     if args.strategy not in (None, *KNOWN):
         raise UserError(
             f"--strategy: {args.strategy!r} is not one of {', '.join(KNOWN)}"
             + did_you_mean(args.strategy, KNOWN)
         )
+    if _takes_all(args):
+        return
     if args.keep is None:
         if args.strategy is None or args.remove is None:
             raise UserError("give --strategy NAME and --remove N, or --keep LIST")
     elif args.strategy is not None or args.remove is not None:
         raise UserError("--keep names the layers itself; leave --strategy and --remove out")
+    if args.text_only and args.strategy in LOOKS:
+        raise UserError(
+            f"--strategy {args.strategy} looks at what layers do: write the language model first "
+            "(--text-only alone), then chop that"
+        )
 
 
-def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
+def _takes_all(args: argparse.Namespace) -> bool:
+    """Whether a language model is written alone, with all of its layers."""
+    said = (args.keep, args.strategy, args.remove)
+    return args.text_only and all(each is None for each in said)
+
+
+def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
+    from chopjax.checkpoint.source import Checkpoint
     from chopjax.chop import choice
-    from chopjax.chop.configurations import resolve_remove
+    from chopjax.chop.configurations import STRATEGIES, resolve_remove
     from chopjax.chop.importance import parse_protect
+    from chopjax.chop.period import ANY, WHOLE, check_whole
 
-    config = checkpoint.config
     if args.strategy not in choice.LOOKS:
+        if _takes_all(args):
+            return choice.all_layers(checkpoint.num_layers)
         if args.analysis or args.data or args.protect:
             raise UserError(
                 "--analysis, --data and --protect are for strategies that measure: "
                 f"{', '.join(choice.LOOKS)}"
             )
         if args.keep is not None:
-            return choice.by_list(args.keep, config.num_layers)
-        return choice.by_name(args.strategy, args.remove, config.num_layers)
+            chosen = choice.by_list(args.keep, checkpoint.num_layers)
+            if args.period == WHOLE:
+                check_whole(checkpoint, chosen.keep)
+            return chosen
+        if args.period == WHOLE:
+            return choice.by_periods(checkpoint, args.strategy, args.remove)
+        return choice.by_name(args.strategy, args.remove, checkpoint.num_layers)
+    if args.period != ANY:
+        raise UserError(
+            f"--period {args.period} is for strategies by name ({', '.join(STRATEGIES)}) and for "
+            f"--keep; --strategy {args.strategy} looks at single layers"
+        )
+    if not isinstance(checkpoint, Checkpoint):
+        raise UserError(
+            f"--strategy {args.strategy} looks at what layers do, and chopjax does not compute "
+            f"with {args.model}: {checkpoint.why}.\n"
+            f"Strategies by name do without: {', '.join(STRATEGIES)}; or --keep LIST"
+        )
     if bool(args.analysis) == bool(args.data):
         raise UserError(
             f"--strategy {args.strategy} looks at what layers do: give --analysis DIR, from "
@@ -136,7 +196,7 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
     if args.strategy == "laco" and args.analysis:
         raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
     protect = parse_protect(args.protect or "1,1")
-    remove = resolve_remove(args.remove, config.num_layers)
+    remove = resolve_remove(args.remove, checkpoint.num_layers)
     if args.analysis:
         folder = expanded(args.analysis)
         return choice.by_analysis_in(folder, checkpoint, args.strategy, remove, protect)
@@ -154,13 +214,13 @@ def _choice(args: argparse.Namespace, checkpoint: Checkpoint) -> Choice:
 
 
 def _result(
-    args: argparse.Namespace, revision: str | None, chosen: Choice, done: ChopPlan
+    args: argparse.Namespace, checkpoint: Files, chosen: Choice, done: ChopPlan
 ) -> dict[str, Any]:
     import dataclasses
 
     return {
         "model": args.model,
-        "revision": revision,
+        "revision": checkpoint.revision,
         "out": None if args.dry_run else args.out,
         "strategy": chosen.strategy,
         "settings": chosen.settings,
@@ -184,11 +244,13 @@ def _print(args: argparse.Namespace, done: ChopPlan) -> None:
     )
     for column in table.columns[1:]:
         column.justify = "right"
-    for name in ("layers", "parameters", "tensors", "bytes"):
+    # Of a model that chopjax does not compute with, what its files hold is all that is known.
+    counted = "elements" if done.before.parameters is None else "parameters"
+    for name in ("layers", counted, "tensors", "bytes"):
         before, after = getattr(done.before, name), getattr(done.after, name)
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.3f}")
     screen = console(soft_wrap=True)
     screen.print(f"kept layers     {ranges(done.kept_layers)}")
-    screen.print(f"removed layers  {ranges(done.removed_layers)}")
+    screen.print(f"removed layers  {ranges(done.removed_layers) or 'none'}")
     screen.print("(numbered from 0 as in MODEL, both ends of a range inclusive)")
     screen.print(table)

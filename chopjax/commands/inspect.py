@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from chopjax.commands.inspect_tables import bytes_of, history_facts, new_table
+
 if TYPE_CHECKING:
+    from chopjax.checkpoint.source import Files
     from chopjax.models.config import ModelConfig
 
 EXAMPLE = """\
@@ -18,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "model",
         metavar="MODEL",
+        nargs="?",
         help="folder of a Hugging Face checkpoint, hub id owner/name, folder of `chopjax import`, "
         "or workdir of a training run; or a config.json, alone in its folder or by its own path",
     )
@@ -30,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens for the FLOPs (default: the context length, 2048 at most)",
     )
     add("--check", action="store_true", help="read all weights and name those with NaN or infinity")
+    add(
+        "--families",
+        action="store_true",
+        help="instead of a MODEL: list the model types, and what chopjax can do with each",
+    )
     add("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -39,7 +48,18 @@ def run(args: argparse.Namespace) -> int:
 
     if args.sequence_length is not None and args.sequence_length < 1:
         raise UserError(f"--sequence-length {args.sequence_length}: at least 1 is needed")
-    config, result = _config_alone(args) or _model(args)
+    if args.families:
+        from chopjax.commands.inspect_files import run_families
+
+        return run_families(args)
+    if args.model is None:
+        raise UserError("give a MODEL to look at, or --families")
+    known = _config_alone(args) or _model(args)
+    if not isinstance(known, tuple):
+        from chopjax.commands.inspect_files import run_files
+
+        return run_files(args, known)
+    config, result = known
     result |= _plan(config, args.sequence_length or min(config.max_positions, 2048))
     if args.json:
         print_json(result)
@@ -48,11 +68,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]]:
-    from chopjax.checkpoint.describe import describe
+def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | Files:
+    """Files where chopjax can chop it and not compute with it."""
+    from chopjax.checkpoint.describe import describe, is_own, of_checkpoint
+    from chopjax.checkpoint.open import open_to_chop
+    from chopjax.checkpoint.source import Checkpoint
     from chopjax.checkpoint.summary import summary
 
-    description = describe(args.model, args.revision, args.step)
+    if args.step is not None or is_own(args.model):
+        description = describe(args.model, args.revision, args.step)
+    else:
+        files = open_to_chop(args.model, args.revision)
+        if not isinstance(files, Checkpoint):
+            return files
+        description = of_checkpoint(files)
     result = summary(description)
     if args.check:
         from chopjax.checkpoint.verify import check
@@ -64,12 +93,12 @@ def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]]:
 def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | None:
     """None where MODEL is something else."""
 
+    from chopjax.checkpoint.computed import translate
     from chopjax.checkpoint.describe import has_weights, is_config, local_config
     from chopjax.checkpoint.provenance import read_provenance
     from chopjax.checkpoint.summary import summary_of_config
     from chopjax.disk.files import expanded
     from chopjax.errors import UserError
-    from chopjax.models import families
 
     path = expanded(args.model)
     folder = path.parent if is_config(path) else path
@@ -81,7 +110,7 @@ def _config_alone(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]
             raise UserError(f"--{flag}: {args.model} is a config.json without weights")
     raw_config = local_config(args.model)
     assert raw_config is not None
-    config = families.translate(raw_config)[1]
+    config = translate(raw_config)[1]
     reason = "none are there" if not has_weights(folder) else f"not looked at; give {folder}"
     result = summary_of_config(args.model, raw_config, read_provenance(folder))
     return config, result | {"no_weights": f"{reason}. All of this follows from config.json"}
@@ -120,53 +149,19 @@ def _print(result: dict[str, Any]) -> None:
         screen.print(f"NaN or infinity: {', '.join(names) or 'none'}")
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Any:
-    """A table that wraps rather than cuts; `right` names the columns of numbers."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=any(columns),
-        show_edge=False,
-    )
-    for column in columns:
-        justify: Any = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold")
-    return table
-
-
-def _bytes(count: float) -> str:
-    """In units of a thousand, as disks and download counters have them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:,.4g} TB"
-
-
 def _facts(result: dict[str, Any]) -> Any:
     from rich.text import Text
 
     from chopjax.errors import escaped
 
     revision = f" at {result['revision'][:12]}" if result["revision"] else ""
-    table = _table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
+    table = new_table(f"{escaped(result['model'])}{revision} ({result['kind']})", "", "")
     for name, value in (_shape_facts(result["config"]) | _size_facts(result)).items():
         table.add_row(name, Text(escaped(value)))
     return table
 
 
 def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
-    positions = f"{config['max_positions']:,}, learned"
-    ropes = [run["rope"] for run in config["layers"] if run["rope"]]
-    if ropes:
-        rope = ropes[0]
-        scaling = "" if rope["kind"] == "default" else f", {rope['kind']} x{rope['factor']:g}"
-        positions = f"{config['max_positions']:,}, RoPE of base {rope['theta']:,g}{scaling}"
     gated = "gated " if config["gated_mlp"] else ""
     mlp = f"{config['mlp_dim']:,}, {gated}{config['activation']}"
     if experts := config["experts"]:
@@ -180,27 +175,56 @@ def _shape_facts(config: dict[str, Any]) -> dict[str, str]:
         f"of {config['head_dim']}",
         "feed-forward": mlp,
         "vocabulary": f"{config['vocab_size']:,}, {tied} head",
-        "positions": positions,
+        "positions": _positions(config),
         "norm": f"{config['norm']['kind']}, epsilon {config['norm']['epsilon']:g}",
     }
 
 
+def _positions(config: dict[str, Any]) -> str:
+    """The context, and how tokens know where they stand."""
+    ways = {"learned": "learned", "alibi": "ALiBi"}
+    if config["positions"] in ways:
+        return f"{config['max_positions']:,}, {ways[config['positions']]}"
+    ropes = {str(run["rope"]): run["rope"] for run in config["layers"] if run["rope"]}
+    without = sum(run["count"] for run in config["layers"] if not run["rope"])
+    parts = [_rope(rope, config["head_dim"]) for rope in ropes.values()]
+    parts += [f"none in {without} layers"] if without else []
+    return f"{config['max_positions']:,}, {'; '.join(parts)}"
+
+
+def _rope(rope: dict[str, Any], head_dim: int) -> str:
+    text = f"RoPE of base {rope['theta']:,.10g}"
+    if rope["kind"] == "longrope":
+        text += ", longrope"
+    elif rope["kind"] != "default":
+        text += f", {rope['kind']} x{rope['factor']:g}"
+    return text + (f", on {rope['dims']} of a head's {head_dim}" if rope["dims"] else "")
+
+
 def _layers(config: dict[str, Any]) -> str:
-    """ "32", or "5 with a window of 1024, 1 full, …"."""
-    runs = config["layers"]
-    if not any(run["window"] for run in runs):
+    """ "32", or "26: 22 with a window of 512, 4 full (5,11,17,23)": the rarer kind's places."""
+    from chopjax.keep import ranges
+
+    places: dict[int | None, list[int]] = {}
+    first = 0
+    for run in config["layers"]:
+        places.setdefault(run["window"], []).extend(range(first, first + run["count"]))
+        first += run["count"]
+    if not any(places):
         return f"{config['num_layers']}"
-    parts = [
-        f"{run['count']} " + (f"with a window of {run['window']:,}" if run["window"] else "full")
-        for run in runs
-    ]
+    rarest = min(places, key=lambda window: len(places[window]))
+    parts = []
+    for window, layers in places.items():
+        text = f"{len(layers)} " + (f"with a window of {window:,}" if window else "full")
+        rare = len(places) > 1 and window == rarest
+        parts.append(f"{text} ({ranges(layers)})" if rare else text)
     return f"{config['num_layers']}: {', '.join(parts)}"
 
 
 def _size_facts(result: dict[str, Any]) -> dict[str, str]:
     counts = result["parameters"]
     share = counts["blocks"] / counts["total"]
-    sizes = [f"{_bytes(size)} in {dtype}" for dtype, size in result["bytes_by_dtype"].items()]
+    sizes = [f"{bytes_of(size)} in {dtype}" for dtype, size in result["bytes_by_dtype"].items()]
     facts = {
         "parameters": f"{counts['total']:,}"
         + (f" ({counts['active']:,} active)" if counts["active"] < counts["total"] else ""),
@@ -208,32 +232,11 @@ def _size_facts(result: dict[str, Any]) -> dict[str, str]:
         "  embeddings": f"{counts['embeddings']:,} (tables and head)",
         "  take": ", ".join(sizes),
     }
-    facts["size"] = f"{_bytes(result['bytes'])}, config.json says {result['dtype'] or 'no type'}"
+    facts["size"] = f"{bytes_of(result['bytes'])}, config.json says {result['dtype'] or 'no type'}"
     if not result["weights"]:
         facts["size"] = f"would be {facts['size']}"
         facts["weights"] = result["no_weights"]
-    return facts | _history_facts(result["provenance"])
-
-
-def _history_facts(record: dict[str, Any] | None) -> dict[str, str]:
-    """What chopjax did to it, from chopjax.json."""
-    from chopjax.checkpoint.provenance import CHOP, TRAINING, entries
-    from chopjax.keep import ranges
-
-    if record is None:
-        return {}
-    parent, facts = record["parent"]["name"], {}
-    if entries(record, CHOP):
-        kept = ranges(record["kept_layers"])
-        facts["chopped"] = f"from {parent}, {record['strategy']}: layers {kept}"
-    for number, entry in enumerate(entries(record, TRAINING), 1):
-        loss = (entry.get("held_out") or {}).get("window_loss")
-        measured = "" if loss is None else f"; window loss {loss:.4f} nats per token"
-        facts["trained" if number == 1 else f"  and again ({number})"] = (
-            f"{entry.get('steps')} steps, {entry.get('tokens')} tokens, "
-            f"{(entry.get('optimizer') or {}).get('name')}, {entry.get('kind')}{measured}"
-        )
-    return facts
+    return facts | history_facts(result["provenance"])
 
 
 def _tensors(result: dict[str, Any], wide: bool) -> Any:
@@ -243,14 +246,14 @@ def _tensors(result: dict[str, Any], wide: bool) -> Any:
     columns = ["tensor", "layers", "shape", "type", "size"]
     if wide:
         columns.append("parameter, its axes")
-    table = _table("Tensors", *columns, right=("layers", "size"))
+    table = new_table("Tensors", *columns, right=("layers", "size"))
     for row in result["tensors"]:
         cells = [
             Text(row["name"]),
             _times(row),
             " x ".join(map(str, row["shape"])),
             "/".join(row["dtypes"]),
-            _bytes(row["bytes"]),
+            bytes_of(row["bytes"]),
         ]
         if wide:
             cells.append(Text(f"{' '.join(row['parameters'])}, {row['axes']}"))
@@ -273,21 +276,21 @@ def _times(row: dict[str, Any]) -> str:
 
 def _memory(result: dict[str, Any]) -> Any:
     numbers = ("params", "gradients", "moments", "total")
-    table = _table(
+    table = new_table(
         "Training state, over all devices together (activations come on top)",
         "optimizer", "params in", "momentum in", *numbers,
         right=numbers,
     )  # fmt: skip
     for row in result["training_memory"]:
         names = (row["optimizer"], row["param_dtype"], row["momentum_dtype"])
-        table.add_row(*names, *(_bytes(row[key]) for key in numbers))
+        table.add_row(*names, *(bytes_of(row[key]) for key in numbers))
     return table
 
 
 def _flops(result: dict[str, Any]) -> Any:
     flops = result["flops_per_token"]
     numbers = ("forward", "training")
-    table = _table(
+    table = new_table(
         f"FLOPs a token, at sequence length {flops['sequence_length']:,}",
         *numbers, "formula of training",
         right=numbers,

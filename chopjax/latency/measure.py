@@ -209,7 +209,8 @@ def _work(
     head = 2 * config.table_dim * config.vocab_size
     if phase == "decode":
         slots = length + STRIDE
-        cache = 2 * config.num_layers * batch * slots * config.num_kv_heads * config.head_dim
+        seen = sum(min(layer.window or slots, slots) for layer in config.layers)
+        cache = 2 * seen * batch * config.num_kv_heads * config.head_dim
         return batch * decode_per_token(config, slots), weights + cache * itemsize
     flops = batch * length * forward_per_token(config, length)
     if phase == "prefill":

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import jax
 
+from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.describe import local_config
 from chopjax.checkpoint.load import describe, load
 from chopjax.chop.configurations import resolve_remove
 from chopjax.errors import UserError
-from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import init
 from chopjax.models.parameters import Params
@@ -52,7 +52,7 @@ def open_model(name: str, revision: str | None, dtype: str, random: bool) -> Mod
 def _config(name: str, revision: str | None, random: bool) -> ModelConfig:
     """What a model computes; for random weights its config.json is enough."""
     if random and (raw_config := local_config(name)) is not None:
-        return families.translate(raw_config)[1]
+        return translate(raw_config)[1]
     return describe(name, revision).config
 
 

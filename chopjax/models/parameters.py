@@ -28,7 +28,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "L": config.num_layers,
         "N": config.num_heads,
         "K": config.num_kv_heads,
-        "G": config.num_heads // config.num_kv_heads,
+        "G": config.num_heads // max(config.num_kv_heads, 1),
         "H": config.head_dim,
         "F": config.mlp_dim,
         "X": config.experts.count if config.experts else 1,

@@ -1,6 +1,8 @@
-"""Just CHOP's healing of Llama-2 (arXiv 2305.14864), which recipes of several sizes begin with."""
+"""Just CHOP (arXiv 2305.14864): what recipes of several sizes begin with."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -36,6 +38,62 @@ def llama2_config() -> ConfigDict:
     # Parameters are gathered along two sides of the slice: over all three the compiler falls back
     # to all-reduces, which move twice as much and hide nothing.
     config.mesh.data, config.mesh.fsdp = 4, -1
+
+    config.evaluation.every = 1000
+    config.checkpoints.every = 500
+    config.checkpoints.keep_every = 5000
+    return config
+
+
+def palm_shape(width: int) -> dict[str, Any]:
+    """config.json of the paper's own decoders: 24 layers of attention and a gated feed-forward side
+    by side, one layer norm before them, another on queries and keys. It is what transformers calls
+    `cohere`, with use_qk_norm and unscaled logits.
+
+    Stated: the block, its width, 16 heads, 24 layers. Inferred from the four sizes in parameters
+    (300M, 1.1B and their halves): a feed-forward of twice the width, tied embeddings, a vocabulary
+    of about 50,000, here GPT-NeoX's; one scale of the inner norms for each head.
+    """
+    return {
+        "model_type": "cohere",
+        "architectures": ["CohereForCausalLM"],
+        "vocab_size": 50_432,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 2048,
+        "rope_theta": 10_000.0,
+        "use_qk_norm": True,
+        "logit_scale": 1.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+        "dtype": "float32",
+    }
+
+
+def palm_config(peak_learning_rate: float, tokens: float) -> ConfigDict:
+    """All settings but the model, the layers that stay and the data, for the paper's own decoders.
+
+    Stated: Lion with betas (0.9, 0.95) and weight decay 1e-4, none on norms and biases; batches of
+    2M tokens; 2,000 warm-up steps, cosine to a tenth. Inferred: sequences of 2048 tokens. Ours:
+    bfloat16 products, clipping at 1, and what follows from `compute.dtype` on.
+    """
+    config = default_config()
+    config.data.batch_size = 1024
+    config.data.sequence_length = LENGTH
+    config.total_steps = round(tokens / (config.data.batch_size * LENGTH))
+
+    config.optimizer.name = "lion"
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.peak_learning_rate = peak_learning_rate
+    config.optimizer.warmup_steps = 2000
+
+    config.compute.dtype = "bfloat16"
+    config.compute.remat = "full"
+    config.mesh.data, config.mesh.fsdp = 1, -1
 
     config.evaluation.every = 1000
     config.checkpoints.every = 500

@@ -29,9 +29,8 @@ def sequences() -> list[list[int]]:
 
 def residuals(model: Any, sequence: list[int]) -> np.ndarray:
     """x^(0) … x^(L) of one sequence, [M, T, D] float64, from hooks on the blocks themselves."""
-    base = model.base_model
-    base = getattr(base, "decoder", base)  # OPT
-    blocks = base.layers if hasattr(base, "layers") else base.h
+    parent, name = checkpoints.blocks_of(model)
+    blocks = getattr(parent, name)
     seen: list[np.ndarray] = []
 
     def keep(x: Any) -> None:
@@ -51,7 +50,7 @@ def angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.arccos(np.clip(cosine, -1, 1)) / np.pi
 
 
-@pytest.mark.parametrize("family", families.SAMPLE)
+@pytest.mark.parametrize("family", families.BY_LAYER)
 @pytest.mark.parametrize("every_token", [False, True])
 def test_measures_are_those_of_the_papers(tmp_path: Path, family: str, every_token: bool) -> None:
     checkpoints.write_checkpoint(tmp_path / "m", family)

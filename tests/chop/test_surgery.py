@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import transformers
 from trees import structure
 
+from chopjax.checkpoint.structures import ROWS
 from chopjax.chop.configurations import choose
 from chopjax.chop.surgery import chop_config, chop_params, chop_tree
 from chopjax.errors import UserError
@@ -45,14 +47,27 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_config_changes_only_the_number_of_layers(family):
-    config = transformers.AutoConfig.for_model(family)
+    needed = {"num_key_value_heads": 8} if family == "nemotron" else {}
+    config = transformers.AutoConfig.for_model(family, **needed)
     raw = json.loads(config.to_json_string())
     chopped = chop_config(raw, FAMILIES[family], choose("both", 12, 5)[:4])
     key = FAMILIES[family].num_layers_key
     assert list(chopped) == list(raw)
-    lists = set(FAMILIES[family].layer_lists(raw))
-    assert {k for k in raw if raw[k] != chopped[k]} == {key} | lists
+    lists = {key for field in ROWS[family].all_fields for key in field.keys}
+    changed = {k for k in raw if raw[k] != chopped[k]}
+    assert changed - lists == {key}
     assert translate(chopped)[1].num_layers == 4
+
+
+@pytest.mark.parametrize("keep", [(0, 2, 3), (1,), (2, 3)])
+@pytest.mark.parametrize("family", families.NAMES)
+def test_config_of_the_kept_layers_computes_them(family, keep):
+    """What the registry makes of config.json means to a family what its own layers mean."""
+    for seed in range(12):
+        raw = {"model_type": family, **families.draw(family, seed)}
+        parent = FAMILIES[family].translate(raw)
+        chopped = chop_config(raw, FAMILIES[family], keep)
+        assert FAMILIES[family].translate(chopped) == parent.keep(keep), (raw, chopped)
 
 
 def test_config_that_leaves_the_number_to_the_default():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import checkpoints
 import families
@@ -27,16 +26,15 @@ def by_torch(model: transformers.PreTrainedModel, rows: list[list[int]]) -> list
     labels = torch.tensor([row + [IGNORED] * (length - len(row)) for row in rows])
     model.zero_grad()
     model(tokens, labels=labels).loss.backward()
-    base: Any = model.base_model
-    base = getattr(base, "decoder", base)
-    blocks = base.layers if hasattr(base, "layers") else base.h
+    parent, name = checkpoints.blocks_of(model)
+    blocks = getattr(parent, name)
     return [
         sum((w.detach().double() * w.grad.double()).abs().sum().item() for w in block.parameters())
         for block in blocks
     ]
 
 
-@pytest.mark.parametrize("family", families.SAMPLE)
+@pytest.mark.parametrize("family", families.BY_LAYER)
 def test_scores_are_those_of_torch(tmp_path: Path, family: str) -> None:
     checkpoints.write_checkpoint(tmp_path / "m", family)
     ours = load(str(tmp_path / "m"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint, write_tokenizer
+from chop_models import write_model
 from fake_hub import Running, running_hub
 
 from chopjax.checkpoint.open import open_checkpoint
@@ -83,3 +84,16 @@ def test_without_a_connection_it_is_said_once(hub: Running, model: Path, tmp_pat
     lines = again.stderr.splitlines()
     assert [line for line in lines if "as it was last seen" in line] == lines[:1]
     assert len(set(lines)) == len(lines)
+
+
+def test_chop_of_a_model_that_chopjax_does_not_compute(hub: Running, tmp_path: Path) -> None:
+    """Removed layers are not downloaded, and everything beside them is."""
+    write_model(tmp_path / "parent", "phimoe")
+    hub.hub.add("somebody/experts", tmp_path / "parent")
+    home = tmp_path / "home"
+    out = run(hub, home, "chop", "somebody/experts", tmp_path / "out", "--keep", "0,6", "--json")
+    result = json.loads(out)
+    header_and_kept = hub.hub.bytes_of("model.safetensors")
+    size = (tmp_path / "parent" / "model.safetensors").stat().st_size
+    assert header_and_kept == size - result["before"]["bytes"] + result["after"]["bytes"]
+    assert (tmp_path / "out" / "model.safetensors").is_file()

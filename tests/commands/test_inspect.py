@@ -136,6 +136,34 @@ def test_config_json_alone_tells_the_same(
     assert "none are there" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (
+            {"model_type": "gemma3_text", "num_hidden_layers": 7, "sliding_window_pattern": 3},
+            ["7: 5 with a window of 4,096, 2 full (2,5)", "base 10,000; RoPE of base 1,000,000"],
+        ),
+        ({"model_type": "smollm3"}, ["36 ", "RoPE of base 2,000,000; none in 9 layers"]),
+        ({"model_type": "phi"}, ["RoPE of base 10,000, on 32 of a head's 64"]),
+        ({"model_type": "mistral"}, ["32: 32 with a window of 4,096"]),
+        ({"model_type": "mpt"}, ["2,048, ALiBi"]),
+        ({"model_type": "opt"}, ["2,048, learned"]),
+        (
+            {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            ["RoPE of base 10,000, linear x4"],
+        ),
+    ],
+    ids=str,
+)
+def test_how_tokens_know_where_they_stand(
+    tmp_path: Path, raw: dict, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert main(["inspect", str(tmp_path / "config.json")]) == 0
+    shown = capsys.readouterr().out
+    assert [text for text in told if text not in shown] == []
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "a.safetensors", "model.gguf"])
 def test_other_weights_are_not_taken_for_none(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

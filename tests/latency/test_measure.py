@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_every_phase_of_a_model_and_of_nothing() -> None:
         2 * head,
     ]
     assert found["bare"]["decode"].traffic == 4 * (97 * 32 + 32)
+
+
+def test_a_window_bounds_the_cache_that_a_token_reads() -> None:
+    near = dataclasses.replace(CONFIG.layers[0], window=10)
+    config = dataclasses.replace(CONFIG, layers=(near, *CONFIG.layers[1:]))
+    params = init(CONFIG, jax.random.key(0))
+    slots = 64 + latency.STRIDE
+
+    def traffic(config: ModelConfig) -> int:
+        return latency._work(params, config, 2, 64, "decode")[1]
+
+    one_slot = 2 * 2 * CONFIG.num_kv_heads * CONFIG.head_dim * 4
+    assert traffic(CONFIG) - traffic(config) == (slots - 10) * one_slot
 
 
 def test_first_layers() -> None:

@@ -108,6 +108,23 @@ def test_executed_flops_of_attention(
     assert weights == 3 * forward + (forward - head if remat == "full" else 0)
 
 
+def test_a_window_s_tiles_alone_are_worked_off():
+    settings = dataclasses.replace(
+        with_compute(attention="splash", remat="none"),
+        data=DataSettings(batch_size=256, sequence_length=2048),
+    )
+
+    def attention(window: int | None) -> int:
+        layers = tuple(dataclasses.replace(layer, window=window) for layer in LLAMA.layers)
+        config = dataclasses.replace(LLAMA, layers=layers)
+        return executed_flops_per_token(config, settings) - 6 * flops.matmul_parameters(LLAMA)
+
+    assert attention(512) / attention(None) == pytest.approx(7 / 10)  # rows of 1, 2, 2, 2 tiles
+    assert attention(600) / attention(None) == pytest.approx(9 / 10)
+    assert attention(1) / attention(None) == pytest.approx(4 / 10)
+    assert attention(4096) == attention(None)
+
+
 def test_splash_s_products_are_those_of_the_kernel():
     """Two forward, three and four in the passes for queries and for keys and values."""
     source = inspect.getsource(splash_attention_kernel)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from chopjax.models import parameters
+from chopjax.models.families import translate
 from chopjax.train.config_file import load_config
-from chopjax.train.just_chop import llama2_config
+from chopjax.train.just_chop import llama2_config, palm_shape
 from chopjax.train.settings import flat
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -53,3 +55,28 @@ def test_the_figures_are_the_paper_s() -> None:
     assert (optimizer.name, optimizer.b1, optimizer.b2) == ("adamw", 0.9, 0.95)
     assert (optimizer.weight_decay, optimizer.peak_learning_rate) == (0.1, 3e-4)
     assert (optimizer.warmup_steps, optimizer.final_fraction) == (2000, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "size"),
+    [(1024, 24, 300e6), (1024, 12, 180e6), (2048, 24, 1.1e9), (2048, 12, 610e6)],
+)
+def test_the_paper_s_own_decoders_have_its_sizes(width: int, layers: int, size: float) -> None:
+    _, config = translate(palm_shape(width))
+    assert parameters.count(config.keep(range(layers))) == pytest.approx(size, rel=0.02)
+
+
+@pytest.mark.parametrize(("size", "rate"), [("300m", 3e-4), ("1b", 2e-4)])
+def test_the_paper_s_own_decoders_are_trained_chopped_and_healed(size: str, rate: float) -> None:
+    parent = load_config(CONFIGS / f"just_chop_{size}_parent.py")
+    half = load_config(CONFIGS / f"just_chop_{size}.py")
+    assert translate(parent.scratch.to_dict())[1].num_layers == 24
+    assert half.model == f"runs/{size}-parent"
+    assert (half.total_steps - 500) * half.data.batch_size * half.data.sequence_length == (
+        pytest.approx(20e9, rel=1e-4)
+    )
+    for config in (parent, half):
+        optimizer = config.optimizer
+        assert (optimizer.name, optimizer.b1, optimizer.b2) == ("lion", 0.9, 0.95)
+        assert (optimizer.peak_learning_rate, optimizer.weight_decay) == (rate, 1e-4)
+        assert config.data.batch_size * config.data.sequence_length == 2**21  # "2M tokens"

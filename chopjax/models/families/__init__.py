@@ -104,7 +104,8 @@ def find(raw: Mapping[str, Any]) -> Family:
             raise UserError("config.json: of a part of a diffusers pipeline, not a language model")
         raise UserError(
             f"config.json: model_type {cut(repr(model_type), 80)} is not supported; chopjax "
-            f"removes layers from decoders of these kinds: {', '.join(FAMILIES)}"
+            f"computes with decoders of these kinds: {', '.join(FAMILIES)}.\n"
+            "`chopjax chop` removes layers from many more: `chopjax inspect --families`"
         )
     return FAMILIES[model_type]
 

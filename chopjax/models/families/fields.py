@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from chopjax.models.config import Experts, Layer, ModelConfig, Norm, Rope
@@ -117,19 +117,6 @@ def layers(
 ) -> tuple[Layer, ...]:
     """Full layers turn by `full`, those with a window by `turn`."""
     return tuple(Layer(window, turn) if slides else Layer(None, full) for slides in sliding)
-
-
-def stated_kinds(
-    translate: Callable[[Mapping[str, Any]], ModelConfig],
-) -> Callable[[Mapping[str, Any]], dict[str, list[Any]]]:
-    """Family.layer_lists of a family with layer_types: also where a config.json leaves them to a
-    pattern over indices, which would give other kinds to the layers that stay after a chop."""
-
-    def layer_lists(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
-        stated = [SLIDING if layer.window else FULL for layer in translate(raw).layers]
-        return {"layer_types": stated} if SLIDING in stated or raw.get("layer_types") else {}
-
-    return layer_lists
 
 
 def decoder(options: Options, layers: tuple[Layer, ...], **fields: Any) -> ModelConfig:

@@ -63,13 +63,6 @@ def _kinds(options: Options, count: int) -> list[str]:
     return kinds
 
 
-def layer_lists(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """One run a layer: transformers makes attention_layers of it."""
-    kinds = ["local" if layer.window else "global" for layer in translate(raw).layers]
-    lists: dict[str, list[Any]] = {"attention_types": [[[kind], 1] for kind in kinds]}
-    return lists | ({"attention_layers": kinds} if "attention_layers" in raw else {})
-
-
 _LAYER = "{p}h.{l}."
 _ATTENTION = _LAYER + "attn.attention."
 ROWS = (
@@ -100,5 +93,4 @@ FAMILY = Family(
     prefixes=("transformer.", ""),
     num_layers_key="num_layers",
     buffers=(r"(transformer\.)?h\.\d+\.attn\.attention\.(bias|masked_bias)",),
-    layer_lists=layer_lists,
 )

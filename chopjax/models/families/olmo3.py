@@ -7,7 +7,7 @@ from typing import Any
 
 from chopjax.models.config import ModelConfig
 from chopjax.models.families import llama, olmo2
-from chopjax.models.families.fields import kinds, layers, sizes, stated_kinds
+from chopjax.models.families.fields import kinds, layers, sizes
 from chopjax.models.families.options import Options
 from chopjax.models.families.rotary import by_kind
 from chopjax.models.families.table import Family
@@ -33,5 +33,4 @@ FAMILY = Family(
     prefixes=llama.PREFIXES,
     num_layers_key="num_hidden_layers",
     buffers=llama.BUFFERS,
-    layer_lists=stated_kinds(translate),
 )

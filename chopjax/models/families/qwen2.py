@@ -14,7 +14,6 @@ from chopjax.models.families.fields import (
     layers,
     rms,
     sizes,
-    stated_kinds,
 )
 from chopjax.models.families.options import Options
 from chopjax.models.families.rotary import rope
@@ -57,5 +56,4 @@ FAMILY = Family(
     prefixes=llama.PREFIXES,
     num_layers_key="num_hidden_layers",
     buffers=llama.BUFFERS,
-    layer_lists=stated_kinds(translate),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from chopjax.models.config import ModelConfig, QkNorm
 from chopjax.models.families import llama, qwen2
-from chopjax.models.families.fields import ACTIVATIONS, decoder, rms, sizes, stated_kinds
+from chopjax.models.families.fields import ACTIVATIONS, decoder, rms, sizes
 from chopjax.models.families.options import Options
 from chopjax.models.families.rotary import rope
 from chopjax.models.families.table import Family, Row
@@ -46,5 +46,4 @@ FAMILY = Family(
     prefixes=llama.PREFIXES,
     num_layers_key="num_hidden_layers",
     buffers=llama.BUFFERS,
-    layer_lists=stated_kinds(translate),
 )

@@ -63,7 +63,7 @@ def rope(
     dims = int(head_dim * share)
     if dims < 2 or dims % 2 or dims > head_dim:
         options.problems.append(
-            f"RoPE turns pairs: {dims} of a head's {head_dim} dimensions cannot be turned"
+            f"head_dim {head_dim}: RoPE turns pairs of dimensions, and {dims} of them are to turn"
         )
         dims = head_dim
     base = Rope(dims=dims if dims != head_dim else None, interleaved=interleaved)

@@ -7,7 +7,7 @@ from typing import Any
 
 from chopjax.models.config import Layer, ModelConfig
 from chopjax.models.families import llama
-from chopjax.models.families.fields import ACTIVATIONS, FULL, SLIDING, decoder, kinds, rms, sizes
+from chopjax.models.families.fields import ACTIVATIONS, decoder, kinds, rms, sizes
 from chopjax.models.families.options import Options
 from chopjax.models.families.rotary import rope
 from chopjax.models.families.table import Family
@@ -53,16 +53,6 @@ def _turns(options: Options, count: int) -> list[bool]:
     return [True] * count
 
 
-def layer_lists(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Both lists, also where a config.json leaves them to patterns over indices."""
-    layers = translate(raw).layers
-    kinds = [SLIDING if layer.window else FULL for layer in layers]
-    lists: dict[str, list[Any]] = {
-        "no_rope_layers": [int(layer.rope is not None) for layer in layers]
-    }
-    return lists | ({"layer_types": kinds} if SLIDING in kinds or raw.get("layer_types") else {})
-
-
 FAMILY = Family(
     model_type="smollm3",
     translate=translate,
@@ -70,5 +60,4 @@ FAMILY = Family(
     prefixes=llama.PREFIXES,
     num_layers_key="num_hidden_layers",
     buffers=llama.BUFFERS,
-    layer_lists=layer_lists,
 )

@@ -125,12 +125,6 @@ def _shape(groups: Groups, sizes: Mapping[str, int], target: int | None = None) 
     return tuple(math.prod(_size(axis, sizes, target) for axis in group) for group in groups)
 
 
-def stated_layer_lists(raw: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """layer_types where the file has it: newer transformers write it for every family."""
-    stated = raw.get("layer_types")
-    return {"layer_types": stated} if isinstance(stated, list) else {}
-
-
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A model_type of transformers: how to read its config.json and its tensors."""
@@ -143,9 +137,6 @@ class Family:
     # Constants that older transformers versions saved beside the weights (masks, frequencies).
     # They carry no information: imports leave them out, chopping copies them along.
     buffers: tuple[str, ...] = ()
-    # The per-layer lists of a config.json, those included that the file leaves to a pattern over
-    # indices: key → one entry a layer. Chopping writes them out for the layers that stay.
-    layer_lists: Callable[[Mapping[str, Any]], Mapping[str, list[Any]]] = stated_layer_lists
     heads: tuple[str, ...] = ("lm_head",)  # names of the head; the usual one first
 
     @property

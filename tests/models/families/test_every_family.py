@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import families
+import family_steps
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,12 +33,9 @@ from chopjax.chop.stream import chop_checkpoint
 from chopjax.models import decoder, head, mesh
 from chopjax.models.compute import Compute
 from chopjax.score.harness import ChopjaxLM
-from chopjax.train import objectives, optimizer, step
-from chopjax.train.settings import ComputeSettings, DataSettings, Settings
 
 LENGTH = 500  # longer than any window
 DRAWS = 3
-TRAINED = 60
 # Of two programs in float32 that sum in different orders.
 LOGITS, LOSS, NATS = 1e-4, 1e-5, 1e-3
 TABLES = [(name, seed) for name in families.NAMES for seed in range(DRAWS)]
@@ -102,12 +102,7 @@ def stated(folder: Path) -> dict[str, Any]:
 def without(model: Any, keep: tuple[int, ...]) -> Any:
     """transformers' model with all layers but these deleted, its config's lists sliced."""
     model = copy.deepcopy(model)
-    parent = next(
-        module
-        for module in model.modules()
-        if any(isinstance(child, torch.nn.ModuleList) for child in module.children())
-    )
-    (name,) = [k for k, child in parent.named_children() if isinstance(child, torch.nn.ModuleList)]
+    parent, name = checkpoints.blocks_of(model)
     setattr(parent, name, torch.nn.ModuleList([getattr(parent, name)[layer] for layer in keep]))
     for config in {id(c): c for c in (model.config, parent.config)}.values():
         count = config.num_hidden_layers
@@ -120,42 +115,23 @@ def without(model: Any, keep: tuple[int, ...]) -> Any:
 
 @pytest.mark.parametrize("name", families.NAMES)
 def test_a_training_step(name: str) -> None:
-    """Loss and gradient norm, on the implementation that training takes here."""
-    model = checkpoints.random_model(name, **families.draw(name, 4))
-    raw = json.loads(model.config.to_json_string(use_diff=False))
-    tokens_BT = np.random.default_rng(0).integers(0, 97, (2, TRAINED + 1), dtype=np.int32)
-    reply = model(torch.tensor(tokens_BT[:, :-1]).long(), use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(
-        reply.flatten(0, 1), torch.tensor(tokens_BT[:, 1:]).long().flatten()
-    )
-    loss.backward()
-    squares = [w.grad.square().sum() for w in model.parameters() if w.grad is not None]
-    norm = float(torch.stack(squares).sum().sqrt())
+    """On one device, with the attention that training takes here."""
+    found = family_steps.beside_torch(name, mesh.make_mesh(devices=jax.devices()[:1]))
+    assert found["ours"] == pytest.approx(found["torch"], rel=1e-4)
 
-    config, params = checkpoints.in_memory(model, raw)
-    settings = Settings(
-        scratch=raw,
-        data=DataSettings(batch_size=2, sequence_length=TRAINED),
-        compute=ComputeSettings(dtype="float32", param_dtype="float32"),
+
+def test_training_steps_on_a_mesh() -> None:
+    """Norms of queries and keys by head and over heads, fused and few keys, ALiBi, experts:
+    parameters over fsdp and tensor."""
+    script = Path(family_steps.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=600
     )
-    one = mesh.make_mesh(devices=jax.devices()[:1])
-    rule = optimizer.make_optimizer(settings.optimizer, 10)
-    placed = step.abstract_params(config, "float32", one)
-    abstract = step.abstract_state(placed, rule, settings, one)
-    state = step.begin(jax.tree.map(jnp.asarray, params), rule, settings, abstract)
-    objective = objectives.next_token(config, settings)
-    train_step = step.make_train_step(objective, rule, settings, abstract, {}, one)
-    places_BT = np.tile(np.arange(TRAINED, dtype=np.int32), (2, 1))
-    batch = {
-        "tokens": tokens_BT[:, :-1],
-        "targets": tokens_BT[:, 1:],
-        "segments": np.ones_like(places_BT),
-        "positions": places_BT,
-        "weights": np.ones_like(places_BT, np.float32),
-    }
-    _, metrics = train_step(state, {}, jax.device_put(batch, mesh.batch_sharding(one)))
-    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
-    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == len(family_steps.ON_A_MESH)
+    for name, losses_and_norms in found.items():
+        assert losses_and_norms["ours"] == pytest.approx(losses_and_norms["torch"], rel=1e-4), name
 
 
 @pytest.mark.parametrize("name", families.NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,18 @@ import pytest
 import transformers
 
 from chopjax.errors import UserError
-from chopjax.models.config import Rope
+from chopjax.models.config import ModelConfig, Rope
 from chopjax.models.families import FAMILIES, translate
 from chopjax.models.positions import frequencies
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_missing_keys_take_the_defaults_of_transformers(name: str) -> None:
-    full = json.loads(transformers.AutoConfig.for_model(name).to_json_string(use_diff=False))
-    _, ours = translate({"model_type": name})
+    # Without it transformers itself fails.
+    needed = {"num_key_value_heads": 8} if name == "nemotron" else {}
+    config = transformers.AutoConfig.for_model(name, **needed)
+    full = json.loads(config.to_json_string(use_diff=False))
+    _, ours = translate({"model_type": name} | needed)
     _, theirs = translate(full)
     # transformers states the special tokens of its defaults; a bare config.json has none.
     assert ours.keep((0,)).__dict__ | {"bos_token_id": 0, "eos_token_id": 0} == (
@@ -48,7 +52,7 @@ YARN = {"type": "yarn", "factor": 2.0}
 @pytest.mark.parametrize(
     ("raw", "named"),
     [
-        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"model_type": "llama", "rope_scaling": {"type": "su", "factor": 2.0}}, "su"),
         ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, "factor"),
         ({"model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial"),
         ({"model_type": "llama", "rope_parameters": {"wobble": 0.5}}, "wobble"),
@@ -183,5 +187,107 @@ def test_more_layers_than_any_model_has(count: int) -> None:
 
 def test_quantized_checkpoints_are_named_with_the_way_out() -> None:
     raw = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
-    with pytest.raises(UserError, match=r"gptq.*quantize the result"):
+    with pytest.raises(UserError, match=r"gptq.*chopjax chop. removes layers from quantized ones"):
         translate(raw)
+
+
+PATTERNS = {"rope_type": "yarn", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "named"),
+    [
+        ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "ignores type"),
+        ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}, "full_attention"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("olmo3", {"rope_scaling": PATTERNS | {"truncate": False}}, "truncate"),
+        ("olmo3", {"rope_parameters": {"full_attention": {"wobble": 1}}}, "wobble"),
+        ("olmo3", {"sliding_window": None}, "sliding_window"),
+        ("exaone4", {"sliding_window": None}, "sliding_window"),
+        ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern"),
+        ("mistral", {"layer_types": ["full_attention"] * 32}, "layer_types"),
+        ("cohere2", {"sliding_window": None}, "sliding_window"),
+        ("cohere2", {"use_qk_norm": True}, "use_qk_norm"),
+        ("smollm3", {"layer_types": ["sliding_attention"] * 36}, "use_sliding_window"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ("gemma2", {"sliding_window": None}, "sliding_window"),
+        ("mpt", {"attn_config": {"alibi_bias_max": 16}}, "alibi_bias_max"),
+        ("mpt", {"attn_config": {"prefix_lm": True}}, "prefix_lm"),
+        ("mpt", {"attn_config": {"wobble": 1}}, "wobble"),
+        ("mpt", {"attn_config": "alibi"}, "attn_config"),
+        ("falcon", {"alibi": True}, "alibi"),
+        ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn"),
+        ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
+        ("stablelm", {"head_dim": 40}, "head_dim"),
+        ("nemotron", {}, "num_key_value_heads"),
+        ("helium", {"head_dim": 64}, "head_dim"),
+        ("internlm3", {"bias": True}, "qkv_bias"),
+        ("gpt_neo", {"attention_types": [[["global", "local"], 3]]}, "attention_types"),
+        ("gpt_neo", {"attention_types": "local"}, "attention_types"),
+        ("gpt_neox", {"rope_theta": 5e5}, "rotary_emb_base"),
+        ("gptj", {"rotary_dim": 63}, "rotary_dim"),
+        ("phi3", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "llama3"),
+        ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0]}}, "short_factor"),
+        ("phi", {"partial_rotary_factor": 0.03}, "head_dim"),
+        ("granite", {"logits_scaling": 0}, "logits_scaling"),
+    ],
+)
+def test_what_a_family_does_not_compute_is_refused_by_name(
+    name: str, raw: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        translate({"model_type": name} | raw)
+
+
+def test_null_is_not_missing() -> None:
+    def layers(name: str, **raw: Any) -> ModelConfig:
+        return translate({"model_type": name} | raw)[1]
+
+    assert layers("mistral").layers[0].window == 4096
+    assert layers("mistral", sliding_window=None).layers[0].window is None
+    assert (layers("gemma2").score_cap, layers("gemma2").logit_cap) == (50.0, 30.0)
+    free = layers("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None)
+    assert (free.score_cap, free.logit_cap) == (None, None)
+    assert layers("gemma3_text").logit_cap is None
+    assert {layer.window for layer in layers("ministral", sliding_window=None).layers} == {None}
+
+
+def test_patterns_over_indices() -> None:
+    def windows(name: str, **raw: Any) -> str:
+        config = translate({"model_type": name} | raw)[1]
+        return "".join("-W"[layer.window is not None] for layer in config.layers)
+
+    assert windows("gemma2", num_hidden_layers=5) == "W-W-W"
+    assert windows("gemma3_text", num_hidden_layers=7) == "WWWWW-W"
+    assert windows("gemma3_text", num_hidden_layers=5, sliding_window_pattern=2) == "W-W-W"
+    assert windows("cohere2", num_hidden_layers=5) == "WWW-W"
+    assert windows("olmo3", num_hidden_layers=5) == "WWW-W"
+    assert windows("exaone4", num_hidden_layers=5) == "WWW-W"
+    assert windows("qwen2", num_hidden_layers=4, max_window_layers=1) == "----"
+    qwen = {"num_hidden_layers": 4, "max_window_layers": 1, "use_sliding_window": True}
+    assert windows("qwen2", **qwen) == windows("qwen3", **qwen) == "-WWW"
+    assert windows("gpt_neo", num_layers=4) == "-W-W"
+    turned = [layer.rope for layer in translate({"model_type": "smollm3"})[1].layers]
+    assert [rope is not None for rope in turned[:5]] == [True, True, True, False, True]
+    far = translate({"model_type": "olmo3", "rope_theta": 1e4})[1].layers
+    assert [layer.rope.theta for layer in far[2:4] if layer.rope] == [5e5, 1e4]
+
+
+def test_longrope_s_context_is_the_original_one() -> None:
+    factors = {"short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+    raw = {"max_position_embeddings": 131_072, "rope_scaling": {"type": "longrope"} | factors}
+    config = translate({"model_type": "phi3"} | raw)[1]
+    assert config.max_positions == 4096
+    rope = config.layers[0].rope
+    assert rope is not None
+    assert rope.kind == "longrope"
+    assert rope.attention_factor == pytest.approx((1 + math.log(32) / math.log(4096)) ** 0.5)
+
+
+def test_gemma_s_gelu_is_tanh_s() -> None:
+    assert translate({"model_type": "gemma", "hidden_act": "gelu"})[1].activation == "gelu_tanh"
+    second = {"model_type": "gemma2", "hidden_act": "gelu", "hidden_activation": "gelu"}
+    assert translate(second)[1].activation == "gelu"
