@@ -47,7 +47,7 @@ SETTINGS = Settings(
 UNEVEN = {"vocab_size": V + 1, "tie_word_embeddings": False}
 EXPERTS = {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2}
 # name → data, fsdp, tensor, microbatches, extra keys of config.json
-RUNS = {
+RUNS: dict[str, tuple[int, int, int, int, dict]] = {
     "one device": (1, 1, 1, 1, {}),
     "data": (8, 1, 1, 1, {}),
     "fsdp": (1, 8, 1, 1, {}),
