@@ -10,10 +10,12 @@ Axes: R rows, sorted by group, X groups, I and O a kernel's two sides, N tiles.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from chopjax.models.linear import precision_in_force
 
 LEAST, MOST = 8, 256  # rows of a tile
 
@@ -24,9 +26,7 @@ BY_GROUP = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
 def grouped(x_RI: jax.Array, kernels_XIO: jax.Array, sizes_X: jax.Array) -> jax.Array:
     """[R, O], in x's dtype, which the kernels have too. sizes_X: int32; the first sizes_X[0] rows
     are the first group's, and all together are R."""
-    config: Any = jax.config  # whose types do not know its flags
-    precision = config.jax_default_matmul_precision
-    made: jax.Array = _grouped(x_RI, kernels_XIO, sizes_X, precision)
+    made: jax.Array = _grouped(x_RI, kernels_XIO, sizes_X, precision_in_force())
     return made
 
 

@@ -7,7 +7,7 @@ Axes of x and y: any leading ones, then those of the kernel.
 from __future__ import annotations
 
 import functools
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,14 @@ def linear(x: jax.Array, kernel: jax.Array | WeightNode, contracted: int = 1) ->
     """The last `contracted` axes of x times the first of the kernel, in x's dtype."""
     if isinstance(kernel, WeightNode):
         return kernel.product(x, contracted)
-    return product(x, kernel.astype(x.dtype), contracted)
+    return product(x, kernel.astype(x.dtype), contracted, precision_in_force())
+
+
+def precision_in_force() -> str | None:
+    """Of jax.default_matmul_precision, which a backward pass of our own is traced too late for."""
+    config: Any = jax.config  # whose types do not know its flags
+    precision: str | None = config.jax_default_matmul_precision
+    return precision
 
 
 def stacked(params: Params, name: str, dtype: jnp.dtype) -> jax.Array:
@@ -55,8 +62,10 @@ def stacked(params: Params, name: str, dtype: jnp.dtype) -> jax.Array:
     return made
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: jax.Array, kernel: jax.Array, contracted: int = 1) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(
+    x: jax.Array, kernel: jax.Array, contracted: int = 1, precision: str | None = None
+) -> jax.Array:
     """`linear` for an array of x's dtype, differentiated in the order that suits the hardware.
 
     Reverse mode only. jax's own rule makes a kernel's gradient as (dyᵀ·x)ᵀ. The product is the
@@ -64,25 +73,29 @@ def product(x: jax.Array, kernel: jax.Array, contracted: int = 1) -> jax.Array:
     activation and its derivative, say) computed down the columns. Here the smaller side is, once
     it is made.
     """
-    return jnp.tensordot(x, kernel, contracted)
+    return jnp.tensordot(x, kernel, contracted, precision=precision)
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, contracted: int
+    x: jax.Array, kernel: jax.Array, contracted: int, precision: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, kernel, contracted), (x, kernel)
+    return product(x, kernel, contracted, precision), (x, kernel)
 
 
 def _backward(
-    contracted: int, inputs: tuple[jax.Array, jax.Array], d_y: jax.Array
+    contracted: int,
+    precision: str | None,
+    inputs: tuple[jax.Array, jax.Array],
+    d_y: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = inputs
+    tensordot = functools.partial(jnp.tensordot, precision=precision)
     rows = tuple(range(x.ndim - contracted))
     made = tuple(range(len(rows), d_y.ndim))
-    d_x = jnp.tensordot(d_y, kernel, (made, tuple(range(contracted, kernel.ndim))))
+    d_x = tensordot(d_y, kernel, (made, tuple(range(contracted, kernel.ndim))))
     if x.size <= d_y.size:
-        return d_x, jnp.tensordot(jax.lax.optimization_barrier(x), d_y, (rows, rows))
-    d_kernel = jnp.tensordot(jax.lax.optimization_barrier(d_y), x, (rows, rows))
+        return d_x, tensordot(jax.lax.optimization_barrier(x), d_y, (rows, rows))
+    d_kernel = tensordot(jax.lax.optimization_barrier(d_y), x, (rows, rows))
     # The compiler would turn the product round again to save turning its result.
     d_kernel = jax.lax.optimization_barrier(d_kernel)
     return d_x, jnp.moveaxis(d_kernel, tuple(range(len(made))), tuple(range(-len(made), 0)))

@@ -20,6 +20,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import hidden_states, init
 from chopjax.models.families import translate
 from chopjax.models.parameters import Params
+from chopjax.score.generation import STRIDE
 
 RAW = {
     "model_type": "llama",
@@ -84,7 +85,7 @@ def test_a_window_bounds_the_cache_that_a_token_reads() -> None:
     near = dataclasses.replace(CONFIG.layers[0], window=10)
     config = dataclasses.replace(CONFIG, layers=(near, *CONFIG.layers[1:]))
     params = init(CONFIG, jax.random.key(0))
-    slots = 64 + latency.STRIDE
+    slots = 64 + STRIDE
 
     def traffic(config: ModelConfig) -> int:
         return latency._work(params, config, 2, 64, "decode")[1]

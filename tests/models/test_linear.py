@@ -71,3 +71,18 @@ def test_a_weight_node_stands_where_the_kernel_would() -> None:
     d_kernel = jax.grad(lambda up: hidden(up)[..., 0].sum())(written_out)
     np.testing.assert_allclose(d_node.left, d_kernel @ right.swapaxes(1, 2), atol=1e-4)
     np.testing.assert_allclose(d_node.right, left.swapaxes(1, 2) @ d_kernel, atol=1e-4)
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["kernel turned", "x turned"])
+def test_the_backward_pass_keeps_the_precision(wide: bool) -> None:
+    """float32 is full float32 on TPUs, in the gradients too."""
+    x, kernel = jnp.ones((3, 4)), jnp.ones((4, 9 if wide else 2))
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return linear(x, kernel).sum()
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) >= 2
+    assert all("HIGHEST" in line for line in products)
