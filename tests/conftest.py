@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# torch's threads wait for each other by spinning: over models as small as these, half of all time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
+# Compiling takes longer than running here, so compile little and nothing twice. jax reads these
+# when it is imported, here, in xdist's workers and in the processes that tests start.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "True"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="chopjax-tests-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process started
 # from here would inherit that: the tests of Ctrl-C need the usual.
