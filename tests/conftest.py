@@ -31,6 +31,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 SHARED = Path(os.environ.get("CHOPJAX_SHARED", Path(__file__).parents[2] / "shared"))
 
+# Files with tests that take long one by one. They come first: what is left for the end, when one
+# worker waits for the other, is short.
+LONG = """
+train/test_processes.py launch/test_ending.py score/test_processes.py test_faults.py
+test_signals.py score/test_run.py train/test_kills.py train/test_step.py test_foreign_files.py
+test_python_page.py runs/test_pipeline.py commands/test_hub_models.py plan/test_plan.py
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
