@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# torch's threads wait for each other by spinning: over models as small as these, half of all time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
+# Compiling takes longer than running here, so compile little and nothing twice. jax reads these
+# when it is imported, here, in xdist's workers and in the processes that tests start.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "True"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="chopjax-tests-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process started
 # from here would inherit that: the tests of Ctrl-C need the usual.
@@ -19,6 +30,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("CHOPJAX_SHARED", Path(__file__).parents[2] / "shared"))
+
+# Files with tests that take long one by one. They come first: what is left for the end, when one
+# worker waits for the other, is short.
+LONG = """
+train/test_processes.py launch/test_ending.py score/test_processes.py test_faults.py
+test_signals.py score/test_run.py train/test_kills.py train/test_step.py test_foreign_files.py
+test_python_page.py runs/test_pipeline.py commands/test_hub_models.py plan/test_plan.py
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,6 @@ def score(model: Path, tasks: Path, output: Path, count: int) -> list[subprocess
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
-        "JAX_COMPILATION_CACHE_DIR": str(output / "compiled"),
     }
     command = [sys.executable, "-m", "chopjax.cli", "score", str(model), "--tasks", TASKS]
     command += ["--include-path", str(tasks), "--output", str(output), "--json", "--log-samples"]

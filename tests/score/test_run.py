@@ -197,14 +197,15 @@ def start(model: Path, tasks: Path, output: Path) -> Run:
 
 
 def test_a_killed_run_scores_nothing_twice(tiny: Path, tmp_path: Path) -> None:
-    tasks = local_tasks.write_tasks(tmp_path / "tasks", documents=2000)
+    documents = 1000
+    tasks = local_tasks.write_tasks(tmp_path / "tasks", documents=documents)
     first = start(tiny, tasks, tmp_path / "out")
     while first.process.poll() is None and first.answers() < 20:
         time.sleep(0.002)
     first.process.send_signal(signal.SIGKILL)
     first.process.communicate()
     known = first.answers()
-    total = sum(2 + n % 3 for n in range(2000))
+    total = sum(2 + n % 3 for n in range(documents))
     assert 20 <= known < total, "killed too late to be of use"
     second = start(tiny, tasks, tmp_path / "out")
     out, error = second.process.communicate()

@@ -21,6 +21,15 @@ from chopjax.train.config_file import load_config
 from chopjax.train.loop import train
 
 STEPS, SAVED = 60, 6
+# The command line, with less patience for a process that is silent.
+PROGRAM = """
+import sys
+from chopjax.cli import main
+from chopjax.launch import distributed
+
+distributed.HEARTBEAT_SECONDS = 20
+sys.exit(main())
+"""
 RECIPE = """
 from pathlib import Path
 from train.runs import recipe
@@ -45,10 +54,18 @@ def start(
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(count),
     }
-    command = ["chopjax.cli", "train", "--config", str(folder / "recipe.py"), "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "train",
+        "--config",
+        str(folder / "recipe.py"),
+        "--json",
+    ]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", *command, "--workdir", str(workdirs[index]), *flags],
+            [*command, "--workdir", str(workdirs[index]), *flags],
             env=environment | {"JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
