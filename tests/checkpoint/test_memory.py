@@ -65,7 +65,8 @@ print(code, peak() - before)
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", MEASURE, *arguments]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    # glibc's threshold grows with what is freed, and what is below it may stay: by chance.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -103,7 +104,7 @@ def test_each_of_two_processes_holds_its_half(imported: tuple[Path, list[int]]) 
 
 def test_export_holds_one_parameter(imported: tuple[Path, list[int]], tmp_path: Path) -> None:
     folder, _ = imported
-    # The parameter, the file's bytes while they are read, and what malloc keeps of the last one.
+    # The parameter, the file's bytes while they are read, and those of the last one until then.
     peak = extra(start("export", str(folder), str(tmp_path / "out")))
-    assert peak < 3.5 * LARGEST_BYTES < MODEL_BYTES
+    assert peak < 2.5 * LARGEST_BYTES < MODEL_BYTES
     assert load(str(tmp_path / "out"), keep=(0,)).config.num_layers == 1
