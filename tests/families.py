@@ -210,7 +210,11 @@ SPACE: dict[str, Space] = {
     "seed_oss": BIASED | {"attention_out_bias": BOTH, "mlp_bias": BOTH},
     "arcee": BIASED | {"mlp_bias": BOTH, "hidden_act": ["relu2", "silu"]},
     "internlm3": COMMON,
-    "hunyuan_v1_dense": KV | TIED | ACTIVATION | {"attention_bias": BOTH},
+    "hunyuan_v1_dense": KV
+    | TIED
+    | ACTIVATION
+    | {"attention_bias": BOTH}
+    | {"rope_parameters": [None, {"rope_type": "dynamic", "alpha": 50.0, "factor": 1.0} | THETA]},
     "gptj": {"rotary_dim": [2, 8], "n_inner": [None, 40]},
     "gpt_neo": TIED
     | {"attention_types": [[[["local"], 4]], [[["global"], 1], [["local"], 3]]]}

@@ -20,8 +20,11 @@ from chopjax.errors import UserError
 CARD = "README.md"
 PARENT_CARD = "PARENT_README.md"  # the parent's, beside the one that chopjax writes
 
+# Files in which some tools say how the weights are quantized, beside or in place of config.json.
+SIDE_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 ASSETS = (
     CONFIG,
+    *SIDE_FILES,
     PROVENANCE,
     CARD,
     PARENT_CARD,

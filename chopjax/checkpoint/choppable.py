@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from chopjax.checkpoint import structures
+from chopjax.checkpoint.assets import SIDE_FILES
 from chopjax.checkpoint.computed import is_computed
 from chopjax.checkpoint.inferred import check_fields, infer
 from chopjax.checkpoint.source import Files, Found, Opening, assemble
-from chopjax.checkpoint.structure import count_layers, stated_layers
+from chopjax.checkpoint.structure import Structure, count_layers, layers_behind, stated_layers
+from chopjax.disk.files import inside
 from chopjax.errors import UserError
 from chopjax.models import families
 
@@ -35,7 +37,7 @@ def _check(raw: Mapping[str, Any]) -> None:
 
 def _assemble(found: Found) -> Files:
     raw = found.raw_config
-    problem = _why_not(raw)
+    problem = _why_not(raw) or _quantized_beside(found)
     if problem is None:
         return assemble(found)
     structure = structures.find(raw)
@@ -51,8 +53,25 @@ def _assemble(found: Found) -> Files:
         structure=structure,
         num_layers=num_layers,
         why=why,
-        notes=(*structure.notes, limits),
+        notes=(*structure.notes, *_behind(structure, raw), limits),
     )
+
+
+def _quantized_beside(found: Found) -> UserError | None:
+    """What keeps chopjax from computing with weights that a file beside config.json describes."""
+    names = [name for name in SIDE_FILES if inside(found.folder, name) is not None]
+    return UserError(f"the weights are quantized ({names[0]})") if names else None
+
+
+def _behind(structure: Structure, raw: Mapping[str, Any]) -> list[str]:
+    """transformers knows layers of multi-token prediction by the index that they had."""
+    if not layers_behind(structure, raw):
+        return []
+    note = (
+        "the layers of multi-token prediction stay, behind the kept layers; transformers passes "
+        "them over at their old index alone, and says now that their tensors are unexpected"
+    )
+    return [note]
 
 
 def _why_not(raw: Mapping[str, Any]) -> UserError | None:

@@ -31,16 +31,18 @@ _OTHERS = re.compile(r"vision|visual|image|audio|speech|video|encoder|tower|mtp|
 # Names of fields that may say something of single layers: depths, rhythms, ranges.
 _SUSPECT = re.compile(
     r"layer|block|depth|first|dense|interval|period|pattern|freq|every|step|skip|shar|offset|hybrid|stride"
-    r"|sliding_window"
+    r"|sliding_window|idx|index|indices|reuse|local|global|start|switch"
 )
 _INNOCENT = re.compile(
     # Norms, sizes and rates that have "layer" or one of the others in their names.
     r"layer_?norm|layernorm|layer_scale|rms_?norm|layerdrop|layer_norm|block_size|shared_expert"
     r"|n_shared|num_shared|shared_intermediate|sliding_window_size|max_window_layers"
-    r"|per_layer_input_size|tie_|steps_per|frequency_penalty|pretraining|_eps$|_epsilon$"
+    r"|num_local_experts|token_index|per_layer_input_size|tie_|steps_per|frequency_penalty|pretraining|_eps$|_epsilon$"
 )
 # Lists of a fixed length, which may be that of the layers by chance.
 _FIXED = ("time_step_limit", "mlp_multipliers", "ssm_multipliers", "mtp_layers_block_type")
+_WHOLE = ("eos_token_id", "bos_token_id", "pad_token_id", "suppress_tokens")
+_ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")
 # Rhythms whose every place is alike at 1.
 _RHYTHM = re.compile(r"interval|period|freq|every|step|stride")
 
@@ -69,6 +71,7 @@ def infer(raw: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str)
         notes=(note,),
     )
     _check_alike(structure, config, tensors, count, where)
+    _check_others(structure, tensors, count, where)
     return structure
 
 
@@ -120,7 +123,7 @@ def check_fields(structure: Structure, raw: Mapping[str, Any], num_layers: int) 
     inferred = structure.fields is UNDERSTOOD
     problems = []
     for key, value in config.items():
-        if key in known or key in NEUTRAL or key in _FIXED or key.startswith("rope_"):
+        if key in known or key in NEUTRAL or key in _FIXED or key in _ROPE:
             continue
         if key in ("quantization_config", "compression_config", "vision_config", "audio_config"):
             continue
@@ -151,6 +154,9 @@ def _suspicious(key: str, value: Any, config: Mapping[str, Any]) -> str | None:
             return ", with indices for keys"
         deeper = [(inner, _suspicious(inner, v, value)) for inner, v in value.items()]
         return next((f" ({inner}{why})" for inner, why in deeper if why is not None), None)
+    whole = isinstance(value, list) and all(type(number) is int for number in value)
+    if whole and name not in _WHOLE:
+        return ", a list of whole numbers, which may be layers"
     if not _SUSPECT.search(name) or _INNOCENT.search(name):
         return None
     if name == "sliding_window":
@@ -164,6 +170,26 @@ def _suspicious(key: str, value: Any, config: Mapping[str, Any]) -> str | None:
     if name in ("sliding_window_pattern", "full_attention_interval", "no_rope_layer_interval"):
         return None if any(isinstance(config.get(each), list) for each in COMMON) else ""
     return ""
+
+
+def _check_others(
+    structure: Structure, tensors: Mapping[str, TensorInfo], num_layers: int, where: str
+) -> None:
+    """A tensor outside of the layers with an axis as long as they are many may hold a part for each
+    of them."""
+    packed = [
+        f"{name} {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if structure.layer_index(name) is None
+        and num_layers in tensor.shape
+        and not _OTHERS.search(name)
+    ]
+    if num_layers > 1 and packed:
+        raise UserError(
+            f"{where}: model_type {structure.model_type} is not supported, and these tensors, none "
+            f"of a layer, have an axis of {num_layers}, the number of layers, and may hold a part "
+            f"for each of them:\n{listing(packed)}"
+        )
 
 
 def _check_alike(

@@ -558,6 +558,8 @@ class Repeated:
         return f"{self.key}: written out, one entry a layer; {self.list_key}: sliced"
 
     def kinds(self, config: Config, num_layers: int) -> list[Any] | None:
+        if config.get(self.list_key) is not None:  # it has the last word
+            return [_hashable(kind) for kind in one_a_layer(config, self.list_key, num_layers)]
         value = config.get(self.key)
         if value is None:
             return [self.default[i % len(self.default)] for i in range(num_layers)]

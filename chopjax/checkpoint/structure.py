@@ -219,18 +219,29 @@ def _renamed(
 ) -> dict[str, Any]:
     """The same with the names in quantization_config following, at the top and in its parts."""
 
-    def place(layer: int) -> int | None:
-        return new_index(layer, keep, num_layers)
-
     changed = dict(config)
     for key in ("quantization_config", "compression_config"):
         if isinstance(config.get(key), dict):
-            names = tuple(modules)
-            changed[key] = follow_names(config[key], structure.layer_index, place, names)
+            changed[key] = followed_names(structure, config[key], num_layers, keep, modules)
     for key in structure.inside[:1]:
         inner = dataclasses.replace(structure, inside=structure.inside[1:])
         changed[key] = _renamed(inner, config[key], num_layers, keep, modules)
     return changed
+
+
+def followed_names(
+    structure: Structure,
+    config: Mapping[str, Any],
+    num_layers: int,
+    keep: Keep,
+    modules: Iterable[str],
+) -> dict[str, Any]:
+    """What is said of quantized weights, its names of layers and modules following."""
+
+    def place(layer: int) -> int | None:
+        return new_index(layer, keep, num_layers)
+
+    return follow_names(config, structure.layer_index, place, tuple(modules))
 
 
 def kinds(structure: Structure, raw: Mapping[str, Any], num_layers: int) -> list[tuple[Any, ...]]:

@@ -18,6 +18,9 @@ from chopjax.errors import UserError
 # What the whole model's config.json may say for its text part.
 SHARED = "bos_token_id dtype eos_token_id pad_token_id tie_word_embeddings torch_dtype".split()
 HEAD = "lm_head.weight"
+# Keys of published text parts that are about the other parts, or say nothing.
+INERT = """_flash_attn_2_enabled is_composition num_image_tokens perceiver_config
+pixel_shuffle_factor qk_layer_norms use_resampler""".split()
 
 
 def text_found(found: Found) -> Found:
@@ -30,6 +33,9 @@ def text_found(found: Found) -> Found:
             old_names["model." + name.removeprefix(prefix)] = name
         elif name == HEAD or name.endswith("." + HEAD):
             old_names[HEAD] = name
+    raw = text_raw(found.raw_config)
+    if HEAD not in old_names and "tie_word_embeddings" not in found.raw_config:
+        raw["tie_word_embeddings"] = True  # the whole models' default; a text model's may differ
     fetcher = found.fetcher
 
     def fetch(names: Iterable[str]) -> None:
@@ -38,7 +44,7 @@ def text_found(found: Found) -> Found:
 
     return dataclasses.replace(
         found,
-        raw_config=text_raw(found.raw_config),
+        raw_config=raw,
         tensors={new: found.tensors[old] for new, old in old_names.items()},
         fetcher=fetch,
     )
@@ -47,7 +53,7 @@ def text_found(found: Found) -> Found:
 def text_raw(raw: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of the text model. Raises UserError where the model has no other part."""
     structure = _wrapper(raw)
-    part = dict(text_config(structure, raw))
+    part = {k: v for k, v in text_config(structure, raw).items() if k not in INERT}
     shared = {key: raw[key] for key in SHARED if key in raw and key not in part}
     if "tie_word_embeddings" in raw:  # of the two it is the whole model's that counts
         shared["tie_word_embeddings"] = raw["tie_word_embeddings"]

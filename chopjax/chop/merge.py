@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from chopjax.chop.importance import Protect, choose_measured
+from chopjax.errors import UserError
 from chopjax.keep import Keep
 
 
@@ -59,10 +60,22 @@ def average_most_similar(
     """Of all blocks of remove + 1 layers, the one with the least angular distance d(ℓ, remove + 1)
     becomes one layer, the mean of its weights. Raises UserError like choose_measured."""
     num_layers = analysis["num_layers"]
+    check_average(num_layers, remove, protect)
     kept = choose_measured("similarity", analysis, remove + 1, protect)
     first = min(set(range(num_layers)) - set(kept))
     recipe = average(plain(num_layers), first, remove + 1)
     return recipe, bases(recipe)
+
+
+def check_average(num_layers: int, remove: int, protect: Protect) -> None:
+    """Raise UserError where there are not as many neighbours."""
+    protected = protect.first + protect.last
+    most = num_layers - protected - 1
+    if not 1 <= remove <= most:
+        raise UserError(
+            f"strategy 'average' makes one layer of {remove + 1} neighbours: of {num_layers} "
+            f"layers, {protected} of them protected, it can remove 1 to {most}, not {remove}"
+        )
 
 
 def _replace(recipe: Recipe, place: int, weights: Sequence[float]) -> Recipe:

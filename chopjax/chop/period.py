@@ -45,7 +45,13 @@ def whole_periods(files: Files, strategy: str, remove: str) -> Keep:
             f"--remove {' or '.join(map(str, near)) or 'fewer'} would be"
         )
     periods = files.num_layers // length
-    kept = STRATEGIES[strategy](periods, count // length)
+    try:
+        kept = STRATEGIES[strategy](periods, count // length)
+    except UserError:
+        raise UserError(
+            f"--period {WHOLE}: {files.name} has {periods} whole periods of {length} layers, of "
+            f"which --strategy {strategy} cannot remove {count // length}"
+        ) from None
     tail = range(periods * length, files.num_layers)
     return (*(place * length + i for place in kept for i in range(length)), *tail)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from chopjax.checkpoint.assets import copy_assets, write_config
+from chopjax.checkpoint.assets import SIDE_FILES, copy_assets, write_config
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.provenance import compose, read_provenance
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint, Files
-from chopjax.checkpoint.structure import follow, kept_name
+from chopjax.checkpoint.structure import follow, followed_names, kept_name
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
 from chopjax.chop.merge import Blend, Recipe, blend_arrays
 from chopjax.disk.atomic import new_folder
+from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError
 from chopjax.keep import Keep, removed
 from chopjax.models import parameters
@@ -177,6 +179,7 @@ def chop_checkpoint(
         checkpoint.fetch([*chosen.tensors.values(), *sources])
         copy_assets(checkpoint.folder, folder)
         write_config(folder, config)
+        _write_side_files(checkpoint, keep, folder)
         write_record(folder, record)
         tensors = []
         for new, old in chosen.tensors.items():
@@ -194,6 +197,21 @@ def chop_checkpoint(
                 bar.advance,
             )
     return chosen
+
+
+def _write_side_files(checkpoint: Files, keep: Keep, folder: Path) -> None:
+    """What tools say of quantized weights beside config.json, its names following the layers."""
+    for name in SIDE_FILES:
+        path = inside(checkpoint.folder, name)
+        if path is not None:
+            followed = followed_names(
+                checkpoint.structure,
+                read_json_object(path),
+                checkpoint.num_layers,
+                keep,
+                checkpoint.tensors,
+            )
+            (folder / name).write_text(json.dumps(followed, indent=2) + "\n")
 
 
 def _blend(checkpoint: Files, name: str, recipe: Recipe) -> tuple[Blend | None, tuple[str, ...]]:

@@ -159,6 +159,7 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
     from chopjax.chop import choice
     from chopjax.chop.configurations import STRATEGIES, resolve_remove
     from chopjax.chop.importance import parse_protect
+    from chopjax.chop.merge import check_average
     from chopjax.chop.period import ANY, WHOLE, check_whole
 
     if args.strategy not in choice.LOOKS:
@@ -197,6 +198,8 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
         raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
     protect = parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, checkpoint.num_layers)
+    if args.strategy == "average":
+        check_average(checkpoint.num_layers, remove, protect)  # before measuring
     if args.analysis:
         folder = expanded(args.analysis)
         return choice.by_analysis_in(folder, checkpoint, args.strategy, remove, protect)

@@ -62,6 +62,7 @@ def test_a_tower_and_a_text_config() -> None:
         {"mlp_only_layers": [1], "decoder_sparse_step": 1},
         {"num_kv_shared_layers": 0, "moe_layers": None, "hybrid_pattern": ""},
         {"depth_mult": 0, "block_size": 64, "layer_norm_type": "rms"},
+        {"num_local_experts": 8, "moe_intermediate_size": 64, "topk_group": 2, "n_group": 4},
     ],
 )
 def test_fields_that_are_understood(more: dict[str, Any]) -> None:
@@ -82,6 +83,12 @@ def test_fields_that_are_understood(more: dict[str, Any]) -> None:
         ({"overrides": {"0": {}, "3": {}}}, "overrides = .*with indices for keys"),
         ({"attn": {"global_layer_period": 5}}, r"attn = .* \(global_layer_period\)"),
         ({"scale_by_layer_idx": True}, "scale_by_layer_idx = True"),
+        ({"global_attn_idx": [0, 3]}, "global_attn_idx"),
+        ({"kv_reuse": [[1, 2]]}, "kv_reuse"),
+        ({"whatever": [0, 2]}, "a list of whole numbers, which may be layers"),
+        ({"rope_layers": [0, 2]}, "rope_layers"),
+        ({"rope_thetas": [1e4, 1e6, 1e4, 1e6]}, "rope_thetas: a list of 4 entries"),
+        ({"moe_start": 2}, "moe_start = 2"),
     ],
 )
 def test_fields_that_stop_it(more: dict[str, Any], message: str) -> None:
@@ -106,6 +113,13 @@ def test_fields_that_stop_it(more: dict[str, Any], message: str) -> None:
 def test_structures_that_are_not_clear(raw: Any, names: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         inferred(raw, names)
+
+
+def test_a_part_for_every_layer_outside_of_them() -> None:
+    found = tensors(stack("layers."))
+    found["gates.weight"] = TensorInfo("gates.weight", "F32", (4, 8), Path("x"), 0, 128)
+    with pytest.raises(UserError, match=r"gates.weight \[4, 8\]"):
+        infer(RAW, found, "m")
 
 
 def test_layers_may_differ_where_a_field_says_so() -> None:

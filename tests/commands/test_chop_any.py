@@ -82,6 +82,8 @@ def test_chop_chop_again_and_look(models, tmp_path, capsys):
         ("unclear", "--keep 0", "attn_every = 3"),
         ("refused", "--keep 0", "scale_depth"),
         ("jamba", "--keep 0,1,3", "would be 1-2, which no period gives"),
+        ("gemma13", "--strategy output --remove 6 --period whole", "has 2 whole periods of 6"),
+        ("llama", "--strategy average --remove 6 --data x", "it can remove 1 to"),
     ],
 )
 def test_mistakes(models, tmp_path, capsys, model, flags, complaint):
@@ -89,6 +91,19 @@ def test_mistakes(models, tmp_path, capsys, model, flags, complaint):
     assert code == 2, err
     assert complaint in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["llama", "phimoe"])
+def test_a_file_beside_says_how_weights_are_quantized(models, tmp_path, capsys, model):
+    shutil.copytree(models / model, tmp_path / "in")
+    quantization = {"exclude_modules": ["lm_head", "model.layers.0.mlp", "model.layers.2.mlp"]}
+    said = {"producer": {"name": "modelopt"}, "quantization": quantization}
+    (tmp_path / "in" / "hf_quant_config.json").write_text(json.dumps(said))
+    code, _, err = run(capsys, "chop", tmp_path / "in", tmp_path / "out", "--keep", "1-2")
+    assert code == 0, err
+    followed = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())
+    assert followed["quantization"]["exclude_modules"] == ["lm_head", "model.layers.1.mlp"]
+    assert followed["producer"] == said["producer"]
 
 
 def test_whole_periods(models, tmp_path, capsys):

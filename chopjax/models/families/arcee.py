@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' ArceeConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' ArceeConfig."""
     options = Options(raw)
     size = sizes(options, width=2560, mlp=18_432, positions=4096)
     turn = rope(options, size["max_positions"], size["head_dim"])

@@ -8,12 +8,12 @@ from typing import Any
 from chopjax.models.config import Layer, ModelConfig
 from chopjax.models.families import falcon
 from chopjax.models.families.fields import decoder, layer_norm
-from chopjax.models.families.options import Options
+from chopjax.models.families.options import MAX_LAYERS, Options
 from chopjax.models.families.table import Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' BloomConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' BloomConfig."""
     options = Options(
         raw,
         neutral="attention_softmax_in_fp32 bias_dropout_fusion hidden_dropout "
@@ -22,8 +22,8 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
         off={"apply_residual_connection_post_layernorm": False, "n_inner": None},
     )
     embed_dim = options.size("n_embed", options.size("hidden_size", 64))
-    num_heads = options.size("n_head", options.size("num_attention_heads", 8))
-    count = options.layers("n_layer", options.layers("num_hidden_layers", 2))
+    num_heads = options.one_size("n_head", "num_attention_heads", 8)
+    count = min(options.one_size("n_layer", "num_hidden_layers", 2), MAX_LAYERS)
     return decoder(
         options,
         layers=(Layer(),) * count,

@@ -17,7 +17,7 @@ from chopjax.models.families.table import Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' CohereConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' CohereConfig."""
     options = Options(raw)
     size = sizes(options, 256_000, 8192, 22_528, 64, positions=8192, tied=True)
     positions, head_dim = size["max_positions"], size["head_dim"]

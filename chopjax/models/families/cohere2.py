@@ -15,10 +15,11 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Cohere2Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Cohere2Config."""
     options = Options(
         raw,
-        neutral="cache_implementation layer_switch use_embedding_sharing _sliding_window_pattern",
+        neutral="cache_implementation layer_switch use_embedding_sharing "
+        "use_parallel_embedding _sliding_window_pattern",
         off={
             "order_of_interleaved_layers": "local_attn_first",
             "position_embedding_type": "rope_gptj",

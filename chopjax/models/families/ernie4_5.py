@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Ernie4_5Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Ernie4_5Config."""
     options = Options(raw)
     size = sizes(
         options, 103_424, 1024, 3072, 16, kv_heads=2, head_dim=128, positions=131_072, tied=True

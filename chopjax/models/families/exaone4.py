@@ -21,7 +21,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Exaone4Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Exaone4Config."""
     options = Options(raw)
     size = sizes(options, 102_400, mlp=16_384, kv_heads=32)
     turn = rope(options, size["max_positions"], size["head_dim"])

@@ -13,7 +13,7 @@ from chopjax.models.families.table import HEAD, Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' FalconConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' FalconConfig."""
     options = Options(
         raw,
         neutral="hidden_dropout apply_residual_connection_post_layernorm ff_factor",

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' GemmaConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' GemmaConfig."""
     # Of the two keys of an activation transformers reads hidden_act, and takes "gelu" for tanh's.
     options = Options(raw, neutral="hidden_activation", off={"use_bidirectional_attention": False})
     size = sizes(

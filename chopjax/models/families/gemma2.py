@@ -23,7 +23,7 @@ NEUTRAL = "hidden_act cache_implementation sliding_window_size _sliding_window_p
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Gemma2Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Gemma2Config."""
     options = Options(raw, NEUTRAL, off={"use_bidirectional_attention": False})
     size = sizes(
         options, 256_000, 2304, 9216, 8, kv_heads=4, head_dim=256, positions=8192, tied=True

@@ -21,7 +21,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Gemma3TextConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' Gemma3TextConfig."""
     # The file may have a cap of scores: transformers applies none.
     off = {"use_bidirectional_attention": False, "attn_logit_softcapping": None}
     options = Options(raw, gemma2.NEUTRAL, off)

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' GlmConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' GlmConfig."""
     return with_norms(raw, "before")
 
 

@@ -11,7 +11,7 @@ from chopjax.models.families.table import Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Glm4Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Glm4Config."""
     return glm.with_norms(raw, "both")
 
 

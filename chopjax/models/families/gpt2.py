@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' GPT2Config."""
+    """config.json → ModelConfig, with the defaults of transformers' GPT2Config."""
     options = Options(
         raw,
         neutral="attn_pdrop embd_pdrop resid_pdrop n_ctx n_special predict_special_tokens "

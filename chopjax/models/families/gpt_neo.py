@@ -12,10 +12,10 @@ from chopjax.models.families.table import HEAD, Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' GPTNeoConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' GPTNeoConfig."""
     options = Options(
         raw,
-        neutral="attention_layers classifier_dropout embed_dropout resid_dropout "
+        neutral="classifier_dropout embed_dropout resid_dropout "
         "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
         "summary_use_proj",
     )
@@ -45,8 +45,15 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def _kinds(options: Options, count: int) -> list[str]:
-    """attention_types is run-length coded: [[["global", "local"], 12]] is twelve times the two."""
+    """attention_types is run-length coded: [[["global", "local"], 12]] is twelve times the two.
+
+    attention_layers, a list with an entry a layer, has the last word where the file has it.
+    """
+    stated = options.get("attention_layers")
+    if stated is not None:
+        stated = [[stated, 1]]
     runs = options.get("attention_types", [[["global", "local"], max(count // 2, 1)]])
+    runs = runs if stated is None else stated
     try:
         kinds = [
             str(kind)

@@ -13,7 +13,7 @@ from chopjax.models.families.table import HEAD, Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' GPTNeoXConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' GPTNeoXConfig."""
     options = Options(raw, neutral="classifier_dropout hidden_dropout")
     size = sizes(options, 50_432, 6144, 24_576, heads=64, own_head_dim=False)
     size["num_kv_heads"] = size["num_heads"]  # every head has its own, whatever the file says

@@ -12,7 +12,7 @@ from chopjax.models.families.table import HEAD, Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' GPTJConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' GPTJConfig."""
     options = Options(
         raw,
         neutral="attn_pdrop embd_pdrop resid_pdrop n_ctx summary_activation summary_first_dropout "

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' GraniteConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' GraniteConfig."""
     options = Options(raw)
     size = sizes(options)
     turn = rope(options, size["max_positions"], size["head_dim"])

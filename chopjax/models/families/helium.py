@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' HeliumConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' HeliumConfig."""
     options = Options(raw)
     size = sizes(options, 48_000, 2560, 7040, 20, kv_heads=20, head_dim=128, positions=4096)
     turn = rope(options, size["max_positions"], size["head_dim"], theta=1e5, interleaved=True)

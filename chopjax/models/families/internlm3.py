@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' InternLM3Config."""
+    """config.json → ModelConfig, with the defaults of transformers' InternLM3Config."""
     options = Options(raw)
     size = sizes(options, 128_512, mlp=10_240, kv_heads=2, head_dim=128, positions=32_768)
     turn = rope(options, size["max_positions"], size["head_dim"])

@@ -13,8 +13,8 @@ from chopjax.models.families.table import HEAD, Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' LlamaConfig."""
-    options = Options(raw)
+    """config.json → ModelConfig, with the defaults of transformers' LlamaConfig."""
+    options = Options(raw, off={"activation": "swiglu"})  # beside hidden_act, in Falcon3's files
     size = sizes(options)
     turn = rope(options, size["max_positions"], size["head_dim"])
     bias = options.flag("attention_bias", False)

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' MistralConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' MistralConfig."""
     options = Options(raw)
     size = sizes(options, mlp=14_336, kv_heads=8, positions=131_072)
     turn = rope(options, size["max_positions"], size["head_dim"])

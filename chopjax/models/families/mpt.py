@@ -12,7 +12,7 @@ from chopjax.models.families.table import HEAD, Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' MptConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' MptConfig."""
     options = Options(
         raw,
         # learned_pos_emb, expansion_ratio and no_bias say what transformers does not read.

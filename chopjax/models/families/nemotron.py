@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' NemotronConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' NemotronConfig."""
     options = Options(raw)
     size = sizes(options, 256_000, 6144, 24_576, 48, positions=4096)
     if options.get("num_key_value_heads") is None:

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' OlmoConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' OlmoConfig."""
     options = Options(raw)
     size = sizes(options, 50_304)
     turn = rope(options, size["max_positions"], size["head_dim"])

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Olmo2Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Olmo2Config."""
     options = Options(raw)
     size = sizes(options, 50_304)
     turn = rope(options, size["max_positions"], size["head_dim"])

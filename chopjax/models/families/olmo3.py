@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Olmo3Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Olmo3Config."""
     options = Options(raw)
     size = sizes(options, 50_304)
     # rope_theta is that of the full layers; those with a window keep theirs.

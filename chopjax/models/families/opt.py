@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' OPTConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' OPTConfig."""
     options = Options(raw, neutral="dropout activation_dropout init_std layerdrop")
     embed_dim = options.size("hidden_size", 768)
     num_heads = options.size("num_attention_heads", 12)

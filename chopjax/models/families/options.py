@@ -21,11 +21,12 @@ NEUTRAL = frozenset(
     _name_or_path _num_labels add_bos_token architectures attention_dropout
     attention_probs_dropout_prob
     attn_implementation auto_map begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    custom_pipelines decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label
     initializer_range is_llama_config neftune_noise_alpha output_past transformers.js_config
-    label2id length_penalty max_length max_sequence_length min_length model_type
+    label2id length_penalty max_length max_sequence_length min_length model_max_length
+    model_type
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
     output_hidden_states output_scores pad_token_id prefix prefix_token_id problem_type
     pretraining_tp remove_invalid_values repetition_penalty return_dict return_dict_in_generate
@@ -37,14 +38,17 @@ NEUTRAL = frozenset(
 # Keys that name a computation we do not have; these values mean "not used".
 OFF: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
+    "attention_bias": (False, None),
     "bad_words_ids": (None,),
     "cross_attention_hidden_size": (None,),
     "is_decoder": (False, True, None),
     "is_encoder_decoder": (False, None),
+    "mlp_bias": (False, None),
     "pruned_heads": ({}, None),
     "rope_interleaved": (False, None),
     "quantization_config": (None,),
     "tie_encoder_decoder": (False, None),
+    "use_sliding_window": (False, None),
 }
 
 
@@ -96,6 +100,13 @@ class Options:
     def layers(self, key: str, default: int) -> int:
         """The number of layers: whatever has something a layer is then small."""
         return self.size(key, default, MAX_LAYERS)
+
+    def one_size(self, key: str, other: str, default: int) -> int:
+        """A size that stands under one of two keys, or alike under both."""
+        sizes = {self.size(name, default) for name in (key, other) if self.get(name) is not None}
+        if len(sizes) > 1:
+            self.problems.append(f"{key} is {self.raw[key]} and {other} {self.raw[other]}")
+        return next(iter(sizes), default)
 
     def number(self, key: str, default: float, above: float = -math.inf) -> float:
         """A number that float32 holds, above a bound."""

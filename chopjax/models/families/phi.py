@@ -14,7 +14,7 @@ from chopjax.models.families.table import HEAD, Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' PhiConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' PhiConfig."""
     options = Options(raw, neutral="embd_pdrop resid_pdrop")
     size = sizes(options, 51_200, 2048, 8192)
     turn = rope(options, size["max_positions"], size["head_dim"], fraction=0.5)

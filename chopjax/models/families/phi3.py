@@ -17,7 +17,7 @@ ROPES = {"default": "default", "longrope": "longrope", "su": "longrope", "yarn":
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Phi3Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Phi3Config."""
     options = Options(
         raw,
         neutral="embd_pdrop resid_pdrop",

@@ -15,13 +15,13 @@ from chopjax.models.families.fields import (
     rms,
     sizes,
 )
-from chopjax.models.families.options import Options
+from chopjax.models.families.options import Options, shown
 from chopjax.models.families.rotary import rope
 from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Qwen2Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Qwen2Config."""
     options = Options(raw, off={"use_mrope": False})
     size = sizes(options, vocab=151_936, mlp=22_016, kv_heads=32, positions=32_768)
     turn = rope(options, size["max_positions"], size["head_dim"])
@@ -43,8 +43,10 @@ def windowed(options: Options, turn: Rope) -> tuple[Layer, ...]:
     window = options.window("sliding_window", 4096)
     if not options.flag("use_sliding_window", False):
         window = None
-    first = options.get("max_window_layers", 28)
-    first = first if isinstance(first, int) else count
+    first = options.nullable("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int):
+        options.problems.append(f"max_window_layers is {shown(first)}; a whole number is needed")
+        first = count
     sliding = kinds(options, count, lambda i: window is not None and i >= first, window)
     return layers(sliding, window, turn, turn)
 

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Qwen3Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Qwen3Config."""
     options = Options(raw)
     size = sizes(options, 151_936, mlp=22_016, kv_heads=32, head_dim=128, positions=32_768)
     turn = rope(options, size["max_positions"], size["head_dim"])

@@ -25,7 +25,8 @@ KINDS = {
 _KEYS = re.findall(
     r"\w+",
     "factor original_max_position_embeddings low_freq_factor high_freq_factor beta_fast beta_slow "
-    "attention_factor mscale mscale_all_dim truncate short_factor long_factor",
+    "attention_factor mscale mscale_all_dim truncate short_factor long_factor "
+    "attn_factor",  # of no kind: transformers warns and passes it over
 )
 
 
@@ -50,16 +51,10 @@ def rope(
     theta = options.number(theta_key, theta, above=SMALL)
     raw = options.get("rope_scaling") or options.get("rope_parameters") or {}
     options.seen |= {"rope_scaling", "rope_parameters"}
-    outside = options.number(fraction_key, 1.0 if fraction is None else fraction, above=0)
     if not isinstance(raw, dict):
-        options.problems.append(f"rope_parameters is {shown(raw)}; an object is needed")
+        options.problems.append(f"{_spelling(options)} is {shown(raw)}; an object is needed")
         return Rope()
-    inner = _inner(raw)
-    share = inner.number("partial_rotary_factor", outside, above=0)
-    if fraction is None and share != 1:
-        inner.problems.append("partial_rotary_factor other than 1 is not supported")
-        share = 1.0
-    options.problems += [f"rope_parameters: {problem}" for problem in inner.problems]
+    share = _share(options, raw, fraction, fraction_key)
     dims = int(head_dim * share)
     if dims < 2 or dims % 2 or dims > head_dim:
         options.problems.append(
@@ -155,8 +150,32 @@ def read(
     inner.seen |= {key for key in _KEYS if key in raw}
     unknown = [key for key in inner.raw if key not in inner.seen]
     inner.problems += [f"{cut(key, 80)} is not an option that chopjax knows" for key in unknown]
-    options.problems += [f"rope_parameters: {problem}" for problem in inner.problems]
+    options.problems += [f"{_spelling(options)}: {problem}" for problem in inner.problems]
     return dataclasses.replace(base, **fields)
+
+
+def _share(
+    options: Options, raw: Mapping[str, Any], fraction: float | None, fraction_key: str
+) -> float:
+    """Which part of a head turns."""
+    inner = _inner(raw)
+    if fraction is None:  # the key, where a file has it, must say what is the case
+        given = [inner.raw.get("partial_rotary_factor"), options.raw.get(fraction_key)]
+        options.seen |= {fraction_key} & set(options.raw)
+        if any(value not in (None, 1) for value in given):
+            options.problems.append("partial_rotary_factor other than 1 is not supported")
+        return 1.0
+    if fraction_key in options.raw and options.raw[fraction_key] is None:
+        options.problems.append(f"{fraction_key} is null; a number is needed")
+    outside = options.number(fraction_key, fraction, above=0)
+    share = inner.number("partial_rotary_factor", outside, above=0)
+    options.problems += [f"{_spelling(options)}: {problem}" for problem in inner.problems]
+    return share
+
+
+def _spelling(options: Options) -> str:
+    """The key of this config.json that says it."""
+    return "rope_scaling" if options.raw.get("rope_scaling") else "rope_parameters"
 
 
 def _inner(raw: Mapping[str, Any]) -> Options:

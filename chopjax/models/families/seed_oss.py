@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' SeedOssConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' SeedOssConfig."""
     options = Options(raw, neutral="residual_dropout")
     size = sizes(
         options, 155_136, mlp=27_648, heads=80, kv_heads=8, head_dim=128, positions=524_288

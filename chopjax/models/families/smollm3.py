@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' SmolLM3Config."""
+    """config.json → ModelConfig, with the defaults of transformers' SmolLM3Config."""
     options = Options(raw, neutral="max_window_layers")
     size = sizes(options, 128_256, 2048, 11_008, 16, kv_heads=4, positions=32_768, tied=True)
     turn = rope(options, size["max_positions"], size["head_dim"], theta=2e6)

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' StableLmConfig."""
+    """config.json → ModelConfig, with the defaults of transformers' StableLmConfig."""
     # The norm of queries and keys has a tensor for every head.
     options = Options(
         raw, neutral="hidden_dropout rotary_scaling_factor", off={"qk_layernorm": False}

@@ -14,7 +14,7 @@ from chopjax.models.families.table import Family, Row
 
 
 def translate(raw: Mapping[str, Any]) -> ModelConfig:
-    """config.json → ModelConfig, with the defaults of transformers\' Starcoder2Config."""
+    """config.json → ModelConfig, with the defaults of transformers' Starcoder2Config."""
     options = Options(
         raw,
         neutral="activation_function attention_softmax_in_fp32 embedding_dropout "

@@ -233,6 +233,16 @@ PATTERNS = {"rope_type": "yarn", "factor": 2.0}
         ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0]}}, "short_factor"),
         ("phi", {"partial_rotary_factor": 0.03}, "head_dim"),
         ("granite", {"logits_scaling": 0}, "logits_scaling"),
+        ("bloom", {"n_head": 4, "num_attention_heads": 8}, "num_attention_heads"),
+        ("bloom", {"n_layer": 4, "num_hidden_layers": 8}, "num_hidden_layers"),
+        ("glm", {"partial_rotary_factor": None}, "partial_rotary_factor is null"),
+        ("phi", {"partial_rotary_factor": None}, "partial_rotary_factor is null"),
+        ("qwen2", {"max_window_layers": "x"}, "max_window_layers"),
+        ("qwen3", {"max_window_layers": None}, "max_window_layers"),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: rope_type 'linear'"),
+        ("hunyuan_v1_dense", {"rope_scaling": {"type": "linear", "alpha": 2.0}}, "alpha"),
+        ("hunyuan_v1_dense", {"use_cla": True}, "use_cla"),
+        ("cohere", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )
 def test_what_a_family_does_not_compute_is_refused_by_name(
@@ -285,6 +295,31 @@ def test_longrope_s_context_is_the_original_one() -> None:
     assert rope is not None
     assert rope.kind == "longrope"
     assert rope.attention_factor == pytest.approx((1 + math.log(32) / math.log(4096)) ** 0.5)
+
+
+def test_attention_layers_has_the_last_word() -> None:
+    kinds = ["local", "local", "global", "local"]
+    for more in ({}, {"attention_types": [[["global"], 4]]}):
+        raw = {"model_type": "gpt_neo", "num_layers": 4, "attention_layers": kinds} | more
+        windows = [layer.window for layer in translate(raw)[1].layers]
+        assert windows == [256, 256, None, 256]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"model_type": "cohere", "model_max_length": 131_072},
+        {"model_type": "cohere2", "use_parallel_embedding": True},
+        {"model_type": "qwen3", "rope_scaling": {"attn_factor": 0.8782488562869419} | YARN},
+        {"model_type": "llama", "activation": "swiglu", "partial_rotary_factor": 1.0},
+        {"model_type": "gpt_neox", "custom_pipelines": {"text-generation": {}}},
+        {"model_type": "mistral", "attention_bias": False, "mlp_bias": False},
+        {"model_type": "hunyuan_v1_dense", "use_cla": False, "attention_head_dim": 128},
+    ],
+    ids=str,
+)
+def test_what_published_files_say_beside_it(raw: dict[str, Any]) -> None:
+    translate(raw)
 
 
 def test_gemma_s_gelu_is_tanh_s() -> None:
