@@ -9,6 +9,7 @@ reads it through a norm.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def gaps_of(keep: Keep, num_layers: int) -> tuple[Gap, ...]:
     places = (-1, *keep, num_layers)
     return tuple(
         Gap(low if low >= 0 else None, low + 1, high - 1)
-        for low, high in zip(places, places[1:], strict=False)
+        for low, high in itertools.pairwise(places)
         if high > low + 1
     )
 

@@ -67,7 +67,8 @@ def solve(sums: Sums, affine: bool, ridge: float) -> tuple[np.ndarray, np.ndarra
 def _divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Zero where nothing is known."""
     known = below > len(below) * np.finfo(np.float64).eps * below.max(initial=0.0)
-    return np.where(known, above / np.where(known, below, 1.0), 0.0)
+    quotient: np.ndarray = np.where(known, above / np.where(known, below, 1.0), 0.0)
+    return quotient
 
 
 def _solved(gram: np.ndarray, cross: np.ndarray, penalty: float) -> np.ndarray:
@@ -77,7 +78,8 @@ def _solved(gram: np.ndarray, cross: np.ndarray, penalty: float) -> np.ndarray:
         solution: np.ndarray = np.linalg.solve(ridged, cross)
         return solution
     values, vectors = np.linalg.eigh(gram)
-    return vectors @ (_reciprocals(values)[:, None] * (vectors.T @ cross))
+    nearest: np.ndarray = vectors @ (_reciprocals(values)[:, None] * (vectors.T @ cross))
+    return nearest
 
 
 def _reciprocals(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`chopjax chop --repair`: what of a model is folded where, for a gap in its layers, on some text."""
+"""`chopjax chop --repair`: what replaces some of a chop's weights, found on some text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from chopjax.chop.importance import Protect
 from chopjax.chop.merge import Recipe
 from chopjax.chop.prefixes import Prefixes
 from chopjax.chop.repair_check import check_repair
-from chopjax.chop.repair_walk import layer_runs, repair_params, student_of
+from chopjax.chop.repair_params import repair_params, student_of
+from chopjax.chop.repair_walk import layer_runs
 from chopjax.data.excerpts import excerpts, others
 from chopjax.data.tokenizer import check_ids, load_tokenizer
 from chopjax.keep import Keep
@@ -64,7 +65,7 @@ def repair(
     params = load(model, revision).params
     compute = Compute()  # float32
     size = min(settings.batch_size, len(sequences))
-    student = student_of(params, config, keep, recipe)
+    student = student_of(params, config, recipe)
     runs = layer_runs(keep, config.num_layers, settings.kind)
     with progress("repair", runs, "layers") as bar:
         repaired = repair_params(
