@@ -257,6 +257,7 @@ def _facts(
             ("layers removed", ranges(removed(keep, parent["num_layers"])) or "none"),
             ("strategy", _strategies(chops)),
         ]
+        facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
         facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
@@ -270,9 +271,22 @@ def _strategies(chops: Sequence[Mapping[str, Any]]) -> str:
         about = [
             f"{key} {public_name(str(value))}"
             for key, value in (entry.get("settings") or {}).items()
-            if value not in (None, "", [], {})
+            if value not in (None, "", [], {}) and key != "repair"
         ]
         shown.append(f"{entry.get('strategy')}" + (f" ({', '.join(about)})" if about else ""))
+    return "; then ".join(shown)
+
+
+def _repairs(chops: Sequence[Mapping[str, Any]]) -> str:
+    """What was folded into the weights that stayed, of a record that may be anybody's."""
+    shown = []
+    for entry in chops:
+        repair = (entry.get("settings") or {}).get("repair")
+        if isinstance(repair, dict):
+            folded = repair.get("folded")
+            names = [str(name) for name in folded] if isinstance(folded, list) else []
+            some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
+            shown.append(f"{repair.get('kind')}, without training; changed: {some or 'nothing'}")
     return "; then ".join(shown)
 
 

@@ -32,13 +32,19 @@ def check_repair(files: Files, keep: Keep, kind: str, ridge: float) -> ModelConf
     """The repaired model's configuration, with the parent's layers: it may have biases that the
     parent has not. Raises UserError where the chop cannot be repaired, with the reason."""
     check_kind(kind, ridge)
+    config = check_family(files, kind)
+    check_gaps(kind, gaps_of(keep, config.num_layers))
+    return config
+
+
+def check_family(files: Files, kind: str) -> ModelConfig:
+    """The same, whichever layers go."""
     if not isinstance(files, Checkpoint):
         raise UserError(
             f"--repair {kind} looks at what layers do, and chopjax does not compute with "
             f"{files.name}: {files.why}"
         )
     config = files.config
-    check_gaps(kind, gaps_of(keep, config.num_layers))
     if kind == "scalar":
         scalar_place(config)
         return config

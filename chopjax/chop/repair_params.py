@@ -210,7 +210,9 @@ def _with_values(params: Params, values: dict[Place, np.ndarray]) -> Params:
             leaf = jnp.asarray(by_layer[None])
         else:
             layers = np.array(list(by_layer))
-            leaf = jnp.asarray(_leaf(params, path)).at[layers].set(np.stack(list(by_layer.values())))
+            leaf = (
+                jnp.asarray(_leaf(params, path)).at[layers].set(np.stack(list(by_layer.values())))
+            )
         params = _with_leaf(params, path, leaf)
     return params
 

@@ -1,0 +1,100 @@
+"""`chopjax run` and `chopjax sweep` with a repair between chop and healing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import checkpoints
+import pytest
+
+from chopjax import cli
+from chopjax.checkpoint.provenance import read_provenance
+
+RUN = """
+from chopjax.{verb}_settings import default_config
+
+
+def get_config():
+    config = default_config()
+    config.model = {model!r}
+    config.text.train = config.text.held_out = {text!r}
+    config.text.workers = 1
+    config.calibration.sequences = 6
+    config.calibration.sequence_length = 32
+    config.heal.total_steps = 2
+    config.heal.data.batch_size = 2
+    config.heal.data.sequence_length = 16
+    config.heal.log.tensorboard = False
+    config.score.latency_length = 16
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repair")
+    checkpoints.write_checkpoint(
+        folder / "model", "llama", num_hidden_layers=5, vocab_size=300, max_position_embeddings=64
+    )
+    checkpoints.write_tokenizer(folder / "model", 300)
+    lines = [f"The cat {number} sat on mat number {number * 7}." for number in range(24)]
+    text = folder / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    for name, verb in {"run": "pipeline", "sweep": "sweep"}.items():
+        recipe = RUN.format(verb=verb, model=str(folder / "model"), text=str(text))
+        (folder / f"{name}.py").write_text(recipe)
+    return folder
+
+
+def start(folder: Path, verb: str, *flags: str) -> int:
+    recipe, work = str(folder / f"{verb}.py"), str(folder / f"work-{verb}")
+    return cli.main([verb, "--config", recipe, "--workdir", work, *flags])
+
+
+def test_a_run_repairs_every_round_and_says_what_it_gained(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config.chop.keep=0,3-4", "--config.chop.repair=linear", "--schedule=2x1"]
+    assert start(folder, "run", *flags, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["rounds"]) == 2
+    for each in report["rounds"]:
+        assert each["repair"]["kind"] == "linear"
+        assert each["repair"]["sequences"] == 6
+    work = folder / "work-run"
+    assert "repaired without training (linear" in (work / "report.html").read_text()
+    record = read_provenance(work / "healed")
+    assert record is not None
+    steps = [step for step in record["history"] if step["step"] == "chop"]
+    assert [len(step["settings"]["repair"]["folded"]) for step in steps] == [1, 1]
+    # Nothing again, and with another ridge the chop and what follows.
+    assert start(folder, "run", *flags) == 0
+    assert "again, because" not in capsys.readouterr().err
+    assert start(folder, "run", *flags, "--config.chop.ridge=1.0") == 0
+    assert "ridge was 0.1, is 1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--config.chop.repair=liner"], "chop.repair: 'liner' is not one of"),
+        (["--config.chop.repair=linear", "--config.chop.ridge=-1.0"], "chop.ridge is -1.0"),
+        (
+            ["--config.chop.repair=linear", "--config.chop.after_steps=2"],
+            "chop.after_steps and chop.repair: give one",
+        ),
+        (
+            ["--config.chop.repair=linear", "--config.chop.keep=2-4"],
+            "layers 0-1 have no kept layer before them",
+        ),
+    ],
+)
+def test_a_run_that_cannot_repair_does_not_begin(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str],
+    complaint: str,
+) -> None:  # fmt: skip
+    recipe = str(folder / "run.py")
+    assert cli.main(["run", "--config", recipe, "--workdir", str(tmp_path / "w"), *flags]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
