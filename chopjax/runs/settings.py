@@ -109,6 +109,9 @@ class SweepSettings:
     seeds: str = "0"  # of calibration text and healing; each measured point once for each
     healed: bool = False  # heal every point, too, with the same budget (`heal`)
     keep_healed: bool = False  # leave the healed models on disk
+    # repair every point, too, without training (linear, affine or scalar), and heal from both
+    repair: str = ""
+    ridge: float = 0.1  # with repair: how strongly it is drawn to leaving all as it is
     text: TextSettings = TextSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
@@ -232,19 +235,24 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
         ),
         (
             bool(settings.text.train or settings.calibration.text)
-            or not set(strategies) & set(MEASURED),
-            "calibration.text: text for strategies that measure is missing",
+            or not (set(strategies) & set(MEASURED) or settings.repair),
+            "calibration.text: text for strategies that measure, and for a repair, is missing",
         ),
         (
             bool(seeds) and all(re.fullmatch("[0-9]{1,9}", seed) for seed in seeds),
             f"seeds: {settings.seeds!r}: numbers separated by commas are needed",
         ),
     ]
-    return _problems(settings, checks) + [
-        f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
-        for name in strategies
-        if name not in known
-    ]
+    repair = _repair_problems("", settings.repair, settings.ridge)
+    return (
+        _problems(settings, checks)
+        + repair
+        + [
+            f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
+            for name in strategies
+            if name not in known
+        ]
+    )
 
 
 def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str]:

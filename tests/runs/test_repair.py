@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import pytest
 
 from chopjax import cli
 from chopjax.checkpoint.provenance import read_provenance
+from chopjax.runs.records import read_rows
 
 RUN = """
 from chopjax.{verb}_settings import default_config
@@ -98,3 +100,58 @@ def test_a_run_that_cannot_repair_does_not_begin(
     assert cli.main(["run", "--config", recipe, "--workdir", str(tmp_path / "w"), *flags]) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
+
+
+def test_a_sweep_has_curves_of_chopped_repaired_and_healed_from_each(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--config.strategies=input", "--config.remove=2", "--config.repair=affine",
+        "--config.healed=True", "--config.ridge=0.01",
+    ]  # fmt: skip
+    assert start(folder, "sweep", *flags, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    states = {(row["healed"], row["repaired"]): row for row in report["points"]}
+    assert set(states) == {(False, False), (False, True), (True, False), (True, True)}
+    assert len({row["loss"] for row in report["points"]}) == 4
+    work = folder / "work-sweep"
+    page = (work / "report.html").read_text()
+    assert "2 of 5 removed, repaired" in page
+    assert "folded into what stayed, without training (affine, ridge 0.01)" in page
+    for name in ("repaired", "heal"):
+        assert not list((work / name).iterdir())
+    # The repaired point is `chop --repair`, scored.
+    out = folder / "chopped"
+    few = ["--sequences", "6", "--sequence-length", "32", "--data", str(folder / "text.jsonl")]
+    how = ["--strategy", "input", "--remove", "2", "--repair", "affine", "--ridge", "0.01"]
+    assert cli.main(["chop", str(folder / "model"), str(out), *how, *few]) == 0
+    capsys.readouterr()
+    text = ["--data", str(folder / "text.jsonl"), "--json"]
+    assert cli.main(["perplexity", str(out), *text]) == 0
+    loss = json.loads(capsys.readouterr().out)["nats_per_token"]
+    assert states[False, True]["loss"] == pytest.approx(loss, abs=1e-5)
+    # Nothing twice, and what needs no repair is not done again for another ridge.
+    before = read_rows(work / "points.jsonl")
+    assert start(folder, "sweep", *flags) == 0
+    assert read_rows(work / "points.jsonl") == before
+    capsys.readouterr()
+    assert start(folder, "sweep", *flags[:3]) == 0
+    again = read_rows(work / "points.jsonl")[len(before) :]
+    assert [(row["healed"], row["repaired"]) for row in again] == [(False, True)]
+
+
+def test_a_sweep_whose_points_have_no_layer_to_fold_into_leaves_them_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, work = str(folder / "sweep.py"), str(tmp_path / "work")
+    flags = ["--config.strategies=magnitude,first", "--config.protect=0,1", "--config.remove=4"]
+    command = ["sweep", "--config", recipe, "--workdir", work, *flags, "--config.repair=linear"]
+    assert cli.main([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    points: list[dict[str, Any]] = json.loads(captured.out)["points"]
+    assert [(row["strategy"], row["repaired"]) for row in points] == [
+        ("magnitude", False),
+        ("first", False),
+        ("first", True),
+    ]
+    assert "left out: --repair linear" in captured.err
