@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 EXAMPLE = """\
 chopjax chop HuggingFaceTB/SmolLM-135M halved --strategy input --remove 0.5
 chopjax chop PARENT chosen --strategy sleb --remove 8 --analysis analysis
-chopjax chop PARENT repaired --strategy input --remove 8 --repair linear --data text.jsonl
+chopjax chop PARENT mended --strategy input --remove 8 --repair linear \\
+    --data text.jsonl
 """
 
 

@@ -168,7 +168,7 @@ def test_every_family_gains_and_the_walk_ends_where_the_folded_model_does(name: 
     _, config, params, _ = in_memory(name, seed=1)
     last = config.num_layers - 1
     keep = tuple(layer for layer in range(config.num_layers) if layer not in (1, last))
-    ran = []
+    ran: list[int] = []
     found = repaired(params, config, "linear", keep, 0.001, advance_bar=ran.append)
     assert [gap["folded_into"] for gap in found.gaps] == [0, keep[-1]]
     assert all(gap["error_after"] <= gap["error_before"] for gap in found.gaps)
