@@ -290,6 +290,11 @@ def _repairs(chops: Sequence[Mapping[str, Any]]) -> str:
     return "; then ".join(shown)
 
 
+def _with_new_biases(record: Mapping[str, Any]) -> bool:
+    repairs = ((entry.get("settings") or {}).get("repair") for entry in entries(record, CHOP))
+    return any(isinstance(repair, dict) and repair.get("added") for repair in repairs)
+
+
 def _training(entry: Mapping[str, Any]) -> Facts:
     """The rows of one training run, of a record that may be anybody's."""
     about, rate = entry.get("optimizer") or {}, entry.get("learning_rate") or {}
@@ -357,6 +362,12 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
             "as llama.cpp's converter and older versions of transformers do, misreads this model."
         )
     sentences.insert(0, first)
+    if _with_new_biases(record):
+        biases = "In the repair, biases were added to the feed-forward (`mlp_bias` in config.json)"
+        if lists:
+            sentences.insert(1, f"{biases}.")
+        else:  # in place of what does not hold with them
+            sentences[0] = f"{biases}: what runs the parent runs this if it reads that key."
     if (folder / PARENT_CARD).is_file():
         sentences.append(f"The parent's card is [{PARENT_CARD}]({PARENT_CARD}).")
     if _is_on_hub(record):

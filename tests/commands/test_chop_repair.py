@@ -62,6 +62,12 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     [
         ("llama", "linear", {"tie_word_embeddings": True}, ["mlp.down_proj.weight"], 0),
         ("llama", "affine", {}, ["mlp.down_proj.weight"], 9),
+        ("granite", "affine", {}, ["mlp.down_proj.weight"], 9),
+        ("smollm3", "affine", {"num_hidden_layers": 4}, ["mlp.down_proj.weight"], 9),
+        ("seed_oss", "affine", {}, ["mlp.down_proj.weight"], 9),
+        ("helium", "affine", {}, ["mlp.down_proj.weight"], 9),
+        ("arcee", "affine", {}, ["mlp.down_proj.weight"], 6),
+        ("nemotron", "affine", {}, ["mlp.down_proj.weight"], 6),
         ("llama", "scalar", {"tie_word_embeddings": True}, None, 0),
         ("gpt2", "affine", {}, ["mlp.c_proj.weight", "mlp.c_proj.bias"], 0),
         ("opt", "affine", {}, ["fc2.weight", "fc2.bias"], 0),
@@ -99,6 +105,7 @@ def test_transformers_runs_it_and_all_other_tensors_are_the_parents(
     assert len(new) == added == len(set(repaired)) - len(set(plain))
     assert said["after"]["tensors"] == len(repaired)
     assert said["after"]["bytes"] == sum(map(len, repaired.values()))
+    assert ("biases were added" in (out / "README.md").read_text()) == bool(added)
     if folded is not None:
         assert sorted(name.partition(".1.")[2] for name in listed) == sorted(folded)
     else:
