@@ -257,6 +257,7 @@ def _facts(
             ("layers removed", ranges(removed(keep, parent["num_layers"])) or "none"),
             ("strategy", _strategies(chops)),
         ]
+        facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
         facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
@@ -270,10 +271,28 @@ def _strategies(chops: Sequence[Mapping[str, Any]]) -> str:
         about = [
             f"{key} {public_name(str(value))}"
             for key, value in (entry.get("settings") or {}).items()
-            if value not in (None, "", [], {})
+            if value not in (None, "", [], {}) and key != "repair"
         ]
         shown.append(f"{entry.get('strategy')}" + (f" ({', '.join(about)})" if about else ""))
     return "; then ".join(shown)
+
+
+def _repairs(chops: Sequence[Mapping[str, Any]]) -> str:
+    """What was folded into the weights that stayed, of a record that may be anybody's."""
+    shown = []
+    for entry in chops:
+        repair = (entry.get("settings") or {}).get("repair")
+        if isinstance(repair, dict):
+            folded = repair.get("folded")
+            names = [str(name) for name in folded] if isinstance(folded, list) else []
+            some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
+            shown.append(f"{repair.get('kind')}, without training; changed: {some or 'nothing'}")
+    return "; then ".join(shown)
+
+
+def _with_new_biases(record: Mapping[str, Any]) -> bool:
+    repairs = ((entry.get("settings") or {}).get("repair") for entry in entries(record, CHOP))
+    return any(isinstance(repair, dict) and repair.get("added") for repair in repairs)
 
 
 def _training(entry: Mapping[str, Any]) -> Facts:
@@ -343,6 +362,12 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
             "as llama.cpp's converter and older versions of transformers do, misreads this model."
         )
     sentences.insert(0, first)
+    if _with_new_biases(record):
+        biases = "In the repair, biases were added to the feed-forward (`mlp_bias` in config.json)"
+        if lists:
+            sentences.insert(1, f"{biases}.")
+        else:  # in place of what does not hold with them
+            sentences[0] = f"{biases}: what runs the parent runs this if it reads that key."
     if (folder / PARENT_CARD).is_file():
         sentences.append(f"The parent's card is [{PARENT_CARD}]({PARENT_CARD}).")
     if _is_on_hub(record):

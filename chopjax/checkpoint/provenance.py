@@ -9,7 +9,8 @@
 
 `history` has one entry a chop and one a training run (see training_record.py), oldest first. A
 chop's layers are numbered as its own parent's are. An entry that says no step is a chop, as all of
-an earlier version are.
+an earlier version are. A chop's settings have `repair` where something was folded into the layers
+that stayed: what and how, the tensors `folded` and `added` (chop/folds.py), errors and losses.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def _ready(
     """The model and the text on the devices."""
     description = describe(model, revision)
     config = description.config
-    settings = _checked(settings, config)
+    settings = checked(settings, config)
     tokenizer = load_tokenizer(model, revision)
     with progress("read the text"):
         sequences = excerpts(
@@ -163,7 +163,7 @@ def _ready(
         yield _Ready(params, config, batches, settings, about)
 
 
-def _checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:
+def checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
         raise UserError(

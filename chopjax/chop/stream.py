@@ -23,6 +23,7 @@ from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint, Files
 from chopjax.checkpoint.structure import follow, followed_names, kept_name
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
+from chopjax.chop.folds import Folds
 from chopjax.chop.merge import Blend, Recipe, blend_arrays
 from chopjax.disk.atomic import new_folder
 from chopjax.disk.files import inside, read_json_object
@@ -152,6 +153,7 @@ def chop_checkpoint(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     recipe: Recipe = (),
+    folds: Folds | None = None,
 ) -> ChopPlan:
     """Write the checkpoint that keeps these layers.
 
@@ -159,11 +161,17 @@ def chop_checkpoint(
     the first parent when the checkpoint was itself chopped.
     recipe: what becomes of the kept layers where they are merged with others; without it their
     bytes are copied.
+    folds: what a repair puts in place of some parameters, after merging.
     Returns what was kept. Raises UserError, and leaves nothing behind, where `out` exists, the disk
     is full or the download fails.
     """
     chosen = plan_chop(checkpoint, keep)
     config = chopped_config(checkpoint, keep)
+    added: list[Tensor] = []
+    if folds is not None:
+        config, added = folds.config(config), folds.added(checkpoint, keep)
+        chosen = dataclasses.replace(chosen, after=_grown(chosen.after, added))
+        settings = {**settings, "repair": folds.record(chosen.tensors, checkpoint, keep)}
     record = compose(
         read_provenance(checkpoint.folder),
         checkpoint.name,
@@ -187,7 +195,10 @@ def chop_checkpoint(
             if blend is not None:
                 data = functools.partial(_blended, checkpoint, blend, names, part.dtype)
                 part = part._replace(data=data)
+            if folds is not None:
+                part = folds.replaced(part, old, checkpoint)
             tensors.append(part._replace(name=new))
+        tensors += added
         with progress(f"chop to {out}", chosen.after.bytes, "B") as bar:
             write_safetensors(
                 folder,
@@ -212,6 +223,17 @@ def _write_side_files(checkpoint: Files, keep: Keep, folder: Path) -> None:
                 checkpoint.tensors,
             )
             (folder / name).write_text(json.dumps(followed, indent=2) + "\n")
+
+
+def _grown(size: Size, added: Sequence[Tensor]) -> Size:
+    elements = sum(math.prod(tensor.shape) for tensor in added)
+    return dataclasses.replace(
+        size,
+        parameters=None if size.parameters is None else size.parameters + elements,
+        elements=size.elements + elements,
+        tensors=size.tensors + len(added),
+        bytes=size.bytes + sum(tensor.nbytes for tensor in added),
+    )
 
 
 def _blend(checkpoint: Files, name: str, recipe: Recipe) -> tuple[Blend | None, tuple[str, ...]]:

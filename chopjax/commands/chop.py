@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chopjax.commands.chop_repair import add_repair, check_flags, folds_of, print_repair
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError, did_you_mean
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 EXAMPLE = """\
 chopjax chop HuggingFaceTB/SmolLM-135M halved --strategy input --remove 0.5
 chopjax chop PARENT chosen --strategy sleb --remove 8 --analysis analysis
+chopjax chop PARENT mended --strategy input --remove 8 --repair linear \\
+    --data text.jsonl
 """
 
 
@@ -53,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         action="append",
         metavar="FILE",
-        help="without --analysis: text to measure the layers on now, as `chopjax analyze` does",
+        help="text: without --analysis to measure the layers on now, as `chopjax analyze` does; "
+        "and what --repair looks at",
     )
     add(
         "--field",
@@ -79,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a model with a vision tower: write its language model alone, as the text model "
         "that chopjax trains and scores; with all its layers where nothing says which go",
     )
+    add_repair(parser)
     add = parser.add_argument_group("input and output").add_argument
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add("--overwrite", action="store_true", help="replace OUT if `chopjax chop` wrote it")
@@ -101,17 +106,23 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = open_to_chop(args.model, args.revision, args.text_only)
     chosen = _choice(args, checkpoint)
     notes = _notes(checkpoint, chosen)
+    folds = folds_of(args, checkpoint, chosen)
     if args.dry_run:
         done = plan_chop(checkpoint, chosen.keep)
     else:
         done = chop_checkpoint(
             checkpoint, chosen.keep, Path(args.out), chosen.strategy, chosen.settings,
-            args.overwrite, max_shard_bytes, chosen.recipe,
+            args.overwrite, max_shard_bytes, chosen.recipe, folds,
         )  # fmt: skip
     if args.json:
-        print_json(_result(args, checkpoint, chosen, done) | {"notes": notes})
+        result = _result(args, checkpoint, chosen, done) | {"notes": notes}
+        if folds is not None:
+            result["repair"] = folds.record(done.tensors, checkpoint, done.kept_layers)
+        print_json(result)
     else:
         _print(args, done)
+        if folds is not None:
+            print_repair(folds)
         for note in notes:
             say(f"note: {note}")
     return 0
@@ -134,6 +145,7 @@ def _check_flags(args: argparse.Namespace) -> None:
             f"--strategy: {args.strategy!r} is not one of {', '.join(KNOWN)}"
             + did_you_mean(args.strategy, KNOWN)
         )
+    check_flags(args)
     if _takes_all(args):
         return
     if args.keep is None:
@@ -165,7 +177,7 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
     if args.strategy not in choice.LOOKS:
         if _takes_all(args):
             return choice.all_layers(checkpoint.num_layers)
-        if args.analysis or args.data or args.protect:
+        if args.analysis or (args.data and not args.repair) or args.protect:
             raise UserError(
                 "--analysis, --data and --protect are for strategies that measure: "
                 f"{', '.join(choice.LOOKS)}"
@@ -189,12 +201,12 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
             f"with {args.model}: {checkpoint.why}.\n"
             f"Strategies by name do without: {', '.join(STRATEGIES)}; or --keep LIST"
         )
-    if bool(args.analysis) == bool(args.data):
+    if not (args.analysis or args.data) or (args.analysis and args.data and not args.repair):
         raise UserError(
             f"--strategy {args.strategy} looks at what layers do: give --analysis DIR, from "
             "`chopjax analyze`, or --data FILE to measure now"
         )
-    if args.strategy == "laco" and args.analysis:
+    if args.strategy == "laco" and args.analysis:  # with --repair, --data may be given, too
         raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
     protect = parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, checkpoint.num_layers)

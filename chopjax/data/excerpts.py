@@ -22,12 +22,14 @@ def excerpts(
     length: int,
     seed: int,
     field: str = "text",
+    quiet: bool = False,
 ) -> list[list[int]]:
     """Token ids of `count` excerpts of at most `length` ids, the tokenizer's BOS in front included;
     of fewer where the text holds no more.
 
     An excerpt is the beginning of a document, drawn at random among the first POOL·count of them.
     Where there are fewer documents than excerpts, further pieces of the same documents follow.
+    quiet: say nothing where there are fewer excerpts than asked for.
     Raises UserError where there is no text.
     """
     texts = list(itertools.islice(read_documents(find_sources(inputs, field)), POOL * count))
@@ -48,9 +50,25 @@ def excerpts(
     sequences += rest[: count - len(sequences)]
     if not sequences:
         raise UserError(f"{', '.join(inputs)}: no text of at least two tokens there")
-    if len(sequences) < count:
+    if len(sequences) < count and not quiet:
         say(
             f"{', '.join(inputs)} gives {len(sequences)} sequences of up to {length} tokens, "
             "no more"
         )
     return sequences
+
+
+def others(
+    taken: Sequence[Sequence[int]],
+    inputs: Sequence[str],
+    tokenizer: Tokenizer,
+    count: int,
+    length: int,
+    seed: int,
+    field: str = "text",
+) -> list[list[int]]:
+    """At most `count` excerpts of the same text that are none of those in `taken`, which the same
+    length and seed gave: what was not looked at, to measure on. None where the text has no more."""
+    known = {tuple(ids) for ids in taken}
+    drawn = excerpts(inputs, tokenizer, len(taken) + count, length, seed, field, quiet=True)
+    return [ids for ids in drawn if tuple(ids) not in known][:count]

@@ -75,6 +75,8 @@ class Parts(NamedTuple):
 
     embed: Callable[[jax.Array], jax.Array]  # tokens_BT → hidden_BTD, what enters the first block
     block: Callable[[jax.Array, Layer], jax.Array]  # hidden_BTD, one of `stack` → hidden_BTD
+    # The same → what of the block's sum is not the feed-forward's, and the feed-forward's part.
+    halves: Callable[[jax.Array, Layer], tuple[jax.Array, jax.Array]]
     finish: Callable[[jax.Array], jax.Array]  # what leaves the last block → what the head reads
     stack: Layer  # all of them: every leaf with the layer axis L first
 
@@ -149,11 +151,16 @@ def parts(
         with jax.default_matmul_precision(compute.precision):
             return _block(layer, config, hidden_BTD, rotations, mix)
 
+    def halves(hidden_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
+        mix = _training_mix(config, layer.kind, segments_BT, compute.attention)
+        with jax.default_matmul_precision(compute.precision):
+            return _halves(layer, config, hidden_BTD, rotations, mix)
+
     def finish(hidden_BTD: jax.Array) -> jax.Array:
         with jax.default_matmul_precision(compute.precision):
             return _finish(params, config, hidden_BTD)
 
-    return Parts(embed, block, finish, stack(params, config))
+    return Parts(embed, block, halves, finish, stack(params, config))
 
 
 def stack(params: Params, config: ModelConfig) -> Layer:
@@ -243,6 +250,18 @@ def _block(
     residual  h = n(x + attention(x));       y = n(h + mlp(h))
     parallel  y = x + attention(n(x)) + mlp(n(x)), with one norm or two
     """
+    rest_BTD, fed_BTD = _halves(layer, config, hidden_BTD, rotations, mix)
+    summed_BTD = rest_BTD + fed_BTD
+    if config.norm_place == "residual":
+        return _norm(layer.params.get("mlp_norm"), config.norm, summed_BTD)
+    return summed_BTD
+
+
+def _halves(
+    layer: Layer, config: ModelConfig, hidden_BTD: jax.Array, rotations: Rotation, mix: Mix
+) -> tuple[jax.Array, jax.Array]:
+    """The two sides of the last sum of `_block`: the second is all that the feed-forward adds, its
+    own norm and the residual scale included."""
     block, rotation = layer.params, _rotation(config, rotations, layer.kind)
 
     def attention(x_BTD: jax.Array) -> jax.Array:
@@ -254,26 +273,26 @@ def _block(
     def norm(name: str, x_BTD: jax.Array) -> jax.Array:
         return _norm(block.get(name), config.norm, x_BTD)
 
-    def add(x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
-        return x_BTD + (y_BTD if config.residual_scale == 1 else y_BTD * config.residual_scale)
+    def scaled(y_BTD: jax.Array) -> jax.Array:
+        return y_BTD if config.residual_scale == 1 else y_BTD * config.residual_scale
 
     if config.norm_place == "residual":
         hidden_BTD = norm("attention_norm", kept(hidden_BTD + attention(hidden_BTD)))
-        return norm("mlp_norm", hidden_BTD + mlp(hidden_BTD))
+        return hidden_BTD, mlp(hidden_BTD)
     before, after = config.norm_place != "after", config.norm_place != "before"
     x_BTD = norm("attention_norm", hidden_BTD) if before else hidden_BTD
     attended_BTD = attention(x_BTD)
     if config.parallel != "no":
         if config.parallel == "two_norms":
             x_BTD = norm("mlp_norm", hidden_BTD)
-        return hidden_BTD + kept(attended_BTD) + mlp(x_BTD)
+        return hidden_BTD + kept(attended_BTD), mlp(x_BTD)
     if after:
         attended_BTD = norm("attention_output_norm", attended_BTD)
-    hidden_BTD = kept(add(hidden_BTD, attended_BTD))
+    hidden_BTD = kept(hidden_BTD + scaled(attended_BTD))
     fed_BTD = mlp(norm("mlp_norm", hidden_BTD) if before else hidden_BTD)
     if after:
         fed_BTD = norm("mlp_output_norm", fed_BTD)
-    return add(hidden_BTD, fed_BTD)
+    return hidden_BTD, scaled(fed_BTD)
 
 
 def _norm(params: Params | None, norm: Norm, x: jax.Array, axes: int = 1) -> jax.Array:

@@ -131,6 +131,7 @@ def page(report: Mapping[str, Any], columns: Sequence[Column], curve: Path) -> s
             ],
         ),
     ]
+    parts += map(html.paragraph, _repairs(report["rounds"]))
     if report["command"]:
         parts += [html.heading("How to do this again"), html.code(report["command"])]
     parts += [html.heading("Settings"), html.settings(flat(settings))]
@@ -141,10 +142,28 @@ def _rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of every removal of layers: those of the parent left after it, and the healing that
     followed."""
     numbers = itertools.takewhile(lambda n: f"heal-{n}" in results, itertools.count(1))
-    return [
-        results[f"heal{suffix}"] | {"kept_layers": results[f"chop{suffix}"]["kept_layers"]}
-        for suffix in (*(f"-{n}" for n in numbers), "")
-    ]
+    rounds = []
+    for suffix in (*(f"-{n}" for n in numbers), ""):
+        chop = results[f"chop{suffix}"]
+        of_chop = {key: chop[key] for key in ("kept_layers", "repair") if key in chop}
+        rounds.append(results[f"heal{suffix}"] | of_chop)
+    return rounds
+
+
+def _repairs(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each round's repair gained before any healing."""
+    sentences = []
+    for number, each in enumerate(rounds, 1):
+        if about := each.get("repair"):
+            loss, where = about["loss"], "other" if about["loss_held_back"] else "the same"
+            sentences.append(
+                f"Round {number} was repaired without training ({about['kind']}, "
+                f"{about['tokens']:,} tokens, {about['seconds']:.0f} s): on {where} sequences of "
+                f"the calibration text {loss['chopped']:.4f} nats per token became "
+                f"{loss['repaired']:.4f}, the model before it has {loss['parent']:.4f}. "
+                "“Chopped” is the repaired model in all tables and figures."
+            )
+    return sentences
 
 
 Points = list[tuple[float, float]]

@@ -15,7 +15,7 @@ from chopjax.report import html, layers
 from chopjax.report.own_files import PAGE, check_files, figure_files, write_report_files
 from chopjax.report.plots import save
 from chopjax.report.sweep_figures import accuracies, losses, ranking
-from chopjax.report.sweep_rows import Cell, Row, strategies_of, summary
+from chopjax.report.sweep_rows import CHOPPED, STATES, Cell, Row, strategies_of, summary
 from chopjax.train.settings import flat
 
 PARENT = "parent"
@@ -115,6 +115,12 @@ def _abstract(report: Mapping[str, Any]) -> str:
             "each with the same settings. ± is the standard deviation over seeds, where there are "
             "several."
         )
+    if any(row.get("repaired") for row in report["points"]):
+        text += (
+            f" Repaired models had what was removed folded into what stayed, without training "
+            f"({settings['repair']}, ridge {settings['ridge']:g}); some strategies leave no layer "
+            "to fold into."
+        )
     return text
 
 
@@ -124,17 +130,17 @@ def _best(report: Mapping[str, Any]) -> list[str]:
     kept = {(row["strategy"], row["remove"]): row["keep"] for row in reversed(report["points"])}
     said = []
     for count in sorted({n for by_count in cells.values() for n in by_count}):
-        for healed in (True, False):
+        for state in reversed(STATES):
             loss_of = {
                 strategy: by_count[count][0]
-                for (strategy, state), by_count in cells.items()
-                if state == healed and count in by_count
+                for (strategy, each), by_count in cells.items()
+                if each == state and count in by_count
             }
             if loss_of:
                 best = min(loss_of, key=loss_of.__getitem__)
-                state = "healed" if healed else "not healed"
+                shown = "not healed" if state == CHOPPED else state
                 said.append(
-                    f"With {count} of {total} layers removed, {best} is best {state}: loss "
+                    f"With {count} of {total} layers removed, {best} is best {shown}: loss "
                     f"{loss_of[best]:.4f}, {loss_of[best] - parent:+.4f} from the parent's; it "
                     f"keeps layers {kept[best, count]}."
                 )
@@ -161,19 +167,20 @@ def _kept(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def table(
     report: Mapping[str, Any], value: str | Callable[[Row], float], number: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Strategies by layers removed, unhealed and healed (Just CHOP's table 6, arXiv 2305.14864)."""
+    """Strategies by layers removed, in every state (Just CHOP's table 6, arXiv 2305.14864)."""
     cells = summary(report, value)
     total = report["num_layers"]
-    columns = sorted({(healed, n) for (_, healed), by_count in cells.items() for n in by_count})
+    found = {(state, n) for (_, state), by_count in cells.items() for n in by_count}
+    columns = sorted(found, key=lambda column: (STATES.index(column[0]), column[1]))
     header = ["strategy"] + [
-        f"{n} of {total} removed{', healed' if healed else ''}" for healed, n in columns
+        f"{n} of {total} removed{'' if state == CHOPPED else f', {state}'}" for state, n in columns
     ]
     get = value if callable(value) else lambda row: row[value]
     body = [["parent", *([number.format(get(report["parent"]))] * len(columns))]]
     for strategy in strategies_of(report):
         line = [strategy]
-        for healed, n in columns:
-            cell = cells.get((strategy, healed), {}).get(n)
+        for state, n in columns:
+            cell = cells.get((strategy, state), {}).get(n)
             line.append("–" if cell is None else _text(cell, number))
         body.append(line)
     return header, body

@@ -12,15 +12,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from chopjax.report.plots import BLUE, GREY, ORANGE, hide_box
-from chopjax.report.sweep_rows import Cells, Row, mean_accuracy, strategies_of, summary
+from chopjax.report.sweep_rows import (
+    BOTH,
+    CHOPPED,
+    HEALED,
+    REPAIRED,
+    Cells,
+    Row,
+    mean_accuracy,
+    strategies_of,
+    summary,
+)
 
 PALE = "#CCCCCC"
-# Healed and not: colour, marker, line, and whether the marker is filled, for print in grey.
-STATES: dict[bool, dict[str, Any]] = {
-    False: {"color": ORANGE, "marker": "o", "linestyle": "--", "markerfacecolor": "white"},
-    True: {"color": BLUE, "marker": "s", "linestyle": "-", "markerfacecolor": BLUE},
+GREEN = "#009E73"  # of Okabe and Ito's palette, which colour-blind people tell apart
+PURPLE = "#CC79A7"
+# Colour, marker, line, and whether the marker is filled, for print in grey. The least first.
+STYLES: dict[str, dict[str, Any]] = {
+    CHOPPED: {"color": ORANGE, "marker": "o", "linestyle": "--", "markerfacecolor": "white"},
+    REPAIRED: {"color": GREEN, "marker": "^", "linestyle": "--", "markerfacecolor": GREEN},
+    HEALED: {"color": BLUE, "marker": "s", "linestyle": "-", "markerfacecolor": BLUE},
+    BOTH: {"color": PURPLE, "marker": "D", "linestyle": "-", "markerfacecolor": "white"},
 }
-NAMES = {False: "not healed", True: "healed"}
+NAMES = {CHOPPED: "not healed", REPAIRED: REPAIRED, HEALED: HEALED, BOTH: BOTH}
 COLUMNS = 5
 MOST_PANELS = 4  # numbers of layers that `ranking` shows
 
@@ -52,14 +66,14 @@ def ranking(report: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(2.9 * len(counts) + 0.4, height), layout="constrained")
     for axes, count in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True):
         names = _by_loss(cells, strategies, count)
-        for state in (False, True):
+        for state, style in STYLES.items():
             values = [cells.get((name, state), {}).get(count) for name in names]
             rows = [row for row, cell in enumerate(values) if cell]
             if rows:
                 axes.errorbar(
                     [cell[0] for cell in values if cell], rows,
                     xerr=[cell[1] or 0 for cell in values if cell],
-                    **STATES[state] | {"linestyle": ""}, markersize=5, capsize=2, elinewidth=1,
+                    **style | {"linestyle": ""}, markersize=5, capsize=2, elinewidth=1,
                     label=NAMES[state],
                 )  # fmt: skip
         axes.axvline(parent, color=GREY, linestyle="-.", linewidth=1, label="parent")
@@ -77,13 +91,13 @@ def ranking(report: Mapping[str, Any]) -> Figure:
 
 
 def _by_loss(cells: Cells, strategies: list[str], count: int) -> list[str]:
-    """Those that were scored, healed ones before ones that were not, lowest first."""
+    """Those that were scored, by the best that was made of them, lowest first."""
     ranks = {}
     for name in strategies:
-        for healed in (True, False):
-            cell = cells.get((name, healed), {}).get(count)
+        for rank, state in enumerate(reversed(STYLES)):
+            cell = cells.get((name, state), {}).get(count)
             if cell and name not in ranks:
-                ranks[name] = (not healed, cell[0])
+                ranks[name] = (rank, cell[0])
     return sorted(ranks, key=lambda name: ranks[name])
 
 
@@ -110,7 +124,7 @@ def _panels(
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     start = lines["parent"]
     ticks = sorted({0.0} | {n / total for by_count in cells.values() for n in by_count})
-    best = any(healed for _, healed in cells)
+    best = next(state for state in reversed(STYLES) if any(state == each for _, each in cells))
     for index, axes in enumerate(panels.flat):
         if index >= len(strategies):
             axes.remove()
@@ -119,9 +133,9 @@ def _panels(
         for other in strategies:
             if other != name:
                 _curve(axes, cells, (other, best), start, total, color=PALE, linewidth=0.7)
-        for healed, style in STATES.items():
+        for state, style in STYLES.items():
             _curve(
-                axes, cells, (name, healed), start, total, label=NAMES[healed], markersize=4,
+                axes, cells, (name, state), start, total, label=NAMES[state], markersize=4,
                 linewidth=1.4, capsize=2, zorder=3, **style,
             )  # fmt: skip
         for (line, level), dash in zip(lines.items(), ("-.", ":"), strict=False):
@@ -153,7 +167,7 @@ def _legend(figure: Figure) -> None:
 
 
 def _curve(
-    axes: Axes, cells: Cells, which: tuple[str, bool], start: float, total: int, **style: Any
+    axes: Axes, cells: Cells, which: tuple[str, str], start: float, total: int, **style: Any
 ) -> None:
     """One strategy from the parent on, with error bars where there are several seeds."""
     by_count = cells.get(which)

@@ -9,24 +9,34 @@ from typing import Any
 
 Row = dict[str, Any]
 Cell = tuple[float, float | None, int]  # mean, standard deviation over seeds, number of seeds
-Cells = dict[tuple[str, bool], dict[int, Cell]]
+# Of a model, the least first: chopped and no more, repaired without training, healed.
+CHOPPED, REPAIRED, HEALED, BOTH = "chopped", "repaired", "healed", "repaired and healed"
+STATES = (CHOPPED, REPAIRED, HEALED, BOTH)
+Cells = dict[tuple[str, str], dict[int, Cell]]
+
+
+def state_of(row: Row) -> str:
+    """One of STATES. Rows of an earlier chopjax say nothing of repairs."""
+    if row.get("repaired"):
+        return BOTH if row["healed"] else REPAIRED
+    return HEALED if row["healed"] else CHOPPED
 
 
 def summary(report: Mapping[str, Any], value: str | Callable[[Row], float]) -> Cells:
-    """(strategy, healed) → layers removed → mean and spread over seeds."""
+    """(strategy, state) → layers removed → mean and spread over seeds."""
     get = value if callable(value) else lambda row: row[value]
 
-    def group(row: Row) -> tuple[str, bool, int]:
-        return row["strategy"], row["healed"], row["remove"]
+    def group(row: Row) -> tuple[str, str, int]:
+        return row["strategy"], state_of(row), row["remove"]
 
     cells: Cells = {}
-    for (strategy, healed, remove), group_rows in itertools.groupby(
+    for (strategy, state, remove), group_rows in itertools.groupby(
         sorted(report["points"], key=group), group
     ):
         values = [get(row) for row in group_rows]
         spread = statistics.stdev(values) if len(values) > 1 else None
         cell = (statistics.fmean(values), spread, len(values))
-        cells.setdefault((strategy, healed), {})[remove] = cell
+        cells.setdefault((strategy, state), {})[remove] = cell
     return cells
 
 

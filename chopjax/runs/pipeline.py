@@ -68,6 +68,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
             "makes of it"
         )
     rounds = rounds_of(settings, workdir, parent.config.num_layers)
+    removal.check(settings, parent.weights, rounds)
     check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     tokenizer = load_tokenizer(*parent_of(settings)).fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from chopjax.checkpoint.describe import describe
@@ -10,7 +11,11 @@ from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop import choice
 from chopjax.chop.analysis import AnalysisSettings, write_analysis
+from chopjax.chop.fold_place import check_gaps, gaps_of
+from chopjax.chop.folds import Folds
 from chopjax.chop.importance import parse_protect
+from chopjax.chop.repair import repair
+from chopjax.chop.repair_check import check_family
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.disk.atomic import check_free
@@ -23,7 +28,7 @@ from chopjax.runs.rounds import Round
 from chopjax.runs.schedule import ONCE, parse_schedule
 from chopjax.runs.settings import PipelineSettings, calibration_text
 from chopjax.runs.stages import Stage
-from chopjax.runs.work import analysis, analysis_settings
+from chopjax.runs.work import analysis, analysis_settings, repair_settings
 
 
 def stages(
@@ -35,20 +40,22 @@ def stages(
     needs = (each.after,) if each.after else ()
     stages = []
     strategy = {"remove": each.remove, "strategy": "keep" if wanted.keep else wanted.strategy}
+    looked_at: dict[str, Any] = {}
+    if each.keep is None or wanted.repair:
+        text = inputs.texts(calibration_text(settings), settings.text.field)
+        looked_at = dataclasses.asdict(settings.calibration) | {"text": text}
     if each.keep is not None:
         chosen = about | strategy | {"keep": list(each.keep)}
     else:
-        text = inputs.texts(calibration_text(settings), settings.text.field)
-        looked_at = dataclasses.asdict(settings.calibration)
-        looked_at |= about | {"text": text, "protect": wanted.protect}
+        seen = looked_at | about | {"protect": wanted.protect}
         if wanted.strategy == "laco":  # looks while it chops
-            chosen = looked_at | strategy
+            chosen = seen | strategy
         else:
             chosen = about | strategy | {"protect": wanted.protect}
             stages.append(
                 Stage(
                     name=f"measure{suffix}",
-                    settings=looked_at | {"measure": choice.measure_of(wanted.strategy)},
+                    settings=seen | {"measure": choice.measure_of(wanted.strategy)},
                     needs=needs,
                     run=lambda: measure(settings, each),
                     check=lambda: check_free(each.analysis, "analyze", overwrite=True),
@@ -56,6 +63,9 @@ def stages(
                 )
             )
             needs = (f"measure{suffix}",)
+    if wanted.repair:  # a key only then, so that what is done without stays done
+        chosen |= looked_at | {"repair": wanted.repair, "ridge": wanted.ridge}
+        chosen |= {"seed": settings.heal.seed}
     chopping = Stage(
         name=f"chop{suffix}",
         settings=chosen,
@@ -84,11 +94,34 @@ def chop(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     about = chosen.settings
     if parse_schedule(settings.chop.schedule) != ONCE:
         about = about | {"schedule": settings.chop.schedule, "round": each.number}
+    folds = _folds(settings, each, chosen)
     plan = chop_checkpoint(
         checkpoint, chosen.keep, each.chopped, chosen.strategy, about, overwrite=True,
-        recipe=chosen.recipe,
+        recipe=chosen.recipe, folds=folds,
     )  # fmt: skip
-    return {"kept_layers": list(_of_parent(each)), "bytes": plan.after.bytes}
+    result = {"kept_layers": list(_of_parent(each)), "bytes": plan.after.bytes}
+    return result | ({"repair": dict(folds.about)} if folds else {})
+
+
+def check(settings: PipelineSettings, parent: Checkpoint, rounds: Sequence[Round]) -> None:
+    """Raises UserError where the chops could not be repaired, as far as it is known before they
+    are made."""
+    if kind := settings.chop.repair:
+        check_family(parent, kind)
+        num_layers = parent.config.num_layers
+        for each in rounds:
+            if each.keep is not None and each.remove:
+                check_gaps(kind, gaps_of(each.keep, num_layers))
+            num_layers -= each.remove
+
+
+def _folds(settings: PipelineSettings, each: Round, chosen: choice.Choice) -> Folds | None:
+    """What a repair puts in place of some weights; None where none is asked for."""
+    if not settings.chop.repair or not each.remove:
+        return None
+    about = repair_settings(settings, settings.chop.repair, settings.chop.ridge, settings.heal.seed)
+    text, field = text_names(calibration_text(settings)), settings.text.field
+    return repair(*each.model, text, chosen.keep, chosen.recipe, about, field)
 
 
 def _choice(settings: PipelineSettings, each: Round, checkpoint: Checkpoint) -> choice.Choice:

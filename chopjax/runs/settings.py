@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from chopjax.chop.choice import KNOWN
 from chopjax.chop.configurations import STRATEGIES
+from chopjax.chop.fold_place import KINDS
 from chopjax.chop.importance import MEASURED, parse_protect
 from chopjax.chop.merge import MERGES
 from chopjax.data.prepare import MOST_WORKERS
@@ -56,6 +58,10 @@ class RemovalSettings:
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last
     schedule: str = "once"  # or "3x200": in three rounds, 200 steps of healing between them
     after_steps: int = 0  # train the whole parent so many steps first, for the optimizer's state
+    # fold what went into what stays, without training, on the calibration text: linear, affine or
+    # scalar; empty: not
+    repair: str = ""
+    ridge: float = 0.1  # with repair: how strongly it is drawn to leaving all as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +109,9 @@ class SweepSettings:
     seeds: str = "0"  # of calibration text and healing; each measured point once for each
     healed: bool = False  # heal every point, too, with the same budget (`heal`)
     keep_healed: bool = False  # leave the healed models on disk
+    # repair every point, too, without training (linear, affine or scalar), and heal from both
+    repair: str = ""
+    ridge: float = 0.1  # with repair: how strongly it is drawn to leaving all as it is
     text: TextSettings = TextSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
@@ -194,11 +203,24 @@ def _pipeline_problems(settings: PipelineSettings) -> list[str]:
             f"chop.after_steps: not with {chop.strategy}, which changes the weights that stay",
         ),
         (
+            not (chop.after_steps and chop.repair),
+            "chop.after_steps and chop.repair: give one of them",
+        ),
+        (
             1 <= text.workers <= MOST_WORKERS,
             f"text.workers is {text.workers}: from 1 to {MOST_WORKERS}",
         ),
     ]
-    return _problems(settings, checks)
+    return _problems(settings, checks) + _repair_problems("chop.", chop.repair, chop.ridge)
+
+
+def _repair_problems(where: str, kind: str, ridge: float) -> list[str]:
+    named = f"{where}repair: {kind!r} is not one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+    checks = [
+        (not kind or kind in KINDS, named),
+        (math.isfinite(ridge) and ridge >= 0, f"{where}ridge is {ridge}: a number from 0 on"),
+    ]
+    return [message for holds, message in checks if not holds]
 
 
 def _sweep_problems(settings: SweepSettings) -> list[str]:
@@ -213,19 +235,24 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
         ),
         (
             bool(settings.text.train or settings.calibration.text)
-            or not set(strategies) & set(MEASURED),
-            "calibration.text: text for strategies that measure is missing",
+            or not (set(strategies) & set(MEASURED) or settings.repair),
+            "calibration.text: text for strategies that measure, and for a repair, is missing",
         ),
         (
             bool(seeds) and all(re.fullmatch("[0-9]{1,9}", seed) for seed in seeds),
             f"seeds: {settings.seeds!r}: numbers separated by commas are needed",
         ),
     ]
-    return _problems(settings, checks) + [
-        f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
-        for name in strategies
-        if name not in known
-    ]
+    repair = _repair_problems("", settings.repair, settings.ridge)
+    return (
+        _problems(settings, checks)
+        + repair
+        + [
+            f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
+            for name in strategies
+            if name not in known
+        ]
+    )
 
 
 def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str]:

@@ -4,6 +4,7 @@
     WORKDIR/analysis-SEED/     the measures that strategies need
     WORKDIR/tokens/            the text to heal on
     WORKDIR/heal/KEY/          the training run of the point at work, removed when it is scored
+    WORKDIR/repaired/KEY/      its repaired model, where it is repaired, likewise
     WORKDIR/report.html, *.png, *.svg, report.json
 
 The parent stays in memory; an unhealed point slices its layers and reads nothing from disk. Started
@@ -33,7 +34,7 @@ from chopjax.keep import Keep, ranges
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
-from chopjax.runs import healing, work
+from chopjax.runs import healing, repairs, work
 from chopjax.runs import scored as scores
 from chopjax.runs.inputs import WAYS, Inputs, digest
 from chopjax.runs.points import Point, plan
@@ -54,17 +55,18 @@ from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
 
 POINTS = "points.jsonl"
+OWN = ("tokens", "tokens.partial", "heal", repairs.FOLDER, POINTS)
 VERB = "sweep"
 
 
 class Job(NamedTuple):
-    """What all points share. parent: in memory; engines: by number of layers, the parent's among
-    them; models of one depth run the same programs."""
+    """What all points share. parent: in memory; engines: by configuration, the parent's among them;
+    models of one configuration run the same programs."""
 
     settings: SweepSettings
     workdir: Path
     parent: Loaded
-    engines: dict[int, Engine]
+    engines: dict[ModelConfig, Engine]
     scored: scores.Scored
 
 
@@ -81,6 +83,8 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     with opened(workdir, VERB, _check_places):
         parent, engine = work.opened(settings.score, parent_of(settings))
         num_layers = parent.config.num_layers
+        if settings.repair:
+            repairs.check(settings, parent)
         if settings.healed:
             _check_space(settings, workdir, parent.config)
         seeds = [int(seed) for seed in split_list(settings.seeds)]
@@ -88,7 +92,7 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         points = list(plan(settings, num_layers, analyses))
         if settings.healed:
             work.prepare_text(settings, settings.text.train, workdir / "tokens")
-        rows = _rows(Job(settings, workdir, parent, {num_layers: engine}, scored), points)
+        rows = _rows(Job(settings, workdir, parent, {parent.config: engine}, scored), points)
         return write_report(workdir, dataclasses.asdict(settings), rows, command)
 
 
@@ -96,7 +100,7 @@ def _check_places(workdir: Path) -> None:
     check_report(workdir)
     if marked_by(workdir) == VERB or read_rows(workdir / POINTS):
         return
-    places = [workdir / name for name in ("tokens", "tokens.partial", "heal", POINTS)]
+    places = [workdir / name for name in OWN]
     taken = [path.name for path in (*places, *workdir.glob("analysis-*")) if is_taken(path)]
     if taken:
         raise UserError(
@@ -106,12 +110,13 @@ def _check_places(workdir: Path) -> None:
 
 
 def _check_space(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
-    """Of the healed points, one for every number of layers, strategy and seed, one is on the disk
-    at a time, or all with `keep_healed`."""
+    """Of the healed points, one for every number of layers, strategy, seed and start, one is on the
+    disk at a time, or all with `keep_healed`."""
     counts = [resolve_remove(n, model.num_layers) for n in split_list(settings.remove)]
     kept = [model.keep(range(model.num_layers - count)) for count in counts]
     sizes = [run_bytes(config, settings.heal) for config in kept]
     times = len(split_list(settings.strategies)) * len(split_list(settings.seeds))
+    times *= 2 if settings.repair else 1
     total = times * sum(sizes) if settings.keep_healed else max(sizes)
     check_space(workdir, [settings.text.train], settings.text.field, total)
 
@@ -163,6 +168,8 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
             if point.healed and not job.settings.keep_healed:
                 for folder in _runs(job, own):
                     healing.remove_run(folder, job.settings.heal.log)
+            if point.repaired:
+                repairs.remove(job.workdir, own)
             bar.advance(1, loss=rows[-1]["loss"])
     return rows
 
@@ -181,11 +188,17 @@ def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
         for inputs in WAYS
     ]
 
-    def key(point: Point, origin: Any, held_out: Any, train: Any) -> str:
-        healed = heal | {"seed": point.seed, "text": train} if point.healed else None
-        return digest([origin, held_out, list(point.keep), healed, score])[:16]
+    mended = [repairs.about(job.settings, inputs) for inputs in WAYS]
 
-    return [[key(point, *way) for way in ways] for point in points]
+    def key(point: Point, way: int) -> str:
+        origin, held_out, train = ways[way]
+        healed = heal | {"seed": point.seed, "text": train} if point.healed else None
+        parts = [origin, held_out, list(point.keep), healed, score]
+        if point.repaired:
+            parts.append(mended[way] | {"seed": point.seed})
+        return digest(parts)[:16]
+
+    return [[key(point, way) for way in range(len(ways))] for point in points]
 
 
 def _runs(job: Job, keys: Sequence[str]) -> list[Path]:
@@ -208,16 +221,27 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
     begun, settings, parent = time.monotonic(), job.settings, job.parent
     say(
         f"{point.strategy}: layers {ranges(point.keep)}"
-        + (f", healed, seed {point.seed}" if point.healed else "")
+        + (", repaired" if point.repaired else "")
+        + (", healed" if point.healed else "")
+        + (f", seed {point.seed}" if point.healed or point.repaired else "")
     )
-    params = chop_params(parent.params, point.keep)
+    start = None
+    if point.repaired:
+        start = repairs.repaired(settings, job.workdir, runs[0].name, point)
+        loaded = load(str(start), dtype=settings.score.dtype)
+        params, model_config = loaded.params, loaded.config
+    else:
+        params, model_config = (
+            chop_params(parent.params, point.keep),
+            parent.config.keep(point.keep),
+        )
     if point.healed:
         same = settings.score.dtype == settings.heal.compute.param_dtype
-        config = _heal_config(settings, job.workdir, point.keep, point.seed)
+        config = _heal_config(settings, job.workdir, point.keep, point.seed, start)
         folder = next((run for run in runs if run.exists()), runs[0])
         train(config, folder, params=params if same else None)
         params = load(str(folder), dtype=settings.score.dtype).params
-    model = dataclasses.replace(parent, params=params, config=parent.config.keep(point.keep))
+    model = dataclasses.replace(parent, params=params, config=model_config)
     engine = _engine(job, model)
     measured = work.held_out(settings, model, engine)
     on: dict[str, Any] = {"accuracy": {}, "chance": {}, "texts": {}}
@@ -234,17 +258,21 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _engine(job: Job, model: Loaded) -> Engine:
-    depth, like = model.config.num_layers, job.engines[job.parent.config.num_layers]
-    if depth not in job.engines:
+    like = job.engines[job.parent.config]
+    if model.config not in job.engines:
         shared = (like.compute, like.max_length, like.mesh)
-        job.engines[depth] = Engine(model.config, model.params, *shared, tokenizer=like.tokenizer)
-    return job.engines[depth].with_params(model.params)
+        engine = Engine(model.config, model.params, *shared, tokenizer=like.tokenizer)
+        job.engines[model.config] = engine
+    return job.engines[model.config].with_params(model.params)
 
 
-def _heal_config(settings: SweepSettings, workdir: Path, keep: Keep, seed: int) -> ConfigDict:
+def _heal_config(
+    settings: SweepSettings, workdir: Path, keep: Keep, seed: int, start: Path | None = None
+) -> ConfigDict:
+    """start: a chopped checkpoint to begin with; without one the run chops the parent itself."""
     return healing.heal_config(
         settings,
-        healing.from_parent(settings, keep),
+        {"model": str(start)} if start else healing.from_parent(settings, keep),
         {"train": str(workdir / "tokens")},
         seed=seed,
         log=dataclasses.replace(settings.heal.log, tensorboard=False),

@@ -15,6 +15,7 @@ from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.analysis import AnalysisSettings, analyze
 from chopjax.chop.importance import parse_protect
+from chopjax.chop.repair import RepairSettings
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
@@ -60,6 +61,12 @@ def analysis_settings(
     return AnalysisSettings(
         **calibration, measures=measures, protect=parse_protect(protect), seed=seed
     )
+
+
+def repair_settings(settings: AnySettings, kind: str, ridge: float, seed: int) -> RepairSettings:
+    calibration = dataclasses.asdict(settings.calibration)
+    del calibration["text"]
+    return RepairSettings(kind, ridge, **calibration, seed=seed)
 
 
 def analysis(settings: AnySettings, model: Model, about: AnalysisSettings) -> dict[str, Any]:

@@ -43,6 +43,27 @@ SETTINGS = {
 }
 
 
+def test_repaired_points_have_columns_and_curves_of_their_own(tmp_path: Path) -> None:
+    more = [
+        row("sleb", 4, 3.2) | {"repaired": True},
+        row("sleb", 4, 2.4, healed=True) | {"repaired": True},
+    ]
+    settings = SETTINGS | {"repair": "linear", "ridge": 0.1}
+    report = sweep.write_report(tmp_path, settings, ROWS + more, "")
+    header, body = sweep.table(report, "loss", "{:.2f}")
+    assert header[2:] == [
+        "4 of 8 removed",
+        "4 of 8 removed, repaired",
+        "4 of 8 removed, healed",
+        "4 of 8 removed, repaired and healed",
+    ]
+    assert body[-1][2:] == ["3.60 ± 0.14", "3.20", "2.50", "2.40"]
+    figure = sweep_figures.losses(report)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"not healed", "repaired", "healed", "repaired and healed"} <= set(labels)
+    assert "best repaired and healed: loss 2.4000" in (tmp_path / "report.html").read_text()
+
+
 @pytest.fixture
 def report(tmp_path: Path) -> dict[str, Any]:
     return sweep.write_report(tmp_path, SETTINGS, ROWS, "chopjax sweep --config <x>")
