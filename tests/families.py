@@ -2,7 +2,7 @@
 
 SIZES: family → keys of a tiny config.json, in which the layers are of every kind that the family
 has. SPACE: family → key → what else config.json can say there; `draw` takes one of each at random.
-OPTIONS: (family, further keys) that are tried in any case. SAMPLE, BY_LAYER: the families that
+OPTIONS: (family, further keys) that are tried in any case. SAMPLE, KINDS, BY_LAYER: families that
 tests read whose subject is not what a family computes.
 """
 
@@ -102,6 +102,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 NAMES = sorted(SIZES)
 SAMPLE = ["gpt2", "llama", "opt", "qwen3"]
+# One of every kind of block and of tensors.
+KINDS = [*SAMPLE, "cohere2", "falcon", "gemma3_text", "glm4", "gpt_neox", "granite", "mixtral"]
+KINDS += ["mpt", "olmo2", "phi"]
 # For those who look at what single layers do: layers of two ropes, ALiBi, layers side by side.
 BY_LAYER = [*SAMPLE, "cohere2", "gemma3_text", "mpt"]
 

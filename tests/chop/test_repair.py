@@ -161,8 +161,8 @@ def test_behind_a_norm_the_map_is_a_factor_a_channel(family: str, options: dict[
     assert found.gaps[0]["error_after"] < found.gaps[0]["error_before"]
 
 
-@pytest.mark.parametrize("name", families.NAMES)
-def test_every_family_gains_and_the_walk_ends_where_the_folded_model_does(name: str) -> None:
+@pytest.mark.parametrize("name", families.KINDS)
+def test_every_kind_gains_and_the_walk_ends_where_the_folded_model_does(name: str) -> None:
     """Several gaps, from the input upwards: the states that the last error is measured on are
     those of a plain forward pass of the repaired model."""
     _, config, params, _ = in_memory(name, seed=1)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from chop_models import write_model
 
 from chopjax import cli
 from chopjax.checkpoint.load import load
@@ -253,11 +254,7 @@ def test_a_dry_run_measures_nothing(
 def test_a_model_that_is_only_chopped_is_refused(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = transformers.MixtralConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=3,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=2,
-    )  # fmt: skip
-    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    write_model(tmp_path / "moe", "phimoe")
     assert (
         chop(tmp_path / "moe", tmp_path / "out", text, "--keep", "0,2", "--repair", "linear") == 2
     )

@@ -35,7 +35,7 @@ from chopjax.models.compute import Compute
 from chopjax.score.harness import ChopjaxLM
 
 LENGTH = 500  # longer than any window
-DRAWS = 3
+DRAWS = 2
 # Of two programs in float32 that sum in different orders.
 LOGITS, LOSS, NATS = 1e-4, 1e-5, 1e-3
 TABLES = [(name, seed) for name in families.NAMES for seed in range(DRAWS)]
