@@ -1,4 +1,4 @@
-"""One file a family. Adding a family is adding one file and its line here."""
+"""One file a family. Adding a family is adding one file and naming it twice here."""
 
 from __future__ import annotations
 

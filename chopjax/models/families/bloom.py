@@ -23,7 +23,7 @@ def translate(raw: Mapping[str, Any]) -> ModelConfig:
     )
     embed_dim = options.size("n_embed", options.size("hidden_size", 64))
     num_heads = options.one_size("n_head", "num_attention_heads", 8)
-    count = min(options.one_size("n_layer", "num_hidden_layers", 2), MAX_LAYERS)
+    count = options.one_size("n_layer", "num_hidden_layers", 2, MAX_LAYERS)
     return decoder(
         options,
         layers=(Layer(),) * count,

@@ -48,12 +48,18 @@ def _rope(options: Options, max_positions: int, head_dim: int) -> Rope:
         return rope(options, max_positions, head_dim)
     if scaling.get("rope_type", scaling.get("type")) != "dynamic":
         options.problems.append("alpha is for rope_type dynamic alone")
-    alpha = Options(scaling).number("alpha", 1.0, above=SMALL)
+    inner = Options(scaling)
+    alpha = inner.number("alpha", 1.0, above=SMALL)
+    options.problems += inner.problems
+    if head_dim <= 2:
+        options.problems.append(f"head_dim {head_dim}: alpha needs more than one pair that turns")
+        alpha = 1.0
     key = "rope_scaling" if options.raw.get("rope_scaling") else "rope_parameters"
     plain = {name: value for name, value in scaling.items() if name != "alpha"}
     options.raw = {**options.raw, key: plain}
     turn = rope(options, max_positions, head_dim)
-    return dataclasses.replace(turn, theta=turn.theta * alpha ** (head_dim / (head_dim - 2)))
+    stretch = alpha ** (head_dim / max(head_dim - 2, 1))
+    return dataclasses.replace(turn, theta=turn.theta * stretch)
 
 
 _ATTENTION = "{p}layers.{l}.self_attn."

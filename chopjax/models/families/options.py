@@ -101,9 +101,10 @@ class Options:
         """The number of layers: whatever has something a layer is then small."""
         return self.size(key, default, MAX_LAYERS)
 
-    def one_size(self, key: str, other: str, default: int) -> int:
+    def one_size(self, key: str, other: str, default: int, most: int = MAX_SIZE) -> int:
         """A size that stands under one of two keys, or alike under both."""
-        sizes = {self.size(name, default) for name in (key, other) if self.get(name) is not None}
+        said = [name for name in (key, other) if self.get(name) is not None]
+        sizes = {self.size(name, default, most) for name in said}
         if len(sizes) > 1:
             self.problems.append(f"{key} is {self.raw[key]} and {other} {self.raw[other]}")
         return next(iter(sizes), default)

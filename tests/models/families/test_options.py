@@ -242,6 +242,13 @@ PATTERNS = {"rope_type": "yarn", "factor": 2.0}
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: rope_type 'linear'"),
         ("hunyuan_v1_dense", {"rope_scaling": {"type": "linear", "alpha": 2.0}}, "alpha"),
         ("hunyuan_v1_dense", {"use_cla": True}, "use_cla"),
+        ("hunyuan_v1_dense", {"rope_scaling": {"type": "dynamic", "alpha": "x"}}, "alpha is 'x'"),
+        (
+            "hunyuan_v1_dense",
+            {"head_dim": 2, "rope_scaling": {"type": "dynamic", "alpha": 9.0}},
+            "head_dim 2",
+        ),
+        ("bloom", {"n_layer": 20_000}, "n_layer"),
         ("cohere", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],
 )
