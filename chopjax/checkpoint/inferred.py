@@ -12,7 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chopjax.checkpoint.layer_fields import Field, Indices, SparseSteps, shown
+from chopjax.checkpoint.layer_fields import (
+    Field,
+    Indices,
+    shown,
+)
+from chopjax.checkpoint.layer_rules import (
+    SparseSteps,
+)
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.checkpoint.structure import COMMON, Structure, text_config
 from chopjax.errors import UserError, cut, listing

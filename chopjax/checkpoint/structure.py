@@ -11,7 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chopjax.checkpoint.layer_fields import Field, Keyed, Listed, Spelled, shown, whole
+from chopjax.checkpoint.layer_fields import (
+    Field,
+    Keyed,
+    Listed,
+    Spelled,
+    shown,
+    whole,
+)
 from chopjax.checkpoint.quantized import follow_names
 from chopjax.errors import UserError, listing
 from chopjax.keep import Keep, ranges

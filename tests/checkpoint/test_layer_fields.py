@@ -9,22 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chopjax.checkpoint.layer_fields import (
-    EndsWith,
-    FirstLayers,
-    FromToStep,
-    Holds,
     Indices,
     Keyed,
     Letters,
     Listed,
+    Spelled,
+    always,
+    every,
+)
+from chopjax.checkpoint.layer_rules import (
+    EndsWith,
+    FirstLayers,
+    FromToStep,
+    Holds,
     Must,
     PeriodAndOffset,
     Repeated,
     SharedKeys,
     SparseSteps,
-    Spelled,
-    always,
-    every,
 )
 from chopjax.checkpoint.structure import follow, kinds, off_rhythm, period, stated_layers
 from chopjax.checkpoint.structures import ROWS, WRAPPERS, find

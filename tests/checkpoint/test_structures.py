@@ -12,7 +12,10 @@ import torch
 import transformers
 from chop_models import BY_HAND, KEEP, KEEPS, LAYERS, SIZES, WRAPPED, write_model
 
-from chopjax.checkpoint.layer_fields import Indices, Spelled
+from chopjax.checkpoint.layer_fields import (
+    Indices,
+    Spelled,
+)
 from chopjax.checkpoint.open import open_to_chop
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.structure import text_config
