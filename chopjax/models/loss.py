@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from chopjax.models.head import Head, d_products, logits, matmul
@@ -90,8 +91,16 @@ def _forward(
     weights_BT: jax.Array,
     z_loss: float,
     chunk: int,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Head]]:
-    """The two sums, and the gradients of the first by hidden states and head."""
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Head | None]]:
+    """The two sums, and the gradients of the first by hidden states and head.
+
+    Every leaf comes as jax.custom_derivatives.CustomVJPPrimal. Of a head that is not differentiated
+    (it is frozen under adapters) there is no gradient, which is one product of three.
+    """
+    trains_head = any(leaf.perturbed for leaf in jax.tree.leaves(head))
+    hidden_BTE, head, targets_BT, weights_BT = jax.tree.map(
+        lambda leaf: leaf.value, (hidden_BTE, head, targets_BT, weights_BT)
+    )
     rows, tensor = _axes(head)
     mesh = jax.sharding.get_abstract_mesh()
     # Where there is nothing to sum, a reduce-scatter would be a copy of the head's gradient.
@@ -100,7 +109,7 @@ def _forward(
 
     def local(
         hidden_BTE: jax.Array, head: Head, targets_BT: jax.Array, weights_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, Head]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Head | None]:
         wide = jnp.promote_types(jnp.float32, hidden_BTE.dtype)
         narrow = _cast(head, hidden_BTE)
 
@@ -119,6 +128,8 @@ def _forward(
             d_logits_CV = softmax_CV * scale_C[:, None] - is_target_CV * weights_C[:, None]
             d_logits_CV = d_products(head, logits_CV, d_logits_CV).astype(hidden_CE.dtype)
             d_hidden_CE = matmul("EV,CV->EC", narrow.kernel_EV, d_logits_CV).T
+            if d_head is None:
+                return (total, nll + jnp.sum(nll_C), None), d_hidden_CE
             # Transposed here and not inside the product, which processors are slow at.
             hidden_EC = jax.lax.optimization_barrier(hidden_CE.T)
             d_kernel_EV = d_head.kernel_EV + matmul("EC,CV->EV", hidden_EC, d_logits_CV)
@@ -128,12 +139,15 @@ def _forward(
             return (total, nll + jnp.sum(nll_C), d_head), d_hidden_CE
 
         zero = jnp.zeros((), wide)
-        start = (zero, zero, jax.tree.map(lambda x: jnp.zeros(x.shape, wide), head))
+        d_head = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), head) if trains_head else None
+        start = (zero, zero, d_head)
         chunks = _chunked(chunk, hidden_BTE, targets_BT, weights_BT.astype(wide))
         (total, nll, d_head), d_hidden_GCE = jax.lax.scan(one, start, chunks)
         d_hidden_BTE = _unchunked(d_hidden_GCE, hidden_BTE.shape)
         if shared:
-            total, nll, d_bias_V = jax.lax.psum((total, nll, d_head.bias_V), BATCH_AXES)
+            total, nll = jax.lax.psum((total, nll), BATCH_AXES)
+        if shared and d_head is not None:
+            d_bias_V = jax.lax.psum(d_head.bias_V, BATCH_AXES)
             d_kernel_EV = d_head.kernel_EV
             if split_E:
                 d_kernel_EV = jax.lax.psum_scatter(d_kernel_EV, "fsdp", tiled=True)
@@ -141,15 +155,13 @@ def _forward(
             d_head = d_head.replace(kernel_EV=d_kernel_EV, bias_V=d_bias_V)
         if tensor:
             d_hidden_BTE = jax.lax.psum(d_hidden_BTE, tensor)
-        return (
-            total,
-            nll,
-            d_hidden_BTE.astype(hidden_BTE.dtype),
-            jax.tree.map(lambda d, x: d.astype(x.dtype), d_head, head),
-        )
+        if d_head is not None:
+            d_head = jax.tree.map(lambda d, x: d.astype(x.dtype), d_head, head)
+        return total, nll, d_hidden_BTE.astype(hidden_BTE.dtype), d_head
 
     whole, specs = PartitionSpec(), _specs(head, tensor)
-    d_specs = specs.replace(kernel_EV=PartitionSpec("fsdp" if split_E else None, tensor))
+    split = PartitionSpec("fsdp" if split_E else None, tensor)
+    d_specs = specs.replace(kernel_EV=split) if trains_head else None
     total, nll, d_hidden_BTE, d_head = _on_mesh(
         local, (rows, specs, rows, rows), (whole, whole, rows, d_specs)
     )(hidden_BTE, head, targets_BT, weights_BT)
@@ -159,14 +171,16 @@ def _forward(
 def _backward(
     z_loss: float,
     chunk: int,
-    gradients: tuple[jax.Array, Head],
-    cotangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, Head, None, None]:
+    gradients: tuple[jax.Array, Head | None],
+    cotangents: tuple[Any, Any],
+) -> tuple[jax.Array | None, Head | None, None, None]:
     by = cotangents[0]  # float32, which must not widen narrower gradients
+    if isinstance(by, SymbolicZero):
+        return None, None, None, None
     return *jax.tree.map(lambda d: (d * by).astype(d.dtype), gradients), None, None
 
 
-cross_entropy.defvjp(_forward, _backward)
+cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _logits(

@@ -14,10 +14,11 @@ from chopjax.train.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Bytes on one chip. The first four follow from shapes and shardings; `activations` are the
+    """Bytes on one chip. The first five follow from shapes and shardings; `activations` are the
     compiler's temporaries less the gradients, or a rough estimate where nothing was compiled."""
 
-    parameters: int
+    parameters: int  # that are trained
+    frozen: int  # that are only read
     optimizer: int
     gradients: int
     batch: int
@@ -28,8 +29,8 @@ class Parts:
     @property
     def total(self) -> int:
         return (
-            self.parameters + self.optimizer + self.gradients + self.batch + self.activations
-            + self.padding_and_code
+            self.parameters + self.frozen + self.optimizer + self.gradients + self.batch
+            + self.activations + self.padding_and_code
         )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def knobs(
     fitting = []
     for flags, changed, sharded in _changes(settings, mesh_shape):
         scale = activations(config, changed, sharded) / now
-        state = parts.parameters + parts.gradients
+        state = parts.parameters + parts.gradients + parts.frozen
         state = state * mesh_shape["fsdp"] // sharded["fsdp"]
         moments = parts.optimizer * mesh_shape["fsdp"] // sharded["fsdp"]
         if changed.optimizer.momentum_dtype != settings.optimizer.momentum_dtype:

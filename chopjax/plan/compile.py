@@ -32,16 +32,10 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import batch_sharding, make_mesh
 from chopjax.plan import hlo
 from chopjax.plan.topology import Topology, devices, prepare_environment
-from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings
-from chopjax.train.step import (
-    BATCH_DTYPES,
-    State,
-    abstract_params,
-    abstract_state,
-    make_train_step,
-)
+from chopjax.train.step import BATCH_DTYPES, State, abstract_state, make_train_step
+from chopjax.train.task import Task, task_of
 
 CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated
 POLL_SECONDS = 0.1
@@ -54,7 +48,7 @@ PROGRAM, LAID_OUT = "after_optimizations", "after_optimizations_after_buffer_ass
 class Memory:
     """Bytes on one chip, as the compiler laid them out."""
 
-    arguments: int  # state and batch
+    arguments: int  # state, batch, and what is frozen
     new_outputs: int  # outputs that do not take an argument's place: metrics
     temporaries: int  # gradients, activations, gathered parameters, everything else
     code: int  # CODE_RESERVE where none was generated
@@ -83,9 +77,10 @@ class TooLarge:
 
 
 def abstract_inputs(
-    model: ModelConfig, settings: Settings, mesh: Mesh
+    task: Task, settings: Settings, mesh: Mesh
 ) -> tuple[State, dict[str, jax.ShapeDtypeStruct]]:
-    """State and batch of a step: shapes, dtypes and shardings. A mesh without devices will do."""
+    """State and batch of a task's step: shapes, dtypes and shardings. A mesh without devices will
+    do."""
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     rows = batch_sharding(mesh)
     shape = (settings.data.batch_size, settings.data.sequence_length)
@@ -93,8 +88,7 @@ def abstract_inputs(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
         for name, dtype in BATCH_DTYPES.items()
     }
-    params = abstract_params(model, settings.compute.param_dtype, mesh)
-    return abstract_state(params, optimizer, settings, mesh), batch
+    return abstract_state(task.trainable, optimizer, settings, mesh), batch
 
 
 def bytes_per_chip(tree: Any) -> int:
@@ -187,17 +181,16 @@ def _compile(
     sizes = settings.mesh
     where = devices(topology)
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices, devices=where)
-    state, batch = abstract_inputs(model, settings, mesh)
+    task = task_of(model, settings, mesh)
+    state, batch = abstract_inputs(task, settings, mesh)
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     # Everything is read from the compiler's dump: jax may be unable to read the program of a newer
     # libtpu back.
     options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     try:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            step = make_train_step(
-                next_token(model, settings), optimizer, settings, state, {}, mesh
-            )
-            lowered = step.lower(state, {}, batch)
+            step = make_train_step(task.objective, optimizer, settings, state, task.frozen, mesh)
+            lowered = step.lower(state, task.frozen, batch)
             options |= grouped_products(lowered)
             stats: Any = lowered.compile(compiler_options=options).memory_analysis()
     except jax.errors.JaxRuntimeError as error:

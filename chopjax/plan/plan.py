@@ -42,6 +42,7 @@ from chopjax.plan.traffic import hbm_bytes
 from chopjax.progress import say
 from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, default_config, read
+from chopjax.train.task import Task, task_of
 
 SECONDS_A_DAY = 86400
 KNOBS_COMPILED = 4  # at most, in search of one that fits
@@ -192,7 +193,8 @@ def _phase(
     compiled: Compiled | TooLarge | None,
 ) -> dict[str, Any]:
     """One phase: memory, collectives and time of its step."""
-    parts = _parts(model, settings, mesh, compiled)
+    task = task_of(model, settings, mesh)
+    parts = _parts(model, task, settings, mesh, compiled)
     limit = topology.chip.usable_hbm
     # The compiler's verdict stands above the sum of our parts.
     fits = parts.total <= limit and not isinstance(compiled, TooLarge)
@@ -211,19 +213,19 @@ def _phase(
         "unknown_loops": 0,
         "compile_seconds": compiled.seconds if compiled else None,
         "machine_code": isinstance(compiled, Compiled) and compiled.machine_code,
-        **_flops(model, settings, topology),
+        **_flops(model, task, settings, topology),
     }
     if isinstance(compiled, Compiled):
         rows = collect(compiled.program, mesh.shape)
         traffic = hbm_bytes(compiled.program)
         torus = torus_dimensions(mesh)
-        roofline = estimate(model, settings, topology, traffic, rows, mesh.shape, torus)
+        roofline = estimate(model, settings, topology, task.flops, traffic, rows, mesh.shape, torus)
         result["collectives"] = [dataclasses.asdict(row) for row in rows]
         result["hbm_traffic"] = traffic
         result["largest_temporaries"] = compiled.largest
         result["unknown_loops"] = compiled.program.unknown_loops
     else:
-        roofline = estimate(model, settings, topology)
+        roofline = estimate(model, settings, topology, task.flops)
     seconds = dataclasses.asdict(roofline)
     return result | {
         "step_seconds": seconds.pop("step"),
@@ -248,9 +250,11 @@ def _knobs(
     return []
 
 
-def _flops(model: ModelConfig, settings: Settings, topology: Topology) -> dict[str, float]:
-    a_token = flops.training_per_token(model, settings.data.sequence_length)
-    executed = executed_flops_per_token(model, settings)
+def _flops(
+    model: ModelConfig, task: Task, settings: Settings, topology: Topology
+) -> dict[str, float]:
+    a_token = task.flops
+    executed = executed_flops_per_token(model, settings, a_token)
     tokens = _tokens_a_step(settings)
     return {
         "flops_per_token": a_token,
@@ -261,9 +265,14 @@ def _flops(model: ModelConfig, settings: Settings, topology: Topology) -> dict[s
 
 
 def _parts(
-    model: ModelConfig, settings: Settings, mesh: Any, compiled: Compiled | TooLarge | None
+    model: ModelConfig,
+    task: Task,
+    settings: Settings,
+    mesh: Any,
+    compiled: Compiled | TooLarge | None,
 ) -> Parts:
-    state, batch = abstract_inputs(model, settings, mesh)
+    state, batch = abstract_inputs(task, settings, mesh)
+    frozen = bytes_per_chip(task.frozen)
     params = bytes_per_chip(state["params"])
     whole_state, whole_batch = bytes_per_chip(state), bytes_per_chip(batch)
     guess = activations(model, settings, mesh.shape)
@@ -272,11 +281,12 @@ def _parts(
         memory = compiled.memory
         # Gradients are among the compiler's temporaries; not all of them need exist at once.
         guess = max(memory.temporaries - params, 0)
-        padding = memory.total - whole_state - whole_batch - params - guess
+        padding = memory.total - whole_state - whole_batch - frozen - params - guess
     elif isinstance(compiled, TooLarge) and compiled.temporaries is not None:
         guess = max(compiled.temporaries - params, 0)
     return Parts(
         parameters=params,
+        frozen=frozen,
         optimizer=whole_state - params,
         gradients=params,
         batch=whole_batch,

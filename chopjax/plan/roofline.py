@@ -38,16 +38,19 @@ class Roofline:
     tokens_per_second: float
 
 
-def executed_flops_per_token(config: ModelConfig, settings: Settings) -> int:
+def executed_flops_per_token(config: ModelConfig, settings: Settings, a_token: int) -> int:
     """What the hardware works off, in training: the model's FLOPs and what is computed twice.
 
+    a_token: the step's model FLOPs (Task.flops), which are not those of training all of the decoder
+    where some of it is frozen.
     remat "full" computes every block's forward pass a second time, "dots" no weight's product.
     settings.compute.attention is that of the TPU: attention counts as it is computed there.
     """
     head = 2 * config.table_dim * config.vocab_size
     products = 2 * flops.matmul_parameters(config)
     again = products - head if settings.compute.remat == "full" else 0
-    return 3 * products + again + _attention_flops(config, settings)
+    other = a_token - flops.training_per_token(config, settings.data.sequence_length)
+    return 3 * products + again + other + _attention_flops(config, settings)
 
 
 def _attention_flops(config: ModelConfig, settings: Settings) -> int:
@@ -84,15 +87,17 @@ def estimate(
     config: ModelConfig,
     settings: Settings,
     topology: Topology,
+    a_token: int,
     hbm_bytes: int | None = None,
     collectives: Sequence[Collectives] = (),
     mesh_shape: Mapping[str, int] | None = None,
     torus: Mapping[str, frozenset[int]] | None = None,
 ) -> Roofline:
-    """torus: mesh axis → the dimensions of the torus that it runs along."""
+    """a_token: as executed_flops_per_token has it. torus: mesh axis → the dimensions of the torus
+    that it runs along."""
     chip = topology.chip
     tokens = settings.data.batch_size * settings.data.sequence_length
-    work = tokens * executed_flops_per_token(config, settings) / topology.chips
+    work = tokens * executed_flops_per_token(config, settings, a_token) / topology.chips
     compute = work / chip.flops
     hbm = hidden = exposed = None
     if hbm_bytes is not None:
@@ -104,8 +109,7 @@ def estimate(
             hidden += seconds * share
             exposed += seconds * (1 - share)
     step = max(compute, hbm or 0.0, hidden or 0.0) + (exposed or 0.0)
-    model = tokens * flops.training_per_token(config, settings.data.sequence_length)
-    mfu = model / (step * topology.chips * chip.flops)
+    mfu = tokens * a_token / (step * topology.chips * chip.flops)
     return Roofline(compute, hbm, hidden, exposed, step, mfu, tokens / step)
 
 

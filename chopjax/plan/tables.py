@@ -13,6 +13,7 @@ from chopjax.terminal import console
 
 _PARTS = {
     "parameters": "parameters",
+    "frozen": "parameters that are only read",
     "optimizer": "optimizer state",
     "gradients": "gradients",
     "batch": "batch",
@@ -60,6 +61,8 @@ def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) ->
     table.add_column()
     table.add_column(justify="right")
     for part, words in _PARTS.items():
+        if part == "frozen" and not memory["frozen"]:
+            continue
         words += " (rough estimate)" if part == "activations" and memory["estimated"] else ""
         if part == "padding_and_code" and plan["compiled"] and not phase["machine_code"]:
             words = "padding, and a reserve for the program"

@@ -54,7 +54,6 @@ from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, prefetch, training_batches
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, peak_flops
 from chopjax.train.metrics_file import read_metrics
-from chopjax.train.objectives import next_token
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import (
     Origin,
@@ -69,7 +68,6 @@ from chopjax.train.space import check_training
 from chopjax.train.step import (
     BATCH_DTYPES,
     State,
-    abstract_params,
     abstract_state,
     begin,
     begin_from_scratch,
@@ -78,6 +76,7 @@ from chopjax.train.step import (
     make_train_step,
     shardings_of,
 )
+from chopjax.train.task import Task, task_of
 from chopjax.train.tracer import Tracer
 from chopjax.train.wandb_run import check_wandb, wandb_run
 
@@ -184,7 +183,8 @@ def _train(
     # -------------------------- Decide how to initialize training. The order is important.
     # 1. A checkpoint of this run.  2. A model.  3. Random weights.
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
-    abstract = _abstract(model, optimizer, settings, mesh)
+    task = task_of(model, settings, mesh)
+    abstract = abstract_state(task.trainable, optimizer, settings, mesh)
     frozen: dict[str, Any] = {}  # all of the decoder is trained
     if found_step is not None:
         with progress(f"read the checkpoint of step {found_step}"):
@@ -200,9 +200,9 @@ def _train(
         state = begin_from_scratch(model, optimizer, settings, abstract)
 
     # ------------------------------------------------------------------- Programs and clocks
-    train_step, eval_step = _programs(model, optimizer, settings, mesh, abstract, frozen)
+    train_step, eval_step = _programs(model, task, optimizer, settings, mesh)
     peak, peak_source = peak_flops(settings.compute.dtype)
-    clock = Clock(model, shape, peak, started)
+    clock = Clock(task.flops, shape, peak, started)
     # All of them now: one by one, they would wait in the device's queue behind the step at work.
     rates = np.asarray(
         learning_rate(settings.optimizer, settings.total_steps)(np.arange(settings.total_steps))
@@ -288,11 +288,9 @@ def _train(
                 say(f"step {step}: chopping; layers {ranges(origin.keep or ())} stay")
                 state = chop_tree(state, origin.keep or ())
                 model = origin.config_at(step)
-                abstract = _abstract(model, optimizer, settings, mesh)
-                train_step, eval_step = _programs(
-                    model, optimizer, settings, mesh, abstract, frozen
-                )
-                clock.now_of(model)
+                task = task_of(model, settings, mesh)
+                train_step, eval_step = _programs(model, task, optimizer, settings, mesh)
+                clock.now_of(task.flops)
             if is_save or stop:
                 save()
             if is_chop or is_evaluation:
@@ -321,20 +319,12 @@ def _train(
 # ------------------------------------------------------------------------- Parts of the above
 
 
-def _abstract(
-    model: ModelConfig, optimizer: optax.GradientTransformation, settings: Settings, mesh: Mesh
-) -> State:
-    params = abstract_params(model, settings.compute.param_dtype, mesh)
-    return abstract_state(params, optimizer, settings, mesh)
-
-
 def _programs(
     model: ModelConfig,
+    task: Task,
     optimizer: optax.GradientTransformation,
     settings: Settings,
     mesh: Mesh,
-    abstract: State,
-    frozen: Any,
 ) -> tuple[Any, Any]:
     """The compiled training step and the evaluation step."""
     attention: str = settings.compute.attention
@@ -351,13 +341,13 @@ def _programs(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
         for name, dtype in BATCH_DTYPES.items()
     }
-    objective = next_token(model, settings)
+    abstract = abstract_state(task.trainable, optimizer, settings, mesh)
     with progress("compile the step"):
-        step = make_train_step(objective, optimizer, settings, abstract, frozen, mesh)
-        train_step = compiled(step.lower(abstract, frozen, batch))
+        step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
+        train_step = compiled(step.lower(abstract, task.frozen, batch))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
     wait_for_all("compiled")  # on CPUs a collective waits half a minute for the others
-    return train_step, make_eval_step(objective, abstract["params"], frozen, mesh)
+    return train_step, make_eval_step(task.held_out, task.trainable, task.frozen, mesh)
 
 
 def _begin_from_model(

@@ -26,8 +26,6 @@ import numpy as np
 from chopjax.errors import UserError
 from chopjax.hardware import PEAK_BFLOAT16
 from chopjax.launch.distributed import wait_for_all
-from chopjax.models import flops
-from chopjax.models.config import ModelConfig
 from chopjax.train.checkpoints import newest, steps
 from chopjax.train.metrics_file import METRICS, cut_after, read_metrics
 
@@ -150,22 +148,22 @@ class Clock:
     goodput                 the sum of step_seconds since this process began the run / wall time
                             since then; the rest is loading, compiling, evaluating, saving
 
-    shape: of a batch, [B, T]. peak: FLOP/s of one device. started: time.monotonic() when the run
-    began. A chip is a jax device (of TPU v2 and v3, one core of two).
+    flops: of one token. shape: of a batch, [B, T]. peak: FLOP/s of one device. started:
+    time.monotonic() when the run began. A chip is a jax device (of TPU v2 and v3, one core of two).
     """
 
-    def __init__(self, config: ModelConfig, shape: tuple[int, int], peak: float, started: float):
+    def __init__(self, flops: int, shape: tuple[int, int], peak: float, started: float):
         self._shape, self._peak, self._started = shape, peak, started
         self._devices = jax.device_count()
         self._busy = 0.0
         self.restart()
-        self.now_of(config)
+        self.now_of(flops)
 
-    def now_of(self, config: ModelConfig) -> None:
+    def now_of(self, flops: int) -> None:
         """Steps from here on are those of another model: rates and percentiles begin anew."""
         tokens = self._shape[0] * self._shape[1]
         self._tokens = tokens / self._devices
-        self._flops = self._tokens * flops.training_per_token(config, self._shape[1])
+        self._flops = self._tokens * flops
         self.step_seconds: list[float] = []
 
     def restart(self) -> None:

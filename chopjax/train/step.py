@@ -5,7 +5,7 @@ dict: `params` (the trainable part), `optimizer` (optax's state, whose momenta m
 `step` (updates done so far) and, with a spike guard, `guard`. The frozen part is any pytree that
 the objective reads: it is neither differentiated nor donated nor saved. Batches are dicts as
 data/batches.py makes them: tokens, targets, segments, positions [B, T] int32 and weights [B, T]
-float32.
+float32. A training step adds `keys` [B], a random key a row.
 
 Axes: B batch, T time, A microbatches.
 """
@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
-from chopjax.models.mesh import batch_sharding, replicated, shardings
+from chopjax.models.mesh import BATCH_AXES, batch_sharding, constrain, replicated, shardings
 from chopjax.models.parameters import Params
 from chopjax.train.settings import Settings
 
@@ -166,7 +166,10 @@ def make_train_step(
 
     def train_step(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         tokens = jnp.sum(batch["weights"])
-        batch = batch | {"weights": batch["weights"] / jnp.maximum(tokens, 1)}
+        batch = batch | {
+            "weights": batch["weights"] / jnp.maximum(tokens, 1),
+            "keys": _row_keys(settings.seed, state["step"], batch["weights"].shape[0]),
+        }
         metrics, grads = gradients(state["params"], frozen, batch)
         updates, moved = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
@@ -211,6 +214,14 @@ def make_finite_check(mesh: Mesh) -> jax.stages.Wrapped:
         return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
 
     return jax.jit(is_finite, out_shardings=replicated(mesh))
+
+
+def _row_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
+    """[B] random keys, for dropout: of seed, step and row alone, so that neither microbatches nor
+    the mesh nor a resumption change what they draw."""
+    of_step = jax.random.fold_in(jax.random.key(seed), step)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(of_step, jnp.arange(rows))
+    return constrain(keys_B, BATCH_AXES)
 
 
 def _microbatches(batch: Batch, parts: int) -> Batch:

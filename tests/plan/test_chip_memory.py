@@ -8,6 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from chopjax.checkpoint.published import CONFIGS
 from chopjax.models import families, flops
+from chopjax.models.config import ModelConfig
 from chopjax.plan.chip_memory import Parts, activations, knobs
 from chopjax.plan.collectives import Collectives
 from chopjax.plan.roofline import estimate, executed_flops_per_token
@@ -20,6 +21,13 @@ SETTINGS = Settings(
     data=DataSettings(batch_size=256, sequence_length=2048),
     compute=ComputeSettings(dtype="bfloat16", remat="none"),
 )
+A_TOKEN = flops.training_per_token(LLAMA, SETTINGS.data.sequence_length)
+
+
+def executed_of(config: ModelConfig, settings: Settings) -> int:
+    """Where all of the decoder is trained."""
+    a_token = flops.training_per_token(config, settings.data.sequence_length)
+    return executed_flops_per_token(config, settings, a_token)
 
 
 def with_compute(**changes) -> Settings:
@@ -44,7 +52,7 @@ def test_full_recomputation_keeps_every_block_s_input():
 
 
 def test_knobs_are_only_those_that_fit():
-    parts = Parts(GIB, GIB, GIB, 0, activations(LLAMA, SETTINGS, MESH), 0, True)
+    parts = Parts(GIB, 0, GIB, GIB, 0, activations(LLAMA, SETTINGS, MESH), 0, True)
     found = knobs(parts, 20 * GIB, LLAMA, SETTINGS, MESH)
     assert "compute.remat=full" in found[0].flags[-1]
     assert all(knob.total <= 20 * GIB for knob in found)
@@ -54,7 +62,7 @@ def test_knobs_are_only_those_that_fit():
 
 def test_knobs_for_the_state_itself():
     """Parameters and moments too large: shard them further, or halve the momentum."""
-    parts = Parts(4 * GIB, 4 * GIB, 4 * GIB, 0, GIB // 8, 0, True)
+    parts = Parts(4 * GIB, 0, 4 * GIB, 4 * GIB, 0, GIB // 8, 0, True)
     lion = dataclasses.replace(SETTINGS, optimizer=OptimizerSettings(name="lion"))
     found = {knob.flags: knob for knob in knobs(parts, 11 * GIB, LLAMA, lion, MESH)}
     sharded = found["--config.mesh.data=1", "--config.mesh.fsdp=16"]
@@ -76,7 +84,7 @@ def test_executed_flops():
 
     def executed(remat: Literal["none", "dots", "full"]) -> int:
         compute = dataclasses.replace(settings.compute, remat=remat, attention="splash")
-        return executed_flops_per_token(nothing, dataclasses.replace(settings, compute=compute))
+        return executed_of(nothing, dataclasses.replace(settings, compute=compute))
 
     assert executed("none") == executed("dots") == model
     assert executed("full") == model + model // 3 - head
@@ -100,7 +108,7 @@ def test_executed_flops_of_attention(
         with_compute(attention=attention, remat=remat),
         data=DataSettings(batch_size=256, sequence_length=length),
     )
-    weights = executed_flops_per_token(LLAMA, settings) - round(
+    weights = executed_of(LLAMA, settings) - round(
         products * 2 * area * length * LLAMA.num_heads * LLAMA.head_dim * LLAMA.num_layers
     )
     head = 2 * LLAMA.embed_dim * LLAMA.vocab_size
@@ -117,7 +125,7 @@ def test_a_window_s_tiles_alone_are_worked_off():
     def attention(window: int | None) -> int:
         layers = tuple(dataclasses.replace(layer, window=window) for layer in LLAMA.layers)
         config = dataclasses.replace(LLAMA, layers=layers)
-        return executed_flops_per_token(config, settings) - 6 * flops.matmul_parameters(LLAMA)
+        return executed_of(config, settings) - 6 * flops.matmul_parameters(LLAMA)
 
     assert attention(512) / attention(None) == pytest.approx(7 / 10)  # rows of 1, 2, 2, 2 tiles
     assert attention(600) / attention(None) == pytest.approx(9 / 10)
@@ -143,17 +151,19 @@ def test_splash_s_products_are_those_of_the_kernel():
 
 def test_compute_bound():
     topology = parse("v5p:4x4x4")
-    roofline = estimate(LLAMA, SETTINGS, topology)
+    roofline = estimate(
+        LLAMA, SETTINGS, topology, flops.training_per_token(LLAMA, SETTINGS.data.sequence_length)
+    )
     tokens = 256 * 2048
     assert roofline.step == pytest.approx(
         tokens * flops.training_per_token(LLAMA, 2048) / (64 * 459e12)
     )
     assert roofline.mfu == pytest.approx(1)
-    splash = estimate(LLAMA, with_compute(attention="splash"), topology)
+    splash = estimate(LLAMA, with_compute(attention="splash"), topology, A_TOKEN)
     assert 0.95 < splash.mfu < 1  # the diagonal's tiles, and the scores once more
     assert roofline.tokens_per_second == pytest.approx(tokens / roofline.step)
     assert roofline.hbm is None
-    again = estimate(LLAMA, with_compute(remat="full"), topology)
+    again = estimate(LLAMA, with_compute(remat="full"), topology, A_TOKEN)
     assert again.mfu == pytest.approx(0.755, abs=0.01)
 
 
@@ -163,13 +173,13 @@ def test_collectives_hide_or_add():
     gigabytes = 60 * 10**9  # 0.1 s over 6 links of 100 GB/s
     hidden = Collectives("all-gather", ("fsdp",), 1, gigabytes, gigabytes, gigabytes)
     exposed = dataclasses.replace(hidden, hidden=0)
-    alone = estimate(LLAMA, SETTINGS, topology, hbm_bytes=0)
-    behind = estimate(LLAMA, SETTINGS, topology, 0, [hidden], MESH, torus)
-    after = estimate(LLAMA, SETTINGS, topology, 0, [exposed], MESH, torus)
+    alone = estimate(LLAMA, SETTINGS, topology, A_TOKEN, hbm_bytes=0)
+    behind = estimate(LLAMA, SETTINGS, topology, A_TOKEN, 0, [hidden], MESH, torus)
+    after = estimate(LLAMA, SETTINGS, topology, A_TOKEN, 0, [exposed], MESH, torus)
     assert behind.hidden_collectives == pytest.approx(0.1)
     assert behind.step == alone.step
     assert after.step == pytest.approx(alone.step + 0.1)
-    slow = estimate(LLAMA, SETTINGS, topology, hbm_bytes=int(2765e9 * 100))
+    slow = estimate(LLAMA, SETTINGS, topology, A_TOKEN, hbm_bytes=int(2765e9 * 100))
     assert slow.step == pytest.approx(100)
 
 
@@ -177,7 +187,9 @@ def test_between_slices_the_network_counts():
     topology = parse("v5p:4x4x4", slices=2)
     shape = {"slice": 2, "data": 1, "fsdp": 64, "tensor": 1}
     row = Collectives("all-reduce", ("slice", "fsdp"), 1, 0, 64 * 10**9, 0)
-    roofline = estimate(LLAMA, SETTINGS, topology, 0, [row], shape, {"fsdp": frozenset({0, 1, 2})})
+    roofline = estimate(
+        LLAMA, SETTINGS, topology, A_TOKEN, 0, [row], shape, {"fsdp": frozenset({0, 1, 2})}
+    )
     assert roofline.exposed_collectives == pytest.approx(64 / 600 + 1 / 6.25)
 
 

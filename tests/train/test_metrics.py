@@ -21,12 +21,12 @@ def test_rates_percentiles_and_goodput(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    clock = metrics.Clock(CONFIG, (8, 16), PEAK, started=90.0)
+    per_token = flops.training_per_token(CONFIG, 16)
+    clock = metrics.Clock(per_token, (8, 16), PEAK, started=90.0)
     assert clock.summary() == {}
     for seconds in (1.0, 2.0, 3.0):
         now += seconds
         line = clock.tick()
-    per_token = flops.training_per_token(CONFIG, 16)
     assert line == {
         "step_seconds": 3.0,
         "tokens_per_second_per_chip": pytest.approx(8 * 16 / 3 / 4),
@@ -42,7 +42,7 @@ def test_rates_percentiles_and_goodput(monkeypatch):
     assert whole["goodput"] == pytest.approx(6 / 20)
     # The chopped model's steps: rates are its own, goodput the run's.
     half = CONFIG.keep((0, 1))
-    clock.now_of(half)
+    clock.now_of(flops.training_per_token(half, 16))
     now += 1
     line = clock.tick()
     assert line["step_seconds"] == 1.0
