@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.describe import Description, describe, keep_layers
 from chopjax.checkpoint.export import export
-from chopjax.checkpoint.load import keep_layers, load
+from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_description
 from chopjax.errors import UserError
 from chopjax.keep import Keep, parse_keep

@@ -25,7 +25,7 @@ from chopjax.checkpoint.provenance import (
     write_provenance,
 )
 from chopjax.checkpoint.structure import Structure, off_rhythm
-from chopjax.checkpoint.training_record import FULL, hub_datasets, public_name
+from chopjax.checkpoint.training_record import ADAPTERS, FULL, hub_datasets, public_name
 from chopjax.disk.atomic import new_file
 from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError
@@ -298,8 +298,9 @@ def _with_new_biases(record: Mapping[str, Any]) -> bool:
 def _training(entry: Mapping[str, Any]) -> Facts:
     """The rows of one training run, of a record that may be anybody's."""
     about, rate = entry.get("optimizer") or {}, entry.get("learning_rate") or {}
-    full = entry.get("kind") == FULL
-    kind = "all weights" if full else f"of kind {entry.get('kind')}"
+    kind = {FULL: "all weights", ADAPTERS: "adapters alone"}.get(
+        str(entry.get("kind")), f"of kind {entry.get('kind')}"
+    )
     optimizer = (
         f"{about.get('name')}, betas {about.get('b1')} and {about.get('b2')}, weight decay "
         f"{about.get('weight_decay')}, clip norm {about.get('clip_norm')}"
@@ -321,6 +322,13 @@ def _training(entry: Mapping[str, Any]) -> Facts:
         ("learning rate", learning_rate),
         ("batch", f"{batch}, seed {entry.get('seed')}"),
     ]
+    if isinstance(adapter := entry.get("adapter"), dict):
+        alpha, onto = adapter.get("alpha") or "as the rank", entry.get("merged_onto")
+        lora = (
+            f"LoRA of rank {adapter.get('rank')}, alpha {alpha}, dropout {adapter.get('dropout')}, "
+            f"on {adapter.get('targets')}; base in {adapter.get('base')}"
+        )
+        facts.append(("adapters", lora + (f"; merged onto the {onto} weights" if onto else "")))
     facts += [("data", _store(store)) for store in entry.get("data") or ()]
     if held_out := entry.get("held_out"):
         data = f" of {_store(held_out['data'])}" if held_out.get("data") else ""

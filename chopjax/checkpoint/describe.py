@@ -6,7 +6,7 @@ wrote, or the working directory of a training run. The last two are chopjax's ow
     FOLDER/chopjax_folder.json     names and types of the tensors: what export needs
     FOLDER/huggingface/            config.json, tokenizer files, chopjax.json, as they were found
     FOLDER/params/                 of an import: parameters (Orbax)
-    FOLDER/checkpoints/STEP/       of a training run: parameters and optimizer state (Orbax)
+    FOLDER/checkpoints/STEP/       of a training run: what it trains and optimizer state (Orbax)
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from chopjax.checkpoint.source import FOLDER_MARK, PICKLES, Checkpoint, read_con
 from chopjax.checkpoint.training_record import training_entry
 from chopjax.disk.files import expanded, folder_inside, inside, read_json_object
 from chopjax.errors import UserError, decoded
+from chopjax.keep import Keep
+from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.config import ModelConfig
-from chopjax.models.families.table import Family, Naming
+from chopjax.models.families.table import Family, Naming, bind
 
 HUGGINGFACE = "huggingface"
 PARAMS = "params"
@@ -37,6 +39,17 @@ CHECKPOINTS = "checkpoints"
 # What a folder with weights of whatever kind has.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.gguf", *PICKLES)
 _FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterRun:
+    """Weights of a training run that moved adapters alone (adapter_run.py reads them)."""
+
+    path: Path  # the Orbax folder, with the adapters
+    base: Description  # what they stand on, with all of its layers
+    keep: Keep | None  # those that the run has; None: all
+    settings: AdapterSettings
+    fingerprint: dict[str, Any]  # of the base, as the run read it (identity.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Description:
     naming: Naming
     dtypes: dict[str, str] | None  # tensor → its type as found; None after training
     metadata: dict[str, str]  # of the safetensors files
-    weights: Checkpoint | Path  # the Orbax folder, of chopjax's own
+    weights: Checkpoint | Path | AdapterRun  # a path: the Orbax folder, of chopjax's own
 
 
 def describe(model: str, revision: str | None = None, step: int | None = None) -> Description:
@@ -90,6 +103,24 @@ def of_checkpoint(checkpoint: Checkpoint) -> Description:
     )
 
 
+def keep_layers(description: Description, keep: tuple[int, ...]) -> Description:
+    """The description of the kept layers alone. Raises UserError for layers that are not there."""
+    num_layers = description.config.num_layers
+    if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < num_layers:
+        raise UserError(
+            f"{description.name}: layers to keep must ascend and lie in 0..{num_layers - 1}, "
+            f"not {keep}"
+        )
+    config = description.config.keep(keep)
+    bound = bind(description.family, description.config, description.naming)
+    old = [b.source for b in bound if b.layer is None or b.layer in keep]
+    new = [b.source for b in bind(description.family, config, description.naming)]
+    dtypes = description.dtypes
+    if dtypes is not None:
+        dtypes = {n: dtypes[o] for o, n in zip(old, new, strict=True)}
+    return dataclasses.replace(description, config=config, dtypes=dtypes)
+
+
 def _describe_own(folder: Path, name: str, step: int | None) -> Description:
     assets = folder_inside(folder, HUGGINGFACE)
     if assets is None:
@@ -98,12 +129,14 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
     family, config = translate(raw_config)
     record = _read_record(folder, family)
     provenance = read_provenance(assets)
+    adapters: AdapterRun | None = None
     checkpoints, weights = folder_inside(folder, CHECKPOINTS), folder_inside(folder, PARAMS)
     if checkpoints is not None:
         weights = _step_folder(checkpoints, name, step)
         if about := training_entry(folder, weights):
             start = record["source"], record["revision"]
             provenance = add_training(provenance, *start, config.num_layers, about)
+            adapters = _adapter_run(name, weights)
     elif step is not None:
         raise UserError(f"--step is for training runs; {name} was written by `chopjax import`")
     elif weights is None:
@@ -115,9 +148,41 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
         raw_config=raw_config,
         folder=assets,
         provenance=provenance,
-        weights=weights,
-        **record,
+        weights=adapters or weights,
+        **record | ({"dtypes": _kept(adapters).dtypes} if adapters else {}),
     )
+
+
+def _adapter_run(name: str, path: Path) -> AdapterRun | None:
+    """What run.json says of adapters and their base; None where all weights were trained.
+
+    Raises UserError where the base cannot be opened."""
+    record = read_json_object(path / "run.json")
+    settings = record["config"].get("adapter", {})
+    if not settings.get("rank"):
+        return None
+    about = record["base"]
+    try:
+        base = describe(about["model"], about["revision"])
+    except UserError as error:
+        raise UserError(
+            f"{name}: its checkpoints hold adapters alone, and what they stand on cannot be "
+            f"opened: {error}"
+        ) from error
+    chopped = record["step"] >= record["origin"]["chop_after"]
+    keep = record["kept_layers"] if chopped else None
+    return AdapterRun(
+        path=path,
+        base=base,
+        keep=None if keep is None else tuple(keep),
+        settings=AdapterSettings(**settings),
+        fingerprint=about["fingerprint"],
+    )
+
+
+def _kept(run: AdapterRun) -> Description:
+    """The base with the run's layers."""
+    return run.base if run.keep is None else keep_layers(run.base, run.keep)
 
 
 def _step_folder(checkpoints: Path, name: str, step: int | None) -> Path:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from chopjax.checkpoint import orbax_folder, values
+from chopjax.checkpoint import values
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
-from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.describe import AdapterRun, Description, describe
 from chopjax.checkpoint.dtypes import tensor_dtypes, with_dtype
 from chopjax.checkpoint.orbax_folder import Unread
+from chopjax.checkpoint.provenance import merged_onto
 from chopjax.checkpoint.safetensors_file import DTYPES
+from chopjax.checkpoint.source import Checkpoint
+from chopjax.checkpoint.unread import Onto, unread
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
 from chopjax.disk.atomic import new_folder
 from chopjax.errors import UserError, listing
@@ -34,24 +37,31 @@ def export_model(
     dtype: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
+    onto: Onto = "trained",
 ) -> Description:
     """Write an import or a training run as a Hugging Face checkpoint; memory holds one parameter.
 
     step: of a training run, the latest by default. dtype: as `export` has it; by default an
-    import comes back in the types that it was found in. Returns what was exported.
+    import comes back in the types that it was found in, and so does what adapters stand on. onto:
+    which of the weights under them they are added to (unread.py). Returns what was exported.
     """
     description = describe(model, step=step)
-    if not isinstance(description.weights, Path):
+    if isinstance(description.weights, Checkpoint):
         raise UserError(f"{model} is a Hugging Face checkpoint already; there is nothing to export")
+    provenance = description.provenance
+    if isinstance(description.weights, AdapterRun):
+        provenance = merged_onto(provenance, onto)
+    elif onto != "trained":
+        raise UserError(f"--onto is for training runs with adapters; {model} is none")
     export(
         description.config,
         description.raw_config,
-        orbax_folder.unread_params(description.weights, description.config),
+        unread(description.weights, description.config, onto=onto),
         description.folder,
         out,
         description.naming,
         dtype,
-        description.provenance,
+        provenance,
         dtypes=description.dtypes,
         metadata=description.metadata,
         max_shard_bytes=max_shard_bytes,
@@ -133,12 +143,19 @@ class _Reader:
     def tensor(self, binding: Binding, dtype: np.dtype[Any]) -> np.ndarray:
         """A tensor in the checkpoint's layout and type."""
         targets = binding.row.targets
+        one = [getattr(self.flat[path], "read_one", None) for path in targets]
+        if all(one):
+            return self._tensor(binding, dtype, [read(binding.place) for read in one])
         if not self.held.keys() >= set(targets):
             self.held = {}  # before the next are read
             self.held = {path: self._whole(path) for path in targets}
-        arrays = [self.held[path] for path in targets]
-        if binding.place:
-            arrays = [array[binding.place] for array in arrays]
+        arrays = [array[binding.place] for array in (self.held[path] for path in targets)]
+        return self._tensor(binding, dtype, arrays)
+
+    def _tensor(
+        self, binding: Binding, dtype: np.dtype[Any], arrays: list[np.ndarray]
+    ) -> np.ndarray:
+        """Of parameters where the tensor stands."""
         view = binding.row.to_tensor([np.asarray(array) for array in arrays], self.sizes)
         result = values.contiguous(view, dtype)
         if (

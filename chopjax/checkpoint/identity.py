@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.assets import CARD, PARENT_CARD, assets
-from chopjax.checkpoint.describe import Description
+from chopjax.checkpoint.describe import AdapterRun, Description
 from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.checkpoint.source import Checkpoint
@@ -40,11 +40,18 @@ def model_files(description: Description) -> dict[str, Path]:
     if isinstance(weights, Checkpoint):
         files = {tensor.file for tensor in weights.tensors.values()}
         named = {path.name: path for path in sorted(files)}
+    elif isinstance(weights, AdapterRun):
+        own = {f"adapters/{name}": path for name, path in _files_below(weights.path).items()}
+        named = own | {f"base/{n}": path for n, path in model_files(weights.base).items()}
     else:
-        files = {path for path in weights.rglob("*") if path.is_file()}
-        named = {path.relative_to(weights).as_posix(): path for path in sorted(files)}
+        named = _files_below(weights)
     riding = [name for name in assets(description.folder) if not Path(name).name.startswith(_INERT)]
     return named | {name: description.folder / name for name in riding}
+
+
+def _files_below(folder: Path) -> dict[str, Path]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
 def fingerprint(

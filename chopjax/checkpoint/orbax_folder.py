@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ from chopjax.checkpoint.manifest import verify_files, write_manifest
 from chopjax.checkpoint.orbax_disk import check_saved, orbax_path, seal, shapes_by_name
 from chopjax.disk.atomic import check_room, new_folder
 from chopjax.errors import UserError, first_line, listing
-from chopjax.models import parameters
-from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 
 PYTREE = "pytree"  # the name of our one checkpointable
@@ -74,12 +72,12 @@ def save_params(path: Path, params: Params) -> None:
         raise UserError(f"{path}: could not be written: {first_line(error)}") from error
 
 
-def stored(path: Path, config: ModelConfig) -> dict[str, Any]:
-    """Parameter path → shape and dtype, as stored; UserError where they do not fit the config."""
+def stored(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Parameter path → shape and dtype, as stored. Raises UserError where these are not the
+    expected ones, config.json's."""
     with _readable(path), orbax_path(path) as name:
         tree = ocp.metadata(name).metadata
         arrays: dict[str, Any] = flatten_dict(tree.get("params", {}), sep="/")
-    expected = parameters.shapes(config)
     problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - arrays]
     problems += [f"unknown: {name} {list(arrays[name].shape)}" for name in arrays.keys() - expected]
     problems += [
@@ -124,15 +122,20 @@ def load_params(path: Path, abstract: Params) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """A parameter on disk, which `read` brings into the host's memory."""
+    """A parameter on disk, which `read` brings into the host's memory.
+
+    read_one: only what stands at these first indices (a layer; a layer's expert), where less than
+    all of it can be read.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     read: Callable[[], np.ndarray]
+    read_one: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
 
-def unread_params(path: Path, config: ModelConfig) -> Params:
-    """The parameters of a folder, none of them read yet; its files are verified."""
+def unread_params(path: Path, expected: Mapping[str, tuple[int, ...]]) -> Params:
+    """The parameters of a folder, of these shapes, none of them read yet. Verifies its files."""
     check_files(path)
 
     def read(name: str, leaf: Any) -> np.ndarray:
@@ -145,7 +148,7 @@ def unread_params(path: Path, config: ModelConfig) -> Params:
     unread: dict[str, Any] = unflatten_dict(
         {
             name: Unread(tuple(leaf.shape), leaf.dtype, functools.partial(read, name, leaf))
-            for name, leaf in stored(path, config).items()
+            for name, leaf in stored(path, expected).items()
         },
         sep="/",
     )

@@ -138,6 +138,13 @@ def add_training(
     return before | {"history": [*before["history"], {"step": TRAINING, **about}]}
 
 
+def merged_onto(record: Mapping[str, Any] | None, onto: str) -> dict[str, Any]:
+    """The record of a training run's adapters, merged: onto which weights (unread.py)."""
+    assert record is not None  # such a run has one
+    *before, last = record["history"]
+    return dict(record) | {"history": [*before, last | {"merged_onto": onto}]}
+
+
 def _before(
     previous: Mapping[str, Any] | None, name: str, revision: str | None, num_layers: int
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chopjax.checkpoint.computed import translate
-from chopjax.checkpoint.describe import CHECKPOINTS, Description
+from chopjax.checkpoint.describe import CHECKPOINTS, AdapterRun, Description
 from chopjax.checkpoint.dtypes import stated_dtype, tensor_dtypes
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
@@ -100,6 +100,8 @@ def _config(config: ModelConfig) -> dict[str, Any]:
 def _kind(description: Description) -> str:
     if isinstance(description.weights, Checkpoint):
         return "Hugging Face" if description.revision is None else "Hugging Face hub"
+    if isinstance(description.weights, AdapterRun):
+        return f"training run of adapters on {description.weights.base.name}"
     return "training run" if description.weights.parent.name == CHECKPOINTS else "import"
 
 

@@ -1,6 +1,8 @@
 """What chopjax.json and the model card say of a training run, out of its run.json. No jax.
 
-{"kind": "full",                       all weights were trained, by continued pretraining
+{"kind": "full" or "adapters",         all weights were trained, or what is added to some
+ "adapter": {"rank": …, "alpha": …, "dropout": …, "targets": …, "base": …},   with adapters alone
+ "merged_onto": "trained",              weights that they were added to (unread.py), once exported
  "chopjax_version": …, "model": {"name": …, "revision": …},     what the run started from
  "steps": …, "tokens": …, "chop_after_steps": …,
  "batch_size": …, "sequence_length": …, "mask_documents": …, "seed": …,
@@ -25,6 +27,7 @@ from chopjax.disk.files import read_json_object
 from chopjax.errors import UserError
 
 FULL = "full"  # the kind of training that changes all weights
+ADAPTERS = "adapters"  # what is added to some matrices alone
 SCHEDULE = "linear warm-up, then half a cosine down to final_fraction of the peak at total_steps"
 MOST_SOURCES = 20  # that are named
 _OPTIMIZER = ("name", "b1", "b2", "weight_decay", "clip_norm", "momentum_dtype", "z_loss")
@@ -60,8 +63,10 @@ def _entry(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> d
             "convention": window_convention(data["sequence_length"], data["mask_documents"]),
             "data": stores["held_out"] and _public(stores["held_out"]),
         }
+    adapter = config.get("adapter") or {}  # older records have none
+    kind = {"kind": ADAPTERS, "adapter": adapter} if adapter.get("rank") else {"kind": FULL}
     return {
-        "kind": FULL,
+        **kind,
         "chopjax_version": record["chopjax_version"],
         "model": {"name": origin["name"], "revision": origin["revision"]},
         "steps": record["step"],

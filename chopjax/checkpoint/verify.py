@@ -28,10 +28,10 @@ def check(description: Description) -> list[str]:
         check_tied(checkpoint)
         arrays = {name: functools.partial(checkpoint.array, name) for name in names}
     else:
-        from chopjax.checkpoint.orbax_folder import unread_params
+        from chopjax.checkpoint.unread import unread
 
-        unread = flatten_dict(unread_params(description.weights, description.config), sep="/")
-        arrays = {name: leaf.read for name, leaf in unread.items()}
+        params = flatten_dict(unread(description.weights, description.config), sep="/")
+        arrays = {name: leaf.read for name, leaf in params.items()}
     with progress(f"read {description.name}", len(arrays), "arrays") as bar:
         faults = []
         for name, read in arrays.items():

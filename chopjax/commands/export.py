@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="type of every tensor (default: as imported, or as config.json says after training)",
     )
+    add(
+        "--onto",
+        choices=("trained", "original"),
+        default="trained",
+        help="of a run with adapters: add them to the weights that they were trained on, which of "
+        "a quantized base are the dequantized ones (default), or to the base's own",
+    )
     add("--overwrite", action="store_true", help="replace OUT if `chopjax export` wrote it")
     add_max_shard_size(add)
     add(
@@ -61,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         args.dtype,
         parse_bytes(args.max_shard_size, "--max-shard-size"),
         args.overwrite,
+        args.onto,
     )
     say(
         f"{args.out}: {exported.family.model_type}, {exported.config.num_layers} layers, "

@@ -60,6 +60,14 @@ def training_per_token(config: ModelConfig, length: int) -> int:
     return 3 * forward_per_token(config, length)
 
 
+def adapters_per_token(config: ModelConfig, length: int, added: int) -> int:
+    """Of a training step that moves `added` numbers in adapters and none of the decoder's own:
+    forward, backward to every activation, and the adapters' own gradients. A frozen kernel costs
+    4 FLOPs a parameter where a trained one costs 6; attention has no kernels, and costs the same.
+    """
+    return training_per_token(config, length) - 2 * matmul_parameters(config) + 6 * added
+
+
 @dataclasses.dataclass(frozen=True)
 class Flops:
     """FLOPs per token of the whole model, head included. Training is three times forward."""

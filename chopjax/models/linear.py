@@ -27,6 +27,10 @@ class WeightNode(Protocol):
         """The last `contracted` axes of x times the first of the kernel, in x's dtype."""
         ...
 
+    def kernel(self, dtype: Any) -> jax.Array:
+        """The array that it stands for, in the parameter's own layout."""
+        ...
+
 
 def project(params: Params, name: str, x: jax.Array, contracted: int = 1) -> jax.Array:
     """x times the kernel params[name], plus params[f"{name}_bias"] where there is one."""
@@ -51,13 +55,10 @@ def precision_in_force() -> str | None:
 
 
 def stacked(params: Params, name: str, dtype: jnp.dtype) -> jax.Array:
-    """The kernels params[name] of many experts, in this dtype. Raises TypeError for a WeightNode:
-    it has a product with one kernel."""
+    """The kernels params[name] of many experts, in this dtype."""
     kernels = params[name]
     if isinstance(kernels, WeightNode):
-        raise TypeError(
-            f"{name}: experts' kernels must be arrays, and this is a {type(kernels).__name__}"
-        )
+        return kernels.kernel(dtype)
     made: jax.Array = kernels.astype(dtype)
     return made
 

@@ -60,6 +60,7 @@ SHARDING_RULES: Mapping[str, Rule] = {
     "V": Rule("tensor", whole_if_uneven=True),
     "E": Rule(None),  # OPT-350m alone has it, narrow and beside D
     "P": Rule(None),
+    "R": Rule(None),  # an adapter's rank
 }
 
 

@@ -109,6 +109,32 @@ def axes(config: ModelConfig) -> dict[str, str]:
     return {path: row.axes for path, row in table(config).items()}
 
 
+class KernelAxes(NamedTuple):
+    """The axes of a kernel: those that it is one of many along, what it reads, what it makes."""
+
+    leading: tuple[str, ...]  # L, and X where there are experts
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+# In the order of a block. A router is none of them: it is small, and decides more than it computes.
+ATTENTION_KERNELS, MLP_KERNELS = ("query", "key", "value", "output"), ("gate", "up", "down")
+KERNELS = dict.fromkeys(ATTENTION_KERNELS, "attention") | dict.fromkeys(MLP_KERNELS, "mlp")
+
+
+def kernels(config: ModelConfig) -> dict[str, KernelAxes]:
+    """Path → axes, of the blocks' kernels: the matrices in which nearly all of a decoder lies."""
+    present = axes(config)
+    found = {}
+    for name, part in KERNELS.items():
+        if (path := f"blocks/{part}/{name}") in present:
+            letters = tuple(present[path].split())
+            first = 2 if letters[1] == "X" else 1
+            last = first + (2 if name == "output" else 1)
+            found[path] = KernelAxes(letters[:first], letters[first:last], letters[last:])
+    return found
+
+
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Path → shape."""
     size = sizes(config)

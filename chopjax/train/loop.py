@@ -26,7 +26,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from chopjax.checkpoint.describe import HUGGINGFACE, Description
+from chopjax.checkpoint.describe import HUGGINGFACE, Description, describe
 from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_tree
 from chopjax.compilation import compiled
@@ -49,6 +49,7 @@ from chopjax.models.parameters import Params
 from chopjax.models.scores import all_scores
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints
+from chopjax.train.base import base_record, check_base, read_base
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, prefetch, training_batches
@@ -70,6 +71,7 @@ from chopjax.train.step import (
     State,
     abstract_state,
     begin,
+    begin_adapters,
     begin_from_scratch,
     make_eval_step,
     make_finite_check,
@@ -147,6 +149,9 @@ def _train(
         step, record = found_step, checkpoints.read_record(folder, found_step)
         tokens = record["tokens"]
         origin, description = from_record(record["origin"]), None
+        if settings.adapter.rank:  # the checkpoint holds no base
+            description = describe(settings.model, settings.revision or None)
+            check_base(description, record["base"])
         _check_same_run("settings", differences(record["config"], asdict(settings)), force)
         say(f"resuming {workdir} after step {step} of {settings.total_steps}")
     model = origin.config_at(step)
@@ -171,6 +176,7 @@ def _train(
     shape = (settings.data.batch_size, settings.data.sequence_length)
     batches = training_batches(settings.data, settings.seed)
     held_out = held_out_batches(settings)
+    base = base_record(settings, description) if settings.adapter.rank else None
     fingerprints = _fingerprints(workdir, model, batches, held_out)
     stores = {
         "train": batches.record,
@@ -181,14 +187,19 @@ def _train(
         _check_same_run("data", changed, force)
 
     # -------------------------- Decide how to initialize training. The order is important.
-    # 1. A checkpoint of this run.  2. A model.  3. Random weights.
+    # 1. A checkpoint of this run.  2. Adapters, on a model.  3. A model.  4. Random weights.
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     task = task_of(model, settings, mesh)
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
-    frozen: dict[str, Any] = {}  # all of the decoder is trained
+    frozen: dict[str, Any] = {}
+    if settings.adapter.rank:
+        keep = origin.keep if step >= origin.chop_after else None
+        frozen["base"] = read_base(settings, description, keep, task.frozen["base"], params)
     if found_step is not None:
         with progress(f"read the checkpoint of step {found_step}"):
             state = checkpoints.restore(folder, found_step, abstract)
+    elif settings.adapter.rank:
+        state = begin_adapters(model, optimizer, settings, abstract)
     elif params is not None:
         where = shardings_of(abstract["params"])
         copied = jax.device_put(params, where, may_alias=False)  # `begin` takes its argument
@@ -252,7 +263,7 @@ def _train(
         if not is_finite(state):  # the loss would say so only after the next step
             raise UserError(f"step {step}: the state is not finite. {guard.advice()}")
         writer.flush()
-        about = run_record(settings, origin, fingerprints, stores, step, tokens)
+        about = run_record(settings, origin, fingerprints, stores, step, tokens, base)
         saver.save(step, state, about)
         saved_step = step
 
@@ -287,6 +298,8 @@ def _train(
             if is_chop:
                 say(f"step {step}: chopping; layers {ranges(origin.keep or ())} stay")
                 state = chop_tree(state, origin.keep or ())
+                if "base" in frozen:
+                    frozen["base"] = chop_tree(frozen["base"], origin.keep or ())
                 model = origin.config_at(step)
                 task = task_of(model, settings, mesh)
                 train_step, eval_step = _programs(model, task, optimizer, settings, mesh)

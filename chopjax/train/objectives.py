@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from chopjax.models import decoder
+from chopjax.models.adapters import student
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.head import head_of
@@ -25,11 +26,13 @@ def compute_of(settings: Settings) -> Compute:
 def next_token(config: ModelConfig, settings: Settings) -> Objective:
     """Language modelling: Σ w·(nll + z_loss·log²Z) over the batch's tokens, in nats.
 
-    The whole decoder is trained, nothing is frozen. Metrics: `loss`, Σ w·nll.
+    What is trained is the whole decoder, or adapters on a frozen one (adapters.student). Metrics:
+    `loss`, Σ w·nll.
     """
     compute, masked = compute_of(settings), settings.data.mask_documents
 
-    def objective(params: Params, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def objective(trainable: Params, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+        params = student(trainable, frozen, batch, settings.adapter)
         hidden_BTE = decoder.hidden_states(
             params,
             config,

@@ -120,9 +120,11 @@ def run_record(
     stores: dict[str, Any],
     step: int,
     tokens: int,
+    base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """run.json: all that a resumed run must agree with, and where it stood."""
-    return {
+    """run.json: all that a resumed run must agree with, and where it stood. base: what adapters
+    stand on (base.py)."""
+    return ({} if base is None else {"base": base}) | {
         "chopjax_version": __version__,
         "step": step,
         "tokens": tokens,

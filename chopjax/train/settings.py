@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from ml_collections import ConfigDict
 
 from chopjax.errors import UserError, did_you_mean, listing
+from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute, Dtype, Remat
 
 MOST = 2**53  # of any number: JSON's are exact up to there
@@ -119,6 +120,7 @@ class Settings:
     chop: ChopSettings = ChopSettings()
     data: DataSettings = DataSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    adapter: AdapterSettings = AdapterSettings()
     compute: ComputeSettings = ComputeSettings()
     mesh: MeshSettings = MeshSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -238,7 +240,7 @@ def _has_names(value: Any) -> bool:
 
 def _contradictions(settings: Settings) -> list[str]:
     chop, data, optimizer = settings.chop, settings.data, settings.optimizer
-    compute, checkpoints = settings.compute, settings.checkpoints
+    compute, checkpoints, adapter = settings.compute, settings.checkpoints, settings.adapter
     at_least_one = {
         "total_steps": settings.total_steps,
         "data.batch_size": data.batch_size,
@@ -258,6 +260,8 @@ def _contradictions(settings: Settings) -> list[str]:
         "optimizer.clip_norm": optimizer.clip_norm,
         "optimizer.z_loss": optimizer.z_loss,
         "optimizer.spike_factor": optimizer.spike_factor,
+        "adapter.rank": adapter.rank,
+        "adapter.alpha": adapter.alpha,
         "evaluation.every": settings.evaluation.every,
         "evaluation.batch_size": settings.evaluation.batch_size,
         "evaluation.max_batches": settings.evaluation.max_batches,
@@ -297,6 +301,15 @@ def _contradictions(settings: Settings) -> list[str]:
             f"data.batch_size x data.sequence_length: {tokens:,} tokens, above {MOST_TOKENS:,}",
         ),
         (0 <= optimizer.b1 < 1 and 0 <= optimizer.b2 < 1, "optimizer.b1 and b2 lie in [0, 1)"),
+        (0 <= adapter.dropout < 1, "adapter.dropout lies in [0, 1)"),
+        (
+            adapter.rank > 0 or adapter == AdapterSettings(),
+            "adapter.rank is 0, and other fields of adapter are set: give it a rank of at least 1",
+        ),
+        (
+            adapter.rank == 0 or bool(settings.model),
+            "adapter.rank: adapters go onto a model; random weights have none",
+        ),
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),
     ]
     return (

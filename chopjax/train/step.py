@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from chopjax.models import decoder
+from chopjax.models import adapters, decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import BATCH_AXES, batch_sharding, constrain, replicated, shardings
 from chopjax.models.parameters import Params
@@ -124,6 +124,22 @@ def begin_from_scratch(
     def make(key: jax.Array) -> State:
         params = decoder.init(config, key, settings.compute.param_dtype)
         return initial_state(params, optimizer, settings)
+
+    born = jax.jit(make, out_shardings=shardings_of(abstract))
+    state: State = born(jax.random.key(settings.seed))
+    return state
+
+
+def begin_adapters(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    settings: Settings,
+    abstract: State,
+) -> State:
+    """The first state around adapters that add nothing yet, born sharded."""
+
+    def make(key: jax.Array) -> State:
+        return initial_state(adapters.init(config, settings.adapter, key), optimizer, settings)
 
     born = jax.jit(make, out_shardings=shardings_of(abstract))
     state: State = born(jax.random.key(settings.seed))

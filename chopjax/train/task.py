@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from chopjax.models import flops
+from chopjax.models import adapter_settings, adapters, flops
 from chopjax.models.config import ModelConfig
 from chopjax.train.objectives import next_token
 from chopjax.train.settings import Settings
@@ -31,10 +31,13 @@ class Task:
 def task_of(model: ModelConfig, settings: Settings, mesh: Mesh) -> Task:
     """The task of a run whose decoder is `model` now."""
     language_modelling = next_token(model, settings)
-    return Task(
-        objective=language_modelling,
-        held_out=language_modelling,
-        trainable=abstract_params(model, settings.compute.param_dtype, mesh),
-        frozen={},
-        flops=flops.training_per_token(model, settings.data.sequence_length),
-    )
+    floats = abstract_params(model, settings.compute.param_dtype, mesh)
+    adapter, length = settings.adapter, settings.data.sequence_length
+    if adapter.rank:
+        trainable = adapters.abstract(model, adapter, mesh)
+        frozen = {"base": adapters.abstract_base(model, adapter, floats, mesh)}
+        work = flops.adapters_per_token(model, length, adapter_settings.count(model, adapter))
+    else:
+        trainable, frozen = floats, {}
+        work = flops.training_per_token(model, length)
+    return Task(language_modelling, language_modelling, trainable, frozen, work)

@@ -27,6 +27,7 @@ from chopjax.checkpoint.orbax_folder import (
     unread_params,
 )
 from chopjax.errors import UserError
+from chopjax.models.parameters import shapes
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +98,14 @@ def test_what_is_read_back_is_what_was_saved(loaded: Loaded, saved: Path) -> Non
 def test_shapes_and_types_are_known_without_reading(loaded: Loaded, saved: Path) -> None:
     found = {
         path: (str(np.dtype(leaf.dtype)), tuple(leaf.shape))
-        for path, leaf in stored(saved, loaded.config).items()
+        for path, leaf in stored(saved, shapes(loaded.config)).items()
     }
     wanted = {path: (kind, shape) for path, (kind, shape, _) in contents(loaded.params).items()}
     assert found == wanted
 
 
 def test_each_parameter_is_read_when_it_is_asked_for(loaded: Loaded, folder: Path) -> None:
-    unread = flatten_dict(unread_params(folder, loaded.config), sep="/")
+    unread = flatten_dict(unread_params(folder, shapes(loaded.config)), sep="/")
     wanted = contents(loaded.params)
     assert unread.keys() == wanted.keys()
     for path, leaf in unread.items():
@@ -127,7 +128,7 @@ def test_what_lies_beside_the_parameters_is_not_read(loaded: Loaded, tmp_path: P
     """As in a training run: the optimizer's state and the step."""
     tree = {"params": loaded.params, "momentum": loaded.params, "step": jnp.int32(3)}
     ocp.save(tmp_path / "5", tree, checkpointable_name=PYTREE)
-    assert stored(tmp_path / "5", loaded.config).keys() == contents(loaded.params).keys()
+    assert stored(tmp_path / "5", shapes(loaded.config)).keys() == contents(loaded.params).keys()
     found = load_params(tmp_path / "5", abstract(loaded.params))
     assert contents(found) == contents(loaded.params)
 
@@ -162,7 +163,7 @@ def test_a_flipped_bit_is_named_with_its_file_and_no_other(
     assert first == f"{folder}: damaged:"
     assert [line.strip() for line in others] == [f"{path}: the content has changed"]
     with pytest.raises(UserError, match="the content has changed"):
-        unread_params(folder, loaded.config)
+        unread_params(folder, shapes(loaded.config))
 
 
 def test_missing_and_cut_files_are_named_together(folder: Path) -> None:
@@ -180,7 +181,7 @@ def test_missing_and_cut_files_are_named_together(folder: Path) -> None:
 def test_a_folder_without_its_digests_is_not_trusted(loaded: Loaded, folder: Path) -> None:
     (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match=f"{MANIFEST}: missing"):
-        unread_params(folder, loaded.config)
+        unread_params(folder, shapes(loaded.config))
 
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "text"])
@@ -191,7 +192,7 @@ def test_what_is_no_checkpoint_of_orbax(loaded: Loaded, tmp_path: Path, kind: st
     if kind == "text":
         (path / "_METADATA").write_text("no JSON")
     for act in (
-        lambda: stored(path, loaded.config),
+        lambda: stored(path, shapes(loaded.config)),
         lambda: load_params(path, abstract(loaded.params)),
     ):
         with pytest.raises(UserError, match="damaged or not an Orbax checkpoint") as error:
@@ -223,7 +224,7 @@ def test_tensors_of_other_shape_missing_and_unknown_are_all_named(
 
 def test_another_number_of_layers_is_refused_in_every_block(loaded: Loaded, saved: Path) -> None:
     with pytest.raises(UserError) as error:
-        stored(saved, loaded.config.keep((1,)))
+        stored(saved, shapes(loaded.config.keep((1,))))
     said = str(error.value)
     assert "blocks/attention/query is [2, 8, 2, 4], config.json asks for [1, 8, 2, 4]" in said
     assert "final_norm" not in said

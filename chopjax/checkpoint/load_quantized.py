@@ -1,0 +1,78 @@
+"""Kernels quantized while they are read: host memory holds one matrix at a time of each thread."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from chopjax.checkpoint.shards import Index, shards_of
+from chopjax.models.quantized import Quantized, code_dtype, quantize
+
+
+def read_quantized(
+    read: Callable[[tuple[int, ...]], np.ndarray],
+    leading: tuple[int, ...],
+    where: Quantized,
+    threads: concurrent.futures.Executor,
+) -> Quantized:
+    """A quantized kernel on its devices.
+
+    read: first indices (a layer; a layer's expert) → the matrix there, [inputs…, outputs…], of any
+    float type. leading: how many there are of each. where: how codes and scales are sharded.
+    """
+    form = where.form
+    codes_shape, scales_shape = ((*leading, *shape) for shape in form.shapes())
+    # Of a device: the axes that scales have are split as those of codes are.
+    scales_of = {
+        next(iter(device.device_set)): index
+        for index, devices in shards_of(where.scales, scales_shape).items()
+        for device in devices
+    }
+    codes_parts, scales_parts = [], []
+    for index, devices in shards_of(where.codes, codes_shape).items():
+        codes = np.empty(_sizes(index), code_dtype(form.kind))
+        of_scales = scales_of[next(iter(devices[0].device_set))]
+        scales = np.empty(_sizes(of_scales), np.float32)
+
+        def fill(
+            place: tuple[int, ...], index: Index = index, codes: Any = codes, scales: Any = scales
+        ) -> None:
+            here = tuple(p - start for p, (start, _) in zip(place, index, strict=False))
+            codes[here], scales[here] = _part(read(place), where, index[len(leading) :])
+
+        places = itertools.product(*(range(*bounds) for bounds in index[: len(leading)]))
+        list(threads.map(fill, places))
+        codes_parts += [jax.device_put(codes, device) for device in devices]
+        scales_parts += [jax.device_put(scales, device) for device in devices]
+    make = jax.make_array_from_single_device_arrays
+    made = Quantized(
+        make(codes_shape, where.codes, codes_parts),
+        make(scales_shape, where.scales, scales_parts),
+        form,
+    )
+    return jax.block_until_ready(made)  # so that the host's copies go before the next are made
+
+
+def _part(kernel: np.ndarray, where: Quantized, cut: Index) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of the part of one matrix that `cut` says, of its codes."""
+    form = where.form
+    inputs, outputs = len(form.inputs), len(form.outputs)
+    rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
+    rows = rows.reshape(*form.outputs, -1)
+    if not form.by_row:
+        return quantize(rows, form.kind)
+    rows = rows[tuple(slice(*bounds) for bounds in cut[:outputs])]
+    first, last = cut[outputs]
+    if form.kind == "nf4":
+        return quantize(rows[..., 2 * first : 2 * last], form.kind)
+    codes, scales = quantize(rows, form.kind)  # a scale is that of the whole row
+    return codes[..., first:last], scales
+
+
+def _sizes(index: Index) -> list[int]:
+    return [stop - start for start, stop in index]

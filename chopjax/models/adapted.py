@@ -1,0 +1,60 @@
+"""A kernel with a low-rank addition (LoRA, arXiv 2106.09685): y = W·x + scale · B·A·drop(x).
+
+Axes: B batch, T time, R rank; a kernel's own inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from chopjax.models.linear import WeightNode, linear
+
+
+class Adapted(struct.PyTreeNode):
+    """A weight node (models/linear.py). Under `blocks` every array has the layer axis L first."""
+
+    base: jax.Array | WeightNode  # never moves: no gradient is formed for it
+    a: jax.Array  # [inputs…, R]
+    b: jax.Array  # [R, outputs…]
+    keys_B: jax.Array | None  # a random key a row, for dropout; None: nothing is dropped
+    scale: float = struct.field(pytree_node=False)
+    dropout: float = struct.field(pytree_node=False)
+
+    def product(self, x: jax.Array, contracted: int) -> jax.Array:
+        """The last `contracted` axes of x [B, T, …] times the kernel, in x's dtype."""
+        if isinstance(self.base, WeightNode):
+            y = self.base.product(x, contracted)
+        else:
+            y = jnp.tensordot(x, jax.lax.stop_gradient(self.base).astype(x.dtype), contracted)
+        low_BTR = linear(self._dropped(x), self.a, contracted)
+        return y + linear(low_BTR, self.b) * jnp.asarray(self.scale, x.dtype)
+
+    def _dropped(self, x: jax.Array) -> jax.Array:
+        """Of the adapter's input alone, numbers go to zero; a mask is a function of its row's key,
+        whatever rows stand beside it."""
+        if self.keys_B is None or not self.dropout:
+            return x
+        keep = 1 - self.dropout
+        stays = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(self.keys_B)
+        return jnp.where(stays, x / jnp.asarray(keep, x.dtype), 0)
+
+    def kernel(self, dtype: Any) -> jax.Array:
+        """W + scale·A·B of one layer, added in float32."""
+        base = self.base
+        wide = base.kernel if isinstance(base, WeightNode) else base.astype
+        return (wide(jnp.float32) + self.scale * addition(self.a, self.b)).astype(dtype)
+
+
+def addition(a: jax.Array, b: jax.Array) -> jax.Array:
+    """[inputs…, outputs…], float32: the product of one layer's a and b."""
+    inputs, outputs = a.shape[:-1], b.shape[1:]
+    product = jnp.dot(
+        a.reshape(-1, a.shape[-1]).astype(jnp.float32),
+        b.reshape(b.shape[0], -1).astype(jnp.float32),
+        precision="highest",
+    )
+    return product.reshape(*inputs, *outputs)
