@@ -213,7 +213,7 @@ def test_tensors_of_other_shape_missing_and_unknown_are_all_named(
     write_manifest(tmp_path / "params")
     for look in (stored, unread_params):
         with pytest.raises(UserError, match=r"do not fit config\.json") as error:
-            look(tmp_path / "params", loaded.config)
+            look(tmp_path / "params", shapes(loaded.config))
         said = [line.strip() for line in str(error.value).splitlines()]
         assert [line for line in said if "/" in line and str(tmp_path) not in line] == [
             "missing: final_norm/scale [8]",

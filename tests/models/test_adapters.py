@@ -15,7 +15,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from chopjax.models import adapters, decoder, parameters
+from chopjax.models import adapter_settings, adapters, decoder, parameters
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute
 from chopjax.models.head import head_of

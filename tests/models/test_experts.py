@@ -136,16 +136,19 @@ def test_active_parameters() -> None:
 class Node:
     """A WeightNode of whatever kind."""
 
-    kernel: jax.Array
+    array: jax.Array
 
     def product(self, x: jax.Array, contracted: int) -> jax.Array:
-        return jnp.tensordot(x, self.kernel, contracted)
+        return jnp.tensordot(x, self.array, contracted)
+
+    def kernel(self, dtype: jnp.dtype) -> jax.Array:
+        return self.array.astype(dtype)
 
 
-def test_a_weight_node_is_refused_by_name_and_may_route() -> None:
+def test_weight_nodes_stand_for_arrays() -> None:
     config, mlp = of(Experts(6, 2, False))
     x_BTD = jax.random.normal(jax.random.key(1), (B, T, D))
-    with pytest.raises(TypeError, match="up: experts' kernels must be arrays, and this is a Node"):
-        feed_forward(mlp | {"up": Node(mlp["up"])}, config, jax.nn.silu, x_BTD)
+    same = feed_forward(mlp | {"up": Node(mlp["up"])}, config, jax.nn.silu, x_BTD)
+    np.testing.assert_allclose(same, feed_forward(mlp, config, jax.nn.silu, x_BTD), atol=1e-6)
     routed = feed_forward(mlp | {"router": Node(mlp["router"])}, config, jax.nn.silu, x_BTD)
     np.testing.assert_allclose(routed, feed_forward(mlp, config, jax.nn.silu, x_BTD), atol=1e-4)
