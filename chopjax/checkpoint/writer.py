@@ -63,7 +63,7 @@ def write_safetensors(
     count = len(shards)
     names = [SINGLE] if count == 1 else [_shard_name(i, count) for i in range(count)]
     for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, metadata or {"format": "pt"}, advance)
+        write_file(folder / name, shard, metadata or {"format": "pt"}, advance)
     if count > 1:
         where = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
@@ -88,9 +88,10 @@ def _shard_name(index: int, count: int) -> str:
     return f"model-{index + 1:05}-of-{count:05}.safetensors"
 
 
-def _write_file(
+def write_file(
     path: Path, tensors: list[Tensor], metadata: Mapping[str, str], advance: Callable[[int], None]
 ) -> None:
+    """Write one safetensors file, whatever its size. The rest is as in `write_safetensors`."""
     # Wider types first, so that every tensor is aligned to its own type in the mapped file.
     tensors = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)}

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a run with adapters: add them to the weights that they were trained on, which of "
         "a quantized base are the dequantized ones (default), or to the base's own",
     )
+    add(
+        "--adapter",
+        action="store_true",
+        help="of a run with adapters: do not merge them; OUT is the folder that peft loads, with "
+        "the chopped base in OUT/base",
+    )
     add("--overwrite", action="store_true", help="replace OUT if `chopjax export` wrote it")
     add_max_shard_size(add)
     add(
@@ -48,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
 
     from chopjax.checkpoint.export import export_model
+    from chopjax.checkpoint.peft_folder import export_adapter
     from chopjax.disk.files import expanded
     from chopjax.errors import UserError
     from chopjax.models import parameters
@@ -61,15 +68,15 @@ def run(args: argparse.Namespace) -> int:
 
         check_free(Path(args.out), "export", args.overwrite)  # before the hub is asked
         check_upload(args.push_to_hub, args.private)
-    exported = export_model(
-        args.dir,
-        Path(args.out),
-        args.step,
-        args.dtype,
-        parse_bytes(args.max_shard_size, "--max-shard-size"),
-        args.overwrite,
-        args.onto,
-    )
+    most = parse_bytes(args.max_shard_size, "--max-shard-size")
+    if args.adapter:
+        if args.dtype or args.onto != "trained":
+            raise UserError("--adapter writes adapters and base as they are: no --dtype, no --onto")
+        exported = export_adapter(args.dir, Path(args.out), args.step, most, args.overwrite)
+    else:
+        exported = export_model(
+            args.dir, Path(args.out), args.step, args.dtype, most, args.overwrite, args.onto
+        )
     say(
         f"{args.out}: {exported.family.model_type}, {exported.config.num_layers} layers, "
         f"{parameters.count(exported.config):,} parameters"
