@@ -143,8 +143,9 @@ class _Reader:
     def tensor(self, binding: Binding, dtype: np.dtype[Any]) -> np.ndarray:
         """A tensor in the checkpoint's layout and type."""
         targets = binding.row.targets
-        one = [getattr(self.flat[path], "read_one", None) for path in targets]
-        if all(one):
+        leaves = [self.flat[path] for path in targets]
+        one = [leaf.read_one for leaf in leaves if isinstance(leaf, Unread) and leaf.read_one]
+        if binding.place and len(one) == len(targets):
             return self._tensor(binding, dtype, [read(binding.place) for read in one])
         if not self.held.keys() >= set(targets):
             self.held = {}  # before the next are read

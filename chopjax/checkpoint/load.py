@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.describe import AdapterRun, Description, describe, keep_layers
@@ -88,7 +88,7 @@ def load(
 
 
 def _read_checkpoint(
-    checkpoint: Checkpoint, leaves: dict[str, Leaf], where: Mapping[str, Sharding], strict: bool
+    checkpoint: Checkpoint, leaves: dict[str, Leaf], where: Mapping[str, Any], strict: bool
 ) -> Params:
     names = {source for leaf in leaves.values() for source in leaf.sources}
     checkpoint.fetch([*names, *(name for pair in checkpoint.match.duplicates for name in pair)])
@@ -166,7 +166,7 @@ def _read_orbax(
     path: Path,
     config: ModelConfig,
     keep: tuple[int, ...] | None,
-    where: Mapping[str, Sharding],
+    where: Mapping[str, Any],
     dtype: Any,
 ) -> Params:
     """Orbax stores all layers of a parameter in one piece, so that `keep` slices what was read."""

@@ -55,7 +55,8 @@ def read_quantized(
         make(scales_shape, where.scales, scales_parts),
         form,
     )
-    return jax.block_until_ready(made)  # so that the host's copies go before the next are made
+    jax.block_until_ready(made)  # so that the host's copies go before the next are made
+    return made
 
 
 def _part(kernel: np.ndarray, where: Quantized, cut: Index) -> tuple[np.ndarray, np.ndarray]:

@@ -84,7 +84,8 @@ def in_memory(params: Params) -> Params:
         one = functools.cache(lambda: np.asarray(array))
         return Unread(tuple(array.shape), array.dtype, one, lambda place: one()[place])
 
-    return jax.tree.map(of, params)
+    unread: Params = jax.tree.map(of, params)
+    return unread
 
 
 def check_base(run: AdapterRun) -> None:
@@ -183,5 +184,6 @@ def _through_codes(kernel: np.ndarray, form: Form) -> np.ndarray:
     inputs = len(form.inputs)
     rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0)).reshape(*form.outputs, -1)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        node = Quantized(*map(jax.numpy.asarray, quantized.quantize(rows, form.kind)), form)
+        codes, scales = map(jax.numpy.asarray, quantized.quantize(rows, form.kind))
+        node = Quantized(codes, scales, form)
         return np.asarray(node.kernel(np.float32))

@@ -15,7 +15,6 @@ be split over devices. Where 64 does not divide I, blocks cross rows, and the ke
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -78,8 +77,8 @@ class Quantized(struct.PyTreeNode):
     The fields hold arrays, their shapes, or how they are sharded.
     """
 
-    codes: jax.Array
-    scales: jax.Array
+    codes: Any
+    scales: Any
     form: Form = struct.field(pytree_node=False)
 
     def product(self, x: jax.Array, contracted: int) -> jax.Array:
@@ -221,7 +220,8 @@ def _int8(rows: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> None:
     codes[...] = np.rint(rows / np.where(scales, scales, 1))
 
 
-_EDGES = np.float32([(low + high) / 2 for low, high in itertools.pairwise(np.float32(NF4))])
+_VALUES = np.array(NF4, np.float32)
+_EDGES = (_VALUES[:-1] + _VALUES[1:]) / 2
 
 
 def _nf4(rows: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> None:

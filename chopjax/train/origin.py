@@ -15,6 +15,7 @@ from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.keep import Keep, parse_keep
 from chopjax.models import families
+from chopjax.models.adapter_settings import target_paths
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import usual_naming
 from chopjax.train.own_files import new_assets
@@ -54,13 +55,18 @@ def from_record(record: dict[str, Any]) -> Origin:
 
 
 def find_origin(settings: Settings) -> tuple[Origin, Description | None]:
-    """The parent that the settings name, without reading a weight; no description for scratch."""
+    """The parent that the settings name, without reading a weight; no description for scratch.
+
+    Raises UserError where it is not what the settings ask of it: the layers that stay, the matrices
+    that have adapters."""
     chop = settings.chop
     if settings.scratch:
         _, config = families.translate(settings.scratch)
         keep = _keep(chop, config.num_layers)
         return Origin(SCRATCH, None, dict(settings.scratch), keep, chop.after_steps), None
     description = describe(settings.model, settings.revision or None)
+    if settings.adapter.rank:
+        target_paths(description.config, settings.adapter)
     keep = _keep(chop, description.config.num_layers)
     source, revision, raw_config = description.source, description.revision, description.raw_config
     return Origin(source, revision, raw_config, keep, chop.after_steps), description

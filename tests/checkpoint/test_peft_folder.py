@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import families
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -103,7 +104,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 def ours(model: str, tokens_BT: np.ndarray) -> np.ndarray:
     loaded = load(model, dtype="float32")
-    hidden = decoder.hidden_states(loaded.params, loaded.config, Compute(), tokens_BT)
+    hidden = decoder.hidden_states(loaded.params, loaded.config, Compute(), jnp.asarray(tokens_BT))
     return np.asarray(logits(head_of(loaded.params, loaded.config), hidden))
 
 

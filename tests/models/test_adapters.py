@@ -32,7 +32,8 @@ MODULES = {
 
 
 def loss_of(params: Any, config: Any, tokens_BT: np.ndarray) -> jax.Array:
-    hidden = decoder.hidden_states(params, config, Compute(remat="dots"), tokens_BT[:, :-1])
+    tokens = jnp.asarray(tokens_BT[:, :-1])
+    hidden = decoder.hidden_states(params, config, Compute(remat="dots"), tokens)
     weights = jnp.full(tokens_BT[:, 1:].shape, 1 / tokens_BT[:, 1:].size)
     return cross_entropy(hidden, head_of(params, config), tokens_BT[:, 1:], weights)[0]
 
@@ -88,5 +89,6 @@ def test_loss_and_gradients_are_peft_s(family: str) -> None:
     for path, layer, weight in matrices:
         ours_LR = np.asarray(flat_gradient[path][layer])
         matrix = ours_LR.reshape(-1, 3).T if path.endswith("/a") else ours_LR.reshape(3, -1).T
+        assert weight.grad is not None
         np.testing.assert_allclose(matrix, weight.grad.numpy(), atol=1e-5, err_msg=path)
         assert np.abs(matrix).max() > 1e-4

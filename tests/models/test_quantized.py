@@ -1,0 +1,83 @@
+"""Quantized kernels: bitsandbytes' own codes, values and products, in every layout."""
+
+from __future__ import annotations
+
+import bitsandbytes.functional as bnb
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chopjax.models.quantized import Form, Kind, Quantized, quantize
+
+
+def node_of(kernel: np.ndarray, inputs: int, kind: Kind) -> Quantized:
+    """kernel: [inputs…, outputs…]."""
+    form = Form(kind, kernel.shape[:inputs], kernel.shape[inputs:])
+    rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0)).reshape(*form.outputs, -1)
+    codes, scales = quantize(rows, kind)
+    assert (codes.shape, scales.shape) == form.shapes()
+    return Quantized(jnp.asarray(codes), jnp.asarray(scales), form)
+
+
+# Rows of whole blocks, among them one that is chunked; blocks that cross rows; an odd number.
+@pytest.mark.parametrize("shape", [(48, 128), (3000, 512), (30, 100), (7, 33)])
+def test_codes_scales_and_values_are_bitsandbytes(shape: tuple[int, int]) -> None:
+    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    weights[0, : shape[1] // 2] = 0  # a block of nothing
+    packed, state = bnb.quantize_4bit(torch.tensor(weights), blocksize=64, quant_type="nf4")
+    codes, scales = quantize(weights, "nf4")
+    np.testing.assert_array_equal(codes.reshape(-1), packed.numpy().reshape(-1)[: codes.size])
+    np.testing.assert_array_equal(scales.reshape(-1), state.absmax.numpy())
+    values = node_of(weights.T, 1, "nf4").unpacked(jnp.float32)
+    np.testing.assert_array_equal(values, bnb.dequantize_4bit(packed, state).numpy())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@settings(max_examples=25, deadline=None)
+@given(
+    sides=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    inputs=st.integers(1, 2),
+    seed=st.integers(0, 9),
+)
+def test_values_are_within_half_a_step_in_the_kernel_s_own_layout(
+    kind: Kind, sides: list[int], inputs: int, seed: int
+) -> None:
+    inputs = min(inputs, len(sides) - 1)
+    kernel = np.random.default_rng(seed).normal(size=sides).astype(np.float32)
+    made = np.asarray(node_of(kernel, inputs, kind).kernel(jnp.float32))
+    assert made.shape == kernel.shape
+    # NF4's widest gap is 0.304 of the largest magnitude; int8's is 1/127.
+    most = np.abs(kernel).max() * (0.153 if kind == "nf4" else 0.51 / 127)
+    assert np.abs(made - kernel).max() <= most + 1e-7
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(("sides", "inputs"), [((64, 3, 10), 1), ((4, 16, 24), 2), ((10, 9), 1)])
+def test_the_product_and_its_gradient_are_those_of_the_values(
+    kind: Kind, sides: tuple[int, ...], inputs: int
+) -> None:
+    random = np.random.default_rng(1)
+    node = node_of(random.normal(size=sides).astype(np.float32), inputs, kind)
+    x = jnp.asarray(random.normal(0, 0.1, (2, 5, *sides[:inputs])), jnp.float32)
+    wide = node.kernel(jnp.float32)
+
+    def ours(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(node.product(x, inputs)))
+
+    def theirs(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(jnp.tensordot(x, wide, inputs)))
+
+    (got, d_got), (want, d_want) = (jax.value_and_grad(f)(x) for f in (ours, theirs))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(d_got, d_want, atol=1e-5)
+
+
+def test_a_row_s_scale_is_its_largest_magnitude_over_127() -> None:
+    kernel = np.array([[1.0, -4.0], [2.0, 0.0], [-3.0, 1.0]], np.float32)
+    codes, scales = quantize(kernel.T, "int8")
+    np.testing.assert_array_equal(scales, np.float32([3 / 127, 4 / 127]))
+    assert codes.tolist() == [[42, 85, -127], [-127, 0, 32]]
