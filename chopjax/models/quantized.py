@@ -90,25 +90,21 @@ class Quantized(struct.PyTreeNode):
 
     def unpacked(self, dtype: Any) -> jax.Array:
         """The values that the codes stand for: [leading…, outputs…, I], computed in float32."""
-        outputs, width = self.form.outputs, math.prod(self.form.inputs)
-        if self.form.kind == "int8":
-            wide = self.codes.astype(jnp.float32) * self.scales[..., None]
-            return wide.astype(dtype)
-        leading = self.codes.shape[: self.codes.ndim - len(self.form.shapes()[0])]
-        # The high half of each byte, then the low one.
-        halves = jnp.stack([self.codes >> 4, self.codes & 15], axis=-1)
-        values = _nf4_values(halves)
-        if not self.form.by_row:
-            blocks = self.scales.shape[-1]
-            flat = values.reshape(*leading, -1)[..., : self.form.numbers]
-            padding = [(0, 0)] * len(leading) + [(0, blocks * BLOCK - self.form.numbers)]
-            values = jnp.pad(flat, padding).reshape(*leading, blocks, BLOCK)
-            wide = (values * self.scales[..., None]).reshape(*leading, -1)
-            wide = wide[..., : self.form.numbers]
+        form, width = self.form, math.prod(self.form.inputs)
+        codes: jax.Array = self.codes
+        leading = codes.shape[: codes.ndim - len(form.shapes()[0])]
+        if form.kind == "int8":
+            wide = codes.astype(jnp.float32) * self.scales[..., None]
         else:
-            values = values.reshape(*leading, *outputs, width // BLOCK, BLOCK)
-            wide = values * self.scales[..., None]
-        return wide.reshape(*leading, *outputs, width).astype(dtype)
+            # The high half of each byte, then the low one.
+            values = _nf4_values(jnp.stack([codes >> 4, codes & 15], axis=-1))
+            if form.by_row:
+                values = values.reshape(*self.scales.shape, BLOCK)
+                wide = values * self.scales[..., None]
+            else:
+                scales = jnp.repeat(self.scales, BLOCK, axis=-1)[..., : form.numbers]
+                wide = values.reshape(*leading, -1)[..., : form.numbers] * scales
+        return wide.reshape(*leading, *form.outputs, width).astype(dtype)
 
     def kernel(self, dtype: Any) -> jax.Array:
         """The same in a kernel's own layout: [leading…, inputs…, outputs…]."""
@@ -140,11 +136,12 @@ _product.defvjp(_forward, _backward)
 def _nf4_values(codes: jax.Array) -> jax.Array:
     """Code → value, float32. A tree of choices by the code's bits: no hardware here looks numbers
     up in a table as fast."""
-    level = [jnp.float32(value) for value in NF4]
+    level: list[Any] = [jnp.float32(value) for value in NF4]
     for bit in range(4):
         is_set = (codes & (1 << bit)) != 0
         level = [jnp.where(is_set, high, low) for low, high in zip(*[iter(level)] * 2, strict=True)]
-    return level[0]
+    values: jax.Array = level[0]
+    return values
 
 
 # ----------------------------------------------------------- Which kernels, and where on a mesh

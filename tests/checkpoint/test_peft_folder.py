@@ -53,12 +53,9 @@ def test_b_times_a_is_what_merging_adds(name: str) -> None:
         if not paths:
             continue
         assert len(paths) == len(binding.row.targets)
-        parts = [
-            np.asarray(
-                addition(adapters[f"{p}/a"][binding.layer], adapters[f"{p}/b"][binding.layer])
-            )
-            for p in paths
-        ]
+        layer = binding.layer
+        both = [(adapters[f"{path}/a"][layer], adapters[f"{path}/b"][layer]) for path in paths]
+        parts = [np.asarray(addition(jnp.asarray(a), jnp.asarray(b))) for a, b in both]
         want = binding.row.to_tensor(parts, sizes)
         _, a, b = modules[binding.source.removesuffix(".weight")]
         assert a.shape[0] == b.shape[1] == RANK * len(paths)

@@ -79,5 +79,5 @@ def test_the_product_and_its_gradient_are_those_of_the_values(
 def test_a_row_s_scale_is_its_largest_magnitude_over_127() -> None:
     kernel = np.array([[1.0, -4.0], [2.0, 0.0], [-3.0, 1.0]], np.float32)
     codes, scales = quantize(kernel.T, "int8")
-    np.testing.assert_array_equal(scales, np.float32([3 / 127, 4 / 127]))
+    np.testing.assert_array_equal(scales, np.array([3 / 127, 4 / 127], np.float32))
     assert codes.tolist() == [[42, 85, -127], [-127, 0, 32]]

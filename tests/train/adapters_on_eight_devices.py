@@ -31,7 +31,7 @@ from chopjax.train.settings import (
 from chopjax.train.task import task_of
 
 STEPS, B, T = 2, 8, 12
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+SHAPE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
 KEEP = (0, 2)
 # name → data, fsdp, tensor, microbatches, base
 RUNS = {
