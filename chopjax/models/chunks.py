@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import PartitionSpec
 
 from chopjax.models.head import Head, d_products, logits, matmul
@@ -121,8 +121,10 @@ def _summed(
     return totals, d_head.replace(kernel_EV=d_kernel_EV, bias_V=d_bias_V)
 
 
-def scaled(gradients: tuple[jax.Array, Head | None], by: jax.Array) -> Any:
+def scaled(gradients: tuple[jax.Array, Head | None], by: Any) -> Any:
     """The gradients times a cotangent, float32, which must not widen narrower ones."""
+    if isinstance(by, SymbolicZero):
+        return None, None
     return jax.tree.map(lambda d: (d * by).astype(d.dtype), gradients)
 
 

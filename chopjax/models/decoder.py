@@ -77,6 +77,8 @@ class Parts(NamedTuple):
     block: Callable[[jax.Array, Layer], jax.Array]  # hidden_BTD, one of `stack` → hidden_BTD
     # The same → what of the block's sum is not the feed-forward's, and the feed-forward's part.
     halves: Callable[[jax.Array, Layer], tuple[jax.Array, jax.Array]]
+    # The same → what `block` gives, and what its attention gave, before any norm, scale or sum.
+    opened: Callable[[jax.Array, Layer], tuple[jax.Array, jax.Array]]
     finish: Callable[[jax.Array], jax.Array]  # what leaves the last block → what the head reads
     stack: Layer  # all of them: every leaf with the layer axis L first
 
@@ -146,21 +148,24 @@ def parts(
         with jax.default_matmul_precision(compute.precision):
             return _embed(params["embed"], config, compute, tokens_BT, positions_BT)
 
-    def block(hidden_BTD: jax.Array, layer: Layer) -> jax.Array:
+    def opened(hidden_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
         mix = _training_mix(config, layer.kind, segments_BT, compute.attention)
         with jax.default_matmul_precision(compute.precision):
             return _block(layer, config, hidden_BTD, rotations, mix)
 
+    def block(hidden_BTD: jax.Array, layer: Layer) -> jax.Array:
+        return opened(hidden_BTD, layer)[0]
+
     def halves(hidden_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
         mix = _training_mix(config, layer.kind, segments_BT, compute.attention)
         with jax.default_matmul_precision(compute.precision):
-            return _halves(layer, config, hidden_BTD, rotations, mix)
+            return _halves(layer, config, hidden_BTD, rotations, mix)[:2]
 
     def finish(hidden_BTD: jax.Array) -> jax.Array:
         with jax.default_matmul_precision(compute.precision):
             return _finish(params, config, hidden_BTD)
 
-    return Parts(embed, block, halves, finish, stack(params, config))
+    return Parts(embed, block, halves, opened, finish, stack(params, config))
 
 
 def stack(params: Params, config: ModelConfig) -> Layer:
@@ -203,7 +208,7 @@ def extend(
                 query, key, value, visible_BTT, positions_BT, seen, scores, window
             )
 
-        return _block(layer, config, hidden_BTD, rotations, mix), fresh[0]
+        return _block(layer, config, hidden_BTD, rotations, mix)[0], fresh[0]
 
     with jax.default_matmul_precision(compute.precision):
         hidden_BTD = _embed(params["embed"], config, compute, tokens_BT, positions_BT)
@@ -241,7 +246,7 @@ def _embed(
 
 def _block(
     layer: Layer, config: ModelConfig, hidden_BTD: jax.Array, rotations: Rotation, mix: Mix
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Attention and feed-forward on the residual stream, and the norms where the family has them:
 
     before    h = x + s·attention(n(x));     y = h + s·mlp(n(h))
@@ -249,19 +254,21 @@ def _block(
     both      h = x + s·n(attention(n(x)));  y = h + s·n(mlp(n(h)))
     residual  h = n(x + attention(x));       y = n(h + mlp(h))
     parallel  y = x + attention(n(x)) + mlp(n(x)), with one norm or two
+
+    Returns y and attention(…).
     """
-    rest_BTD, fed_BTD = _halves(layer, config, hidden_BTD, rotations, mix)
+    rest_BTD, fed_BTD, attended_BTD = _halves(layer, config, hidden_BTD, rotations, mix)
     summed_BTD = rest_BTD + fed_BTD
     if config.norm_place == "residual":
-        return _norm(layer.params.get("mlp_norm"), config.norm, summed_BTD)
-    return summed_BTD
+        summed_BTD = _norm(layer.params.get("mlp_norm"), config.norm, summed_BTD)
+    return summed_BTD, attended_BTD
 
 
 def _halves(
     layer: Layer, config: ModelConfig, hidden_BTD: jax.Array, rotations: Rotation, mix: Mix
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The two sides of the last sum of `_block`: the second is all that the feed-forward adds, its
-    own norm and the residual scale included."""
+    own norm and the residual scale included. The third is what attention gave."""
     block, rotation = layer.params, _rotation(config, rotations, layer.kind)
 
     def attention(x_BTD: jax.Array) -> jax.Array:
@@ -277,22 +284,22 @@ def _halves(
         return y_BTD if config.residual_scale == 1 else y_BTD * config.residual_scale
 
     if config.norm_place == "residual":
-        hidden_BTD = norm("attention_norm", kept(hidden_BTD + attention(hidden_BTD)))
-        return hidden_BTD, mlp(hidden_BTD)
+        attended_BTD = attention(hidden_BTD)
+        hidden_BTD = norm("attention_norm", kept(hidden_BTD + attended_BTD))
+        return hidden_BTD, mlp(hidden_BTD), attended_BTD
     before, after = config.norm_place != "after", config.norm_place != "before"
     x_BTD = norm("attention_norm", hidden_BTD) if before else hidden_BTD
     attended_BTD = attention(x_BTD)
     if config.parallel != "no":
         if config.parallel == "two_norms":
             x_BTD = norm("mlp_norm", hidden_BTD)
-        return hidden_BTD + kept(attended_BTD), mlp(x_BTD)
-    if after:
-        attended_BTD = norm("attention_output_norm", attended_BTD)
-    hidden_BTD = kept(hidden_BTD + scaled(attended_BTD))
+        return hidden_BTD + kept(attended_BTD), mlp(x_BTD), attended_BTD
+    added_BTD = norm("attention_output_norm", attended_BTD) if after else attended_BTD
+    hidden_BTD = kept(hidden_BTD + scaled(added_BTD))
     fed_BTD = mlp(norm("mlp_norm", hidden_BTD) if before else hidden_BTD)
     if after:
         fed_BTD = norm("mlp_output_norm", fed_BTD)
-    return hidden_BTD, scaled(fed_BTD)
+    return hidden_BTD, scaled(fed_BTD), attended_BTD
 
 
 def _norm(params: Params | None, norm: Norm, x: jax.Array, axes: int = 1) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from chopjax.models import chunks
@@ -78,7 +79,8 @@ def _sums_and_gradients(
         if heads:
             kl_C, d_kl_CV = _from_logits(logits_CV, log_z_C, taught, heads[0], temperature, tensor)
         else:
-            kl_C, d_kl_CV = _from_top(logits_CV, log_z_C, *taught, tensor)
+            tokens_CK, log_p_CK = taught
+            kl_C, d_kl_CV = _from_top(logits_CV, log_z_C, tokens_CK, log_p_CK, tensor)
         nll_C = log_z_C - target_C
         auxiliary_C = z_loss * jnp.square(log_z_C)
         loss_C = (1 - alpha) * nll_C + alpha * temperature**2 * kl_C + auxiliary_C
@@ -159,7 +161,7 @@ def _from_top(
     # The tail's own sum, not 1 less the others': that would be rounded away where it is small.
     rows_C1 = jnp.arange(len(logits_CV))[:, None]
     place_CK = jnp.where(here_CK, column_CK, size)  # outside: another device's, dropped
-    lowest = jnp.finfo(wide).min
+    lowest = float(np.finfo(wide).min)
     rest_CV = logits_CV.at[rows_C1, place_CK].set(lowest, mode="drop")
     log_rest_C = chunks.log_partition(rest_CV, tensor)
 

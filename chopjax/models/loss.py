@@ -75,7 +75,7 @@ def _token_losses(
 
 def _forward(
     hidden_BTE: Any, head: Any, targets_BT: Any, weights_BT: Any, z_loss: float, chunk: int
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, Head | None]]:
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Head | None]]:
     """The two sums, and the gradients of the first by hidden states and head."""
 
     def of_chunk(
@@ -96,7 +96,7 @@ def _forward(
 
     hidden = chunks.values(hidden_BTE)
     wide = jnp.promote_types(jnp.float32, hidden.dtype)
-    return chunks.sums_and_gradients(
+    (total, nll), gradients = chunks.sums_and_gradients(
         of_chunk,
         hidden,
         chunks.values(head),
@@ -105,6 +105,7 @@ def _forward(
         chunk=chunk,
         head_moves=chunks.is_perturbed(head),
     )
+    return (total, nll), gradients
 
 
 def _backward(
