@@ -20,6 +20,7 @@ from flax.traverse_util import unflatten_dict
 
 from chopjax.models import experts, parameters, positions
 from chopjax.models.attention import attend
+from chopjax.models.borrowed import layer_of, without_stack
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
 from chopjax.models.linear import project
@@ -149,6 +150,7 @@ def parts(
             return _embed(params["embed"], config, compute, tokens_BT, positions_BT)
 
     def opened(hidden_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
+        layer = layer._replace(params=layer_of(params["blocks"], layer.params))
         mix = _training_mix(config, layer.kind, segments_BT, compute.attention)
         with jax.default_matmul_precision(compute.precision):
             return _block(layer, config, hidden_BTD, rotations, mix)
@@ -157,6 +159,7 @@ def parts(
         return opened(hidden_BTD, layer)[0]
 
     def halves(hidden_BTD: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
+        layer = layer._replace(params=layer_of(params["blocks"], layer.params))
         mix = _training_mix(config, layer.kind, segments_BT, compute.attention)
         with jax.default_matmul_precision(compute.precision):
             return _halves(layer, config, hidden_BTD, rotations, mix)[:2]
@@ -171,7 +174,7 @@ def parts(
 def stack(params: Params, config: ModelConfig) -> Layer:
     """What the scan walks over."""
     kinds_L = np.array([config.kinds.index(layer) for layer in config.layers], np.int32)
-    return Layer(params["blocks"], jnp.asarray(kinds_L))
+    return Layer(without_stack(params["blocks"]), jnp.asarray(kinds_L))
 
 
 def extend(
