@@ -23,6 +23,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "7b-v5p": ("just_chop_llama2_7b.py", "v5p:4x4x4", ()),
     "7b-v5e": ("just_chop_llama2_7b.py", "v5e:16x16", ()),
+    "7b-taught-v5p": ("just_chop_llama2_7b_taught.py", "v5p:4x4x4", ()),
+    "7b-taught-v5e": (
+        "just_chop_llama2_7b_taught.py",
+        "v5e:16x16",
+        ("--config.chop.after_steps=0",),
+    ),
     "13b-v5p": ("just_chop_llama2_13b.py", "v5p:4x4x8", ()),
     "70b-v5p": ("just_chop_llama2_70b.py", "v5p:4x4x8", ()),
 }
@@ -73,7 +79,7 @@ def main() -> int:
             if found["fits"]:
                 times = f"step {row['step_seconds']:6.2f} s  MFU {100 * row['mfu']:5.1f} %"
             print(
-                f"{name:8} {row['layers']:3} layers  {'fits' if row['fits'] else 'TOO LARGE':9} "
+                f"{name:13} {row['layers']:3} layers  {'fits' if row['fits'] else 'TOO LARGE':9} "
                 f"{row['gib']:6.2f} of {row['usable_gib']:.2f} GiB  {times}  "
                 f"compiled in {row['compile_seconds'] or float('nan'):.0f} s, "
                 f"in all {row['wall_seconds']:.0f} s",

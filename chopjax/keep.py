@@ -16,27 +16,33 @@ def parse_keep(text: str, num_layers: int) -> Keep:
     Raises UserError where a layer does not exist, stands twice or out of order, or where nothing
     would be removed.
     """
+    keep = parse_layers("--keep", text, num_layers)
+    if len(keep) == num_layers:
+        raise UserError(f"--keep {text!r} keeps all {num_layers} layers; nothing would be removed")
+    return keep
+
+
+def parse_layers(where: str, text: str, num_layers: int) -> Keep:
+    """Likewise, and all layers may be named. where: the flag or field that holds the text."""
     keep: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part)
         if not match:
             raise UserError(
-                f"--keep {text!r}: {part.strip()!r} is not a layer (5) or a range (13-23)"
+                f"{where} {text!r}: {part.strip()!r} is not a layer (5) or a range (13-23)"
             )
         low, high = int(match[1]), int(match[2] or match[1])
         if max(low, high) >= num_layers:
             raise UserError(
-                f"--keep {text!r}: there is no layer {max(low, high)}; "
+                f"{where} {text!r}: there is no layer {max(low, high)}; "
                 f"the model's {num_layers} layers are numbered 0-{num_layers - 1}"
             )
         if low > high:
-            raise UserError(f"--keep {text!r}: {low}-{high} runs backwards; write {high}-{low}")
+            raise UserError(f"{where} {text!r}: {low}-{high} runs backwards; write {high}-{low}")
         if keep and low <= keep[-1]:
             fault = "stands twice" if low in keep else f"comes after {keep[-1]}"
-            raise UserError(f"--keep {text!r}: layer {low} {fault}; list layers once, ascending")
+            raise UserError(f"{where} {text!r}: layer {low} {fault}; list layers once, ascending")
         keep += range(low, high + 1)
-    if len(keep) == num_layers:
-        raise UserError(f"--keep {text!r} keeps all {num_layers} layers; nothing would be removed")
     return tuple(keep)
 
 

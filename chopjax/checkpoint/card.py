@@ -329,12 +329,26 @@ def _training(entry: Mapping[str, Any]) -> Facts:
             f"on {adapter.get('targets')}; base in {adapter.get('base')}"
         )
         facts.append(("adapters", lora + (f"; merged onto the {onto} weights" if onto else "")))
+    facts += [("teacher", _teacher(teacher))] if (teacher := entry.get("teacher")) else []
     facts += [("data", _store(store)) for store in entry.get("data") or ()]
     if held_out := entry.get("held_out"):
         data = f" of {_store(held_out['data'])}" if held_out.get("data") else ""
         loss = f"{held_out['window_loss']:.4f} nats per token over {_count(held_out.get('tokens'))}"
         facts.append(("window loss", f"{loss} tokens{data}: {held_out.get('convention')}"))
     return facts
+
+
+def _teacher(about: Mapping[str, Any]) -> str:
+    """Who taught, and what of the loss is its: all of the rest is the next token's."""
+    terms = ("hidden", "attention", "embedding", "mimic")
+    weights = [f"{name} {about[name]}" for name in terms if about.get(name)]
+    divergence = f"divergence {about.get('logits')} at temperature {about.get('temperature')}"
+    if top := about.get("top_k"):
+        divergence += f", of {top} tokens and the rest as one"
+    revision = f" at {about['revision']}" if about.get("revision") else ""
+    taught = f", layers {ranges(about['layers'])}" if about.get("layers") else ""
+    name = about.get("name") or "logits stored with the data"
+    return f"{name}{revision}{taught}: {', '.join([divergence, *weights])}"
 
 
 def _store(store: Mapping[str, Any]) -> str:

@@ -279,6 +279,14 @@ def local_config(model: str) -> dict[str, Any] | None:
     return read_config(path / HUGGINGFACE if (path / FOLDER_MARK).is_file() else path)
 
 
+def local_provenance(model: str) -> dict[str, Any] | None:
+    """chopjax.json of a model on this machine; None where there is none, and for a hub id."""
+    folder = expanded(model)
+    if not folder.is_dir():
+        return None
+    return read_provenance(folder / HUGGINGFACE if (folder / FOLDER_MARK).is_file() else folder)
+
+
 def is_own(model: str) -> bool:
     """Whether this is a folder that `chopjax import` or a training run made."""
     return (expanded(model) / FOLDER_MARK).is_file()

@@ -27,6 +27,8 @@ from chopjax.errors import UserError, first_line, listing
 from chopjax.models.parameters import Params
 
 PYTREE = "pytree"  # the name of our one checkpointable
+# What a run with a teacher learned beside the model's parameters (train/projections.py): not its.
+PROJECTIONS = "projections"
 
 
 def save_import(
@@ -77,7 +79,8 @@ def stored(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any
     expected ones, config.json's."""
     with _readable(path), orbax_path(path) as name:
         tree = ocp.metadata(name).metadata
-        arrays: dict[str, Any] = flatten_dict(tree.get("params", {}), sep="/")
+        params = {k: v for k, v in tree.get("params", {}).items() if k != PROJECTIONS}
+        arrays: dict[str, Any] = flatten_dict(params, sep="/")
     problems = [f"missing: {name} {list(expected[name])}" for name in expected.keys() - arrays]
     problems += [f"unknown: {name} {list(arrays[name].shape)}" for name in arrays.keys() - expected]
     problems += [

@@ -70,6 +70,7 @@ def _is_sound(entry: Any) -> bool:
     stores, held_out = entry.get("data", []), entry.get("held_out")
     return (
         all(isinstance(entry.get(part, {}), dict) for part in ("optimizer", "learning_rate"))
+        and _is_teacher(entry.get("teacher"))
         and isinstance(stores, list)
         and all(map(_is_store, stores))
         and (
@@ -80,6 +81,14 @@ def _is_sound(entry: Any) -> bool:
                 and (held_out.get("data") is None or _is_store(held_out["data"]))
             )
         )
+    )
+
+
+def _is_teacher(teacher: Any) -> bool:
+    """Nobody, or one whose layers are numbers."""
+    layers = teacher.get("layers") or [] if isinstance(teacher, dict) else teacher
+    return layers is None or (
+        isinstance(layers, list) and all(type(layer) is int and layer >= 0 for layer in layers)
     )
 
 

@@ -9,6 +9,8 @@
  "optimizer": {"name": …, "b1": …, "b2": …, "weight_decay": …, …},
  "learning_rate": {"schedule": …, "peak": …, "warmup_steps": …, "final_fraction": …,
                    "total_steps": …},
+ "teacher": {"name": …, "revision": …, "layers": […],        which layer taught each; or null
+             "logits": …, "temperature": …, "hidden": …, …},     weights, as the settings have them
  "dtype": …, "param_dtype": …, "tokenizer_fingerprint": …,
  "data": [{"name": …, "fingerprint": …, "share": …, "sources": […], …}, …],   token stores
  "held_out": {"window_loss": …, "tokens": …, "convention": …, "data": {…}}}   or null
@@ -30,6 +32,7 @@ FULL = "full"  # the kind of training that changes all weights
 ADAPTERS = "adapters"  # what is added to some matrices alone
 SCHEDULE = "linear warm-up, then half a cosine down to final_fraction of the peak at total_steps"
 MOST_SOURCES = 20  # that are named
+_TEACHER = ("logits", "temperature", "hidden", "attention", "embedding", "mimic", "top_k")
 _OPTIMIZER = ("name", "b1", "b2", "weight_decay", "clip_norm", "momentum_dtype", "z_loss")
 
 
@@ -84,12 +87,27 @@ def _entry(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> d
             "final_fraction": optimizer["final_fraction"],
             "total_steps": config["total_steps"],
         },
+        "teacher": _teacher(record),
         "dtype": config["compute"]["dtype"],
         "param_dtype": config["compute"]["param_dtype"],
         "tokenizer_fingerprint": record["fingerprints"]["tokenizer"],
         "data": [_public(store) for store in stores["train"]],
         "held_out": held_out,
     }
+
+
+def _teacher(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What else than the text was minimised; None in older records, too."""
+    asked = record["config"].get("teacher") or {}
+    if not (asked.get("model") or asked.get("top_k")):
+        return None
+    about: dict[str, Any] = {"name": None, "revision": None, "layers": None}
+    if found := record.get("teacher"):
+        layers = found["after"] or found["before"]
+        name, revision = found["name"], found["revision"]
+        about = {"name": name if revision else public_name(name), "revision": revision}
+        about["layers"] = layers and list(layers)
+    return about | {name: asked[name] for name in _TEACHER}
 
 
 def window_convention(sequence_length: int, mask_documents: bool) -> str:

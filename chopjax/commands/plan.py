@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tokens is not None and args.tokens <= 0:
         raise UserError(f"--tokens {args.tokens:g}: a positive number is needed")
-    settings, origin = settings_of(load_config(args.config, args.set))
+    settings, origin, teacher = settings_of(load_config(args.config, args.set))
     topology = parse(args.topology, settings.mesh.slices)
-    plan = make_plan(settings, origin, topology, args.tokens, args.machine_code)
+    plan = make_plan(settings, origin, topology, args.tokens, args.machine_code, teacher)
     if args.json:
         print_json(plan)
     else:

@@ -15,6 +15,7 @@ from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 
 FORMULA = "6·N_matmul + 6·L·heads·head_dim·T FLOPs a token (causal attention, within windows)"
+TAUGHT = f"{FORMULA}, and of the teacher 2·N_matmul + 2·L·heads·head_dim·T"
 PALM = "6·N_matmul + 12·L·heads·head_dim·T FLOPs a token (PaLM, arXiv 2204.02311, appendix B)"
 
 
@@ -66,6 +67,12 @@ def adapters_per_token(config: ModelConfig, length: int, added: int) -> int:
     4 FLOPs a parameter where a trained one costs 6; attention has no kernels, and costs the same.
     """
     return training_per_token(config, length) - 2 * matmul_parameters(config) + 6 * added
+
+
+def teaching_per_token(teacher: ModelConfig, length: int, head: bool = True) -> int:
+    """What a teacher adds to a training step: its forward pass, with its head or without."""
+    products = 0 if head else 2 * teacher.table_dim * teacher.vocab_size
+    return forward_per_token(teacher, length) - products
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ import numpy as np
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Layer
 from chopjax.models.mesh import BATCH_AXES, constrain
 from chopjax.models.parameters import Params
 

@@ -75,6 +75,23 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
     return blocks + scores + loss
 
 
+def teaching(
+    teacher: ModelConfig, layers: int, settings: Settings, mesh_shape: Mapping[str, int]
+) -> int:
+    """What a teacher adds to that: the states that it leaves for a student of so many layers, one
+    block at work, its head and a chunk of its logits in float32."""
+    tensor = mesh_shape["tensor"]
+    shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
+    tokens = settings.data.batch_size * settings.data.sequence_length
+    tokens //= shards * settings.compute.microbatches
+    asked = settings.teacher
+    states = layers * (bool(asked.hidden) + bool(asked.attention)) + bool(asked.mimic)
+    width = DTYPE_BYTES[settings.compute.dtype] * teacher.embed_dim
+    vocabulary = math.ceil(teacher.vocab_size / tensor)
+    head = 4 * vocabulary * (teacher.table_dim + settings.compute.loss_chunk)
+    return tokens * width * (states + 8) + (head if asked.logits else 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Knob:
     """Another choice of settings, and the total that a chip is expected to hold with it."""

@@ -29,13 +29,14 @@ from chopjax import interrupts
 from chopjax.compilation import grouped_products
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
-from chopjax.models.mesh import batch_sharding, make_mesh
+from chopjax.models.mesh import make_mesh
 from chopjax.plan import hlo
 from chopjax.plan.topology import Topology, devices, prepare_environment
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings
-from chopjax.train.step import BATCH_DTYPES, State, abstract_state, make_train_step
+from chopjax.train.step import State, abstract_batch, abstract_state, make_train_step
 from chopjax.train.task import Task, task_of
+from chopjax.train.teacher import Teacher
 
 CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated
 POLL_SECONDS = 0.1
@@ -82,13 +83,8 @@ def abstract_inputs(
     """State and batch of a task's step: shapes, dtypes and shardings. A mesh without devices will
     do."""
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
-    rows = batch_sharding(mesh)
-    shape = (settings.data.batch_size, settings.data.sequence_length)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, dtype in BATCH_DTYPES.items()
-    }
-    return abstract_state(task.trainable, optimizer, settings, mesh), batch
+    state = abstract_state(task.trainable, optimizer, settings, mesh)
+    return state, abstract_batch(settings, mesh)
 
 
 def bytes_per_chip(tree: Any) -> int:
@@ -110,7 +106,12 @@ class Compilation:
     """
 
     def __init__(
-        self, model: ModelConfig, settings: Settings, topology: Topology, machine_code: bool
+        self,
+        model: ModelConfig,
+        settings: Settings,
+        topology: Topology,
+        machine_code: bool,
+        teacher: Teacher | None = None,
     ):
         self.limit, self.machine_code = topology.chip.usable_hbm, machine_code
         self.begun = time.monotonic()
@@ -120,7 +121,7 @@ class Compilation:
         self._stack.enter_context(interrupts.at_end(self.folder.cleanup))
         context = multiprocessing.get_context("spawn")
         self.answers, answers = context.Pipe(duplex=False)
-        arguments = (model, settings, topology, self.folder.name, answers)
+        arguments = (model, teacher, settings, topology, self.folder.name, answers)
         self.process = context.Process(target=_compile, args=arguments, daemon=True)
         self._stack.enter_context(interrupts.running(self.process))
         answers.close()  # so that the end of the process is the end of the pipe
@@ -170,6 +171,7 @@ class Compilation:
 
 def _compile(
     model: ModelConfig,
+    teacher: Teacher | None,
     settings: Settings,
     topology: Topology,
     folder: str,
@@ -181,7 +183,7 @@ def _compile(
     sizes = settings.mesh
     where = devices(topology)
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices, devices=where)
-    task = task_of(model, settings, mesh)
+    task = task_of(model, settings, mesh, teacher)
     state, batch = abstract_inputs(task, settings, mesh)
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     # Everything is read from the compiler's dump: jax may be unable to read the program of a newer

@@ -13,16 +13,16 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
-from chopjax.checkpoint.describe import local_config
+from chopjax.checkpoint.describe import describe, local_config, local_provenance
 from chopjax.checkpoint.published import CONFIGS
 from chopjax.errors import UserError
-from chopjax.models import flops, parameters
+from chopjax.models import families, flops, parameters
 from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.scores import all_scores
-from chopjax.plan.chip_memory import Parts, activations, knobs
+from chopjax.plan.chip_memory import Parts, activations, knobs, teaching
 from chopjax.plan.collectives import collect
 from chopjax.plan.compile import (
     Compilation,
@@ -43,20 +43,23 @@ from chopjax.progress import say
 from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, default_config, read
 from chopjax.train.task import Task, task_of
+from chopjax.train.teacher import Teacher, lay_beside, place_of
 
 SECONDS_A_DAY = 86400
 KNOBS_COMPILED = 4  # at most, in search of one that fits
 TIMES = ("step_seconds", "mfu", "tokens_per_second", "seconds")  # of a phase
 
 
-def settings_of(config: ConfigDict) -> tuple[Settings, Origin]:
-    """The training settings of a recipe for `chopjax train` or `chopjax run`, and its model.
+def settings_of(config: ConfigDict) -> tuple[Settings, Origin, Teacher | None]:
+    """The training settings of a recipe for `chopjax train` or `chopjax run`, its model and its
+    teacher.
 
     Of a model on this machine config.json is enough, of those in published.py nothing is needed;
     token stores need not exist.
     """
     config = _training_part(config)
     config.data.train = config.data.train or "not needed to plan"
+    model = config.model
     if config.model in CONFIGS:
         config.scratch, config.model = CONFIGS[config.model], ""
     if config.scratch:
@@ -64,7 +67,23 @@ def settings_of(config: ConfigDict) -> tuple[Settings, Origin]:
     settings = read(config)
     if settings.model and (raw_config := local_config(settings.model)) is not None:
         settings = dataclasses.replace(settings, model="", scratch=raw_config)
-    return settings, find_origin(settings)[0]
+    origin = find_origin(settings)[0]
+    teacher = None
+    if settings.teacher.model:
+        teacher = _teacher(dataclasses.replace(settings, model=model), origin)
+    return settings, origin, teacher
+
+
+def _teacher(settings: Settings, origin: Origin) -> Teacher:
+    """By its configuration alone, as the model is."""
+    provenance = local_provenance(settings.model) if settings.model else None
+    name, revision = place_of(settings, provenance)
+    raw_config = CONFIGS.get(name) or local_config(name)
+    if raw_config is None:
+        raw_config = describe(name, revision).raw_config
+    depth = families.translate(raw_config)[1].num_layers
+    layers = lay_beside(settings.teacher, origin, provenance, name, depth)
+    return Teacher(name, revision, raw_config, *layers, fingerprint={})
 
 
 def _training_part(config: ConfigDict) -> ConfigDict:
@@ -84,6 +103,7 @@ def make_plan(
     topology: Topology,
     tokens: float | None = None,
     machine_code: bool = False,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Everything that `chopjax plan` prints, as plain values.
 
@@ -103,9 +123,9 @@ def make_plan(
     models = [origin.config_at(start) for _, start, _ in spans]
     for model in models:
         meshes.specs(model, mesh.shape)  # a model that the mesh cannot split is told at once
-    steps_compiled = _compile(models, settings, topology, mesh, machine_code)
+    steps_compiled = _compile(models, settings, topology, mesh, machine_code, teacher)
     phases = [
-        _phase(name, model, settings, topology, mesh, end - start, compiled)
+        _phase(name, model, teacher, settings, topology, mesh, end - start, compiled)
         for (name, start, end), model, compiled in zip(spans, models, steps_compiled, strict=True)
     ]
     fits = all(phase["fits"] for phase in phases)
@@ -127,7 +147,7 @@ def make_plan(
         "token_budget": budget,
         "days": None if seconds is None else seconds / SECONDS_A_DAY,
         "chip_hours": None if seconds is None else seconds / 3600 * topology.chips,
-        "flops_formula": flops.FORMULA,
+        "flops_formula": flops.FORMULA if teacher is None else flops.TAUGHT,
         "assumptions": list(ASSUMPTIONS),
     }
 
@@ -164,7 +184,12 @@ def _mesh(settings: Settings, topology: Topology) -> tuple[Any, str | None]:
 
 
 def _compile(
-    models: list[ModelConfig], settings: Settings, topology: Topology, mesh: Any, machine_code: bool
+    models: list[ModelConfig],
+    settings: Settings,
+    topology: Topology,
+    mesh: Any,
+    machine_code: bool,
+    teacher: Teacher | None,
 ) -> list[Compiled | TooLarge | None]:
     """The step of each model, compiled beside each other; None without a compiler."""
     if not isinstance(mesh, Mesh):
@@ -174,7 +199,7 @@ def _compile(
     running = []
     try:
         for model in models:
-            running.append(Compilation(model, settings, topology, machine_code))
+            running.append(Compilation(model, settings, topology, machine_code, teacher))
         compiled: list[Compiled | TooLarge | None] = [one.result() for one in running]
     finally:
         for one in running:
@@ -186,6 +211,7 @@ def _compile(
 def _phase(
     name: str,
     model: ModelConfig,
+    teacher: Teacher | None,
     settings: Settings,
     topology: Topology,
     mesh: Any,
@@ -193,8 +219,8 @@ def _phase(
     compiled: Compiled | TooLarge | None,
 ) -> dict[str, Any]:
     """One phase: memory, collectives and time of its step."""
-    task = task_of(model, settings, mesh)
-    parts = _parts(model, task, settings, mesh, compiled)
+    task = task_of(model, settings, mesh, teacher)
+    parts = _parts(model, task, teacher, settings, mesh, compiled)
     limit = topology.chip.usable_hbm
     # The compiler's verdict stands above the sum of our parts.
     fits = parts.total <= limit and not isinstance(compiled, TooLarge)
@@ -206,7 +232,7 @@ def _phase(
         "steps": steps,
         "fits": fits,
         "memory": dataclasses.asdict(parts) | {"total": parts.total, "limit": limit},
-        "knobs": [] if fits else _knobs(parts, model, settings, topology, mesh),
+        "knobs": [] if fits else _knobs(parts, model, teacher, settings, topology, mesh),
         "refusal": compiled.message if isinstance(compiled, TooLarge) else None,
         "largest_temporaries": [],
         "collectives": [],
@@ -236,7 +262,12 @@ def _phase(
 
 
 def _knobs(
-    parts: Parts, model: ModelConfig, settings: Settings, topology: Topology, mesh: Any
+    parts: Parts,
+    model: ModelConfig,
+    teacher: Teacher | None,
+    settings: Settings,
+    topology: Topology,
+    mesh: Any,
 ) -> list[dict[str, Any]]:
     """What would make it fit: where there is a compiler, the first that it agrees to."""
     fitting = knobs(parts, topology.chip.usable_hbm, model, settings, mesh.shape)
@@ -244,7 +275,7 @@ def _knobs(
         return [{"flags": knob.flags, "total": knob.total, "compiled": False} for knob in fitting]
     for knob in fitting[:KNOBS_COMPILED]:
         say(f"compiling it with {' '.join(knob.flags)}")
-        (compiled,) = _compile([model], knob.settings, topology, mesh, machine_code=False)
+        (compiled,) = _compile([model], knob.settings, topology, mesh, False, teacher)
         if isinstance(compiled, Compiled) and compiled.memory.total <= topology.chip.usable_hbm:
             return [{"flags": knob.flags, "total": compiled.memory.total, "compiled": True}]
     return []
@@ -267,6 +298,7 @@ def _flops(
 def _parts(
     model: ModelConfig,
     task: Task,
+    teacher: Teacher | None,
     settings: Settings,
     mesh: Any,
     compiled: Compiled | TooLarge | None,
@@ -276,6 +308,8 @@ def _parts(
     params = bytes_per_chip(state["params"])
     whole_state, whole_batch = bytes_per_chip(state), bytes_per_chip(batch)
     guess = activations(model, settings, mesh.shape)
+    if teacher is not None:
+        guess += teaching(teacher.config, model.num_layers, settings, mesh.shape)
     padding = 0
     if isinstance(compiled, Compiled):
         memory = compiled.memory

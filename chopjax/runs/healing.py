@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.export import export_model
 from chopjax.disk.atomic import check_free, set_aside
 from chopjax.disk.mark import is_taken, some
@@ -23,7 +24,8 @@ from chopjax.runs.stages import Stage
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import check_run, foreign_files
-from chopjax.train.settings import LogSettings
+from chopjax.train.settings import PARENT, LogSettings
+from chopjax.train.teacher import check_teacher
 
 
 def heal_config(
@@ -40,6 +42,15 @@ def from_parent(settings: AnySettings, keep: Keep, after_steps: int = 0) -> dict
     """The start of a run that chops the parent itself."""
     chop = training.ChopSettings(keep=",".join(map(str, keep)), after_steps=after_steps)
     return {"model": settings.model, "revision": settings.revision, "chop": chop}
+
+
+def check_teacher_of(settings: AnySettings, parent: Description) -> None:
+    """Raise UserError where a teacher other than the parent cannot teach what is cut from it; what
+    it takes to lay layers beside each other is known when there is a chop."""
+    asked = settings.heal.teacher
+    if asked.model not in ("", PARENT):
+        found = describe(asked.model, asked.revision or None)
+        check_teacher(found, parent.config, parent.folder, settings.heal)
 
 
 def remove_run(folder: Path, log: LogSettings) -> None:
@@ -87,7 +98,8 @@ def stages(settings: PipelineSettings, workdir: Path, inputs: Inputs, each: Roun
     return [
         Stage(
             name=f"heal{each.suffix}",
-            settings=inputs.training(training.meaning(config)),
+            settings=inputs.training(training.meaning(config))
+            | inputs.teacher(settings.heal.teacher),
             needs=(f"chop{each.suffix}", "tokens-train"),
             run=lambda: train(of_round(settings, workdir, each, kept(each)), each.heal),
             check=lambda: check_run(each.heal),

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint.describe import Description
+from chopjax.checkpoint.describe import Description, describe
 from chopjax.checkpoint.identity import model_files
 from chopjax.data.lists import text_names
 from chopjax.data.sources import Source, find_sources
 from chopjax.disk.hashes import file_hashes
+from chopjax.train.settings import PARENT, TeacherSettings
 
 # Of a training run's settings: which files it reads is told by their content, not by these.
 _PLACES = ("model", "revision", "data.train", "data.evaluation")
@@ -46,6 +47,10 @@ class Contents:
             for file in files
         ]
 
+    def teacher(self, asked: TeacherSettings) -> dict[str, Any]:
+        """Of a training run; the parent is told apart where the parent is."""
+        return _teacher(self, asked)
+
     def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Flat settings of a training run whose inputs are told apart elsewhere."""
         return {name: value for name, value in settings.items() if name not in _PLACES}
@@ -74,6 +79,9 @@ class Stamps:
                 result.append([file["name"], file.get("size"), time, field])
         return result
 
+    def teacher(self, asked: TeacherSettings) -> dict[str, Any]:
+        return _teacher(self, asked)
+
     def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
 
@@ -82,6 +90,12 @@ Inputs = Contents | Stamps
 
 # What is looked for in records, and what is written there: the first.
 WAYS: tuple[Inputs, ...] = (Contents(), Stamps())
+
+
+def _teacher(inputs: Inputs, asked: TeacherSettings) -> dict[str, Any]:
+    if asked.model in ("", PARENT):  # no key without one, so that what is done without stays done
+        return {"teacher": PARENT} if asked.model else {}
+    return {"teacher": inputs.model(describe(asked.model, asked.revision or None))}
 
 
 def digest(content: Any) -> str:

@@ -69,6 +69,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
         )
     rounds = rounds_of(settings, workdir, parent.config.num_layers)
     removal.check(settings, parent.weights, rounds)
+    healing.check_teacher_of(settings, parent)
     check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     tokenizer = load_tokenizer(*parent_of(settings)).fingerprint

@@ -86,6 +86,7 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         if settings.repair:
             repairs.check(settings, parent)
         if settings.healed:
+            healing.check_teacher_of(settings, parent)
             _check_space(settings, workdir, parent.config)
         seeds = [int(seed) for seed in split_list(settings.seeds)]
         analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
@@ -184,6 +185,7 @@ def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
             inputs.model(job.parent),
             inputs.texts(text.held_out, text.field),
             inputs.texts(text.train, text.field) if text.train else [],
+            inputs.teacher(job.settings.heal.teacher),
         )
         for inputs in WAYS
     ]
@@ -191,8 +193,8 @@ def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
     mended = [repairs.about(job.settings, inputs) for inputs in WAYS]
 
     def key(point: Point, way: int) -> str:
-        origin, held_out, train = ways[way]
-        healed = heal | {"seed": point.seed, "text": train} if point.healed else None
+        origin, held_out, train, teacher = ways[way]
+        healed = heal | teacher | {"seed": point.seed, "text": train} if point.healed else None
         parts = [origin, held_out, list(point.keep), healed, score]
         if point.repaired:
             parts.append(mended[way] | {"seed": point.seed})

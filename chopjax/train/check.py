@@ -15,6 +15,7 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from ml_collections import ConfigDict
 
+from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.published import CONFIGS
 from chopjax.data.store import TokenStore, check_fits
 from chopjax.data.tokenizer import load_tokenizer
@@ -24,8 +25,9 @@ from chopjax.models.config import ModelConfig
 from chopjax.progress import say
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import training_batches
-from chopjax.train.origin import find_origin
+from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, read
+from chopjax.train.teacher import check_teacher, find_teacher
 
 Where = Literal["here", "elsewhere"]
 
@@ -81,10 +83,7 @@ def _parent(
     try:
         origin, description = find_origin(settings)
     except UserError as error:
-        unreachable = isinstance(error.__cause__, HTTPError | OfflineModeIsEnabled) and (
-            getattr(error.__cause__, "response", None) is None
-        )
-        if not unreachable or where == "here":
+        if not _unreachable(error) or where == "here":
             problems.append(str(error))
             return None
         notes.append(f"model {name}: the hub cannot be asked from here")
@@ -113,7 +112,40 @@ def _parent(
             fault_or_note = problems if where == "here" else notes
             fault_or_note.append(f"tokenizer: {tokenizer} is not a folder here")
             tokenizer = None
+    if settings.teacher.model:
+        _check_teacher(settings, origin, description, tokenizer, where, problems, notes)
     return Parent(config, layers, tokenizer)
+
+
+def _check_teacher(
+    settings: Settings,
+    origin: Origin,
+    student: Description | None,
+    tokenizer: Path | None,
+    where: Where,
+    problems: list[str],
+    notes: list[str],
+) -> None:
+    name = settings.teacher.model
+    if where == "elsewhere" and _elsewhere(name):
+        notes.append(f"teacher.model {name}: not on this machine; every host must have it")
+        return
+    try:
+        teacher, found = find_teacher(settings, origin, student.provenance if student else None)
+        if tokenizer is not None:
+            check_teacher(found, origin.config_at(0), tokenizer, settings)
+        notes += [] if tokenizer else [f"teacher.model {name}: whether its tokens are the same"]
+        say(f"teacher: {teacher.name}, {teacher.config.num_layers} layers")
+    except UserError as error:
+        unknown = where == "elsewhere" and _unreachable(error.__cause__ or error)
+        (notes if unknown else problems).append(str(error))
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Whether the hub could not be asked."""
+    cause = error.__cause__
+    asked = isinstance(cause, HTTPError | OfflineModeIsEnabled)
+    return asked and getattr(cause, "response", None) is None
 
 
 def _stores(

@@ -12,6 +12,7 @@ everything else.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,6 @@ from chopjax.keep import ranges
 from chopjax.launch.distributed import EXIT_PREEMPTED, wait_for_all
 from chopjax.launch.stopping import stop_requests
 from chopjax.launch.workdir import owned
-from chopjax.models import flops
 from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
@@ -67,11 +67,11 @@ from chopjax.train.own_files import check_workdir
 from chopjax.train.settings import Settings, differences, read
 from chopjax.train.space import check_training
 from chopjax.train.step import (
-    BATCH_DTYPES,
     State,
+    abstract_batch,
     abstract_state,
+    batch_fields,
     begin,
-    begin_adapters,
     begin_from_scratch,
     make_eval_step,
     make_finite_check,
@@ -79,6 +79,7 @@ from chopjax.train.step import (
     shardings_of,
 )
 from chopjax.train.task import Task, task_of
+from chopjax.train.teacher import Teacher, changes, check_teacher, find_teacher, resumed
 from chopjax.train.tracer import Tracer
 from chopjax.train.wandb_run import check_wandb, wandb_run
 
@@ -139,9 +140,16 @@ def _train(
     if first:
         checkpoints.remove_partial(folder)
     record: dict[str, Any] = {}
+    teacher: Teacher | None = None
+    taught_by: Description | None = None
     if found_step is None:
         step = tokens = 0
         origin, description = find_origin(settings)
+        if settings.teacher.model:
+            provenance = description.provenance if description else None
+            teacher, taught_by = find_teacher(settings, origin, provenance)
+            tokenizer = description.folder if description else expanded(settings.tokenizer)
+            check_teacher(taught_by, origin.config_at(0), tokenizer, settings)
         if first:
             write_assets(workdir, origin, description, settings)
         wait_for_all("assets")
@@ -153,6 +161,10 @@ def _train(
             description = describe(settings.model, settings.revision or None)
             check_base(description, record["base"])
         _check_same_run("settings", differences(record["config"], asdict(settings)), force)
+        if settings.teacher.model:
+            teacher, taught_by = resumed(record.get("teacher"), settings.teacher)
+            _check_same_run("teacher", changes(record["teacher"], teacher), force)
+            check_teacher(taught_by, origin.config_at(0), workdir / HUGGINGFACE, settings)
         say(f"resuming {workdir} after step {step} of {settings.total_steps}")
     model = origin.config_at(step)
     if first:
@@ -170,7 +182,7 @@ def _train(
     )
     stack.enter_context(jax.set_mesh(mesh))
     say(meshes.describe(model, mesh))
-    _check_sizes(settings, model, mesh)
+    _check_sizes(settings, model, mesh, teacher)
 
     # ---------------------------------------------------------------------------------- Data
     shape = (settings.data.batch_size, settings.data.sequence_length)
@@ -189,26 +201,28 @@ def _train(
     # -------------------------- Decide how to initialize training. The order is important.
     # 1. A checkpoint of this run.  2. Adapters, on a model.  3. A model.  4. Random weights.
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
-    task = task_of(model, settings, mesh)
+    task = task_of(model, settings, mesh, teacher)
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
     frozen: dict[str, Any] = {}
     if settings.adapter.rank:
         keep = origin.keep if step >= origin.chop_after else None
         frozen["base"] = read_base(settings, description, keep, task.frozen["base"], params)
+    if taught_by is not None:
+        frozen["teacher"] = _loaded(taught_by, task.frozen["teacher"])
     if found_step is not None:
         with progress(f"read the checkpoint of step {found_step}"):
             state = checkpoints.restore(folder, found_step, abstract)
     elif settings.adapter.rank:
-        state = begin_adapters(model, optimizer, settings, abstract)
+        state = begin({}, optimizer, settings, abstract, task.fresh)
     elif params is not None:
-        where = shardings_of(abstract["params"])
+        where = {name: shardings_of(abstract["params"][name]) for name in params}
         copied = jax.device_put(params, where, may_alias=False)  # `begin` takes its argument
-        state = begin(copied, optimizer, settings, abstract)
+        state = begin(copied, optimizer, settings, abstract, task.fresh)
     elif description is not None:
-        state = _begin_from_model(description, origin, optimizer, settings, abstract)
+        state = _begin_from_model(description, origin, task, optimizer, settings, abstract)
     else:
         say(f"{origin.name}, seed {settings.seed}")
-        state = begin_from_scratch(model, optimizer, settings, abstract)
+        state = begin_from_scratch(model, optimizer, settings, abstract, task.fresh)
 
     # ------------------------------------------------------------------- Programs and clocks
     train_step, eval_step = _programs(model, task, optimizer, settings, mesh)
@@ -228,6 +242,7 @@ def _train(
     feed = prefetch(lambda index: on_mesh(batches, index, mesh), steps)
     stack.enter_context(contextlib.closing(feed))
     saved_step = found_step
+    teacher_record = teacher.record() if teacher else None
     tracer = Tracer(settings.log.profile, workdir)
     guard = Guard(folder)
     is_finite = make_finite_check(mesh)
@@ -263,7 +278,9 @@ def _train(
         if not is_finite(state):  # the loss would say so only after the next step
             raise UserError(f"step {step}: the state is not finite. {guard.advice()}")
         writer.flush()
-        about = run_record(settings, origin, fingerprints, stores, step, tokens, base)
+        about = run_record(
+            settings, origin, fingerprints, stores, step, tokens, base, teacher_record
+        )
         saver.save(step, state, about)
         saved_step = step
 
@@ -301,7 +318,7 @@ def _train(
                 if "base" in frozen:
                     frozen["base"] = chop_tree(frozen["base"], origin.keep or ())
                 model = origin.config_at(step)
-                task = task_of(model, settings, mesh)
+                task = task_of(model, settings, mesh, teacher)
                 train_step, eval_step = _programs(model, task, optimizer, settings, mesh)
                 clock.now_of(task.flops)
             if is_save or stop:
@@ -326,7 +343,7 @@ def _train(
         writer.write(step, {f"run_{name}": value for name, value in times.items()})
     writer.flush()
     wait_for_all("end")
-    return _summary(workdir, settings, origin, step, tokens, clock, peak_source)
+    return _summary(workdir, task, origin, step, tokens, clock, peak_source)
 
 
 # ------------------------------------------------------------------------- Parts of the above
@@ -348,12 +365,7 @@ def _programs(
     because = f" ({reason})" if reason else ""
     say(f"attention: {attention}{because}; compiling the step for {model.num_layers} layers")
     begun = time.monotonic()
-    shape = (settings.data.batch_size, settings.data.sequence_length)
-    rows = meshes.batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, dtype in BATCH_DTYPES.items()
-    }
+    batch = abstract_batch(settings, mesh)
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
     with progress("compile the step"):
         step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
@@ -366,6 +378,7 @@ def _programs(
 def _begin_from_model(
     description: Description,
     origin: Origin,
+    task: Task,
     optimizer: optax.GradientTransformation,
     settings: Settings,
     abstract: State,
@@ -380,7 +393,14 @@ def _begin_from_model(
         shardings=shardings_of(abstract["params"]),
         dtype=settings.compute.param_dtype,
     )
-    return begin(loaded.params, optimizer, settings, abstract)
+    return begin(loaded.params, optimizer, settings, abstract, task.fresh)
+
+
+def _loaded(description: Description, abstract: Any) -> Params:
+    """A teacher's parameters, in the type and where `abstract` says."""
+    say(f"loading the teacher, {description.name}")
+    dtype = jax.tree.leaves(abstract)[0].dtype
+    return load(description, shardings=shardings_of(abstract), dtype=dtype).params
 
 
 def _fingerprints(
@@ -393,7 +413,9 @@ def _fingerprints(
     return {"tokenizer": tokenizer.fingerprint, **batches.fingerprint}
 
 
-def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
+def _check_sizes(
+    settings: Settings, model: ModelConfig, mesh: Mesh, teacher: Teacher | None
+) -> None:
     data, parts = settings.data, settings.compute.microbatches
     problems = []
     if data.sequence_length > model.max_positions:
@@ -411,21 +433,24 @@ def _check_sizes(settings: Settings, model: ModelConfig, mesh: Mesh) -> None:
                 f"{name} {size}: not a multiple of {shards} shards x {parts} microbatches"
             )
     room = memory_bytes() // 2
-    if (host := data.batch_size // shards * data.sequence_length * 4 * len(BATCH_DTYPES)) > room:
+    numbers = sum(math.prod(tail) for tail, _ in batch_fields(settings.teacher.top_k).values())
+    if (host := data.batch_size // shards * data.sequence_length * 4 * numbers) > room:
         problems.append(
             f"data.batch_size {data.batch_size}: a device's part alone is {host:,} bytes on the "
             f"host, which has {2 * room:,}"
         )
-    reason = why_not(
-        settings.compute.attention,
-        data.sequence_length,
-        jnp.dtype(settings.compute.dtype),
-        model.head_dim,
-        all_scores(model),
-        jax.default_backend(),
-    )
-    if reason:
-        problems.append(f"compute.attention: {reason}; auto chooses what can run")
+    for config in (model, *([teacher.config] if teacher else [])):
+        reason = why_not(
+            settings.compute.attention,
+            data.sequence_length,
+            jnp.dtype(settings.compute.dtype),
+            config.head_dim,
+            all_scores(config),
+            jax.default_backend(),
+        )
+        if reason:
+            problems.append(f"compute.attention: {reason}; auto chooses what can run")
+            break
     if problems:
         raise UserError(f"the config does not fit model and mesh:\n{listing(problems)}")
 
@@ -445,7 +470,7 @@ def _check_same_run(what: str, changes: Sequence[str], force: bool) -> None:
 
 def _summary(
     workdir: Path,
-    settings: Settings,
+    task: Task,
     origin: Origin,
     step: int,
     tokens: int,
@@ -467,6 +492,6 @@ def _summary(
         "eval_loss": evaluations[-1]["eval_loss"] if evaluations else None,
         "eval_tokens": evaluations[-1]["eval_tokens"] if evaluations else None,
         **clock.summary(),
-        "flops": flops.FORMULA,
+        "flops": task.formula,
         "peak": peak_source,
     }

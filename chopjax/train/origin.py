@@ -127,9 +127,10 @@ def run_record(
     step: int,
     tokens: int,
     base: dict[str, Any] | None = None,
+    teacher: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """run.json: all that a resumed run must agree with, and where it stood. base: what adapters
-    stand on (base.py)."""
+    stand on (base.py). teacher: see teacher.py."""
     return ({} if base is None else {"base": base}) | {
         "chopjax_version": __version__,
         "step": step,
@@ -137,6 +138,7 @@ def run_record(
         "num_layers": origin.config_at(step).num_layers,
         "kept_layers": None if origin.keep is None else list(origin.keep),
         "origin": origin.record(),
+        "teacher": teacher,
         "fingerprints": fingerprints,
         "stores": stores,
         "config": dataclasses.asdict(settings),

@@ -19,6 +19,7 @@ from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute, Dtype, Remat
 
+PARENT = "parent"  # teacher.model: what the chop was cut from
 MOST = 2**53  # of any number: JSON's are exact up to there
 MOST_STEPS = 10_000_000  # the learning rates of all steps are held at once
 MOST_TOKENS = 2**30  # of a step: what one more step would do as well
@@ -32,6 +33,29 @@ class ChopSettings:
     strategy: str = ""  # or by name: input, output, middle, both, max-gap, deepest, first
     remove: str = ""  # with strategy: how many layers go, "12", "0.5" or "50%"
     after_steps: int = 0  # train the whole parent so many steps first, for the optimizer's state
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSettings:
+    """What the student learns from beside the text. Minimised is, with a = logits and t =
+    temperature, (1 - a) next-token loss + a t^2 KL(teacher, student), and each other term times its
+    weight: squared differences, means over tokens and width, sums over layers."""
+
+    model: str = ""  # a checkpoint, or "parent": what the chop was cut from; empty: no teacher
+    revision: str = ""  # of a hub id: branch, tag or commit
+    logits: float = 1.0  # share of the divergence from the teacher, 0 to 1; the text has the rest
+    temperature: float = 1.0  # that both models' logits are divided by
+    hidden: float = 0.0  # weight of the difference of states behind each layer
+    attention: float = 0.0  # weight of the difference of what each layer's attention gives
+    embedding: float = 0.0  # weight of the difference of the embedding tables
+    mimic: float = 0.0  # weight of the difference of what enters the first layer behind each gap
+    # the teacher's layers that teach the student's, one each, such as "0,7-11"; empty: those that
+    # the chop recorded, or, of as many layers, the same ones
+    map: str = ""
+    # of the teacher's weights; same: as compute.dtype, in which both models compute
+    dtype: Literal["same", "float32", "bfloat16"] = "same"
+    # instead of a model: so many of a teacher's likeliest tokens, stored beside data.train
+    top_k: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +142,7 @@ class Settings:
     total_steps: int = 1000  # of training, those before the chop included
     seed: int = 0  # of the order of batches, and of random weights
     chop: ChopSettings = ChopSettings()
+    teacher: TeacherSettings = TeacherSettings()
     data: DataSettings = DataSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     adapter: AdapterSettings = AdapterSettings()
@@ -128,11 +153,17 @@ class Settings:
     log: LogSettings = LogSettings()
 
 
-# These may change when a run is resumed. Everything else changes what the run means. Of the data,
-# the stores' fingerprints are compared and not where they lie.
+# These came after 0.1.0. At their defaults they are no part of what a run means, so that what was
+# recorded before them is the same run still.
+LATER = ("teacher.",)
+
+# These may change when a run is resumed. Everything else changes what the run means. Of the data
+# and of a teacher, fingerprints are compared and not where they lie.
 MAY_CHANGE = (
     "data.train",
     "data.evaluation",
+    "teacher.model",
+    "teacher.revision",
     "compute.remat",
     "compute.attention",
     "compute.microbatches",
@@ -320,22 +351,76 @@ def _contradictions(settings: Settings) -> list[str]:
         ]
         + [f"{name} is {value}: not below 0" for name, value in not_negative.items() if value < 0]
         + [message for holds, message in checks if not holds]
+        + _teacher_problems(settings)
     )
+
+
+def _teacher_problems(settings: Settings) -> list[str]:
+    asked = settings.teacher
+    layers = {"hidden": asked.hidden, "attention": asked.attention, "mimic": asked.mimic}
+    weights = layers | {"embedding": asked.embedding}
+    more = [name for name, weight in weights.items() if weight > 0]
+    alone = dataclasses.replace(TeacherSettings(), model=asked.model, top_k=asked.top_k)
+    checks = [
+        (0 <= asked.logits <= 1, f"teacher.logits is {asked.logits}: from 0 to 1"),
+        (asked.temperature > 0, f"teacher.temperature is {asked.temperature}: above 0"),
+        (asked.top_k >= 0, f"teacher.top_k is {asked.top_k}: not below 0"),
+        (
+            not (asked.model and asked.top_k),
+            "teacher.top_k: what a store holds stands for a teacher; give it or teacher.model",
+        ),
+        (
+            bool(asked.model or asked.top_k) or asked == alone,
+            "teacher: there is none; give teacher.model, or teacher.top_k",
+        ),
+        (
+            not asked.top_k or not more,
+            f"teacher.{', teacher.'.join(more)}: not with teacher.top_k, which has logits alone",
+        ),
+        (
+            not asked.top_k or asked.temperature == 1,
+            "teacher.temperature: 1 with teacher.top_k, whose tail is known at 1 alone",
+        ),
+        (
+            not (asked.model or asked.top_k) or bool(asked.logits or more),
+            "teacher: all its weights are 0; give teacher.logits or another",
+        ),
+        (
+            not (asked.map and settings.chop.after_steps),
+            "teacher.map: not with chop.after_steps; of layers that will go it says nothing",
+        ),
+        (
+            not (asked.model == PARENT and asked.revision),
+            "teacher.revision: the parent's is recorded; not with teacher.model parent",
+        ),
+    ]
+    return [
+        f"teacher.{name} is {weight}: not below 0" for name, weight in weights.items() if weight < 0
+    ] + [message for holds, message in checks if not holds]
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed between two resolved configs, as far as it changes what the run means."""
     before, after = meaning(saved), meaning(now)
-    return [
-        f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
-        for name in before | after
-        if before.get(name) != after.get(name)
-    ]
+    usual = flat(dataclasses.asdict(Settings()))  # what `meaning` leaves out
+    pairs = {
+        name: [m.get(name, usual.get(name)) for m in (before, after)] for name in before | after
+    }
+    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]
 
 
 def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that change what a run means, flat."""
-    return {name: v for name, v in flat(config).items() if not name.startswith(MAY_CHANGE)}
+    names = flat(config)
+    means = {name: v for name, v in names.items() if not name.startswith(MAY_CHANGE)}
+    defaults = flat(dataclasses.asdict(Settings()))
+    if names.get("teacher.model"):
+        means["teacher"] = "given"  # which one is told by its fingerprint
+    return {
+        name: value
+        for name, value in means.items()
+        if not (name.startswith(LATER) and value == defaults.get(name))
+    }
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

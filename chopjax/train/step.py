@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from chopjax.models import adapters, decoder
+from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import BATCH_AXES, batch_sharding, constrain, replicated, shardings
 from chopjax.models.parameters import Params
@@ -34,6 +34,9 @@ Metrics = dict[str, jax.Array]
 # the value for people and for the spike guard, in nats where the objective has a unit.
 Objective = Callable[[Params, Any, Batch], tuple[jax.Array, Metrics]]
 
+# A random key → what of the trainable part no model brings along.
+Fresh = Callable[[jax.Array], Params]
+
 # What a batch consists of, all [B, T].
 BATCH_DTYPES = {
     "tokens": jnp.int32,
@@ -44,6 +47,27 @@ BATCH_DTYPES = {
 }
 
 GUARD_DECAY = 0.99  # of the running mean of the loss that the spike guard compares with
+
+
+def batch_fields(top_k: int = 0) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """What a batch consists of: name → (axes behind [B, T], dtype). top_k: of a teacher's likeliest
+    tokens, that come with it."""
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        name: ((), dtype) for name, dtype in BATCH_DTYPES.items()
+    }
+    if top_k:
+        fields |= {"top_tokens": ((top_k,), jnp.int32), "top_log_probs": ((top_k,), jnp.float32)}
+    return fields
+
+
+def abstract_batch(settings: Settings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a training batch."""
+    shape = (settings.data.batch_size, settings.data.sequence_length)
+    rows = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((*shape, *tail), dtype, sharding=rows)
+        for name, (tail, dtype) in batch_fields(settings.teacher.top_k).items()
+    }
 
 
 def initial_state(
@@ -101,15 +125,19 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def begin(
-    params: Params, optimizer: optax.GradientTransformation, settings: Settings, abstract: State
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    settings: Settings,
+    abstract: State,
+    fresh: Fresh = lambda key: {},
 ) -> State:
     """The first state around parameters that are on the mesh already; they are donated."""
-    make = jax.jit(
-        lambda p: initial_state(p, optimizer, settings),
-        out_shardings=shardings_of(abstract),
-        donate_argnums=0,
-    )
-    state: State = make(params)
+
+    def make(params: Params, key: jax.Array) -> State:
+        return initial_state(params | fresh(key), optimizer, settings)
+
+    born = jax.jit(make, out_shardings=shardings_of(abstract), donate_argnums=0)
+    state: State = born(params, jax.random.key(settings.seed))
     return state
 
 
@@ -118,28 +146,13 @@ def begin_from_scratch(
     optimizer: optax.GradientTransformation,
     settings: Settings,
     abstract: State,
+    fresh: Fresh = lambda key: {},
 ) -> State:
     """The first state around random parameters, born sharded."""
 
     def make(key: jax.Array) -> State:
         params = decoder.init(config, key, settings.compute.param_dtype)
-        return initial_state(params, optimizer, settings)
-
-    born = jax.jit(make, out_shardings=shardings_of(abstract))
-    state: State = born(jax.random.key(settings.seed))
-    return state
-
-
-def begin_adapters(
-    config: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    settings: Settings,
-    abstract: State,
-) -> State:
-    """The first state around adapters that add nothing yet, born sharded."""
-
-    def make(key: jax.Array) -> State:
-        return initial_state(adapters.init(config, settings.adapter, key), optimizer, settings)
+        return initial_state(params | fresh(key), optimizer, settings)
 
     born = jax.jit(make, out_shardings=shardings_of(abstract))
     state: State = born(jax.random.key(settings.seed))

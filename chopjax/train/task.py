@@ -5,31 +5,41 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from chopjax.models import adapter_settings, adapters, flops
 from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
+from chopjax.train import projections
+from chopjax.train.distillation import distilled, from_top_k
 from chopjax.train.objectives import next_token
 from chopjax.train.settings import Settings
-from chopjax.train.step import Objective, abstract_params
+from chopjax.train.step import Fresh, Objective, abstract_params
+from chopjax.train.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """trainable: shapes and shardings of what is differentiated, moved and saved. frozen: of what
-    the objective only reads, a dict; {} where all of the decoder is trained. held_out: the
-    objective that evaluation measures, next-token loss whatever is minimised. flops: of one token
-    of a training step, by the formula of models/flops.py."""
+    the objective only reads, a dict; {} where there is nothing such. held_out: the objective that
+    evaluation measures, next-token loss whatever is minimised. fresh: a random key → what of the
+    trainable part no model brings along. flops: of one token of a training step, by `formula`."""
 
     objective: Objective
     held_out: Objective
     trainable: Any
     frozen: dict[str, Any]
+    fresh: Fresh
     flops: int
+    formula: str
 
 
-def task_of(model: ModelConfig, settings: Settings, mesh: Mesh) -> Task:
-    """The task of a run whose decoder is `model` now."""
+def task_of(
+    model: ModelConfig, settings: Settings, mesh: Mesh, teacher: Teacher | None = None
+) -> Task:
+    """The task of a run whose decoder is `model` now. teacher: that of settings.teacher.model."""
+    assert bool(settings.teacher.model) == (teacher is not None)
     language_modelling = next_token(model, settings)
     floats = abstract_params(model, settings.compute.param_dtype, mesh)
     adapter, length = settings.adapter, settings.data.sequence_length
@@ -40,4 +50,39 @@ def task_of(model: ModelConfig, settings: Settings, mesh: Mesh) -> Task:
     else:
         trainable, frozen = floats, {}
         work = flops.training_per_token(model, length)
-    return Task(language_modelling, language_modelling, trainable, frozen, work)
+
+    def fresh(key: jax.Array) -> Params:
+        return adapters.init(model, adapter, key) if adapter.rank else {}
+
+    task = Task(
+        objective=language_modelling,
+        held_out=language_modelling,
+        trainable=trainable,
+        frozen=frozen,
+        fresh=fresh,
+        flops=work,
+        formula=flops.FORMULA,
+    )
+    if settings.teacher.top_k:
+        return dataclasses.replace(task, objective=from_top_k(model, settings))
+    return task if teacher is None else _taught(task, model, settings, mesh, teacher)
+
+
+def _taught(
+    task: Task, model: ModelConfig, settings: Settings, mesh: Mesh, teacher: Teacher
+) -> Task:
+    """The same with a teacher: its objective, its parameters, and maps to its widths."""
+    asked, dtype = settings.teacher, settings.teacher.dtype
+    dtype = settings.compute.dtype if dtype == "same" else dtype
+    maps, length = projections.shapes(model, teacher.config, asked), settings.data.sequence_length
+    return dataclasses.replace(
+        task,
+        objective=distilled(model, settings, teacher),
+        trainable=task.trainable | projections.abstract(maps, mesh),
+        frozen=task.frozen | {"teacher": abstract_params(teacher.config, dtype, mesh)},
+        fresh=lambda key: task.fresh(key) | projections.init(maps, key),
+        flops=task.flops
+        + flops.teaching_per_token(teacher.config, length, head=bool(asked.logits))
+        + projections.training_per_token(maps),
+        formula=flops.TAUGHT,
+    )

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -18,13 +19,16 @@ import numpy as np
 
 from chopjax.models import families, mesh
 from chopjax.models.config import ModelConfig
-from chopjax.train import objectives, optimizer, step
+from chopjax.train import optimizer, step
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,
     OptimizerSettings,
     Settings,
+    TeacherSettings,
 )
+from chopjax.train.task import task_of
+from chopjax.train.teacher import Teacher
 
 STEPS, B, T, V = 3, 16, 12, 96
 RAW = {
@@ -46,6 +50,15 @@ SETTINGS = Settings(
 )
 UNEVEN = {"vocab_size": V + 1, "tie_word_embeddings": False}
 EXPERTS = {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2}
+# A deeper and wider teacher, whose layers 0 and 3 teach: all terms, and maps between the widths.
+TAUGHT: dict[str, Any] = {
+    "hidden": 0.5,
+    "attention": 0.5,
+    "embedding": 0.5,
+    "logits": 0.5,
+    "temperature": 2.0,
+}
+WIDE = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 4}
 # name → data, fsdp, tensor, microbatches, extra keys of config.json
 RUNS: dict[str, tuple[int, int, int, int, dict]] = {
     "one device": (1, 1, 1, 1, {}),
@@ -57,6 +70,8 @@ RUNS: dict[str, tuple[int, int, int, int, dict]] = {
     "vocabulary whole, one device": (1, 1, 1, 1, UNEVEN),
     "experts, one device": (1, 1, 1, 1, EXPERTS),
     "experts": (2, 2, 2, 1, EXPERTS),
+    "teacher, one device": (1, 1, 1, 1, {}),
+    "teacher": (2, 2, 2, 2, {}),
 }
 
 
@@ -78,42 +93,59 @@ def batch_of(number: int) -> dict[str, np.ndarray]:
 PARAMS: dict[ModelConfig, dict] = {}  # the parameters that the first run began with
 
 
+def random_frozen(abstract: dict) -> dict:
+    """What a task only reads, the same on every mesh."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(
+            random.normal(size=leaf.shape).astype(leaf.dtype) / 8, leaf.sharding
+        ),
+        abstract,
+    )
+
+
 def gathers_vocabulary(line: str) -> bool:
     """Whether a line of HLO gathers anything with the whole vocabulary as an axis."""
     made, *gathered = re.split(r"all-gather(?:-start)?\(", line)
     return bool(gathered) and re.search(rf"[\[,]{V}[,\]]", made) is not None
 
 
-def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
+def run(name: str, data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
     config = families.translate(RAW | extra)[1]
     compute = dataclasses.replace(SETTINGS.compute, microbatches=parts)
     settings = dataclasses.replace(SETTINGS, compute=compute)
+    teacher = None
+    if name.startswith("teacher"):
+        settings = dataclasses.replace(settings, teacher=TeacherSettings(model="t", **TAUGHT))
+        teacher = Teacher("t", None, RAW | WIDE, None, (0, 3), {})
     devices = jax.devices()[: data * fsdp * tensor]
     made = mesh.make_mesh(data, fsdp, tensor, devices=devices)
     with jax.set_mesh(made):
         rule = optimizer.make_optimizer(settings.optimizer, STEPS)
-        params = step.abstract_params(config, settings.compute.param_dtype, made)
-        abstract = step.abstract_state(params, rule, settings, made)
-        if parts > 1 or config not in PARAMS:
-            state = step.begin_from_scratch(config, rule, settings, abstract)
+        task = task_of(config, settings, made, teacher)
+        abstract = step.abstract_state(task.trainable, rule, settings, made)
+        if config not in PARAMS or (parts > 1 and not teacher):
+            state = step.begin_from_scratch(config, rule, settings, abstract, task.fresh)
             PARAMS.setdefault(config, jax.device_get(state["params"]))
         else:  # random weights take longest to compile
             params = jax.device_put(PARAMS[config], mesh.shardings(config, made))
-            state = step.begin(params, rule, settings, abstract)
+            state = step.begin(params, rule, settings, abstract, task.fresh)
+        frozen = random_frozen(task.frozen)
         asked = step.shardings_of(abstract)
         sharded = all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, asked)))
-        objective = objectives.next_token(config, settings)
-        train_step = step.make_train_step(objective, rule, settings, abstract, {}, made)
+        train_step = step.make_train_step(
+            task.objective, rule, settings, abstract, task.frozen, made
+        )
         first = jax.device_put(batch_of(0), mesh.batch_sharding(made))
-        text = train_step.lower(abstract, {}, first).compile().as_text()
+        text = train_step.lower(abstract, task.frozen, first).compile().as_text()
         assert text is not None
         curve = []
         for number in range(STEPS):
             batch = jax.device_put(batch_of(number), mesh.batch_sharding(made))
-            state, metrics = train_step(state, {}, batch)
-            curve.append([float(metrics[name]) for name in ("loss", "grad_norm", "tokens")])
-        eval_step = step.make_eval_step(objective, abstract["params"], {}, made)
-        loss, weight = eval_step(state["params"], {}, first)
+            state, metrics = train_step(state, frozen, batch)
+            curve.append([float(metrics[name]) for name in sorted(metrics)])
+        eval_step = step.make_eval_step(task.held_out, task.trainable, task.frozen, made)
+        loss, weight = eval_step(state["params"], frozen, first)
         query = state["params"]["blocks"]["attention"]["query"]
         gate = state["params"]["blocks"]["mlp"]["gate"]
         sorts = re.findall(r"= \(?s32\[(\d+)\]\S* .*sort\(", text)
@@ -133,4 +165,4 @@ def run(data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: run(*arguments) for name, arguments in RUNS.items()}))
+    print(json.dumps({name: run(name, *arguments) for name, arguments in RUNS.items()}))

@@ -48,6 +48,20 @@ def test_everything_that_is_wrong_at_once(made: Path):
         assert message in str(error.value)
 
 
+def test_a_teacher(made: Path, capsys: pytest.CaptureFixture[str]):
+    check(recipe(made, "chop.keep=0,3", "teacher.model=parent"), "work", "here")
+    said = capsys.readouterr().err
+    assert f"teacher: {made / 'model'}, 4 layers" in said
+    assert "not checked" not in said
+    away = recipe(made, "teacher.model=/no/teacher")
+    check(away, "/no/work", "elsewhere")
+    assert "not checked: teacher.model /no/teacher: not on this" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"teacher.model: /no/teacher: no such folder"):
+        check(away, "work", "here")
+    with pytest.raises(UserError, match="no chop is recorded"):
+        check(recipe(made, "teacher.model=parent"), "/no/work", "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

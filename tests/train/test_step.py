@@ -38,12 +38,15 @@ def runs() -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "all", "kv heads whole"])
-def test_the_same_curve_on_every_mesh(runs, name):
-    np.testing.assert_allclose(runs[name]["curve"], runs["one device"]["curve"], rtol=2e-4)
-    np.testing.assert_allclose(
-        runs[name]["evaluation"], runs["one device"]["evaluation"], rtol=2e-4
-    )
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [(name, "one device") for name in ("data", "fsdp", "all", "kv heads whole")]
+    + [("teacher", "teacher, one device")],
+)
+def test_the_same_curve_on_every_mesh(runs, name, one):
+    """With a teacher, each term of the loss as well."""
+    np.testing.assert_allclose(runs[name]["curve"], runs[one]["curve"], rtol=2e-4)
+    np.testing.assert_allclose(runs[name]["evaluation"], runs[one]["evaluation"], rtol=2e-4)
 
 
 def test_a_vocabulary_that_does_not_divide(runs):
