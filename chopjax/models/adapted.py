@@ -18,7 +18,9 @@ from chopjax.models.remat import kept
 class Adapted(struct.PyTreeNode):
     """A weight node (models/linear.py). Under `blocks` every array has the layer axis L first."""
 
-    base: jax.Array | WeightNode  # never moves: no gradient is formed for it
+    # An array or another WeightNode. It never moves: no gradient is formed for it. None where a
+    # scan brings it (borrowed.py).
+    base: Any
     a: jax.Array  # [inputs…, R]
     b: jax.Array  # [R, outputs…]
     keys_B: jax.Array | None  # a random key a row, for dropout; None: nothing is dropped

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from chopjax.models import parameters, quantized
 from chopjax.models.adapted import Adapted
 from chopjax.models.adapter_settings import AdapterSettings, axes, scale_of, shapes
+from chopjax.models.borrowed import Borrowed
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import partition
 from chopjax.models.parameters import Params
@@ -76,9 +77,33 @@ def attach(
 ) -> Params:
     """The decoder's parameters with adapters in them. keys_B: a random key a row, for dropout;
     None: nothing is dropped."""
-    flat, added = flatten_dict(base, sep="/"), flatten_dict(adapters, sep="/")
-    paths = [path.removesuffix("/a") for path in added if path.endswith("/a")]
-    for path in paths:
+    flat = flatten_dict(base, sep="/")
+    for path, node in _nodes(adapters, settings, keys_B).items():
+        flat[path] = node.replace(base=flat[path])
+    nested: Params = unflatten_dict(flat, sep="/")
+    return nested
+
+
+def attach_to_rows(
+    parent: Params,
+    rows_L: jax.Array,
+    adapters: Params,
+    settings: AdapterSettings,
+    keys_B: jax.Array | None = None,
+) -> Params:
+    """`attach` to a chop of `parent` that keeps these of its layers, without a copy of them."""
+    nodes = _nodes(adapters, settings, keys_B)
+    own: dict[str, Any] = unflatten_dict(nodes, sep="/")
+    return parent | {"blocks": Borrowed(rows_L, own.get("blocks", {}), parent["blocks"])}
+
+
+def _nodes(
+    adapters: Params, settings: AdapterSettings, keys_B: jax.Array | None
+) -> dict[str, Adapted]:
+    """Path → the adapted kernel, its base still missing."""
+    added = flatten_dict(adapters, sep="/")
+    nodes = {}
+    for path in [path.removesuffix("/a") for path in added if path.endswith("/a")]:
         a, b = added[f"{path}/a"], added[f"{path}/b"]
         keys_LB = None
         if keys_B is not None and settings.dropout:
@@ -86,9 +111,8 @@ def attach(
             numbers_L = jnp.arange(a.shape[0]) * len(parameters.KERNELS) + place
             each = jax.vmap(jax.random.fold_in, (0, None))
             keys_LB = jax.vmap(each, (None, 0))(keys_B, numbers_L)
-        flat[path] = Adapted(flat[path], a, b, keys_LB, scale_of(settings), settings.dropout)
-    nested: Params = unflatten_dict(flat, sep="/")
-    return nested
+        nodes[path] = Adapted(None, a, b, keys_LB, scale_of(settings), settings.dropout)
+    return nodes
 
 
 def student(
@@ -97,7 +121,11 @@ def student(
     batch: dict[str, jax.Array],
     settings: AdapterSettings,
 ) -> Params:
-    """The parameters of the decoder that a run trains, whether it has adapters or not."""
+    """The parameters of the decoder that a run trains, whether it has adapters or not, and whether
+    these stand on a base or on layers of the teacher."""
+    if settings.rank and "rows" in frozen:
+        parent, rows_L = frozen["teacher"], frozen["rows"]
+        return attach_to_rows(parent, rows_L, trainable, settings, batch.get("keys"))
     if settings.rank:
         return attach(frozen["base"], trainable, settings, batch.get("keys"))
     return trainable

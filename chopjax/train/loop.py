@@ -49,10 +49,11 @@ from chopjax.models.parameters import Params
 from chopjax.models.scores import all_scores
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints
-from chopjax.train.base import base_record, check_base, read_base
+from chopjax.train.base import base_record, check_base
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, prefetch, training_batches
+from chopjax.train.frozen import chop_frozen, read_frozen
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, peak_flops
 from chopjax.train.metrics_file import read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
@@ -141,15 +142,15 @@ def _train(
         checkpoints.remove_partial(folder)
     record: dict[str, Any] = {}
     teacher: Teacher | None = None
-    taught_by: Description | None = None
+    found: Description | None = None  # the teacher at rest
     if found_step is None:
         step = tokens = 0
         origin, description = find_origin(settings)
         if settings.teacher.model:
             provenance = description.provenance if description else None
-            teacher, taught_by = find_teacher(settings, origin, provenance)
+            teacher, found = find_teacher(settings, origin, provenance)
             tokenizer = description.folder if description else expanded(settings.tokenizer)
-            check_teacher(taught_by, origin.config_at(0), tokenizer, settings)
+            check_teacher(found, origin.config_at(0), tokenizer, settings)
         if first:
             write_assets(workdir, origin, description, settings)
         wait_for_all("assets")
@@ -162,9 +163,9 @@ def _train(
             check_base(description, record["base"])
         _check_same_run("settings", differences(record["config"], asdict(settings)), force)
         if settings.teacher.model:
-            teacher, taught_by = resumed(record.get("teacher"), settings.teacher)
+            teacher, found = resumed(record.get("teacher"), settings.teacher)
             _check_same_run("teacher", changes(record["teacher"], teacher), force)
-            check_teacher(taught_by, origin.config_at(0), workdir / HUGGINGFACE, settings)
+            check_teacher(found, origin.config_at(0), workdir / HUGGINGFACE, settings)
         say(f"resuming {workdir} after step {step} of {settings.total_steps}")
     model = origin.config_at(step)
     if first:
@@ -203,12 +204,9 @@ def _train(
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     task = task_of(model, settings, mesh, teacher)
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
-    frozen: dict[str, Any] = {}
-    if settings.adapter.rank:
-        keep = origin.keep if step >= origin.chop_after else None
-        frozen["base"] = read_base(settings, description, keep, task.frozen["base"], params)
-    if taught_by is not None:
-        frozen["teacher"] = _loaded(taught_by, task.frozen["teacher"])
+    keep = origin.keep if step >= origin.chop_after else None
+    taught_by = None if teacher is None or found is None else (teacher, found)
+    frozen = read_frozen(task, settings, model, keep, description, taught_by, params)
     if found_step is not None:
         with progress(f"read the checkpoint of step {found_step}"):
             state = checkpoints.restore(folder, found_step, abstract)
@@ -315,10 +313,9 @@ def _train(
             if is_chop:
                 say(f"step {step}: chopping; layers {ranges(origin.keep or ())} stay")
                 state = chop_tree(state, origin.keep or ())
-                if "base" in frozen:
-                    frozen["base"] = chop_tree(frozen["base"], origin.keep or ())
                 model = origin.config_at(step)
                 task = task_of(model, settings, mesh, teacher)
+                frozen = chop_frozen(frozen, task, model, origin.keep or (), teacher)
                 train_step, eval_step = _programs(model, task, optimizer, settings, mesh)
                 clock.now_of(task.flops)
             if is_save or stop:
@@ -394,13 +391,6 @@ def _begin_from_model(
         dtype=settings.compute.param_dtype,
     )
     return begin(loaded.params, optimizer, settings, abstract, task.fresh)
-
-
-def _loaded(description: Description, abstract: Any) -> Params:
-    """A teacher's parameters, in the type and where `abstract` says."""
-    say(f"loading the teacher, {description.name}")
-    dtype = jax.tree.leaves(abstract)[0].dtype
-    return load(description, shardings=shardings_of(abstract), dtype=dtype).params
 
 
 def _fingerprints(

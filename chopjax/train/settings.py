@@ -390,6 +390,10 @@ def _teacher_problems(settings: Settings) -> list[str]:
             "teacher.map: not with chop.after_steps; of layers that will go it says nothing",
         ),
         (
+            not (asked.embedding and settings.adapter.rank),
+            "teacher.embedding: not with adapters, which leave the embedding table as it is",
+        ),
+        (
             not (asked.model == PARENT and asked.revision),
             "teacher.revision: the parent's is recorded; not with teacher.model parent",
         ),

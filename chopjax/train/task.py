@@ -6,23 +6,26 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from chopjax.models import adapter_settings, adapters, flops
 from chopjax.models.config import ModelConfig
+from chopjax.models.mesh import replicated
 from chopjax.models.parameters import Params
 from chopjax.train import projections
 from chopjax.train.distillation import distilled, from_top_k
 from chopjax.train.objectives import next_token
 from chopjax.train.settings import Settings
 from chopjax.train.step import Fresh, Objective, abstract_params
-from chopjax.train.teacher import Teacher
+from chopjax.train.teacher import Teacher, is_base
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """trainable: shapes and shardings of what is differentiated, moved and saved. frozen: of what
-    the objective only reads, a dict; {} where there is nothing such. held_out: the objective that
+    the objective only reads: `base` under adapters, `teacher`; where the base is a chop of the
+    teacher `rows`, which of its layers, in place of `base`. held_out: the objective that
     evaluation measures, next-token loss whatever is minimised. fresh: a random key → what of the
     trainable part no model brings along. flops: of one token of a training step, by `formula`."""
 
@@ -72,14 +75,23 @@ def _taught(
     task: Task, model: ModelConfig, settings: Settings, mesh: Mesh, teacher: Teacher
 ) -> Task:
     """The same with a teacher: its objective, its parameters, and maps to its widths."""
-    asked, dtype = settings.teacher, settings.teacher.dtype
-    dtype = settings.compute.dtype if dtype == "same" else dtype
+    asked, adapter = settings.teacher, settings.adapter
+    dtype = settings.compute.dtype if asked.dtype == "same" else asked.dtype
+    if is_base(settings):
+        floats = abstract_params(teacher.config, settings.compute.param_dtype, mesh)
+        shape, where = (model.num_layers,), replicated(mesh)
+        frozen = {
+            "teacher": adapters.abstract_base(teacher.config, adapter, floats, mesh),
+            "rows": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where),
+        }
+    else:
+        frozen = task.frozen | {"teacher": abstract_params(teacher.config, dtype, mesh)}
     maps, length = projections.shapes(model, teacher.config, asked), settings.data.sequence_length
     return dataclasses.replace(
         task,
         objective=distilled(model, settings, teacher),
         trainable=task.trainable | projections.abstract(maps, mesh),
-        frozen=task.frozen | {"teacher": abstract_params(teacher.config, dtype, mesh)},
+        frozen=frozen,
         fresh=lambda key: task.fresh(key) | projections.init(maps, key),
         flops=task.flops
         + flops.teaching_per_token(teacher.config, length, head=bool(asked.logits))

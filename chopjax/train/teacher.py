@@ -52,6 +52,13 @@ def compares_layers(asked: TeacherSettings) -> bool:
     return bool(asked.hidden or asked.attention or asked.mimic)
 
 
+def is_base(settings: Settings) -> bool:
+    """Whether the teacher is what adapters stand on: the parent that the run itself chops. Then the
+    two are held once, as the base is, quantized too; `dtype` asks for a teacher of its own."""
+    asked, chops = settings.teacher, settings.chop.keep or settings.chop.strategy
+    return bool(settings.adapter.rank and chops and asked.model == PARENT and asked.dtype == "same")
+
+
 # ---------------------------------------------------------------------------- Of a run that begins
 
 

@@ -132,6 +132,39 @@ def test_maps_between_widths_are_learned_and_not_exported(
     assert exported.tensors.keys() == parent.tensors.keys()
 
 
+LORA = ("adapter.rank=2", "teacher.model=parent", "teacher.logits=0.5", "teacher.hidden=0.5")
+
+
+def test_adapters_on_layers_of_the_teacher(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held once or each for itself: the same numbers, after a kill and through a chop, too."""
+    config = recipe(data, *LORA, *CHOP, "data.evaluation=")
+    train(config, tmp_path / "once")
+    with monkeypatch.context() as patch:
+        signal_after(patch, 7, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(config, tmp_path / "again")
+    train(config, tmp_path / "again")
+    train(recipe(data, *LORA, *CHOP, "data.evaluation=", "teacher.dtype=float32"), tmp_path / "two")
+    assert bits(tmp_path / "again") == bits(tmp_path / "once")
+    for name in ("loss", "kl", "hidden"):
+        once = lines(tmp_path / "once", name)
+        assert list(lines(tmp_path / "two", name).values()) == pytest.approx(
+            list(once.values()), rel=1e-5, abs=1e-9
+        )
+    assert once[4] > 0, "adapters have moved the student away"
+    assert abs(lines(tmp_path / "once", "kl")[1]) < 1e-6
+    assert not any("blocks" in name and "norm" in name for name in bits(tmp_path / "once"))
+
+
+def test_a_base_of_four_bits_teaches_as_it_is(data: Path, tmp_path: Path) -> None:
+    config = recipe(data, *LORA, "adapter.base=nf4", *CHOP, "data.evaluation=", "total_steps=6")
+    train(config, tmp_path)
+    assert abs(lines(tmp_path, "kl")[1]) < 1e-6
+    assert lines(tmp_path, "kl")[6] > 0.01
+
+
 def test_a_resumed_run_wants_the_same_teacher(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +265,7 @@ PARENT, KEEP, STORED = "teacher.model=parent", "chop.keep=0,3", "teacher.top_k=4
         ((PARENT, KEEP, STORED), "give it or teacher.model"),
         ((STORED, "teacher.hidden=1.0"), "teacher.hidden: not with teacher.top_k"),
         ((STORED, "teacher.mimic=1.0"), "teacher.mimic: not with teacher.top_k"),
+        ((PARENT, KEEP, "adapter.rank=2", "teacher.embedding=1.0"), "not with adapters"),
         ((STORED, "teacher.temperature=2.0"), "teacher.temperature: 1 with teacher.top_k"),
     ],
     ids=str,
