@@ -48,7 +48,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.models.scores import all_scores
 from chopjax.progress import progress, say
-from chopjax.train import checkpoints
+from chopjax.train import checkpoints, projections
 from chopjax.train.base import base_record, check_base
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
@@ -173,9 +173,11 @@ def _train(
             settings.checkpoints.every * (step // settings.checkpoints.every + 1),
             settings.total_steps,
         )
-        check_training(
-            folder, origin.config_at(saved), settings, step, len(checkpoints.steps(folder))
-        )
+        then, there, beside = origin.config_at(saved), len(checkpoints.steps(folder)), 0
+        if teacher is not None:
+            maps = projections.shapes(then, teacher.config, settings.teacher)
+            beside = projections.count(maps)
+        check_training(folder, then, settings, step, there, beside)
 
     # ---------------------------------------------------------------------------------- Mesh
     mesh = meshes.make_mesh(

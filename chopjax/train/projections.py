@@ -71,6 +71,11 @@ def of(params: Params) -> Params:
     return found
 
 
+def count(shapes: Shapes) -> int:
+    """Numbers in all of them."""
+    return sum(map(math.prod, shapes.values()))
+
+
 def training_per_token(shapes: Shapes) -> int:
     """FLOPs of a token, forward and backward; tables are multiplied once a step, not counted."""
     return sum(6 * math.prod(shape) for path, shape in shapes.items() if path != "embedding")

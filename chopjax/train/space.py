@@ -12,15 +12,20 @@ from chopjax.train import memory
 from chopjax.train.settings import Settings
 
 
-def checkpoint_bytes(config: ModelConfig, settings: Settings) -> int:
-    """One checkpoint of a training run: parameters and the optimizer's moments, uncompressed."""
+def checkpoint_bytes(config: ModelConfig, settings: Settings, beside: int = 0) -> int:
+    """One checkpoint of a training run: parameters and the optimizer's moments, uncompressed.
+
+    beside: so many numbers that are trained beside the decoder's, in float32 (projections.py).
+    """
     state = memory.training(
         config,
         settings.optimizer.name,
         settings.compute.param_dtype,
         settings.optimizer.momentum_dtype,
     )
-    return state.params + state.moments
+    moments = memory.DTYPE_BYTES[settings.optimizer.momentum_dtype]
+    moments += 4 if settings.optimizer.name == "adamw" else 0
+    return state.params + state.moments + beside * (4 + moments)
 
 
 def run_bytes(config: ModelConfig, settings: Settings) -> int:
@@ -46,10 +51,12 @@ def checkpoints_at_once(settings: Settings, step: int = 0, there: int = 0) -> in
 
 
 def check_training(
-    folder: Path, config: ModelConfig, settings: Settings, step: int, there: int
+    folder: Path, config: ModelConfig, settings: Settings, step: int, there: int, beside: int = 0
 ) -> None:
-    """Raise UserError where the checkpoints of a run do not fit on the disk of `folder`."""
-    size, count = checkpoint_bytes(config, settings), checkpoints_at_once(settings, step, there)
+    """Raise UserError where the checkpoints of a run do not fit on the disk of `folder`. beside: as
+    checkpoint_bytes has it."""
+    size = checkpoint_bytes(config, settings, beside)
+    count = checkpoints_at_once(settings, step, there)
     free = free_bytes(folder)
     if free is not None and size * count > free:
         raise UserError(

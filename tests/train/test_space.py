@@ -57,6 +57,7 @@ def test_bytes_are_parameters_and_moments() -> None:
         settings(), optimizer=OptimizerSettings(name="adamw", momentum_dtype="bfloat16")
     )
     assert space.checkpoint_bytes(CONFIG, adamw) == (4 + 2 + 4) * count
+    assert space.checkpoint_bytes(CONFIG, adamw, beside=7) == (4 + 2 + 4) * (count + 7)
 
 
 def test_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
