@@ -1,4 +1,5 @@
-"""`chopjax inspect`: what a checkpoint holds, from its headers alone, or config.json's alone."""
+"""`chopjax inspect`: what a checkpoint holds, from its headers alone, or config.json's alone; and
+what a token store holds."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         nargs="?",
         help="folder of a Hugging Face checkpoint, hub id owner/name, folder of `chopjax import`, "
-        "or workdir of a training run; or a config.json, alone in its folder or by its own path",
+        "or workdir of a training run; a config.json, alone in its folder or by its own path; or a "
+        "token store of `chopjax prepare`",
     )
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add("--step", type=int, metavar="N", help="checkpoint of a training run (default: the latest)")
@@ -33,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="tokens for the FLOPs (default: the context length, 2048 at most)",
     )
-    add("--check", action="store_true", help="read all weights and name those with NaN or infinity")
+    add(
+        "--check",
+        action="store_true",
+        help="read all weights and name those with NaN or infinity; of "
+        "a token store, compare its checksums",
+    )
     add(
         "--families",
         action="store_true",
@@ -54,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         return run_families(args)
     if args.model is None:
         raise UserError("give a MODEL to look at, or --families")
+    if _is_store(args.model):
+        return _run_stores(args)
     known = _config_alone(args) or _model(args)
     if not isinstance(known, tuple):
         from chopjax.commands.inspect_files import run_files
@@ -65,6 +74,29 @@ def run(args: argparse.Namespace) -> int:
         print_json(result)
     else:
         _print(result)
+    return 0
+
+
+def _is_store(name: str) -> bool:
+    from chopjax.data.store import PARTS, STORE
+    from chopjax.disk.files import expanded
+
+    folder = expanded(name)
+    return any((folder / part / STORE).is_file() for part in ("", *PARTS))
+
+
+def _run_stores(args: argparse.Namespace) -> int:
+    from chopjax.commands.store_tables import show_stores, verify_stores
+    from chopjax.data.store import open_stores
+    from chopjax.errors import UserError
+
+    for flag in ("step", "revision", "sequence_length"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag.replace('_', '-')}: {args.model} is a token store")
+    stores = open_stores(args.model)
+    if args.check:
+        verify_stores(stores)
+    show_stores(stores, args.json)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING
 
 from chopjax import interrupts
@@ -57,7 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
     documents = parser.add_argument_group("documents")
     documents.add_argument(
-        "--field", default="text", help="field of a JSON line that holds the text (default: text)"
+        "--field",
+        metavar="NAME",
+        help="field of a JSON line that holds the text (default: text; with --chat, messages)",
+    )
+    documents.add_argument(
+        "--chat",
+        action="store_true",
+        help="documents are conversations, lists of {role, content}: they go through the "
+        "tokenizer's chat template, and loss is on what the assistant says",
+    )
+    documents.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="with --chat: this Jinja template instead of the tokenizer's",
     )
     documents.add_argument(
         "--unit",
@@ -69,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--before",
         choices=("auto", "bos", "eos", "none"),
         default="auto",
-        help="token before each document; auto (the default) is bos, or eos where there is no bos",
+        help="token before each document; auto (the default) is bos, or eos where there is no bos; "
+        "with --chat none",
     )
     documents.add_argument(
         "--after",
@@ -92,23 +105,18 @@ def run(args: argparse.Namespace) -> int:
         stores = _verified(args.verify)
     else:
         stores = _prepared(args)
-    if args.json:
-        from chopjax.terminal import print_json
+    from chopjax.commands.store_tables import show_stores
 
-        print_json({name or "store": _summary(store) for name, store in stores.items()})
-    else:
-        _print_table(stores)
+    show_stores(stores, args.json)
     return 0
 
 
 def _verified(path: str) -> dict[str, TokenStore]:
-    from chopjax.data.store import open_stores, verify
-    from chopjax.progress import say
+    from chopjax.commands.store_tables import verify_stores
+    from chopjax.data.store import open_stores
 
     stores = open_stores(path)
-    for store in stores.values():
-        verify(store)
-        say(f"{store.path}: all checksums as recorded")
+    verify_stores(stores)
     return stores
 
 
@@ -124,58 +132,27 @@ def _prepared(args: argparse.Namespace) -> dict[str, TokenStore]:
     ]
     if missing:
         raise UserError(f"missing: {', '.join(missing)} (or --verify STORE)")
+    if args.chat_template and not args.chat:
+        raise UserError("--chat-template is for conversations; give --chat, too")
     interrupts.advise("what is finished is kept, and the same command goes on from there")
     from chopjax.data.prepare import prepare
     from chopjax.data.tokenizer import load_tokenizer
 
+    tokenizer, chat = load_tokenizer(args.tokenizer, args.revision), None
+    if args.chat:
+        from chopjax.data.chat import load_chat
+
+        chat = load_chat(args.tokenizer, tokenizer, args.revision, args.chat_template)
     return prepare(
         args.inputs,
-        load_tokenizer(args.tokenizer, args.revision),
+        tokenizer,
         args.output,
         field=args.field,
         unit=args.unit,
+        chat=chat,
         before=args.before,
         after=args.after,
         held_out=args.held_out,
         workers=args.workers,
         overwrite=args.overwrite,
     )
-
-
-def _summary(store: TokenStore) -> dict[str, object]:
-    return {
-        "path": store.path,
-        "documents": store.num_documents,
-        "tokens": store.num_tokens,
-        "text_bytes": store.text_bytes,
-        "bytes_per_token": store.text_bytes / store.num_tokens,
-        "shards": len(store.shards),
-        "dtype": store.dtype,
-        "tokenizer": store.tokenizer,
-        "tokenizer_fingerprint": store.tokenizer_fingerprint,
-        "fingerprint": store.fingerprint,
-    }
-
-
-def _print_table(stores: dict[str, TokenStore]) -> None:
-    from rich.table import Table
-
-    from chopjax.errors import escaped
-    from chopjax.terminal import show
-
-    table = Table(box=None)
-    table.add_column("store")
-    for column in ("documents", "tokens", "text bytes", "bytes/token", "shards"):
-        table.add_column(column, justify="right")
-    for store in stores.values():
-        table.add_row(
-            escaped(os.path.basename(store.path)),
-            f"{store.num_documents:,}",
-            f"{store.num_tokens:,}",
-            f"{store.text_bytes:,}",
-            f"{store.text_bytes / store.num_tokens:.3f}",
-            f"{len(store.shards)} x {store.dtype}",
-        )
-    for store in stores.values():
-        print(escaped(store.path))
-    show(table)

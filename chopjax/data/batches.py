@@ -88,7 +88,8 @@ class Batches:
 
         tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T].
         Targets are the tokens one to the right. Segments count documents from 1; without
-        document_mask all are 1. Weights are 1.
+        document_mask all are 1. Weights are those of the targets: 1, but 0 in a store of
+        conversations where nobody says what is to be learnt.
         """
         return self.rows(step, slice(None))
 
@@ -197,10 +198,12 @@ def eval_batches(
 
 
 def _record(store: TokenStore) -> dict[str, Any]:
+    weighted = store.weighted_tokens
     return {
         "name": store.path,
         "fingerprint": store.fingerprint,
         "tokens": store.num_tokens,
+        **({} if weighted is None else {"weighted_tokens": weighted}),
         "documents": store.num_documents,
         "sources": [str(source.get("name")) for source in store.sources],
     }
@@ -229,13 +232,16 @@ def _layout(
     inputs_N = np.clip(ends_N - starts_N - 1, 0, T)  # how many tokens have a target
     tokens_NT, targets_NT = rows[:, :-1], rows[:, 1:]
     if not document_mask and (inputs_N == T).all():  # as nearly always
-        return _batch(tokens_NT, targets_NT, *_constants(N, T))
+        segments_NT, positions_NT, weights_NT = _constants(N, T)
+        if store.weighted_tokens is not None:
+            weights_NT = _target_weights(store, starts_N, inputs_N, T)
+        return _batch(tokens_NT, targets_NT, segments_NT, positions_NT, weights_NT)
     position_T = np.arange(T, dtype=np.int32)
     real_NT = position_T < inputs_N[:, None]
     if not real_NT.all():
         tokens_NT = tokens_NT * real_NT  # the last token of all is a target and no input
     segments_NT, positions_NT = np.zeros((2, N, T), np.int32)
-    weights_NT = real_NT.astype(np.float32)
+    weights_NT = _target_weights(store, starts_N, inputs_N, T)
     for n, (start, inputs) in enumerate(zip(starts_N.tolist(), inputs_N.tolist(), strict=True)):
         if not inputs:
             continue
@@ -250,6 +256,21 @@ def _layout(
             # predicting it is predicting the end.
             weights_NT[n, begins - 1] = 0
     return _batch(tokens_NT, targets_NT, segments_NT, positions_NT, weights_NT)
+
+
+def _target_weights(
+    store: TokenStore, starts_N: np.ndarray, inputs_N: np.ndarray, T: int
+) -> np.ndarray:
+    """Of what follows each of the first inputs_N tokens of rows, 0 beyond: float32 [N, T]."""
+    if store.weighted_tokens is None:
+        return (np.arange(T) < inputs_N[:, None]).astype(np.float32)
+    weights_NT = np.zeros((len(starts_N), T), np.float32)
+    full_N = inputs_N == T
+    weights_NT[full_N] = store.weights(starts_N[full_N] + 1, T)
+    for n in np.nonzero(~full_N & (inputs_N > 0))[0].tolist():
+        inputs = int(inputs_N[n])
+        weights_NT[n, :inputs] = store.weights(starts_N[n : n + 1] + 1, inputs)
+    return weights_NT
 
 
 def _batch(

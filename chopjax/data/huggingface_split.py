@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from chopjax.data import messages
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError, first_line
 
@@ -28,6 +29,7 @@ class HuggingFaceSplit:
     field: str
     data_files: tuple[str, ...]  # paths, or hf:// URLs with the commit in them
     shards: int
+    chat: bool = False  # documents are messages, as messages.as_text has them
 
     @property
     def size(self) -> int | None:
@@ -62,17 +64,24 @@ class HuggingFaceSplit:
                     raise UserError(f"{self.name}: shard {shard}: {first_line(error)}") from error
                 if example is None:
                     break
-                text = example.get(self.field)
-                if not isinstance(text, str):
-                    fields = ", ".join(sorted(k for k, v in example.items() if isinstance(v, str)))
-                    raise UserError(
-                        f"{self.name}: no text in field {self.field!r}; --field takes: {fields}"
-                    )
+                text = self._text(example)
                 yield text
                 advance(len(text))
 
+    def _text(self, example: dict[str, Any]) -> str:
+        if self.chat:
+            try:
+                return messages.of_field(example, self.field)
+            except messages.NotMessages as error:
+                raise UserError(f"{self.name}: {error}") from None
+        text = example.get(self.field)
+        if isinstance(text, str):
+            return text
+        fields = ", ".join(sorted(k for k, v in example.items() if isinstance(v, str)))
+        raise UserError(f"{self.name}: no text in field {self.field!r}; --field takes: {fields}")
 
-def open_split(spec: str, field: str) -> HuggingFaceSplit:
+
+def open_split(spec: str, field: str, chat: bool = False) -> HuggingFaceSplit:
     """`OWNER/NAME[/CONFIG][@REVISION][:SPLIT]` of the hub, or `FOLDER[:SPLIT]`; split: train."""
     place, colon, split = spec.rpartition(":")
     if not colon:
@@ -106,6 +115,7 @@ def open_split(spec: str, field: str) -> HuggingFaceSplit:
         field=field,
         data_files=_data_files(dataset, config, split, revision),
         shards=stream.num_shards,
+        chat=chat,
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chopjax import interrupts
+from chopjax.data.chat import ChatEncoder
 from chopjax.data.shards import Job, make_shards, read_record, smallest_hashes
 from chopjax.data.sources import Source, find_sources, pieces
 from chopjax.data.store import (
@@ -59,8 +60,9 @@ def prepare(
     tokenizer: Tokenizer | str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    field: str = "text",
+    field: str | None = None,
     unit: Unit = "file",
+    chat: ChatEncoder | None = None,
     before: Before = "auto",
     after: After = "none",
     held_out: str | int | float | None = None,
@@ -71,10 +73,13 @@ def prepare(
 
     inputs: files, folders, patterns, URLs, tfds:… and hf:… (sources.find_sources).
     tokenizer: of the model that will be trained: its folder, hub id or the loaded tokenizer.
-    field: which field of a JSON line is the text.
+    field: which field of a JSON line is the text, by default `text`; with `chat`, `messages`.
     unit: what is a document in plain text: the file, each paragraph or each line.
+    chat: documents are conversations, encoded by this (chat.load_chat); loss is on what the
+        assistant says. Those in which it says nothing are left out.
     before, after: the token that separates documents. "auto" is bos before each document if the
         tokenizer has one, else eos before; the model learns where documents end by predicting it.
+        With `chat` it is none: the template writes what a conversation begins with.
     held_out: a fraction (0.01) or a number of documents (500) to hold out for evaluation, chosen
         by a hash of their text, so that equal texts are never on both sides. OUT then has two
         stores, OUT/train and OUT/held_out.
@@ -91,8 +96,11 @@ def prepare(
         tokenizer = load_tokenizer(tokenizer)
     if workers is not None and not 1 <= workers <= MOST_WORKERS:
         raise UserError(f"--workers {workers}: from 1 to {MOST_WORKERS}")
-    sources = find_sources([os.fspath(name) for name in inputs], field, unit)
+    field = field or ("text" if chat is None else "messages")
+    sources = find_sources([os.fspath(name) for name in inputs], field, unit, chat is not None)
     share = _share(held_out)
+    if chat is not None and before == "auto":
+        before = "none"
     separators = (_separator(tokenizer, before), _separator(tokenizer, after))
     settings = {
         "format": FORMAT,
@@ -101,6 +109,7 @@ def prepare(
         "after": separators[1],
         "field": field,
         "unit": unit,
+        "chat": None if chat is None else chat.fingerprint,
         "held_out": share,
         "sources": _checksums(sources),
     }
@@ -114,6 +123,7 @@ def prepare(
         workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
         job = Job(
             tokenizer=tokenizer,
+            chat=chat,
             before=separators[0],
             after=separators[1],
             dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
@@ -347,16 +357,22 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
             before=job.before[0] if job.before else None,
             after=job.after[0] if job.after else None,
             shards=tuple(
-                Shard(s.tokens, s.documents, s.tokens_sha256, s.documents_sha256) for s in shards
+                Shard(s.tokens, s.documents, s.tokens_sha256, s.documents_sha256, s.weights_sha256)
+                for s in shards
             ),
             sources=tuple(settings["sources"]),
+            weighted_tokens=sum(s.weighted_tokens for s in shards) if job.chat else None,
         )
+        if left_out := sum(shard.left_out for shard in shards):
+            say(f"conversations in which the assistant says nothing, left out: {left_out:,}")
         if not store.num_documents:
             _empty(job.records.parent)
             raise UserError(
                 f"no document for {part}; choose another --held-out"
                 if part
                 else "there is no text in the input"
+                if not left_out
+                else "the assistant says nothing in the input"
             )
         with new_file(folder / STORE, overwrite=True) as path:
             path.write_text(json.dumps(as_record(store), indent=1) + "\n")

@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from chopjax import interrupts
+from chopjax.data.chat import ChatEncoder, Encoded
 from chopjax.data.sources import Piece
-from chopjax.data.store import Shard, documents_file, tokens_file
+from chopjax.data.store import Shard, documents_file, tokens_file, weights_file
 from chopjax.data.tokenizer import Tokenizer
 from chopjax.disk.atomic import new_file
 from chopjax.errors import UserError
@@ -41,6 +42,7 @@ class Job:
     """All that decides what is in the shards."""
 
     tokenizer: Tokenizer
+    chat: ChatEncoder | None  # documents are conversations, see messages.as_text
     before: tuple[int, ...]  # the token put before every document, if any …
     after: tuple[int, ...]  # … and after it
     dtype: str
@@ -55,17 +57,26 @@ class Job:
             return ""
         return "held_out" if text_hash(text) < self.held_out_limit else "train"
 
+    def encode(self, texts: list[str]) -> list[list[Encoded]]:
+        """Of each document what is stored of it, mostly one."""
+        if self.chat is not None:
+            return self.chat.encode_batch(texts)
+        ids = self.tokenizer.encode_batch(texts)
+        return [[Encoded(text, of_text, None)] for text, of_text in zip(texts, ids, strict=True)]
+
     @property
     def parts(self) -> tuple[str, ...]:
         return ("",) if self.held_out_limit is None else ("train", "held_out")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardRecord(Shard):
     """A shard and what only the sum of all is told of."""
 
     text_bytes: int
     largest_id: int
+    weighted_tokens: int = 0
+    left_out: int = 0  # conversations whose assistant says nothing
 
 
 def text_hash(text: str) -> int:
@@ -268,8 +279,10 @@ def _make_shard(number: int) -> None:
         writers = {p: _Writer(files, _job, _job.folder / p, number) for p in _job.parts}
         for texts in _texts(_job.pieces[number]):
             tokens = 0
-            for text, ids in zip(texts, _job.tokenizer.encode_batch(texts), strict=True):
-                tokens += writers[_job.part(text)].add(text, ids)
+            for text, documents in zip(texts, _job.encode(texts), strict=True):
+                writer = writers[_job.part(text)]
+                tokens += sum(writer.add(document) for document in documents)
+                writer.left_out += not documents
             _advance(0, tokens)
         records = {p: dataclasses.asdict(writer.finish()) for p, writer in writers.items()}
     # The shards are on disk under their names now.
@@ -282,29 +295,38 @@ class _Writer:
 
     def __init__(self, files: contextlib.ExitStack, job: Job, folder: Path, number: int):
         self._job = job
-        tokens, documents = (
-            files.enter_context(new_file(folder / name, overwrite=True))
-            for name in (tokens_file(number), documents_file(number))
-        )
-        self._tokens = files.enter_context(tokens.open("wb", buffering=1 << 20))
-        self._documents = files.enter_context(documents.open("wb"))
+
+        def opened(name: str) -> IO[bytes]:
+            path = files.enter_context(new_file(folder / name, overwrite=True))
+            return files.enter_context(path.open("wb", buffering=1 << 20))
+
+        self._tokens, self._documents = opened(tokens_file(number)), opened(documents_file(number))
+        self._weights = opened(weights_file(number)) if job.chat is not None else None
         self._dtype = np.dtype(job.dtype).newbyteorder("<")
-        self._hash = hashlib.sha256()
+        self._hash, self._weights_hash = hashlib.sha256(), hashlib.sha256()
         self._starts = array("q")  # of 64 bits
         self._count = self._text_bytes = 0
         self._largest_id = -1
+        self._weighted = self.left_out = 0
 
-    def add(self, text: str, ids: list[int]) -> int:
+    def add(self, document: Encoded) -> int:
         """Append a document; returns the tokens that it took."""
-        ids = [*self._job.before, *ids, *self._job.after]
+        before, after = self._job.before, self._job.after
+        ids = [*before, *document.ids, *after]
         if not ids:
             return 0
         data = np.array(ids, self._dtype).tobytes()
         self._tokens.write(data)
         self._hash.update(data)
+        if self._weights is not None:
+            assert document.carries is not None
+            weights = bytes([*(0 for _ in before), *document.carries, *(0 for _ in after)])
+            self._weights.write(weights)
+            self._weights_hash.update(weights)
+            self._weighted += sum(weights)
         self._starts.append(self._count)
         self._count += len(ids)
-        self._text_bytes += len(text.encode())
+        self._text_bytes += len(document.text.encode())
         self._largest_id = max(self._largest_id, max(ids))
         return len(ids)
 
@@ -316,6 +338,9 @@ class _Writer:
             documents=len(self._starts),
             tokens_sha256=self._hash.hexdigest(),
             documents_sha256=hashlib.sha256(starts).hexdigest(),
+            weights_sha256=None if self._weights is None else self._weights_hash.hexdigest(),
             text_bytes=self._text_bytes,
             largest_id=self._largest_id,
+            weighted_tokens=self._weighted,
+            left_out=self.left_out,
         )

@@ -3,6 +3,8 @@
     STORE/store.json            what is in it, from what, by which tokenizer (TokenStore)
     STORE/tokens-00000.bin      token ids, uint16 or uint32, little-endian, nothing else
     STORE/documents-00000.bin   where each document of that shard starts in it, int64
+    STORE/weights-00000.bin     of each token 1 where it carries loss, else 0, uint8; in stores of
+                                conversations alone: of any other, all tokens do
 
 The shards in their order are one long stream of tokens. A store lies in a local folder, where it
 is mapped into memory, or behind a URL of fsspec (gs://…), where rows are read by range requests.
@@ -24,7 +26,9 @@ import itertools
 import json
 import os
 import reprlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -38,6 +42,7 @@ from chopjax.errors import UserError, listing
 
 STORE = "store.json"
 FORMAT = 1
+WEIGHTED = 2  # the format where there are weights, which an earlier chopjax would not see
 PARTS = ("train", "held_out")  # the stores in a folder of `prepare --held-out`
 DTYPES = ("uint16", "uint32")
 _OPEN_SHARDS = 128  # mapped at once, a file descriptor each
@@ -46,12 +51,13 @@ _SMALL = 1 << 26  # bytes that are read through in a moment
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Two files of a store."""
+    """The files of a store that have one number."""
 
     tokens: int
     documents: int
     tokens_sha256: str
     documents_sha256: str
+    weights_sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +77,14 @@ class TokenStore:
     after: int | None  # … and after it
     shards: tuple[Shard, ...]
     sources: tuple[dict[str, Any], ...]  # name, size and sha256 of the files it was made from
+    weighted_tokens: int | None = None  # that carry loss; None: there are no weights, all do
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 that says which tokens these are, wherever they lie."""
-        hashes = "".join(s.tokens_sha256 + s.documents_sha256 for s in self.shards)
+        hashes = "".join(
+            s.tokens_sha256 + s.documents_sha256 + (s.weights_sha256 or "") for s in self.shards
+        )
         return hashlib.sha256(f"{self.dtype} {hashes}".encode()).hexdigest()
 
     def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
@@ -84,6 +93,27 @@ class TokenStore:
         No row may reach beyond the last token.
         """
         rows = np.empty((len(starts), length), np.int32)
+        self._fill(rows, tokens_file, np.dtype(self.dtype).newbyteorder("<"), starts)
+        # A lookup beyond a table is clamped on most devices, and nobody would know.
+        if rows.size and not 0 <= rows.min() <= rows.max() <= self.largest_id:
+            raise UserError(
+                f"{self.path}: damaged: holds a token that is not in 0..{self.largest_id}, what "
+                f"{STORE} says; `chopjax prepare --verify {self.path}` names the file"
+            )
+        return rows
+
+    def weights(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Of the same tokens 1 where they carry loss, else 0 → float32 [N, length]."""
+        rows = np.ones((len(starts), length), np.float32)
+        if self.weighted_tokens is not None:
+            self._fill(rows, weights_file, np.dtype(np.uint8), starts)
+        return rows
+
+    def _fill(
+        self, rows: np.ndarray, file: Callable[[int], str], dtype: np.dtype, starts: np.ndarray
+    ) -> None:
+        """Put numbers starts[n]… of the stream of one kind of file into rows [N, length]."""
+        length = rows.shape[1]
         pieces = []  # (row, where in it, shard, start, stop)
         for n, start in enumerate(starts.tolist()):
             shard, done = bisect.bisect_right(self._edges, start) - 1, 0
@@ -92,15 +122,9 @@ class TokenStore:
                 last = min(first + length - done, self.shards[shard].tokens)
                 pieces.append((n, done, shard, first, last))
                 done, shard = done + last - first, shard + 1
-        for (n, done, *_), tokens in zip(pieces, self._read(pieces), strict=True):
-            rows[n, done : done + len(tokens)] = tokens
-        # A lookup beyond a table is clamped on most devices, and nobody would know.
-        if rows.size and not 0 <= rows.min() <= rows.max() <= self.largest_id:
-            raise UserError(
-                f"{self.path}: damaged: holds a token that is not in 0..{self.largest_id}, what "
-                f"{STORE} says; `chopjax prepare --verify {self.path}` names the file"
-            )
-        return rows
+        ranges = [(file(shard), first, last) for _, _, shard, first, last in pieces]
+        for (n, done, *_), read in zip(pieces, self._files.read(ranges, dtype), strict=True):
+            rows[n, done : done + len(read)] = read
 
     def starts(self, start: int, stop: int) -> np.ndarray:
         """Where documents start within start..stop-1 of the stream, int64."""
@@ -121,10 +145,6 @@ class TokenStore:
     @functools.cached_property
     def _files(self) -> _LocalFiles | _RemoteFiles:
         return _RemoteFiles(self.path) if "://" in self.path else _LocalFiles(self.path)
-
-    def _read(self, pieces: list[tuple[int, int, int, int, int]]) -> list[np.ndarray]:
-        ranges = [(tokens_file(shard), first, last) for _, _, shard, first, last in pieces]
-        return self._files.read(ranges, np.dtype(self.dtype).newbyteorder("<"))
 
     def _documents(self, shard: int) -> np.ndarray:
         starts = self._files.whole(documents_file(shard), np.dtype("<i8"))
@@ -188,6 +208,10 @@ def documents_file(shard: int) -> str:
     return f"documents-{shard:05}.bin"
 
 
+def weights_file(shard: int) -> str:
+    return f"weights-{shard:05}.bin"
+
+
 def open_store(path: str | os.PathLike[str]) -> TokenStore:
     """Open a store. Raises UserError where there is none, or one whose files are not as it says.
 
@@ -212,10 +236,13 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
         if f["type"] == "file"
     }
     for number, shard in enumerate(store.shards):
-        for file, size in (
-            (tokens_file(number), itemsize * shard.tokens),
-            (documents_file(number), 8 * shard.documents),
-        ):
+        expected = {
+            tokens_file(number): itemsize * shard.tokens,
+            documents_file(number): 8 * shard.documents,
+        }
+        if shard.weights_sha256 is not None:
+            expected[weights_file(number)] = shard.tokens
+        for file, size in expected.items():
             if sizes.get(file) != size:
                 wrong.append(f"{file}: {sizes.get(file, 'no')} bytes instead of {size}")
     if wrong:
@@ -224,7 +251,8 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
         if store.num_documents <= _SMALL // 8:
             for number in range(len(store.shards)):
                 store._documents(number)
-        if itemsize * store.num_tokens + 8 * store.num_documents <= _SMALL:
+        each = itemsize + (store.weighted_tokens is not None)
+        if each * store.num_tokens + 8 * store.num_documents <= _SMALL:
             verify(store)
     return store
 
@@ -275,7 +303,9 @@ def verify(store: TokenStore) -> None:
         for file, sha256 in (
             (tokens_file(number), shard.tokens_sha256),
             (documents_file(number), shard.documents_sha256),
+            (weights_file(number), shard.weights_sha256),
         )
+        if sha256 is not None
     }
 
     def differs(file: str) -> bool:
@@ -314,6 +344,11 @@ def as_record(store: TokenStore) -> dict[str, Any]:
     """What store.json says. Nothing in it depends on when or where the store was made."""
     record = dataclasses.asdict(store)
     del record["path"]
+    if store.weighted_tokens is not None:
+        return {"format": WEIGHTED, **record}
+    del record["weighted_tokens"]
+    for shard in record["shards"]:
+        del shard["weights_sha256"]
     return {"format": FORMAT, **record}
 
 
@@ -326,9 +361,10 @@ def read_record(text: bytes, name: str) -> TokenStore:
     if not isinstance(record, dict):
         raise UserError(f"{name}/{STORE}: damaged: a JSON object is needed")
     version = record.pop("format", None)
-    if version != FORMAT:
+    if version not in (FORMAT, WEIGHTED):
         raise UserError(
-            f"{name}: a token store of format {_short(version)}; this chopjax reads {FORMAT}"
+            f"{name}: a token store of format {_short(version)}; this chopjax reads {FORMAT} and "
+            f"{WEIGHTED}"
         )
     problems = _mistyped(record, TokenStore, without="path")
     for number, shard in enumerate(record.get("shards") or () if not problems else ()):
@@ -351,11 +387,12 @@ def read_record(text: bytes, name: str) -> TokenStore:
 def _mistyped(record: dict[str, Any], kind: type, without: str = "") -> list[str]:
     """Fields that are missing, unknown or of another type."""
     types = {name: hint for name, hint in get_type_hints(kind).items() if name != without}
+    required = {field.name for field in dataclasses.fields(kind) if field.default is MISSING}
     problems = [f"{_short(name)}: no such field" for name in record if name not in types]
     for name, hint in types.items():
         wanted = list if get_origin(hint) is tuple else hint
         if name not in record:
-            problems.append(f"{name}: is missing")
+            problems += [f"{name}: is missing"] if name in required else []
         elif isinstance(record[name], bool) or not isinstance(record[name], wanted):
             problems.append(f"{name}: is {_short(record[name])}")
     return problems
@@ -367,6 +404,7 @@ def _impossible(store: TokenStore) -> list[str]:
     if store.dtype not in DTYPES:
         return [f"dtype: is {_short(store.dtype)}, not one of {', '.join(DTYPES)}"]
     tokens, documents = (sum(getattr(s, n) for s in shards) for n in ("tokens", "documents"))
+    weighted = store.weighted_tokens
     ids = {"largest_id": store.largest_id, "before": store.before, "after": store.after}
     checks = [
         (
@@ -378,6 +416,11 @@ def _impossible(store: TokenStore) -> list[str]:
             documents == store.num_documents,
             f"num_documents: is {store.num_documents}, of all shards {documents}",
         ),
+        (
+            all((s.weights_sha256 is None) == (weighted is None) for s in shards),
+            "shards: some have weights and some have none",
+        ),
+        (weighted is None or 0 <= weighted <= tokens, f"weighted_tokens: is {weighted}"),
         (0 <= store.text_bytes <= most, f"text_bytes: is {store.text_bytes}"),
         (
             1 <= store.vocab_size <= np.iinfo(store.dtype).max + 1,

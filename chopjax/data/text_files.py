@@ -17,6 +17,7 @@ from typing import IO, Any, Literal, cast
 
 import fsspec
 
+from chopjax.data import messages
 from chopjax.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -33,12 +34,14 @@ class _BadRecord(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """One file. `field` names the text of a JSON line; in plain text a document is a `unit`."""
+    """One file. `field` names the text of a JSON line, or its messages; in plain text a document is
+    a `unit`."""
 
     name: str  # path or URL
     size: int  # bytes, compressed as they lie
     field: str
     unit: Unit
+    chat: bool = False  # documents are messages, as messages.as_text has them
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -46,7 +49,7 @@ class TextFile:
 
     @property
     def is_json(self) -> bool:
-        return _plain_name(self.name).endswith(JSON_SUFFIXES)
+        return is_json(self.name)
 
     def cuts(self, target: int) -> list[tuple[int, int, int]]:
         """(start, stop, size) of parts of about `target` bytes. Only lines of an uncompressed file
@@ -101,7 +104,7 @@ class TextFile:
         if not isinstance(record, dict):
             kind = type(record).__name__
             raise _BadRecord(f"one JSON object a line is needed, found a {kind}")
-        text = record.get(self.field)
+        text = self._messages(record) if self.chat else record.get(self.field)
         if not isinstance(text, str):
             strings = sorted(name for name, v in record.items() if isinstance(v, str))
             fields = ", ".join(reprlib.repr(name)[1:-1] for name in strings[:20])
@@ -116,6 +119,12 @@ class TextFile:
                 raise _BadRecord("half of a surrogate pair is no character") from None
         return text
 
+    def _messages(self, record: dict[str, Any]) -> str:
+        try:
+            return messages.of_field(record, self.field)
+        except messages.NotMessages as error:
+            raise _BadRecord(str(error)) from None
+
 
 def open_binary(name: str) -> IO[bytes]:
     """A local file or a URL, for reading and seeking."""
@@ -128,6 +137,11 @@ def _plain_name(name: str) -> str:
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     return name
+
+
+def is_json(name: str) -> bool:
+    """Whether the name ends like that of JSON lines."""
+    return _plain_name(name).endswith(JSON_SUFFIXES)
 
 
 def is_known(name: str) -> bool:

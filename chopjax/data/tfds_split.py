@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from chopjax.data import messages
 from chopjax.errors import UserError, first_line
 
 _READ_AT_ONCE = 256
@@ -29,6 +30,7 @@ class TfdsSplit:
     field: str
     count: int  # examples
     size: int  # bytes on disk, about
+    chat: bool = False  # documents are messages, as messages.as_text has them
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -51,6 +53,11 @@ class TfdsSplit:
             advance(self.size * (last - first) // self.count)
 
     def _text(self, example: dict[str, Any], index: int) -> str:
+        if self.chat:
+            try:
+                return messages.of_field(example, self.field)
+            except messages.NotMessages as error:
+                raise UserError(f"{self.name}: example {index}: {error}") from None
         text = example.get(self.field)
         if isinstance(text, bytes):
             try:
@@ -61,7 +68,7 @@ class TfdsSplit:
         raise UserError(f"{self.name}: no text in field {self.field!r}; --field takes: {fields}")
 
 
-def open_split(spec: str, field: str) -> TfdsSplit:
+def open_split(spec: str, field: str, chat: bool = False) -> TfdsSplit:
     """`c4/en`, `c4/en:validation`, `c4/en:3.1.0:train[:1%]` → what lies prepared on disk."""
     name, _, rest = spec.partition(":")
     version = re.match(r"(\d+\.\d+\.\d+)(?::|$)", rest)
@@ -72,7 +79,7 @@ def open_split(spec: str, field: str) -> TfdsSplit:
     whole = info.splits[re.split(r"[\[+]", split)[0]]
     size = int(whole.num_bytes) * len(source) // max(whole.num_examples, 1)
     full_name = f"{name}:{info.version}"
-    return TfdsSplit(f"tfds:{full_name}:{split}", full_name, split, field, len(source), size)
+    return TfdsSplit(f"tfds:{full_name}:{split}", full_name, split, field, len(source), size, chat)
 
 
 @functools.lru_cache(maxsize=4)

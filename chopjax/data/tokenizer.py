@@ -81,19 +81,7 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
 
     Raises UserError where there is none, or only one that needs code from its author.
     """
-    name = os.fspath(model)
-    folder = expanded(name)
-    if not folder.is_dir():
-        if name.count("/") > 1 or name.startswith((".", "~", "/")):
-            raise UserError(f"{name}: no such folder")
-        folder = _download(name, revision)
-    elif revision is not None:
-        raise UserError(f"--revision is for hub ids; {name} is a local folder")
-    elif (folder / FOLDER_MARK).is_file():
-        own = folder_inside(folder, HUGGINGFACE)
-        if own is None:
-            raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its tokenizer")
-        folder = own
+    name, folder = tokenizer_folder(model, revision)
     built = build(folder, name)
     backend = whole_text_backend(built)
     split_special_tokens = backend.encode_special_tokens
@@ -109,6 +97,27 @@ def load_tokenizer(model: str | os.PathLike[str], revision: str | None = None) -
         vocab_size=1 + max(backend.get_vocab(with_added_tokens=True).values()),
         split_special_tokens=split_special_tokens,
     )
+
+
+def tokenizer_folder(
+    model: str | os.PathLike[str], revision: str | None = None
+) -> tuple[str, Path]:
+    """The model's name, and the folder on this machine that holds its tokenizer. Raises UserError
+    as load_tokenizer."""
+    name = os.fspath(model)
+    folder = expanded(name)
+    if not folder.is_dir():
+        if name.count("/") > 1 or name.startswith((".", "~", "/")):
+            raise UserError(f"{name}: no such folder")
+        return name, _download(name, revision)
+    if revision is not None:
+        raise UserError(f"--revision is for hub ids; {name} is a local folder")
+    if (folder / FOLDER_MARK).is_file():
+        own = folder_inside(folder, HUGGINGFACE)
+        if own is None:
+            raise UserError(f"{name}: no folder {HUGGINGFACE}/ in it, which holds its tokenizer")
+        return name, own
+    return name, folder
 
 
 def fingerprint(backend: Backend, split_special_tokens: bool = False) -> str:

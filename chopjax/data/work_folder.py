@@ -26,7 +26,7 @@ SETTINGS = "prepare.json"  # in OUT: what it was made from and how
 RECORDS = "records"  # in OUT.partial: what is in the finished shards
 
 # All names in OUT.partial; those of "replaced", the store that goes, are in its own mark.
-_FILES = r"store\.json|prepare\.json|\.chopjax\.json|(tokens|documents)-\d+\.bin"
+_FILES = r"store\.json|prepare\.json|\.chopjax\.json|(tokens|documents|weights)-\d+\.bin"
 _HIDDEN = r"\.[\w.-]+\.(partial|json\.new)-[0-9a-f]{8}"
 _WORK = re.compile(
     rf"lock|prepare\.json|held_out_limit\.json|\.chopjax\.json|replaced|records(/\d+\.json)?|"

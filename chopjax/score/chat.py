@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 
+from chopjax.data.chat_template import ChatTemplate
+from chopjax.data.messages import Message
 from chopjax.errors import UserError, first_line
 from chopjax.progress import say
-
-Message = dict[str, str]  # role, content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,33 +46,6 @@ class Chat:
 PLAIN = Chat()
 
 
-def choose_template(tokenizer: Any, wanted: bool | str, model: str) -> str | None:
-    """The text of the template that Chat.template means. Raises UserError where there is none."""
-    if not wanted:
-        return None
-    templates = getattr(tokenizer, "chat_template", None)
-    if not templates:
-        raise UserError(
-            f"{model}: its tokenizer has no chat template (chat_template.jinja, or chat_template "
-            "in tokenizer_config.json); leave --apply-chat-template out"
-        )
-    if isinstance(templates, str):
-        if isinstance(wanted, str):
-            raise UserError(
-                f"--apply-chat-template {wanted}: {model} has one chat template, without a name; "
-                "say --apply-chat-template alone, as the last flag or before another"
-            )
-        return templates
-    name = wanted if isinstance(wanted, str) else "default"
-    if name not in templates:
-        raise UserError(
-            f"--apply-chat-template: {model} has no chat template named {name}; name one of "
-            f"{', '.join(sorted(templates))}"
-        )
-    template: str = templates[name]
-    return template
-
-
 class Template:
     """A conversation as one text."""
 
@@ -89,30 +63,23 @@ class Template:
         except jinja2.exceptions.TemplateError as error:
             others = [message for message in messages if message["role"] != "system"]
             if len(others) == len(messages):
-                raise self._fails(error) from error
+                raise self._template.failure(error) from error
         if not self._told:
             say(f"note: {self._model}: its chat template takes no system message; it is left out")
             self._told = True
         try:
             return self._apply(others, opens_answer)
         except jinja2.exceptions.TemplateError as error:
-            raise self._fails(error) from error
+            raise self._template.failure(error) from error
 
     def _apply(self, messages: Sequence[Message], opens_answer: bool) -> str:
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self._chosen,
-                tokenize=False,
-                add_generation_prompt=opens_answer,
-                continue_final_message=not opens_answer,
-            )
-            return text
-        except jinja2.exceptions.TemplateError:
-            raise
-        except Exception as error:  # whatever a template of a stranger's does
-            raise self._fails(error) from error
+        template = self._template
+        return template.render(messages, opens_answer, continues=not opens_answer)
 
-    def _fails(self, error: Exception) -> UserError:
-        reason = first_line(error)
-        return UserError(f"{self._model}: its chat template fails: {reason[:300]}")
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        try:
+            text = self._tokenizer.get_chat_template(self._chosen)
+        except ValueError as error:  # there is none
+            raise UserError(f"{self._model}: {first_line(error)}") from error
+        return ChatTemplate(self._model, text, self._tokenizer.special_tokens_map)

@@ -16,6 +16,7 @@ import jax
 
 from chopjax.checkpoint.identity import model_files
 from chopjax.checkpoint.load import Loaded
+from chopjax.data.chat_template import choose_template
 from chopjax.disk.hashes import file_hashes
 from chopjax.score.engine import Engine
 
@@ -28,7 +29,7 @@ import numpy as np
 from chopjax.errors import UserError
 from chopjax.progress import progress, say
 from chopjax.score import results as reports
-from chopjax.score.chat import PLAIN, Chat, Template, choose_template
+from chopjax.score.chat import PLAIN, Chat, Template
 from chopjax.score.folders import model_folder
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.journal import Journal
@@ -66,7 +67,7 @@ def evaluate(
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)
     lm = ChopjaxLM.over(loaded, engine, add_bos_token)
-    template = choose_template(lm.tokenizer, chat.template, loaded.name)
+    template = choose_template(lm.tokenizer, chat.template, loaded.name, "--apply-chat-template")
     lm.template = Template(lm.tokenizer, loaded.name, template)
     folder = model_folder(output, loaded.name) if output else None
     if folder:

@@ -5,9 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import pytest
+from transformers import AutoTokenizer
 
 from chopjax import cli
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def test_the_command_as_a_stranger_would_use_it(
@@ -57,3 +65,38 @@ def test_tables_verifying_and_mistakes(
     assert "--workers 0" in run(text, *rest, "--workers", "0", code=2)
     assert "no token store" in run("--verify", str(tmp_path), code=2)
     assert "nothing else" in run("--verify", out, text, code=2)
+
+
+def test_conversations_and_inspecting_a_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints.write_tokenizer(tmp_path / "bare", vocab_size=300)
+    built = AutoTokenizer.from_pretrained(tmp_path / "bare")
+    built.chat_template = TEMPLATE
+    built.save_pretrained(tmp_path / "model")
+    talk = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+
+    def run(*arguments: str, code: int = 0) -> str:
+        assert cli.main([*arguments]) == code
+        captured = capsys.readouterr()
+        return captured.err if code else captured.out
+
+    def prepare(model: str, *flags: str, code: int = 0) -> str:
+        rest = ["--tokenizer", str(tmp_path / model), "--output", str(tmp_path / "out"), *flags]
+        return run("prepare", str(tmp_path / "a.jsonl"), *rest, code=code)
+
+    assert "--chat-template is for conversations" in prepare(
+        "model", "--chat-template", "x", code=2
+    )
+    assert "no text in field 'text'" in prepare("model", code=2)
+    assert "no chat template" in prepare("bare", "--chat", code=2)
+    table = prepare("model", "--chat")
+    whole, answer = (
+        len(built.encode(text)) for text in ("[user]the cat\n[assistant]sat<|endoftext|>", "sat")
+    )
+    assert table.splitlines()[-1].split()[1:4] == ["1", str(whole), str(answer + 1)]
+    assert run("inspect", str(tmp_path / "out"), "--check") == table
+    about = json.loads(run("inspect", str(tmp_path / "out"), "--json"))["store"]
+    assert (about["tokens"], about["loss_tokens"]) == (whole, answer + 1)
+    assert "--step: " in run("inspect", str(tmp_path / "out"), "--step", "3", code=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from chopjax.data.store import (
     documents_file,
     open_store,
     tokens_file,
+    weights_file,
 )
 
 
@@ -25,10 +26,12 @@ def write_store(
     shards: Sequence[Sequence[Sequence[int]]],
     before: int | None = 0,
     dtype: str = "uint16",
+    carries: Callable[[int], bool] | None = None,
 ) -> TokenStore:
-    """shards: of each its documents, of each the token ids, separator included."""
+    """shards: of each its documents, of each the token ids, separator included. carries: whether a
+    token carries loss; without it the store has no weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written, weighted = [], 0
     for number, documents in enumerate(shards):
         ids = np.array(
             [i for document in documents for i in document], f"<{np.dtype(dtype).str[1:]}"
@@ -37,7 +40,12 @@ def write_store(
         starts = np.concatenate([np.zeros(1, "<i8"), ends])[: len(documents)]
         (folder / tokens_file(number)).write_bytes(ids.tobytes())
         (folder / documents_file(number)).write_bytes(starts.tobytes())
-        hashes = (hashlib.sha256(data.tobytes()).hexdigest() for data in (ids, starts))
+        files = [ids, starts]
+        if carries is not None:
+            files.append(np.array([carries(int(i)) for i in ids], np.uint8))
+            (folder / weights_file(number)).write_bytes(files[-1].tobytes())
+            weighted += int(files[-1].sum())
+        hashes = (hashlib.sha256(data.tobytes()).hexdigest() for data in files)
         written.append(Shard(len(ids), len(documents), *hashes))
     store = TokenStore(
         path=str(folder),
@@ -53,6 +61,7 @@ def write_store(
         after=None,
         shards=tuple(written),
         sources=(),
+        weighted_tokens=None if carries is None else weighted,
     )
     (folder / STORE).write_text(json.dumps(as_record(store)))
     return open_store(folder)

@@ -212,6 +212,54 @@ def test_evaluation_predicts_every_token_once(
         assert_same(batches[1:][0], batches[1])
 
 
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """As `store`, numbers that 3 does not divide carrying loss."""
+    sizes = np.random.default_rng(1).integers(1, 40, 100)
+    edges = [0, *np.cumsum(sizes)[np.cumsum(sizes) < 997].tolist(), 997]
+    documents = [list(range(a, b)) for a, b in itertools.pairwise(edges)]
+    shards = [documents[:9], [], documents[9:10], documents[10:]]
+    folder = tmp_path_factory.mktemp("spoken")
+    return write_store(folder, shards, before=None, carries=lambda token: token % 3 > 0)
+
+
+@given(
+    batch=SMALL,
+    length=st.integers(1, 300),
+    step=st.integers(0, 50),
+    masked=st.booleans(),
+    mixed=st.booleans(),
+    training=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_weights_follow_their_tokens(
+    spoken: TokenStore,
+    other: TokenStore,
+    batch: int,
+    length: int,
+    step: int,
+    masked: bool,
+    mixed: bool,
+    training: bool,
+) -> None:
+    """In a mixture, a store without weights has loss on every token."""
+    if training:
+        length = min(length, 299)
+        stores = [(spoken, 2.0), (other, 1.0)] if mixed else spoken
+        found = Batches(stores, batch, length, 1, masked).batch(step)
+    else:
+        batches = eval_batches(spoken, batch, length, masked)
+        found = batches[step % len(batches)]
+    targets, real = found["targets"], found["segments"] > 0
+    expected = real & ((targets % 3 > 0) | (targets >= 2000))
+    if masked:  # without a separator, the first token of a document is not to be predicted
+        starts = {int(token) for token in spoken.starts(0, spoken.num_tokens)}
+        expected &= ~np.isin(targets, list(starts))
+    assert found["weights"].dtype == np.float32
+    np.testing.assert_array_equal(found["weights"] > 0, expected)
+    assert set(np.unique(found["weights"]).tolist()) <= {0.0, 1.0}
+
+
 def _first_row(batch: Rows) -> Rows:
     return {name: value[:1] for name, value in batch.items()}
 

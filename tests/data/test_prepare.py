@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from data.conftest import texts
 from data.stores import stream
 
 from chopjax.data import sources
+from chopjax.data.chat import load_chat
+from chopjax.data.messages import as_text
 from chopjax.data.prepare import prepare
 from chopjax.data.shards import text_hash
 from chopjax.data.store import TokenStore, open_store, verify
@@ -197,6 +200,55 @@ def test_what_is_not_ours_is_left_alone(corpus: Path, tokenizer: Tokenizer, tmp_
         prepare([corpus], tokenizer, "gs://bucket/store")
     with pytest.raises(UserError, match=r"c\.txt/out"):
         prepare([corpus / "b.jsonl"], tokenizer, corpus / "c.txt" / "out")
+
+
+def test_conversations_carry_their_weights(
+    tokenizer: Tokenizer, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<s>' + m.role + ':' + m.content + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<s>assistant:' }}{% endif %}"
+    )
+    chat = load_chat(tokenizer_folder, tokenizer, file=template)
+    words = texts(200)
+    talks = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        for asked, answered in zip(words[::2], words[1::2], strict=True)
+    ]
+    silent = [talks[0][:1], []]
+    corpus = tmp_path / "in"
+    corpus.mkdir()
+    path = corpus / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in [*talks, *silent]))
+    (corpus / "README.md").write_text("no conversation")
+    out = tmp_path / "out"
+    stores = prepare([corpus], tokenizer, out, chat=chat, workers=2, held_out=0.2)
+    left_out = re.findall(r"left out: (\d)", capsys.readouterr().err)
+    assert sum(map(int, left_out)) == 2
+    by_document = {
+        tuple(part.ids): part for talk in talks for part in chat.encode_batch([as_text(talk)])[0]
+    }
+    for store in stores.values():
+        assert len(store.shards) > 3
+        expected = [by_document.pop(tuple(ids)) for ids in documents(store)]
+        carries = [carried for part in expected for carried in part.carries or []]
+        assert store.weights(np.array([0]), store.num_tokens)[0].tolist() == carries
+        assert store.weighted_tokens == sum(carries) < store.num_tokens
+        assert store.text_bytes == sum(len(part.text.encode()) for part in expected)
+        verify(store)
+    assert not by_document
+    assert prepare([corpus], tokenizer, out, chat=chat, held_out=0.2) == stores
+    with pytest.raises(UserError, match=r"chat: was .*, is None"):
+        prepare([path], tokenizer, out, field="messages", held_out=0.2)
+    with pytest.raises(UserError, match=r"README\.md: not a name that .* \(\.jsonl"):
+        prepare([corpus / "README.md"], tokenizer, out, chat=chat)
+    path.write_text(json.dumps({"messages": silent[0]}))
+    with pytest.raises(UserError, match="the assistant says nothing in the input"):
+        prepare([path], tokenizer, tmp_path / "silent", chat=chat)
+    path.write_text(json.dumps({"messages": [{"role": "gpt"}]}))
+    with pytest.raises(UserError, match=r"a\.jsonl:1: field 'messages': message 1 has the role"):
+        prepare([path], tokenizer, tmp_path / "role", chat=chat)
 
 
 def test_a_mistake_in_the_input_keeps_what_is_done(

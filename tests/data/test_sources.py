@@ -119,6 +119,32 @@ def test_hugging_face_folder_streams(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read(find_sources([f"hf:{tmp_path}/data"], field="body"))
 
 
+TALK = [{"role": "user", "content": "é?"}, {"role": "assistant", "content": "b"}]
+TALK_TEXT = '[{"content":"é?","role":"user"},{"content":"b","role":"assistant"}]'
+
+
+def test_messages_of_files_and_of_datasets(tmp_path: Path) -> None:
+    """Arrow fills keys that only some messages have up with null."""
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "data").mkdir()
+    call = {"role": "tool", "content": "c", "name": "f"}
+    table = pyarrow.Table.from_pylist([{"chat": TALK}, {"chat": [*TALK, call]}])
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "train.parquet")
+    first, second = read(find_sources([f"hf:{tmp_path}/data"], "chat", chat=True))
+    assert first == TALK_TEXT
+    assert json.loads(second) == [*TALK, call]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(json.dumps({"chat": TALK}) + "\n\n" + json.dumps({"x": 1}))
+    found = find_sources([str(lines)], "chat", chat=True)[0].texts(0, 10**6, lambda _: None)
+    assert next(found) == TALK_TEXT
+    with pytest.raises(UserError, match=r"a\.jsonl:3: no field 'chat'; name another .*here: x"):
+        next(found)
+    with pytest.raises(UserError, match=r"hf:.*: no field 'messages'; name another .*here: chat"):
+        read(find_sources([f"hf:{tmp_path}/data"], "messages", chat=True))
+
+
 def test_hugging_face_parquet(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -138,7 +164,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         text = tfds.features.Text()
-        features = tfds.features.FeaturesDict({"text": text, "url": text})
+        chat = tfds.features.Sequence({"role": text, "content": text})
+        features = tfds.features.FeaturesDict({"text": text, "url": text, "chat": chat})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, _):
@@ -146,7 +173,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for n in range(count):
-            yield n, {"text": f"document {n} é", "url": "u"}
+            chat = [{"role": "user", "content": "é?"}, {"role": "assistant", "content": "b"}]
+            yield n, {"text": f"document {n} é", "url": "u", "chat": chat}
 """
 
 
@@ -176,6 +204,9 @@ def test_tfds_by_random_access_without_tensorflow(
         find_sources(["tfds:toy/en:test"])
     with pytest.raises(UserError, match=r"no text in field 'body'; --field takes: text, url"):
         read(find_sources(["tfds:toy/en"], field="body"))
+    assert read(find_sources(["tfds:toy/en:validation"], "chat", chat=True)) == [TALK_TEXT] * 5
+    with pytest.raises(UserError, match=r"train: example 0: field 'url': a list of"):
+        read(find_sources(["tfds:toy/en"], "url", chat=True))
     assert "tensorflow" not in sys.modules
 
 

@@ -66,6 +66,27 @@ def test_the_fingerprint_is_of_the_tokens(tmp_path: Path) -> None:
     assert len(found | {first.fingerprint}) == 4
 
 
+def test_weights_are_a_file_more(tmp_path: Path) -> None:
+    shards = [[[1, 2, 3]], [[4, 5]]]
+    plain = write_store(tmp_path / "plain", shards)
+    assert plain.weighted_tokens is None
+    assert record_of(tmp_path / "plain")["format"] == 1
+    assert plain.weights(np.array([1, 0]), 3).tolist() == [[1, 1, 1], [1, 1, 1]]
+    store = write_store(tmp_path / "a", shards, carries=lambda token: token in (2, 4))
+    assert store.weighted_tokens == 2
+    assert record_of(tmp_path / "a")["format"] == 2
+    assert store.weights(np.array([0, 1]), 4).tolist() == [[0, 1, 0, 1], [1, 0, 1, 0]]
+    other = write_store(tmp_path / "b", shards, carries=lambda token: token == 4)
+    assert len({plain.fingerprint, store.fingerprint, other.fingerprint}) == 3
+    verify(store)
+    (tmp_path / "a" / "weights-00000.bin").write_bytes(bytes([1, 1, 1]))
+    with pytest.raises(UserError, match=r"checksums differ.*\n  weights-00000\.bin$"):
+        open_store(tmp_path / "a")
+    (tmp_path / "a" / "weights-00001.bin").unlink()
+    with pytest.raises(UserError, match=r"weights-00001\.bin: no bytes instead of 2"):
+        open_store(tmp_path / "a")
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     store = write_store(tmp_path / "a", [[[1, 2, 3]], [[4, 5, 6]]])
     verify(store)
@@ -140,6 +161,8 @@ def record_of(folder: Path) -> dict:
         ({"shards": [{"tokens": 6}]}, r"shards\[0\]: documents: is missing"),
         ({"sources": ["a"]}, "sources: objects are needed"),
         ({"tokenizer": None}, "tokenizer: is None"),
+        ({"weighted_tokens": 3}, "some have weights and some have none"),
+        ({"weighted_tokens": "x"}, "weighted_tokens: is 'x'"),
         ({"surprise": 1}, "'surprise': no such field"),
         ({"format": [1]}, r"a token store of format \[1\]"),
         ({"x" * 100_000: "y" * 100_000}, "no such field"),
