@@ -96,6 +96,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hold out so many documents (500) or such a part of them (0.01), chosen by a hash of "
         "their text; the stores are then DIR/train and DIR/held_out",
     )
+    teacher = parser.add_argument_group("teacher")
+    teacher.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        help="also write beside the tokens what this model predicts after each of them, for "
+        "healing without it in memory; without INPUT, beside those that are in --output already",
+    )
+    teacher.add_argument(
+        "--teacher-revision",
+        metavar="REV",
+        help="branch, tag or commit of a hub id in --teacher (default: main)",
+    )
+    teacher.add_argument(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="how many of the likeliest next tokens are kept (default: 64)",
+    )
+    teacher.add_argument(
+        "--sequence-length",
+        type=int,
+        metavar="T",
+        help="tokens that it reads at a time: data.sequence_length of the training to come",
+    )
+    teacher.add_argument(
+        "--mask-documents",
+        action="store_true",
+        help="it reads documents apart, as training with data.mask_documents",
+    )
+    teacher.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help="sequences of a forward pass (default: about 8192 tokens a device)",
+    )
+    teacher.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        help="of its forward pass; auto (the default) is float32 on CPU and bfloat16 elsewhere",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,11 +144,51 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--verify takes a finished store and nothing else")
         stores = _verified(args.verify)
     else:
-        stores = _prepared(args)
+        _check_teacher(args)
+        stores = {}
+        if args.inputs or not args.teacher:
+            stores = _prepared(args)
+        if args.teacher:
+            stores = _taught(args)
     from chopjax.commands.store_tables import show_stores
 
     show_stores(stores, args.json)
     return 0
+
+
+def _check_teacher(args: argparse.Namespace) -> None:
+    """Before the tokens, which may take hours."""
+    values = vars(args)
+    names = ("teacher_revision", "top_k", "sequence_length", "mask_documents", "batch_size")
+    given = [name for name in (*names, "dtype") if values[name] not in (None, False)]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if given and not args.teacher:
+        raise UserError(f"{flags}: what a teacher is asked; give --teacher MODEL, too")
+    if args.teacher and args.sequence_length is None:
+        raise UserError(
+            "--teacher reads the windows of the training to come; say how long they are with "
+            "--sequence-length"
+        )
+    if args.teacher and not args.inputs and not args.output:
+        raise UserError("missing: --output, the store that the teacher reads")
+
+
+def _taught(args: argparse.Namespace) -> dict[str, TokenStore]:
+    from chopjax.data.store import open_stores
+    from chopjax.train.offline_teacher import Question, ask_teacher
+
+    interrupts.advise("what is finished is kept, and the same command goes on from there")
+    question = Question(
+        args.sequence_length,
+        64 if args.top_k is None else args.top_k,
+        args.mask_documents,
+        args.batch_size,
+        args.dtype or "auto",
+    )
+    # Where there is text, --overwrite was about the store, and what was said of it went along.
+    overwrite = args.overwrite and not args.inputs
+    ask_teacher(args.output, args.teacher, question, args.teacher_revision, overwrite)
+    return open_stores(args.output)
 
 
 def _verified(path: str) -> dict[str, TokenStore]:

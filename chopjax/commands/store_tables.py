@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from chopjax.data.store import TokenStore, verify
+from chopjax.data.top_k import find_top_k
+from chopjax.data.top_k import verify as verify_top_k
 from chopjax.errors import escaped
 from chopjax.progress import say
 from chopjax.terminal import print_json, show
@@ -19,6 +21,8 @@ def verify_stores(stores: Stores) -> None:
     """Raise UserError where checksums differ."""
     for store in stores.values():
         verify(store)
+        if top_k := find_top_k(store):
+            verify_top_k(top_k)
         say(f"{store.path}: all checksums as recorded")
 
 
@@ -42,6 +46,23 @@ def _summary(store: TokenStore) -> dict[str, object]:
         "tokenizer": store.tokenizer,
         "tokenizer_fingerprint": store.tokenizer_fingerprint,
         "fingerprint": store.fingerprint,
+        "teacher": _teacher(store),
+    }
+
+
+def _teacher(store: TokenStore) -> dict[str, object] | None:
+    """Who was asked about the tokens, and what."""
+    top_k = find_top_k(store)
+    if top_k is None:
+        return None
+    windows = top_k.windows
+    return {
+        **top_k.teacher,
+        "top_k": windows.top_k,
+        "sequence_length": windows.sequence_length,
+        "mask_documents": windows.mask_documents,
+        "bytes": windows.rows * windows.bytes_per_row,
+        "fingerprint": top_k.fingerprint,
     }
 
 
@@ -67,3 +88,13 @@ def _print_table(stores: Stores) -> None:
     for store in stores.values():
         print(escaped(store.path))
     show(table)
+    for store in stores.values():
+        if said := _teacher(store):
+            masked = ", documents apart" if said["mask_documents"] else ""
+            print(
+                escaped(
+                    f"{os.path.basename(store.path)}: the {said['top_k']} likeliest next tokens by "
+                    f"{said['name']} ({said['dtype']}), in windows of {said['sequence_length']}"
+                    f"{masked}: {said['bytes']:,} bytes"
+                )
+            )

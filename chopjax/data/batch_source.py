@@ -38,6 +38,7 @@ class BatchSource(Protocol):
     def rows(self, index: int, rows: slice) -> Rows:
         """Some rows of batch number `index`, such as one process needs:
 
-        tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T].
+        tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T]; and what else
+        the source has for an objective.
         """
         ...

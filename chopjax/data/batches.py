@@ -22,6 +22,7 @@ import numpy as np
 from chopjax.data.batch_source import Rows
 from chopjax.data.permutation import permute
 from chopjax.data.store import TokenStore, check_fits
+from chopjax.data.top_k import open_top_k
 from chopjax.errors import UserError
 
 _NONE = np.empty(0, np.int64)
@@ -43,11 +44,13 @@ class Batches:
         sequence_length: int,
         seed: int = 0,
         document_mask: bool = False,
+        top_k: int = 0,
     ):
         """stores: one, or (store, weight) pairs; weights are shares of the rows.
 
         document_mask: give each document segments and positions of its own, so that attention stays
             within it. Otherwise a row is one segment, as the papers train.
+        top_k: give each token what a teacher said of it (data/top_k.py), so many likeliest ones.
         """
         pairs = [(stores, 1.0)] if isinstance(stores, TokenStore) else list(stores)
         self.stores = [store for store, _ in pairs]
@@ -55,6 +58,12 @@ class Batches:
         self.sequence_length = sequence_length
         self.seed = seed
         self.document_mask = document_mask
+        self.top_k = top_k
+        self.said = [
+            open_top_k(store, top_k, sequence_length, document_mask)
+            for store in self.stores
+            if top_k
+        ]
         self.num_rows = [rows_in(store, sequence_length) for store in self.stores]
         self.shares = _shares([weight for _, weight in pairs], self.stores)
 
@@ -64,19 +73,30 @@ class Batches:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Of the stores, with their shares of the rows."""
-        return {"data": [store.fingerprint for store in self.stores], "shares": self.shares}
+        """Of the stores, with their shares of the rows, and of what a teacher said of them."""
+        said = {"top_k": [top_k.fingerprint for top_k in self.said]} if self.top_k else {}
+        data = [store.fingerprint for store in self.stores]
+        return {"data": data, "shares": self.shares, **said}
 
     @property
     def record(self) -> list[dict[str, Any]]:
         """The stores, with their shares of the rows."""
         pairs = zip(self.stores, self.shares, strict=True)
-        return [{**_record(store), "share": share} for store, share in pairs]
+        records = [{**_record(store), "share": share} for store, share in pairs]
+        for record, said in zip(records, self.said, strict=False):
+            record["teacher"] = said.teacher | {"top_k": said.windows.top_k}
+        return records
 
     def check(self, tokenizer: str | None, vocab_size: int) -> None:
         """As batch_source.BatchSource has it."""
         for store in self.stores:
             check_fits(store, tokenizer, vocab_size)
+        for said in self.said:
+            if said.largest_id >= vocab_size:
+                raise UserError(
+                    f"{said.path}: its teacher, {said.teacher['name']}, names token "
+                    f"{said.largest_id}, and the model has only {vocab_size}"
+                )
 
     def epochs(self, steps: int) -> list[float]:
         """How often each store has been gone through after so many steps."""
@@ -86,7 +106,8 @@ class Batches:
     def batch(self, step: int) -> Rows:
         """The global batch of a step, from 0:
 
-        tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T].
+        tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T]; with top_k,
+        top_tokens: int32 and top_log_probs: float32 [B, T, K].
         Targets are the tokens one to the right. Segments count documents from 1; without
         document_mask all are 1. Weights are those of the targets: 1, but 0 in a store of
         conversations where nobody says what is to be learnt.
@@ -106,11 +127,10 @@ class Batches:
         parts = []
         for number in np.unique(store_N).tolist() or [0]:
             (of_store,) = np.nonzero(store_N == number)
-            starts_N = self._drawn(number, place_N[of_store]) * self.sequence_length
-            parts.append((of_store, self._read(self.stores[number], starts_N)))
+            parts.append((of_store, self._read(number, self._drawn(number, place_N[of_store]))))
         if len(parts) == 1:
             return parts[0][1]
-        return _merge(parts, len(index_N), self.sequence_length)
+        return _merge(parts, len(index_N))
 
     def _drawn(self, number: int, place_N: np.ndarray) -> np.ndarray:
         """Which row of a store comes as the place-th from it."""
@@ -122,11 +142,14 @@ class Batches:
             row_N[now_N] = permute(index_N[now_N], self.num_rows[number], seed)
         return row_N
 
-    def _read(self, store: TokenStore, starts_N: np.ndarray) -> Rows:
-        length = self.sequence_length
-        rows = store.rows(starts_N, length + 1)
-        ends_N = starts_N + length + 1
-        return _layout(store, rows, starts_N, ends_N, self.document_mask)
+    def _read(self, number: int, row_N: np.ndarray) -> Rows:
+        """Some rows of a store."""
+        store, length = self.stores[number], self.sequence_length
+        batch = full_rows(store, row_N, length, self.document_mask)
+        if self.top_k:
+            ids, log_probs = self.said[number].rows(row_N, self.top_k)
+            batch |= {"top_tokens": ids, "top_log_probs": log_probs}
+        return batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +243,15 @@ def rows_in(store: TokenStore, sequence_length: int) -> int:
     return rows
 
 
+def full_rows(
+    store: TokenStore, row_N: np.ndarray, sequence_length: int, document_mask: bool
+) -> Rows:
+    """Some of the full rows of a store, by number, as Batches.batch has them."""
+    starts_N = row_N * sequence_length
+    rows = store.rows(starts_N, sequence_length + 1)
+    return _layout(store, rows, starts_N, starts_N + sequence_length + 1, document_mask)
+
+
 def _layout(
     store: TokenStore,
     rows: np.ndarray,
@@ -300,9 +332,11 @@ def _constants(rows: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     )
 
 
-def _merge(parts: list[tuple[np.ndarray, Rows]], rows: int, length: int) -> Rows:
+def _merge(parts: list[tuple[np.ndarray, Rows]], rows: int) -> Rows:
     """Batches of some rows each → one batch in the order of the rows."""
-    merged = {name: np.empty((rows, length), value.dtype) for name, value in parts[0][1].items()}
+    merged = {
+        name: np.empty((rows, *value.shape[1:]), value.dtype) for name, value in parts[0][1].items()
+    }
     for of_store, batch in parts:
         for name, value in batch.items():
             merged[name][of_store] = value

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from chopjax.data.store import file_system
+from chopjax.data.array_files import file_system
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 

@@ -7,14 +7,11 @@ mark (disk/mark.py); others of these names are left alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -39,13 +36,14 @@ from chopjax.data.work_folder import (
     RECORDS,
     SETTINGS,
     VERB,
-    foreign_in,
-    make_work_folder,
+    empty,
+    held,
+    holds_work,
     work_folder,
 )
 from chopjax.disk.atomic import check_free, flush, new_file
 from chopjax.disk.files import expanded, read_json_object
-from chopjax.disk.mark import MARK, remove_marked, write_mark
+from chopjax.disk.mark import remove_marked, write_mark
 from chopjax.errors import UserError, listing
 from chopjax.progress import progress, say
 
@@ -113,7 +111,7 @@ def prepare(
         "held_out": share,
         "sources": _checksums(sources),
     }
-    with _work_folder(final) as work:
+    with held(work_folder(final), final) as work:
         if _is_finished(final, settings, overwrite):
             say(f"{final}: prepared already, with the same settings")
             if not _unfinished(work, settings):
@@ -204,31 +202,6 @@ def _sha256(name: str) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _work_folder(final: Path) -> Iterator[Path]:
-    """OUT.partial, for this process alone. Stays while it holds unfinished work."""
-    work = work_folder(final)
-    try:
-        make_work_folder(work)
-        with (work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is preparing {final}; wait for it") from None
-
-            def remove_unless_useful() -> None:
-                if not _holds_work(work) and not foreign_in(work):
-                    shutil.rmtree(work, ignore_errors=True)
-
-            with interrupts.at_end(remove_unless_useful):
-                try:
-                    yield work
-                finally:
-                    remove_unless_useful()
-    except OSError as error:
-        raise UserError(f"{error.filename or final}: {error.strerror or error}") from error
-
-
 def _is_finished(final: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether OUT is what is asked for. Raises UserError where something else is in its place."""
     if not os.path.lexists(final) or (final.is_dir() and not any(final.iterdir())):
@@ -263,8 +236,8 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
             f"{work} holds unfinished work with other settings; delete it, or --overwrite:\n"
             + listing(differences)
         )
-    if differences or not _holds_work(work):
-        _empty(work)
+    if differences or not holds_work(work):
+        empty(work)
     if (work / "replaced").is_dir():
         remove_marked(work / "replaced")
     for folder in (work / RECORDS, work / "store", *(work / "store" / p for p in PARTS)):
@@ -277,14 +250,9 @@ def _begin(work: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 def _unfinished(work: Path, settings: dict[str, Any]) -> list[str]:
     """What the settings of unfinished work differ in; nothing where there is none."""
-    if not _holds_work(work):
+    if not holds_work(work):
         return []
     return _differences(_read_settings(work), settings)
-
-
-def _holds_work(work: Path) -> bool:
-    """Whether there is a finished shard, with the settings that it was made by."""
-    return (work / SETTINGS).is_file() and any((work / RECORDS).glob("*.json"))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -332,7 +300,7 @@ def _make(job: Job, workers: int) -> None:
         make_shards(job, missing, workers, tokens)
     except BaseException:
         work = job.records.parent
-        if _holds_work(work):
+        if holds_work(work):
             say(f"what is finished is kept in {work}; the same command continues it")
         raise
 
@@ -366,7 +334,7 @@ def _finish(job: Job, settings: dict[str, Any]) -> None:
         if left_out := sum(shard.left_out for shard in shards):
             say(f"conversations in which the assistant says nothing, left out: {left_out:,}")
         if not store.num_documents:
-            _empty(job.records.parent)
+            empty(job.records.parent)
             raise UserError(
                 f"no document for {part}; choose another --held-out"
                 if part
@@ -397,11 +365,3 @@ def _swap(folder: Path, final: Path, work: Path) -> None:
         (work / SETTINGS).unlink()
     if (work / "replaced").is_dir():
         remove_marked(work / "replaced")
-
-
-def _empty(work: Path) -> None:
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in ("lock", MARK):
-            path.unlink()

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK, INDEX, SINGLE
 from chopjax.data import huggingface_split, tfds_split
-from chopjax.data.store import PARTS, STORE, file_system
+from chopjax.data.array_files import file_system
+from chopjax.data.store import PARTS, STORE
 from chopjax.data.text_files import (
     COMPRESSIONS,
     JSON_SUFFIXES,

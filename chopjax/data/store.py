@@ -27,15 +27,19 @@ import json
 import os
 import reprlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING
-from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import fsspec
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 
+from chopjax.data.array_files import (
+    LocalFiles,
+    RemoteFiles,
+    array_files,
+    differing,
+    file_sizes,
+    file_system,
+)
 from chopjax.data.text_files import is_known
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError, listing
@@ -45,7 +49,6 @@ FORMAT = 1
 WEIGHTED = 2  # the format where there are weights, which an earlier chopjax would not see
 PARTS = ("train", "held_out")  # the stores in a folder of `prepare --held-out`
 DTYPES = ("uint16", "uint32")
-_OPEN_SHARDS = 128  # mapped at once, a file descriptor each
 _SMALL = 1 << 26  # bytes that are read through in a moment
 
 
@@ -143,8 +146,8 @@ class TokenStore:
         return [0, *itertools.accumulate(shard.tokens for shard in self.shards[:-1])]
 
     @functools.cached_property
-    def _files(self) -> _LocalFiles | _RemoteFiles:
-        return _RemoteFiles(self.path) if "://" in self.path else _LocalFiles(self.path)
+    def _files(self) -> LocalFiles | RemoteFiles:
+        return array_files(self.path)
 
     def _documents(self, shard: int) -> np.ndarray:
         starts = self._files.whole(documents_file(shard), np.dtype("<i8"))
@@ -163,41 +166,6 @@ class TokenStore:
     def _in_order(self) -> set[int]:
         """Shards whose documents were looked at."""
         return set()
-
-
-class _LocalFiles:
-    """Arrays mapped into memory."""
-
-    def __init__(self, folder: str):
-        self._folder = Path(folder)
-        self.whole = functools.lru_cache(2 * _OPEN_SHARDS)(self._map)
-
-    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
-        path = self._folder / name
-        if not path.stat().st_size:
-            return np.empty(0, dtype)  # nothing cannot be mapped
-        return np.asarray(np.memmap(path, dtype, mode="r"))
-
-    def read(self, ranges: list[tuple[str, int, int]], dtype: np.dtype) -> list[np.ndarray]:
-        return [self.whole(name, dtype)[start:stop] for name, start, stop in ranges]
-
-
-class _RemoteFiles:
-    """Range requests, many at once where the file system can."""
-
-    def __init__(self, url: str):
-        self._system, self._folder = fsspec.core.url_to_fs(url)
-        self.whole = functools.lru_cache(_OPEN_SHARDS)(self._fetch)
-
-    def _fetch(self, name: str, dtype: np.dtype) -> np.ndarray:
-        return np.frombuffer(self._system.cat_file(f"{self._folder}/{name}"), dtype)
-
-    def read(self, ranges: list[tuple[str, int, int]], dtype: np.dtype) -> list[np.ndarray]:
-        paths = [f"{self._folder}/{name}" for name, _, _ in ranges]
-        starts = [start * dtype.itemsize for _, start, _ in ranges]
-        stops = [stop * dtype.itemsize for _, _, stop in ranges]
-        chunks = self._system.cat_ranges(paths, starts, stops, on_error="raise")
-        return [np.frombuffer(data, dtype) for data in chunks]
 
 
 def tokens_file(shard: int) -> str:
@@ -230,11 +198,7 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     store = read_record(text, name)
     itemsize = np.dtype(store.dtype).itemsize
     wrong = []
-    sizes = {
-        os.path.basename(f["name"]): f["size"]
-        for f in system.ls(folder, detail=True)
-        if f["type"] == "file"
-    }
+    sizes = file_sizes(name)
     for number, shard in enumerate(store.shards):
         expected = {
             tokens_file(number): itemsize * shard.tokens,
@@ -296,7 +260,6 @@ def open_stores(path: str | os.PathLike[str]) -> dict[str, TokenStore]:
 
 def verify(store: TokenStore) -> None:
     """Read all of a store and compare checksums. Raises UserError that names the damaged files."""
-    system, folder = file_system(store.path)
     expected = {
         file: sha256
         for number, shard in enumerate(store.shards)
@@ -307,13 +270,7 @@ def verify(store: TokenStore) -> None:
         )
         if sha256 is not None
     }
-
-    def differs(file: str) -> bool:
-        with system.open(f"{folder}/{file}", "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() != expected[file]
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        damaged = [f for f, bad in zip(expected, pool.map(differs, expected), strict=True) if bad]
+    damaged = differing(store.path, expected)
     if damaged:
         raise UserError(
             f"{store.path}: checksums differ; prepare it again with --overwrite:\n"
@@ -366,10 +323,10 @@ def read_record(text: bytes, name: str) -> TokenStore:
             f"{name}: a token store of format {_short(version)}; this chopjax reads {FORMAT} and "
             f"{WEIGHTED}"
         )
-    problems = _mistyped(record, TokenStore, without="path")
+    problems = mistyped(record, TokenStore, without="path")
     for number, shard in enumerate(record.get("shards") or () if not problems else ()):
-        mistyped = _mistyped(shard, Shard) if isinstance(shard, dict) else [_short(shard)]
-        problems += [f"shards[{number}]: {problem}" for problem in mistyped]
+        wrong = mistyped(shard, Shard) if isinstance(shard, dict) else [_short(shard)]
+        problems += [f"shards[{number}]: {problem}" for problem in wrong]
     if not problems and not all(isinstance(source, dict) for source in record["sources"]):
         problems = ["sources: objects are needed"]
     if not problems:
@@ -384,16 +341,20 @@ def read_record(text: bytes, name: str) -> TokenStore:
     return store
 
 
-def _mistyped(record: dict[str, Any], kind: type, without: str = "") -> list[str]:
-    """Fields that are missing, unknown or of another type."""
+def mistyped(record: dict[str, Any], kind: type, without: str = "") -> list[str]:
+    """Fields of a dataclass that are missing, unknown or of another type; what is in tuples, dicts
+    and dataclasses is not looked at."""
     types = {name: hint for name, hint in get_type_hints(kind).items() if name != without}
     required = {field.name for field in dataclasses.fields(kind) if field.default is MISSING}
     problems = [f"{_short(name)}: no such field" for name in record if name not in types]
     for name, hint in types.items():
-        wanted = list if get_origin(hint) is tuple else hint
+        wanted = {tuple: list, dict: dict}.get(get_origin(hint) or hint, hint)
+        wanted = dict if dataclasses.is_dataclass(hint) else wanted
         if name not in record:
             problems += [f"{name}: is missing"] if name in required else []
-        elif isinstance(record[name], bool) or not isinstance(record[name], wanted):
+        elif isinstance(record[name], bool) != (hint is bool) or not isinstance(
+            record[name], wanted
+        ):
             problems.append(f"{name}: is {_short(record[name])}")
     return problems
 
@@ -439,17 +400,3 @@ def _impossible(store: TokenStore) -> list[str]:
 
 def _short(value: Any) -> str:
     return reprlib.repr(value)
-
-
-def file_system(name: str) -> tuple[Any, str]:
-    """Of a URL or a local path, and the path in it. Raises UserError for a URL that leads nowhere.
-
-    A local path is taken as it stands, also one with `::`, which fsspec would take for a chain.
-    """
-    if "://" not in name:
-        return LocalFileSystem(), os.path.abspath(expanded(name))
-    try:
-        system, folder = fsspec.core.url_to_fs(name)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{name}: cannot be opened ({error})") from error
-    return system, folder

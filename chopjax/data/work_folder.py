@@ -1,16 +1,23 @@
-"""OUT.partial of `chopjax prepare`: whose it is, and what belongs in it."""
+"""OUT.partial of `chopjax prepare`: whose it is, and what belongs in it. What a teacher says of a
+store lies in OUT.top_k.partial until it is complete.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
 import json
 import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from chopjax import interrupts
 from chopjax.disk.mark import (
+    MARK,
     check_own,
     is_taken,
     is_unfinished,
@@ -26,7 +33,10 @@ SETTINGS = "prepare.json"  # in OUT: what it was made from and how
 RECORDS = "records"  # in OUT.partial: what is in the finished shards
 
 # All names in OUT.partial; those of "replaced", the store that goes, are in its own mark.
-_FILES = r"store\.json|prepare\.json|\.chopjax\.json|(tokens|documents|weights)-\d+\.bin"
+_FILES = (
+    r"store\.json|prepare\.json|\.chopjax\.json|(tokens|documents|weights)-\d+\.bin|"
+    r"top_k\.json|(ids|log_probs)-\d+\.bin"
+)
 _HIDDEN = r"\.[\w.-]+\.(partial|json\.new)-[0-9a-f]{8}"
 _WORK = re.compile(
     rf"lock|prepare\.json|held_out_limit\.json|\.chopjax\.json|replaced|records(/\d+\.json)?|"
@@ -36,6 +46,48 @@ _WORK = re.compile(
 
 def work_folder(final: Path) -> Path:
     return final.with_name(final.name + ".partial")
+
+
+def top_k_work_folder(final: Path) -> Path:
+    return final.with_name(final.name + ".top_k.partial")
+
+
+@contextlib.contextmanager
+def held(work: Path, final: Path) -> Iterator[Path]:
+    """A work folder of OUT's, for this process alone. Stays while it holds unfinished work."""
+    try:
+        make_work_folder(work)
+        with (work / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is preparing {final}; wait for it") from None
+
+            def remove_unless_useful() -> None:
+                if not holds_work(work) and not foreign_in(work):
+                    shutil.rmtree(work, ignore_errors=True)
+
+            with interrupts.at_end(remove_unless_useful):
+                try:
+                    yield work
+                finally:
+                    remove_unless_useful()
+    except OSError as error:
+        raise UserError(f"{error.filename or final}: {error.strerror or error}") from error
+
+
+def holds_work(work: Path) -> bool:
+    """Whether there is a finished shard, with the settings that it was made by."""
+    return (work / SETTINGS).is_file() and any((work / RECORDS).glob("*.json"))
+
+
+def empty(work: Path) -> None:
+    """Of all but what makes it ours and this process's."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("lock", MARK):
+            path.unlink()
 
 
 def make_work_folder(work: Path) -> None:

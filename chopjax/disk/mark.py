@@ -69,6 +69,18 @@ def add_to_mark(folder: Path, name: str, written: Path) -> None:
     _write(folder / MARK, record)
 
 
+def add_tree_to_mark(folder: Path, name: str, written: Path) -> None:
+    """Enter all of a folder that is about to be renamed to FOLDER/NAME, itself included."""
+    record = _read(folder)
+    assert record is not None
+    paths = [written, *_below(written)]
+    names = {path: Path(name, path.relative_to(written)).as_posix() for path in paths}
+    folders = {names[path] for path in paths if path.is_dir()}
+    record["folders"] = sorted(folders | set(record["folders"] or ()))
+    record["files"] |= {names[path]: _stamp(path) for path in paths if not path.is_dir()}
+    _write(folder / MARK, record)
+
+
 def marked_by(folder: Path) -> str | None:
     """The verb that made a folder; None where chopjax did not."""
     record = _read(folder)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from chopjax.data.lists import text_names
 from chopjax.data.sources import find_sources
+from chopjax.disk.free import free_bytes
 from chopjax.disk.mark import begin_mark, check_mark, marked_by
 from chopjax.errors import UserError
 from chopjax.launch.workdir import owned
-from chopjax.train.space import free_bytes
 
 
 @contextlib.contextmanager

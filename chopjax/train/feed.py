@@ -41,11 +41,12 @@ def on_mesh(source: BatchSource, index: int, mesh: Mesh) -> Batch:
     return {name: array_of(rows) for name, rows in mine.items()}
 
 
-def training_batches(settings: DataSettings, seed: int) -> Batches:
-    """The batches of data.train: one store, or several as "FOLDER=WEIGHT,FOLDER=WEIGHT"."""
+def training_batches(settings: DataSettings, seed: int, top_k: int = 0) -> Batches:
+    """The batches of data.train: one store, or several as "FOLDER=WEIGHT,FOLDER=WEIGHT"; with so
+    many of a teacher's likeliest tokens."""
     stores = [(open_store(folder), weight) for folder, weight in weighted_folders(settings.train)]
     return Batches(
-        stores, settings.batch_size, settings.sequence_length, seed, settings.mask_documents
+        stores, settings.batch_size, settings.sequence_length, seed, settings.mask_documents, top_k
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
+from chopjax.disk.free import free_bytes
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.train import memory
@@ -64,9 +64,3 @@ def check_training(
             f"will lie there at a time, {size * count:,} bytes, and {free:,} are free on that "
             "disk; make room, give another --workdir, or lower checkpoints.keep_last"
         )
-
-
-def free_bytes(folder: Path) -> int | None:
-    """None where the file system does not say."""
-    usage = shutil.disk_usage(folder)
-    return usage.free if usage.total else None
