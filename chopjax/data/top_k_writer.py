@@ -49,7 +49,9 @@ from chopjax.disk.mark import add_tree_to_mark, marked_by, remove_marked, write_
 from chopjax.errors import UserError, listing
 from chopjax.progress import progress, say
 
-SHARD_BYTES = 1 << 28  # about; what a kill loses at most
+# Of a shard. Few, so that a store is few files; many, so that a kill loses little.
+MIN_SHARD_BYTES = 1 << 22
+MAX_SHARDS = 1024
 
 # Rows → the ids [N, T, K] and log-probabilities [N, T, K] of some of them at a time, in order.
 Answers = Callable[[range], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -68,7 +70,7 @@ def windows_of(
         rows_per_shard=1,
         dtype="uint16" if vocab <= 1 << 16 else "uint32",
     )
-    fit = max(1, SHARD_BYTES // windows.bytes_per_row)
+    fit = max(1, MIN_SHARD_BYTES // windows.bytes_per_row, -(-rows // MAX_SHARDS))
     return dataclasses.replace(windows, rows_per_shard=min(fit, rows))
 
 

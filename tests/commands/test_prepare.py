@@ -100,3 +100,42 @@ def test_conversations_and_inspecting_a_store(
     about = json.loads(run("inspect", str(tmp_path / "out"), "--json"))["store"]
     assert (about["tokens"], about["loss_tokens"]) == (whole, answer + 1)
     assert "--step: " in run("inspect", str(tmp_path / "out"), "--step", "3", code=2)
+
+
+def test_a_teacher_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that reads conversations, with some held out: of those it is not asked."""
+    sizes = checkpoints.TINY | {"vocab_size": 300, "num_hidden_layers": 1}
+    model = checkpoints.write_checkpoint(tmp_path / "model", **sizes)
+    checkpoints.write_tokenizer(model, vocab_size=300)
+    text = tmp_path / "a.txt"
+    text.write_text("\n".join(checkpoints.TEXT.split()))
+    out = tmp_path / "out"
+    words = [str(text), "--unit", "line", "--tokenizer", str(model), "--held-out", "5"]
+
+    def run(*arguments: str, code: int = 0) -> str:
+        assert cli.main(["prepare", "--output", str(out), *arguments]) == code
+        captured = capsys.readouterr()
+        return captured.err if code else captured.out
+
+    teacher = ["--teacher", str(model), "--top-k", "3", "--sequence-length", "8"]
+    assert "--top-k, --sequence-length: what a teacher is asked" in run(*teacher[2:], code=2)
+    assert "say how long they are with --sequence-length" in run(*words, *teacher[:2], code=2)
+    assert "no such folder" in run(*teacher, code=2)
+    assert not out.exists()
+    table = run(*words, *teacher)
+    assert f"train: the 3 likeliest next tokens by {model} (float32), in windows of 8: " in table
+    assert not (out / "held_out" / "top_k").exists()
+    assert run(*words, *teacher) == run(*teacher) == table
+    assert "top_k: was 3, is 2" in run(*teacher, "--top-k", "2", code=2)
+    assert "the 2 likeliest" in run(*teacher, "--top-k", "2", "--overwrite")
+    about = cli.main(["inspect", str(out / "train"), "--json"]), capsys.readouterr().out
+    said = json.loads(about[1])["store"]["teacher"]
+    assert (said["name"], said["top_k"], said["mask_documents"]) == (str(model), 2, False)
+    assert cli.main(["prepare", "--verify", str(out)]) == 0
+    capsys.readouterr()
+    (out / "train" / "top_k" / "notes").write_text("somebody else's")
+    assert "top_k/notes" in run(*words, "--overwrite", code=2)
+    (out / "train" / "top_k" / "notes").unlink()
+    assert "likeliest" not in run(*words, "--overwrite")  # what was said of the old tokens went
+    assert not (out / "train" / "top_k").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "model", "out"]

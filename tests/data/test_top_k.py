@@ -58,14 +58,14 @@ def store_in(folder: Path, first: int = 0, count: int = 71) -> TokenStore:
 
 @pytest.fixture
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_k_writer, "SHARD_BYTES", 4 * T * K * 4)  # 4 rows
+    monkeypatch.setattr(top_k_writer, "MIN_SHARD_BYTES", 4 * T * K * 4)  # 4 rows
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> list[TokenStore]:
     """Two stores of several shards each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(top_k_writer, "SHARD_BYTES", 4 * T * K * 4)
+        patch.setattr(top_k_writer, "MIN_SHARD_BYTES", 4 * T * K * 4)
         stores = [
             store_in(tmp_path_factory.mktemp("a")),
             store_in(tmp_path_factory.mktemp("b"), 99),
