@@ -10,6 +10,7 @@ from chopjax.errors import UserError
 
 if TYPE_CHECKING:
     from chopjax.data.store import TokenStore
+    from chopjax.train.offline_teacher import Question
 
 
 EXAMPLE = """\
@@ -140,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.verify:
-        if args.inputs or args.output or args.tokenizer:
+        if args.inputs or args.output or args.tokenizer or args.teacher:
             raise UserError("--verify takes a finished store and nothing else")
         stores = _verified(args.verify)
     else:
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_teacher(args: argparse.Namespace) -> None:
-    """Before the tokens, which may take hours."""
+    """Raise UserError for flags that do not go together."""
     values = vars(args)
     names = ("teacher_revision", "top_k", "sequence_length", "mask_documents", "batch_size")
     given = [name for name in (*names, "dtype") if values[name] not in (None, False)]
@@ -173,21 +174,26 @@ def _check_teacher(args: argparse.Namespace) -> None:
         raise UserError("missing: --output, the store that the teacher reads")
 
 
-def _taught(args: argparse.Namespace) -> dict[str, TokenStore]:
-    from chopjax.data.store import open_stores
-    from chopjax.train.offline_teacher import Question, ask_teacher
+def _question(args: argparse.Namespace) -> Question:
+    from chopjax.train.offline_teacher import Question
 
-    interrupts.advise("what is finished is kept, and the same command goes on from there")
-    question = Question(
+    return Question(
         args.sequence_length,
         64 if args.top_k is None else args.top_k,
         args.mask_documents,
         args.batch_size,
         args.dtype or "auto",
     )
+
+
+def _taught(args: argparse.Namespace) -> dict[str, TokenStore]:
+    from chopjax.data.store import open_stores
+    from chopjax.train.offline_teacher import ask_teacher
+
+    interrupts.advise("what is finished is kept, and the same command goes on from there")
     # Where there is text, --overwrite was about the store, and what was said of it went along.
     overwrite = args.overwrite and not args.inputs
-    ask_teacher(args.output, args.teacher, question, args.teacher_revision, overwrite)
+    ask_teacher(args.output, args.teacher, _question(args), args.teacher_revision, overwrite)
     return open_stores(args.output)
 
 
@@ -223,6 +229,11 @@ def _prepared(args: argparse.Namespace) -> dict[str, TokenStore]:
         from chopjax.data.chat import load_chat
 
         chat = load_chat(args.tokenizer, tokenizer, args.revision, args.chat_template)
+    if args.teacher:  # before the tokens, which may take hours
+        from chopjax.train.offline_teacher import check_question
+
+        revision = args.teacher_revision
+        check_question(args.teacher, _question(args), revision, tokenizer.fingerprint)
     return prepare(
         args.inputs,
         tokenizer,

@@ -58,7 +58,7 @@ class ChatEncoder:
 
     template: ChatTemplate
     backend: Backend
-    ends: tuple[str, ...]  # the tokens' spellings that may end a turn
+    ends: tuple[str, ...]  # spellings of the special tokens, one of which may end a turn
 
     @property
     def fingerprint(self) -> str:
@@ -154,8 +154,9 @@ def load_chat(
     backend = Backend.from_str(tokenizer.backend.to_str())
     backend.encode_special_tokens = tokenizer.split_special_tokens
     backend.post_processor = None  # it has no say in ids, but some cut blanks from where tokens lie
-    added = [token.content for token in backend.get_added_tokens_decoder().values()]
-    return ChatEncoder(template.on(DATE), backend, tuple(token for token in added if token.strip()))
+    added = backend.get_added_tokens_decoder().values()
+    ends = tuple(token.content for token in added if token.special)
+    return ChatEncoder(template.on(DATE), backend, ends)
 
 
 def _read(path: Path) -> str:

@@ -110,6 +110,11 @@ class TokenStore:
         rows = np.ones((len(starts), length), np.float32)
         if self.weighted_tokens is not None:
             self._fill(rows, weights_file, np.dtype(np.uint8), starts)
+            if rows.size and rows.max() > 1:
+                raise UserError(
+                    f"{self.path}: damaged: a token carries loss {rows.max():.0f} times; `chopjax "
+                    f"prepare --verify {self.path}` names the file"
+                )
         return rows
 
     def _fill(
@@ -348,8 +353,9 @@ def mistyped(record: dict[str, Any], kind: type, without: str = "") -> list[str]
     required = {field.name for field in dataclasses.fields(kind) if field.default is MISSING}
     problems = [f"{_short(name)}: no such field" for name in record if name not in types]
     for name, hint in types.items():
-        wanted = {tuple: list, dict: dict}.get(get_origin(hint) or hint, hint)
-        wanted = dict if dataclasses.is_dataclass(hint) else wanted
+        origin = get_origin(hint)
+        nested = origin is dict or dataclasses.is_dataclass(hint)
+        wanted = list if origin is tuple else dict if nested else hint
         if name not in record:
             problems += [f"{name}: is missing"] if name in required else []
         elif isinstance(record[name], bool) != (hint is bool) or not isinstance(

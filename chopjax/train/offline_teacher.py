@@ -78,8 +78,8 @@ def ask_teacher(
     folder = _folder(out)
     stores = open_stores(folder)
     store = stores.get("train") or stores[""]
-    description = describe(teacher, revision)
-    _check(question, description, store)
+    description = check_question(teacher, question, revision, store.tokenizer_fingerprint)
+    check_fits(store, None, description.config.vocab_size)
     dtype = question.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -110,8 +110,12 @@ def _folder(out: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(expanded(out)))
 
 
-def _check(question: Question, description: Description, store: TokenStore) -> None:
-    """Raise UserError where the teacher cannot be asked this."""
+def check_question(
+    teacher: str, question: Question, revision: str | None, tokenizer: str
+) -> Description:
+    """Look at the teacher. Raises UserError where it cannot be asked this about tokens of a
+    tokenizer, given by its fingerprint."""
+    description = describe(teacher, revision)
     config, problems = description.config, []
     if not 1 <= question.top_k < config.vocab_size:
         problems.append(
@@ -126,12 +130,15 @@ def _check(question: Question, description: Description, store: TokenStore) -> N
         problems.append(f"--batch-size {question.batch_size}: at least 1")
     if question.dtype not in ("auto", "float32", "bfloat16"):
         problems.append(f"--dtype {question.dtype}: float32, bfloat16 or auto")
-    try:
-        check_fits(store, load_tokenizer(description.folder).fingerprint, config.vocab_size)
-    except UserError as error:
-        problems.append(str(error))
+    own = load_tokenizer(description.folder).fingerprint
+    if own != tokenizer:
+        problems.append(
+            f"it has another tokenizer than the tokens (fingerprint {own[:12]}, theirs is "
+            f"{tokenizer[:12]})"
+        )
     if problems:
         raise UserError(f"{description.name} cannot be asked this:\n{listing(problems)}")
+    return description
 
 
 def _weights(description: Description) -> str:

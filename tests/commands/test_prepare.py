@@ -121,6 +121,7 @@ def test_a_teacher_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "--top-k, --sequence-length: what a teacher is asked" in run(*teacher[2:], code=2)
     assert "say how long they are with --sequence-length" in run(*words, *teacher[:2], code=2)
     assert "no such folder" in run(*teacher, code=2)
+    assert "--top-k 300: from 1 to 299" in run(*words, *teacher, "--top-k", "300", code=2)
     assert not out.exists()
     table = run(*words, *teacher)
     assert f"train: the 3 likeliest next tokens by {model} (float32), in windows of 8: " in table

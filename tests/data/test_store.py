@@ -66,7 +66,7 @@ def test_the_fingerprint_is_of_the_tokens(tmp_path: Path) -> None:
     assert len(found | {first.fingerprint}) == 4
 
 
-def test_weights_are_a_file_more(tmp_path: Path) -> None:
+def test_weights_are_a_file_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [[[1, 2, 3]], [[4, 5]]]
     plain = write_store(tmp_path / "plain", shards)
     assert plain.weighted_tokens is None
@@ -82,6 +82,10 @@ def test_weights_are_a_file_more(tmp_path: Path) -> None:
     (tmp_path / "a" / "weights-00000.bin").write_bytes(bytes([1, 1, 1]))
     with pytest.raises(UserError, match=r"checksums differ.*\n  weights-00000\.bin$"):
         open_store(tmp_path / "a")
+    monkeypatch.setattr("chopjax.data.store._SMALL", 0)
+    (tmp_path / "a" / "weights-00000.bin").write_bytes(bytes([1, 7, 1]))
+    with pytest.raises(UserError, match=r"a token carries loss 7 times; .*--verify"):
+        open_store(tmp_path / "a").weights(np.array([0]), 3)
     (tmp_path / "a" / "weights-00001.bin").unlink()
     with pytest.raises(UserError, match=r"weights-00001\.bin: no bytes instead of 2"):
         open_store(tmp_path / "a")

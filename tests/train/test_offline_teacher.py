@@ -140,7 +140,7 @@ def test_questions_that_cannot_be_asked(model: Path, out: Path, tmp_path: Path) 
         assert words in str(e.value)
     other = checkpoints.write_checkpoint(tmp_path / "other", **SIZES)
     checkpoints.write_tokenizer(other, vocab_size=95)
-    with pytest.raises(UserError, match="made with another tokenizer"):
+    with pytest.raises(UserError, match="it has another tokenizer than the tokens"):
         ask_teacher(out, str(other), Question(T, K))
     with pytest.raises(UserError, match="writes beside a local store"):
         ask_teacher("gs://bucket/store", str(model), Question(T, K))
