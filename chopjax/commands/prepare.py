@@ -170,8 +170,14 @@ def _check_teacher(args: argparse.Namespace) -> None:
             "--teacher reads the windows of the training to come; say how long they are with "
             "--sequence-length"
         )
-    if args.teacher and not args.inputs and not args.output:
-        raise UserError("missing: --output, the store that the teacher reads")
+    if args.teacher and not args.inputs:
+        if not args.output:
+            raise UserError("missing: --output, the store that the teacher reads")
+        if args.tokenizer or args.chat or args.field or args.held_out:
+            raise UserError(
+                "missing: INPUT. Without it the teacher reads the store that is in --output "
+                "already, as it is, and nothing is said of tokenizer or documents"
+            )
 
 
 def _question(args: argparse.Namespace) -> Question:
