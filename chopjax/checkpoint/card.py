@@ -356,6 +356,8 @@ def _store(store: Mapping[str, Any]) -> str:
     parts = [str(store.get("name") or "a token store")]
     parts += [f"{share:.1%} of the batches"] if isinstance(share, float) and share < 1 else []
     parts += [f"from {', '.join(map(str, store['sources']))}"] if store.get("sources") else []
+    if isinstance(teacher := store.get("teacher"), dict):
+        parts.append(f"its likeliest next tokens by {teacher.get('name')}")
     return f"{', '.join(parts)} (fingerprint {str(store.get('fingerprint'))[:16]})"
 
 

@@ -131,11 +131,18 @@ def _public(store: Mapping[str, Any]) -> dict[str, Any]:
     """A store as others may read of it: of folders and files on this machine the last part."""
     sources = list(dict.fromkeys(map(public_name, store["sources"])))
     more = len(sources) - MOST_SOURCES
-    return {
+    public = {
         **store,
         "name": store["name"] and public_name(store["name"]),
         "sources": sources[:MOST_SOURCES] + ([f"… and {more} more"] if more > 0 else []),
     }
+    if teacher := store.get("teacher"):
+        name = teacher["name"]
+        public["teacher"] = {
+            **teacher,
+            "name": name if teacher["revision"] else public_name(name),
+        }
+    return public
 
 
 def public_name(name: str) -> str:

@@ -204,28 +204,27 @@ def _of_record(text: bytes, path: str) -> TopK:
 def open_top_k(store: TokenStore, k: int, sequence_length: int, mask_documents: bool) -> TopK:
     """What a teacher said of a store, for training in such windows. Raises UserError where it was
     asked for others, for fewer tokens than k, or not at all."""
-    ask = (
-        f"`chopjax prepare --output {store.path} --teacher MODEL --top-k {k} --sequence-length "
-        f"{sequence_length}{' --mask-documents' if mask_documents else ''}`"
-    )
     top_k = find_top_k(store)
     if top_k is None:
-        raise UserError(f"{store.path}: no teacher was asked about it; {ask} asks one")
+        masked = " --mask-documents" if mask_documents else ""
+        raise UserError(
+            f"{store.path}: no teacher was asked about it (`chopjax prepare --output STORE "
+            f"--teacher MODEL --top-k {k} --sequence-length {sequence_length}{masked}`)"
+        )
     windows = top_k.windows
     differences = [
         f"{name}: {was} there, {now} in training"
         for name, was, now in (
             ("sequence_length", windows.sequence_length, sequence_length),
             ("mask_documents", windows.mask_documents, mask_documents),
+            ("top_k", windows.top_k, max(k, windows.top_k)),
         )
         if was != now
     ]
-    if windows.top_k < k:
-        differences.append(f"top_k: {windows.top_k} there, {k} in training")
     if differences:
         raise UserError(
-            f"{top_k.path}: its teacher read other windows than the student will:\n"
-            f"{listing(differences)}\nTrain as it was asked, or ask again with --overwrite: {ask}"
+            f"{top_k.path}: asked otherwise ({'; '.join(differences)}); train so, or ask again "
+            "(`prepare --teacher --overwrite`)"
         )
     return top_k
 

@@ -158,7 +158,8 @@ def _stores(
     """Tokens to train on, None where not all stores are to be seen."""
 
     def training() -> list[TokenStore]:
-        return list(training_batches(settings.data, settings.seed).stores)
+        top_k = settings.teacher.top_k
+        return list(training_batches(settings.data, settings.seed, top_k).stores)
 
     def held_out() -> list[TokenStore]:
         batches = held_out_batches(settings)

@@ -189,7 +189,7 @@ def _train(
 
     # ---------------------------------------------------------------------------------- Data
     shape = (settings.data.batch_size, settings.data.sequence_length)
-    batches = training_batches(settings.data, settings.seed)
+    batches = training_batches(settings.data, settings.seed, settings.teacher.top_k)
     held_out = held_out_batches(settings)
     base = base_record(settings, description) if settings.adapter.rank else None
     fingerprints = _fingerprints(workdir, model, batches, held_out)

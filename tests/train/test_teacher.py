@@ -11,14 +11,17 @@ from typing import Any
 
 import checkpoints as models
 import pytest
-from train.runs import STEPS, bits, lines, prepare, recipe, signal_after
+from train.runs import STEPS, VOCAB, bits, lines, prepare, recipe, signal_after
 
 from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.errors import UserError
 from chopjax.train import loop
+from chopjax.train.check import check
+from chopjax.train.config_file import override
 from chopjax.train.loop import train
+from chopjax.train.offline_teacher import Question, ask_teacher
 from chopjax.train.settings import TeacherSettings, differences
 
 TERMS = ("hidden=0.5", "attention=0.5", "embedding=0.5", "mimic=0.5", "logits=0.5")
@@ -88,6 +91,34 @@ def test_the_record_names_the_teacher(taught: Path, tmp_path: Path) -> None:
     assert (entry["logits"], entry["mimic"]) == (0.5, 0.5)
     card = (tmp_path / "healed/README.md").read_text()
     assert "| model, layers 0,3: divergence 0.5 at temperature 1.0, hidden 0.5, attention" in card
+
+
+def test_what_was_stored_teaches_as_its_model_does(data: Path, tmp_path: Path) -> None:
+    """All tokens but one are stored: what is left out is no mystery. Up to float16."""
+    runs = {}
+    for folder, flags in {"whole": (f"teacher.model={data / 'model'}",), "stored": ()}.items():
+        store = shutil.copytree(data / "train", tmp_path / f"{folder}-tokens")
+        if not flags:
+            asked = ask_teacher(store, str(data / "model"), Question(16, VOCAB - 1))
+            flags = (f"teacher.top_k={VOCAB - 1}",)
+        flags = (*flags, f"data.train={store}", f"model={data / 'chopped'}", "data.evaluation=")
+        runs[folder] = recipe(data, *flags, "teacher.logits=0.5", "total_steps=3")
+        train(runs[folder], tmp_path / folder)
+    for name in ("loss", "kl", "grad_norm"):
+        whole, stored = (lines(tmp_path / folder, name) for folder in runs)
+        assert stored == pytest.approx(whole, rel=2e-3)
+    check(runs["stored"], str(tmp_path / "new"), "here")
+    record = json.loads((tmp_path / "stored/checkpoints/3/run.json").read_text())
+    assert record["fingerprints"]["top_k"] == [asked.fingerprint]
+    export_model(str(tmp_path / "stored"), tmp_path / "healed")
+    card = (tmp_path / "healed/README.md").read_text()
+    assert "its likeliest next tokens by model (fingerprint" in card
+    assert str(tmp_path) not in (tmp_path / "healed/chopjax.json").read_text()
+    override(runs["stored"], "data.sequence_length=8")
+    with pytest.raises(UserError, match="sequence_length: 16 there, 8 in training"):
+        train(runs["stored"], tmp_path / "other")
+    with pytest.raises(UserError, match="sequence_length: 16 there, 8 in training"):
+        check(runs["stored"], str(tmp_path / "other"), "here")
 
 
 def test_the_parent_of_what_was_chopped_before(data: Path, tmp_path: Path) -> None:
