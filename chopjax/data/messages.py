@@ -53,8 +53,8 @@ def of_text(text: str) -> list[Message]:
 
 
 def says_something(message: Message) -> bool:
-    """Whether there is more in it than the role: words that are not blank, or a call."""
-    rest = [value for key, value in message.items() if key != "role"]
+    """Whether there is more in it than who speaks: words that are not blank, or a call."""
+    rest = [value for key, value in message.items() if key not in ("role", "name")]
     return any(value.strip() if isinstance(value, str) else value for value in rest)
 
 
