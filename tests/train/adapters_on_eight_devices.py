@@ -73,7 +73,7 @@ def run(model: Path, data: int, fsdp: int, tensor: int, parts: int, base: Any) -
         rule = optimizer.make_optimizer(settings.optimizer, STEPS)
         abstract = step.abstract_state(task.trainable, rule, settings, made)
         frozen = {"base": read_base(settings, description, KEEP, task.frozen["base"], None)}
-        state = step.begin_adapters(config, rule, settings, abstract)
+        state = step.begin({}, rule, settings, abstract, task.fresh)
         train_step = step.make_train_step(
             task.objective, rule, settings, abstract, task.frozen, made
         )
