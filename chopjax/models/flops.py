@@ -15,7 +15,10 @@ from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 
 FORMULA = "6·N_matmul + 6·L·heads·head_dim·T FLOPs a token (causal attention, within windows)"
-TAUGHT = f"{FORMULA}, and of the teacher 2·N_matmul + 2·L·heads·head_dim·T"
+ADAPTED = (
+    "4·N_matmul + 6·N_adapters + 6·L·heads·head_dim·T FLOPs a token (adapters; causal attention)"
+)
+TAUGHT = ", and of the teacher 2·N_matmul + 2·L·heads·head_dim·T"  # behind one of them
 PALM = "6·N_matmul + 12·L·heads·head_dim·T FLOPs a token (PaLM, arXiv 2204.02311, appendix B)"
 
 

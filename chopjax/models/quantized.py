@@ -93,6 +93,7 @@ class Quantized(struct.PyTreeNode):
         form, width = self.form, math.prod(self.form.inputs)
         codes: jax.Array = self.codes
         leading = codes.shape[: codes.ndim - len(form.shapes()[0])]
+        wide: jax.Array
         if form.kind == "int8":
             wide = codes.astype(jnp.float32) * self.scales[..., None]
         else:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from chopjax.checkpoint.describe import describe, local_config, local_provenance
 from chopjax.checkpoint.published import CONFIGS
 from chopjax.errors import UserError
-from chopjax.models import families, flops, parameters
+from chopjax.models import families, parameters
 from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
@@ -42,7 +42,7 @@ from chopjax.plan.traffic import hbm_bytes
 from chopjax.progress import say
 from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, default_config, read
-from chopjax.train.task import Task, task_of
+from chopjax.train.task import Task, formula_of, task_of
 from chopjax.train.teacher import Teacher, lay_beside, place_of
 
 SECONDS_A_DAY = 86400
@@ -147,7 +147,7 @@ def make_plan(
         "token_budget": budget,
         "days": None if seconds is None else seconds / SECONDS_A_DAY,
         "chip_hours": None if seconds is None else seconds / 3600 * topology.chips,
-        "flops_formula": flops.FORMULA if teacher is None else flops.TAUGHT,
+        "flops_formula": formula_of(settings),
         "assumptions": list(ASSUMPTIONS),
     }
 

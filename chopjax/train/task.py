@@ -64,11 +64,17 @@ def task_of(
         frozen=frozen,
         fresh=fresh,
         flops=work,
-        formula=flops.FORMULA,
+        formula=formula_of(settings),
     )
     if settings.teacher.top_k:
         return dataclasses.replace(task, objective=from_top_k(model, settings))
     return task if teacher is None else _taught(task, model, settings, mesh, teacher)
+
+
+def formula_of(settings: Settings) -> str:
+    """How Task.flops is counted."""
+    formula = flops.ADAPTED if settings.adapter.rank else flops.FORMULA
+    return formula + (flops.TAUGHT if settings.teacher.model else "")
 
 
 def _taught(
@@ -96,5 +102,4 @@ def _taught(
         flops=task.flops
         + flops.teaching_per_token(teacher.config, length, head=bool(asked.logits))
         + projections.training_per_token(maps),
-        formula=flops.TAUGHT,
     )
