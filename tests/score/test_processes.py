@@ -48,7 +48,7 @@ def score(model: Path, tasks: Path, output: Path, count: int) -> list[subprocess
     """`chopjax score` on four fake devices, split among so many processes."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+        "JAX_NUM_CPU_DEVICES": str(4 // count),
     }
     command = [sys.executable, "-m", "chopjax.cli", "score", str(model), "--tasks", TASKS]
     command += ["--include-path", str(tasks), "--output", str(output), "--json", "--log-samples"]

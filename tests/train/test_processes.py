@@ -49,7 +49,7 @@ def start(
     workdirs = workdir if isinstance(workdir, list) else [workdir] * count
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+        "JAX_NUM_CPU_DEVICES": str(4 // count),
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(count),
