@@ -21,9 +21,11 @@ from chopjax.train.config_file import load_config
 from chopjax.train.loop import train
 
 STEPS, SAVED = 60, 6
-# The command line, with less patience for a process that is silent.
+# The command line, with less patience for a process that is silent, and without torch, which
+# transformers imports wherever it can, for as long as all the rest takes.
 PROGRAM = """
 import sys
+import without_torch
 from chopjax.cli import main
 from chopjax.launch import distributed
 
