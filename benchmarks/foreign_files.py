@@ -18,6 +18,7 @@ which all of this holds; nothing but 1 will do.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -382,6 +383,8 @@ def measure(folder: Path, args: argparse.Namespace) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+    gc.collect()
+    gc.freeze()  # or every fork's collections would copy what it shares with this process
     material = folder / "material"
     material.mkdir()
     make_material(material)

@@ -16,6 +16,7 @@ seconds. `ours` is the share of runs that ended with the same bits; nothing but 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -161,6 +162,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     config = recipe(folder, args.steps, args.optimizer)
+    gc.collect()
+    gc.freeze()  # or every fork's collections would copy what it shares with this process
     for name in ("warm", "whole"):  # the second one tells how long a run takes
         begun = time.monotonic()
         expected = finish(start(config, folder / name), folder / name)

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 if __name__ == "__main__":  # before jax starts
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
 import checkpoints
 import families

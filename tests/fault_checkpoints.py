@@ -7,8 +7,6 @@ import json
 import random
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from faults import (
     dump,
     odd_value,
     on_bytes,
+    succeed,
 )
 
 from chopjax.models import families, parameters
@@ -330,7 +329,7 @@ def _import_all() -> None:
 
 @functools.cache
 def _imported() -> tuple[Path, ...]:
-    """Folders of `chopjax import`, one a config, made once by a process of its own."""
+    """Folders of `chopjax import`, one a config, made once by a fork."""
     import atexit
 
     root = Path(tempfile.mkdtemp(prefix="faults-imported-"))
@@ -346,8 +345,7 @@ def _imported() -> tuple[Path, ...]:
         safetensors.numpy.save_file(tensors, model / "model.safetensors", {"format": "pt"})
         for name, text in _tokenizer():
             (model / name).write_text(text)
-        command = [sys.executable, "-m", "chopjax.cli", "import", str(model), str(out)]
-        subprocess.run(command, check=True, capture_output=True)
+        succeed("import", model, out)
         folders.append(out)
     return tuple(folders)
 
@@ -357,8 +355,8 @@ def make_import(thing: Path, rng: random.Random) -> None:
 
 
 def _prepare_imports() -> None:
-    _imported()
     _import_all()
+    _imported()
 
 
 TARGETS: dict[str, Target] = {

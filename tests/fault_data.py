@@ -7,8 +7,6 @@ import functools
 import json
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from checkpoints import write_checkpoint, write_tokenizer
 from data.stores import write_store
-from faults import FILE_FAULTS, JSON_FAULTS, Command, Target
+from faults import FILE_FAULTS, JSON_FAULTS, Command, Target, succeed
 
 VOCAB = 97
 DATE = "2026-01-01T00-00-00.000000"
@@ -89,12 +87,11 @@ def make_store(thing: Path, rng: random.Random) -> None:
 
 @functools.cache
 def _run() -> Path:
-    """A training run of two steps, made once by a process of its own."""
+    """A training run of two steps, made once by a fork."""
     root = _temporary("run")
     _write_store(root / "store", random.Random(0))
     (root / "recipe.py").write_text(_recipe(2, root / "store"))
-    command = [sys.executable, "-m", "chopjax.cli", "train", "--config", str(root / "recipe.py")]
-    subprocess.run([*command, "--workdir", str(root / "run")], check=True, capture_output=True)
+    succeed("train", "--config", root / "recipe.py", "--workdir", root / "run")
     return root
 
 
@@ -172,8 +169,8 @@ def _import_all() -> None:
 
 
 def _prepare_runs() -> None:
-    _run()
     _import_all()
+    _run()
 
 
 # Stores, results and analyses are the user's own, who may have them elsewhere by links.

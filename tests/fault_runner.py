@@ -1,6 +1,6 @@
 """Runs damaged things through chopjax and judges what it does.
 
-    python tests/fault_runner.py TARGET [--cases N] [--first I] [--step K] [--seed S]
+    python tests/fault_runner.py TARGET[:CASES]… [--cases N] [--first I] [--step K] [--seed S]
 
 prints one JSON line a case. The suite runs a few hundred, benchmarks/fuzz.py thousands. Case number
 i of a seed is always the same: what is made, what is broken and what is run are drawn from
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -250,6 +251,7 @@ def _judge_json(out: bytes) -> list[str]:
 class Result:
     """A case and what its commands did."""
 
+    target: str
     number: int
     fault: str
     did: str
@@ -259,25 +261,29 @@ class Result:
 def run_cases(name: str, seed: int, numbers: Sequence[int]) -> Iterator[Result]:
     """Cases one after another, each in a folder of its own that goes after."""
     TARGETS[name].prepare()
+    gc.collect()
+    gc.freeze()  # or every fork's collections would copy what it shares with this process
     for number in numbers:
         folder = Path(tempfile.mkdtemp(prefix="faults-"))
         try:
-            yield Result(number, *run_case(name, seed, number, folder))
+            yield Result(name, number, *run_case(name, seed, number, folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("target")
-    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("targets", nargs="+", metavar="TARGET[:CASES]")
+    parser.add_argument("--cases", type=int, default=100, help="of a target that does not say")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--step", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    numbers = range(args.first, args.cases, args.step)
-    for result in run_cases(args.target, args.seed, numbers):
-        print(json.dumps(dataclasses.asdict(result)), flush=True)
+    for word in args.targets:
+        name, _, cases = word.partition(":")
+        numbers = range(args.first, int(cases or args.cases), args.step)
+        for result in run_cases(name, args.seed, numbers):
+            print(json.dumps(dataclasses.asdict(result)), flush=True)
 
 
 if __name__ == "__main__":

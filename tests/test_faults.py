@@ -13,17 +13,19 @@ from fault_targets import TARGETS
 
 TESTS = Path(__file__).parent
 CASES = {"checkpoints": 240, "runs": 20}  # of a target; of the others 60
+# Targets that share a process, for its imports take longer than a hundred cases.
+TOGETHER = [["checkpoints"], sorted(TARGETS.keys() - {"checkpoints"})]
 
 
 def test_kinds_of_faults() -> None:
     assert len(TARGETS["checkpoints"].faults) >= 25
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
-def test_manners(target: str) -> None:
+@pytest.mark.parametrize("targets", TOGETHER, ids=" ".join)
+def test_manners(targets: list[str]) -> None:
     """In a process of its own, whose forks must not inherit threads of other tests."""
-    command = [sys.executable, str(TESTS / "fault_runner.py"), target, "--seed=1"]
-    command.append(f"--cases={CASES.get(target, 60)}")
+    command = [sys.executable, str(TESTS / "fault_runner.py"), "--seed=1"]
+    command += [f"{target}:{CASES.get(target, 60)}" for target in targets]
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
@@ -31,11 +33,15 @@ def test_manners(target: str) -> None:
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     bad = [
-        f"case {r['number']}, {r['fault']} ({r['did']}): {o['argv'][0]}: {o['problems']}"
+        f"{r['target']}, case {r['number']}, {r['fault']} ({r['did']}): {o['argv'][0]}: "
+        f"{o['problems']}"
         for r in results
         for o in r["outcomes"]
         if o["problems"]
     ]
     assert not bad, "\n".join(bad)
-    codes = {o["code"] for r in results for o in r["outcomes"]}
-    assert codes == {0, 2}  # some faults change nothing that is read; most are refused
+    for target in targets:
+        cases = [r for r in results if r["target"] == target]
+        assert len(cases) == CASES.get(target, 60)
+        codes = {o["code"] for r in cases for o in r["outcomes"]}
+        assert codes == {0, 2}  # some faults change nothing that is read; most are refused

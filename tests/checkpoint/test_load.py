@@ -277,7 +277,7 @@ for family, sizes in (("llama", (2, 2, 2)), ("gpt2", (1, 4, 2))):
 
 
 def test_parameters_are_born_sharded(models: dict[str, Path], tmp_path: Path) -> None:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     folder = next(iter(models.values())).parent
     command = [sys.executable, "-c", SHARDED, str(folder), str(tmp_path)]
     subprocess.run(command, env=environment, check=True)

@@ -84,7 +84,7 @@ def test_eight_devices_measure_the_same(model: Path, text: Path, analysis: Path)
         "assert jax.device_count() == 8\n"
         "sys.exit(chopjax.cli.main(sys.argv[1:]))"
     )
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    devices = {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-c", code, "analyze", str(model), *flags]
     subprocess.run(command, check=True, env=os.environ | devices, timeout=600)
     alone, together = (

@@ -207,7 +207,7 @@ print("same shardings")
 def test_arrays_on_a_mesh_keep_their_sharding():
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True,
         text=True,
     )

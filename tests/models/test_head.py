@@ -96,7 +96,7 @@ for shape in ({"fsdp": 2, "tensor": 2}, {"data": 4}, {"data": 2, "tensor": 2}):
 
 def test_the_same_on_a_mesh() -> None:
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
     }
     done = subprocess.run(

@@ -21,9 +21,11 @@ from chopjax.train.config_file import load_config
 from chopjax.train.loop import train
 
 STEPS, SAVED = 60, 6
-# The command line, with less patience for a process that is silent.
+# The command line, with less patience for a process that is silent, and without torch, which
+# transformers imports wherever it can, for as long as all the rest takes.
 PROGRAM = """
 import sys
+import without_torch
 from chopjax.cli import main
 from chopjax.launch import distributed
 
@@ -49,7 +51,7 @@ def start(
     workdirs = workdir if isinstance(workdir, list) else [workdir] * count
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+        "JAX_NUM_CPU_DEVICES": str(4 // count),
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(count),
