@@ -1,13 +1,14 @@
 """Does a training run that is killed again and again end with the bits of one that is not?
 
-    python benchmarks/kills.py [--rounds 100] [--optimizer lion] [--seed 0] [--json]
+    python benchmarks/kills.py [--rounds 100] [--optimizer lion] [--adapters] [--seed 0] [--json]
 
 A small Llama is trained for --steps steps, with a checkpoint every third step and two of six layers
-chopped away a third of the way, once undisturbed. Then the same run is started over and over and
-killed with SIGKILL: in every other round as soon as a save is going on (plus up to 20 ms), else
+chopped away a third of the way, once undisturbed. --adapters: with LoRA and dropout on a base in
+four bits, taught by its parent, whose layers it shares. Then the same run is started over and over
+and killed with SIGKILL: in every other round as soon as a save is going on (plus up to 20 ms), else
 at a random instant between the start and a while after it. After every kill, each folder that bears
 a step's number must verify against its checksums. A run that comes to its end is compared with the
-undisturbed one, bit by bit, parameters and optimizer state, and the next run begins.
+undisturbed one, bit by bit, all that it trains and its optimizer state, and the next run begins.
 
 The runs are forks of one process that has imported everything: a kill is a kill, and a round takes
 seconds. `ours` is the share of runs that ended with the same bits; nothing but 1 will do.
@@ -39,6 +40,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from chopjax.checkpoint.export import export_model
 from chopjax.checkpoint.manifest import verify_files
 from chopjax.data.prepare import prepare
 from chopjax.train import checkpoints
@@ -89,6 +91,21 @@ def recipe(folder: Path, steps: int, optimizer: str) -> ConfigDict:
     config.optimizer.peak_learning_rate = 1e-3
     config.checkpoints.every = 3
     config.log.tensorboard = False
+    return config
+
+
+def make_parent(first: ConfigDict, folder: Path) -> None:
+    """FOLDER/model, random but for two steps. Changes the config."""
+    first.total_steps, first.chop.keep, first.chop.after_steps = 2, "", 0
+    train(first, folder / "parent")
+    export_model(str(folder / "parent"), folder / "model")
+
+
+def adapted(config: ConfigDict, folder: Path) -> ConfigDict:
+    """The same run of adapters, on FOLDER/model."""
+    config.scratch, config.tokenizer, config.model = {}, "", str(folder / "model")
+    config.adapter.rank, config.adapter.dropout, config.adapter.base = 2, 0.1, "nf4"
+    config.teacher.model, config.teacher.logits = "parent", 0.5
     return config
 
 
@@ -145,6 +162,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100, help="kills")
     parser.add_argument("--steps", type=int, default=60, help="of a run")
     parser.add_argument("--optimizer", choices=("lion", "adamw"), default="lion")
+    parser.add_argument("--adapters", action="store_true", help="QLoRA, with a teacher")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--json", action="store_true", help="one object as the last line")
     args = parser.parse_args()
@@ -162,6 +180,18 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     config = recipe(folder, args.steps, args.optimizer)
+    if args.adapters:
+        # In a process of its own: forks of one that has computed hang in jax's threads.
+        child = os.fork()
+        if not child:
+            try:
+                make_parent(config, folder)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if os.waitpid(child, 0)[1]:
+            sys.exit("the model under the adapters could not be made; see above")
+        config = adapted(config, folder)
     gc.collect()
     gc.freeze()  # or every fork's collections would copy what it shares with this process
     for name in ("warm", "whole"):  # the second one tells how long a run takes
@@ -202,7 +232,12 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "kills": kills,
         "kills_in_a_save": saves_cut,
         "runs": runs,
-        "settings": {"steps": args.steps, "optimizer": args.optimizer, "seed": args.seed},
+        "settings": {
+            "steps": args.steps,
+            "optimizer": args.optimizer,
+            "adapters": args.adapters,
+            "seed": args.seed,
+        },
     }
 
 

@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/kills.py"
 
 
-def test_killed_runs_end_with_the_same_bits():
+@pytest.mark.parametrize("of", [[], ["--adapters"]])
+def test_killed_runs_end_with_the_same_bits(of):
     done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--json", "--rounds", "4", "--steps", "30"],
+        [sys.executable, str(BENCHMARK), "--json", "--rounds", "4", "--steps", "30", *of],
         capture_output=True,
         text=True,
         timeout=600,
