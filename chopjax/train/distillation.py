@@ -41,6 +41,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import REMAT_POLICIES
 from chopjax.models.distilled_loss import TopK, Whole, distilled_cross_entropy
 from chopjax.models.head import head_of
+from chopjax.models.linear import linear
 from chopjax.models.loss import cross_entropy
 from chopjax.models.mesh import BATCH_AXES, constrain
 from chopjax.models.parameters import Params
@@ -215,7 +216,8 @@ def _student_pass(
             assert theirs is not None
             wanted_BTM = jax.lax.dynamic_index_in_dim(theirs, slots[term.name], 0, keepdims=False)
             ours_BTD = attended_BTD if term.of_attention else hidden_BTD
-            apart_B = _apart(ours_BTD, wanted_BTM, maps.get(term.name), weights_BT)
+            with jax.default_matmul_precision(compute.precision):
+                apart_B = _apart(ours_BTD, wanted_BTM, maps.get(term.name), weights_BT)
             moved[term.name] += is_held[term.name] * apart_B
         return (hidden_BTD, moved), None
 
@@ -237,7 +239,7 @@ def _apart(
 ) -> jax.Array:
     """Σ_t w·mean over the width of (theirs - ours·W)², [B] float32."""
     if projection_DM is not None:
-        ours_BTD = jnp.tensordot(ours_BTD, projection_DM.astype(ours_BTD.dtype), 1)
+        ours_BTD = linear(ours_BTD, projection_DM)
     difference = theirs_BTM.astype(jnp.float32) - ours_BTD.astype(jnp.float32)
     return jnp.sum(weights_BT * jnp.square(difference).mean(axis=-1), axis=1)
 
@@ -248,5 +250,5 @@ def _tables_apart(params: Params, teachers: Params, projection: jax.Array | None
     wide = jnp.promote_types(ours.dtype, jnp.float32)
     ours = ours.astype(wide)
     if projection is not None:
-        ours = ours @ projection.astype(wide)
+        ours = jnp.matmul(ours, projection.astype(wide), precision="highest")
     return jnp.mean(jnp.square(theirs.astype(wide) - ours))
