@@ -207,6 +207,10 @@ def _pipeline_problems(settings: PipelineSettings) -> list[str]:
             "chop.after_steps and chop.repair: give one of them",
         ),
         (
+            not (settings.heal.from_scratch and (rounds or chop.after_steps or chop.repair)),
+            "heal.from_scratch: not with chop.schedule, chop.after_steps or chop.repair",
+        ),
+        (
             1 <= text.workers <= MOST_WORKERS,
             f"text.workers is {text.workers}: from 1 to {MOST_WORKERS}",
         ),

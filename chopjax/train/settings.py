@@ -139,6 +139,7 @@ class Settings:
     # instead of a model: what a config.json holds, to begin with random weights
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = ""  # with scratch: the folder whose tokenizer goes along
+    from_scratch: bool = False  # random weights in the shape of model and chop
     total_steps: int = 1000  # of training, those before the chop included
     seed: int = 0  # of the order of batches, and of random weights
     chop: ChopSettings = ChopSettings()
@@ -155,7 +156,7 @@ class Settings:
 
 # These came after 0.1.0. At their defaults they are no part of what a run means, so that what was
 # recorded before them is the same run still.
-LATER = ("teacher.",)
+LATER = ("from_scratch", "adapter.", "teacher.")
 
 # These may change when a run is resumed. Everything else changes what the run means. Of the data
 # and of a teacher, fingerprints are compared and not where they lie.
@@ -316,6 +317,10 @@ def _contradictions(settings: Settings) -> list[str]:
             "tokenizer: with scratch, the folder of the tokenizer is needed",
         ),
         (
+            not (settings.from_scratch and (settings.scratch or chop.after_steps)),
+            "from_scratch: give neither scratch nor chop.after_steps with it",
+        ),
+        (
             data.batch_size % compute.microbatches == 0,
             f"data.batch_size {data.batch_size}: not a multiple of compute.microbatches",
         ),
@@ -338,7 +343,7 @@ def _contradictions(settings: Settings) -> list[str]:
             "adapter.rank is 0, and other fields of adapter are set: give it a rank of at least 1",
         ),
         (
-            adapter.rank == 0 or bool(settings.model),
+            adapter.rank == 0 or bool(settings.model and not settings.from_scratch),
             "adapter.rank: adapters go onto a model; random weights have none",
         ),
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),
