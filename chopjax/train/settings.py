@@ -195,7 +195,7 @@ def read_settings(
     """A config as frozen settings of this kind. Raises UserError that lists everything that is
     wrong: fields and types; where these are right, what `contradictions` finds."""
     problems: list[str] = []
-    settings: Kind = _read_as(kind, _fields_of(config), "", problems)
+    settings: Kind = _read_as(kind, fields_of(config), "", problems)
     if not problems:
         problems = contradictions(settings)
     if problems:
@@ -203,7 +203,31 @@ def read_settings(
     return settings
 
 
-def _fields_of(config: ConfigDict) -> dict[str, Any]:
+def changed(settings: Settings, changes: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Settings that differ in some fields, nested as they are. Raises UserError that lists those
+    that do not exist and values that are not of their field's type.
+
+    prefix: what stands before a field's name in a message.
+    """
+    problems: list[str] = []
+    new: Settings = _read_as(
+        Settings, _merged(dataclasses.asdict(settings), changes), prefix, problems
+    )
+    if problems:
+        raise UserError(f"the settings contradict each other:\n{listing(problems)}")
+    return new
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: _merged(old[name], value)
+        for name, value in new.items()
+        if isinstance(value, Mapping) and isinstance(old.get(name), Mapping)
+    }
+    return {**old, **new, **inner}
+
+
+def fields_of(config: ConfigDict) -> dict[str, Any]:
     """A config as nested dicts. Raises UserError where a field is still to be set."""
     try:
         fields: dict[str, Any] = config.to_dict()

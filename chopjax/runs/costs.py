@@ -1,0 +1,144 @@
+"""What healing costs: a step of it, a repair, and a training run as its metrics have it.
+
+The time of a step is measured on this machine before anything is trained, and written down, so that
+a run that goes on keeps the number of steps that was decided:
+
+    WORKDIR/step_times.json    of every way of training: seconds of a step, and on what
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from chopjax.chop.analysis import LONGEST
+from chopjax.chop.fold_place import gaps_of
+from chopjax.chop.repair_walk import layer_runs
+from chopjax.disk.atomic import new_file
+from chopjax.errors import UserError
+from chopjax.keep import Keep
+from chopjax.models import flops
+from chopjax.models.config import ModelConfig
+from chopjax.models.mesh import make_mesh
+from chopjax.progress import say
+from chopjax.runs.budget import Cost
+from chopjax.runs.inputs import digest
+from chopjax.runs.settings import CalibrationSettings
+from chopjax.train import settings as training
+from chopjax.train.metrics_file import read_metrics
+from chopjax.train.settings import Settings as HealSettings
+from chopjax.train.task import task_of
+from chopjax.train.timing import step_seconds
+
+TIMES = "step_times.json"
+CONVENTIONS = {
+    "FLOPs": f"model FLOPs, matrix products alone. A step of training: {flops.FORMULA}. A repair: "
+    "the layers that it runs over its text, forwards, and 4·D² a token and gap for the sums of "
+    "least squares. Not counted: the optimizer, held-out losses, what the backward pass computes "
+    "twice",
+    "hours": "wall time of training steps, without loading, compiling, held-out losses and "
+    "checkpoints; of a repair all that it took",
+}
+
+
+def step_flops(model: ModelConfig, heal: HealSettings) -> int:
+    """Of one step of training, on all devices."""
+    data, sizes = heal.data, heal.mesh
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices)
+    with jax.set_mesh(mesh):
+        a_token = task_of(model, heal, mesh).flops
+    return a_token * data.batch_size * data.sequence_length
+
+
+def step_cost(workdir: Path, model: ModelConfig, heal: HealSettings, in_time: bool) -> Cost:
+    """Of one step. in_time: its time, too, which is measured where it was not before."""
+    seconds = _step_seconds(workdir, model, heal) if in_time else 0.0
+    return Cost(step_flops(model, heal), seconds)
+
+
+def _step_seconds(workdir: Path, model: ModelConfig, heal: HealSettings) -> float:
+    # What changes no shape changes no time.
+    optimizer = dataclasses.replace(
+        heal.optimizer, peak_learning_rate=0.0, warmup_steps=0, final_fraction=0.0, weight_decay=0.0
+    )
+    same = dataclasses.replace(heal, total_steps=1, seed=0, from_scratch=False, optimizer=optimizer)
+    key = digest([repr(model), training.meaning(dataclasses.asdict(same))])[:16]
+    times = _read_times(workdir / TIMES)
+    if key not in times:
+        seconds, device = step_seconds(model, heal), jax.devices()[0].device_kind
+        say(f"a step takes {seconds:.4f} s ({device}, {model.num_layers} layers)")
+        times = {**times, key: {"seconds": seconds, "device": device}}
+        with new_file(workdir / TIMES, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(times, indent=1) + "\n")
+    return float(times[key]["seconds"])
+
+
+def _read_times(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        times: Mapping[str, Any] = json.loads(path.read_bytes())
+        if not all(each["seconds"] > 0 for each in times.values()):
+            raise ValueError("seconds that no step takes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}). Move it away to have steps timed again; a training run "
+            "that has begun then needs the number of steps that it began with"
+        ) from None
+    return times
+
+
+def repair_flops(parent: ModelConfig, keep: Keep, kind: str, tokens: int, length: int) -> float:
+    """Of a repair without training that looks at so many tokens, in sequences of this length."""
+    gaps = 0 if kind == "scalar" else len(gaps_of(keep, parent.num_layers))
+    layers = layer_runs(keep, parent.num_layers, kind) * flops.layer_per_token(parent, length)
+    return tokens * (layers + gaps * 4 * parent.embed_dim**2)
+
+
+def repair_at_most(
+    calibration: CalibrationSettings, parent: ModelConfig, keep: Keep, kind: str
+) -> Cost:
+    """What a repair takes, in FLOPs, if the text has as many tokens as may be looked at."""
+    length = calibration.sequence_length or min(parent.max_positions, LONGEST)
+    tokens = calibration.sequences * length
+    return Cost(repair_flops(parent, keep, kind, tokens, length))
+
+
+def repair_cost(parent: ModelConfig, keep: Keep, about: Mapping[str, Any]) -> Cost:
+    """about: of the repair, as chopjax.json has it."""
+    flops = repair_flops(parent, keep, about["kind"], about["tokens"], about["sequence_length"])
+    return Cost(flops, about["seconds"])
+
+
+def trained(folder: Path, step: Cost, spent: Cost) -> dict[str, Any]:
+    """What a training run cost in all, with what came before it, and its held-out loss on the way.
+
+    step: what a step was said to cost. curve: window losses, each with what it had cost so far.
+    """
+    rows = read_metrics(folder)
+    seconds, tokens, steps = {0: spent.seconds}, {0: 0}, [row for row in rows if "loss" in row]
+    for row in steps:
+        seconds[row["step"]] = seconds[row["step"] - 1] + row["step_seconds"]
+        tokens[row["step"]] = row["tokens"]
+    last = steps[-1]["step"] if steps else 0
+
+    def at(number: int) -> dict[str, Any]:
+        return {
+            "tokens": tokens[number],
+            "flops": spent.flops + number * step.flops,
+            "seconds": seconds[number],
+        }
+
+    curve = [at(row["step"]) | {"loss": row["eval_loss"]} for row in rows if "eval_loss" in row]
+    return {
+        "steps": last,
+        **at(last),
+        "step_flops": step.flops,
+        "step_seconds": step.seconds or None,
+        "curve": curve,
+    }

@@ -1,0 +1,141 @@
+"""The training runs of a sweep's points: their settings, how many steps they make, what they cost.
+
+Where methods are compared, held-out text is measured on the way, in windows of the training length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from chopjax.errors import UserError
+from chopjax.models import mesh as meshes
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
+from chopjax.runs import costs, healing
+from chopjax.runs.budget import Cost, Plan, parse_budget, steps_within
+from chopjax.runs.methods import SCRATCH, Method
+from chopjax.runs.points import Point
+from chopjax.runs.settings import SweepSettings, heal_of
+from chopjax.train import settings as training
+from chopjax.train.evaluation import held_out_loss
+from chopjax.train.loop import train
+
+TOKENS, HELD_OUT = "tokens", "tokens-held_out"
+EVALUATIONS = 10  # of held-out text in a run, where the settings leave it open
+
+
+def compares(settings: SweepSettings) -> bool:
+    """Whether methods of healing are compared, with what they cost."""
+    return bool(settings.methods or settings.budget)
+
+
+def steps_of(
+    settings: SweepSettings,
+    workdir: Path,
+    parent: ModelConfig,
+    points: Sequence[tuple[Point, Cost]],
+) -> list[tuple[int, Cost]]:
+    """Of trained points, each with what is spent before its first step: how many steps it makes,
+    and what one costs.
+
+    Raises UserError where the budget is less than one step.
+    """
+    budget = parse_budget(settings.budget) if settings.budget else None
+    heals = [heal_of(settings, point.method) for point, _ in points]
+    models = [parent.keep(point.keep) for point, _ in points]
+    if budget is None:
+        pairs = zip(heals, models, strict=True)
+        return [
+            (heal.total_steps, costs.step_cost(workdir, model, heal, False))
+            for heal, model in pairs
+        ]
+    plans = [
+        Plan(point.method.name, costs.step_cost(workdir, model, heal, budget.is_time), spent)
+        for (point, spent), heal, model in zip(points, heals, models, strict=True)
+    ]
+    return [
+        (steps, plan.step) for steps, plan in zip(steps_within(budget, plans), plans, strict=True)
+    ]
+
+
+def config_of(
+    settings: SweepSettings, workdir: Path, point: Point, steps: int, start: Path | None = None
+) -> ConfigDict:
+    """start: a chopped checkpoint to begin with; without one the run chops the parent itself."""
+    heal = heal_of(settings, point.method)
+    stores = {"train": str(workdir / TOKENS)}
+    changes: dict[str, Any] = {"total_steps": steps}
+    if settings.budget:
+        # A method that makes few steps warms up in their first half at most.
+        warmup = min(heal.optimizer.warmup_steps, steps // 2)
+        changes["optimizer"] = dataclasses.replace(heal.optimizer, warmup_steps=warmup)
+    if compares(settings):
+        stores["evaluation"] = str(workdir / HELD_OUT)
+        every = heal.evaluation.every or max(steps // EVALUATIONS, 1)
+        changes["evaluation"] = dataclasses.replace(heal.evaluation, every=every)
+    return healing.heal_config(
+        heal,
+        {"model": str(start)} if start else healing.from_parent(settings, point.keep),
+        stores,
+        seed=point.seed,
+        log=dataclasses.replace(heal.log, tensorboard=False),
+        **changes,
+    )
+
+
+def check_settings(settings: SweepSettings, workdir: Path, method: Method) -> None:
+    """Raises UserError where a method's settings contradict each other."""
+    point, steps = Point("", 0, (0,), 0, method), heal_of(settings, method).total_steps
+    try:
+        training.read(config_of(settings, workdir, point, steps))
+    except UserError as error:
+        raise UserError(f"{method.name}: {error}") from error
+
+
+def meaning(settings: SweepSettings, point: Point) -> dict[str, Any]:
+    """What a point's training depends on, beside model, layers and text."""
+    means = training.meaning(dataclasses.asdict(heal_of(settings, point.method)))
+    if settings.budget:
+        means = {name: value for name, value in means.items() if name != "total_steps"}
+        means["budget"] = parse_budget(settings.budget).named()
+    return means | {"seed": point.seed}
+
+
+def train_point(
+    settings: SweepSettings,
+    workdir: Path,
+    folder: Path,
+    point: Point,
+    parent: ModelConfig,
+    start: Path | None,
+    params: Params,
+    spent: Cost,
+) -> dict[str, Any]:
+    """Train in a folder; returns what it cost, with what was spent before (costs.py).
+
+    start: as config_of has it; params: the same, in memory.
+    """
+    ((steps, step),) = steps_of(settings, workdir, parent, [(point, spent)])
+    config = config_of(settings, workdir, point, steps, start)
+    same = settings.score.dtype == config.compute.param_dtype
+    known = same and point.method.trained != SCRATCH
+    train(config, folder, params=params if known else None)
+    return costs.trained(folder, step, spent)
+
+
+def window_loss(
+    settings: SweepSettings, workdir: Path, config: ModelConfig, params: Params
+) -> float:
+    """Of a model that is not trained: held-out loss as the others' training measures it."""
+    stores = {"train": str(workdir / TOKENS), "evaluation": str(workdir / HELD_OUT)}
+    heal = training.read(healing.heal_config(settings.heal, {"model": settings.model}, stores))
+    mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, meshes.shardings(config, mesh))
+        return held_out_loss(config, placed, heal, mesh)[0]

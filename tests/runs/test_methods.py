@@ -1,0 +1,106 @@
+"""Methods by name, and how each trains."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from chopjax.errors import UserError
+from chopjax.runs.methods import CHOPPED, KNOWN, Method, heal_settings, parse_method
+from chopjax.runs.settings import heal_of, methods_of, read_sweep, sweep_config
+from chopjax.runs.settings_reference import as_recipe
+from chopjax.train.config_file import override
+from chopjax.train.settings import Settings
+
+
+def test_a_name_is_what_it_was_read_from() -> None:
+    assert [parse_method(name).name for name in KNOWN] == list(KNOWN)
+    assert parse_method("repair") == Method(True, "")
+    assert parse_method("repair+full") == Method(True, "full")
+    assert CHOPPED.name == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("scrach", "did you mean scratch?"), ("repair+scratch", "not one of")]
+)
+def test_a_method_that_does_not_exist(name: str, hint: str) -> None:
+    with pytest.raises(UserError, match="is not one of") as refused:
+        parse_method(name)
+    assert hint in str(refused.value)
+
+
+def config(**changes: object) -> ConfigDict:
+    """Of a sweep that could begin."""
+    made = sweep_config()
+    made.model, made.text.train, made.text.held_out = "m", "t.txt", "h.txt"
+    for name, value in changes.items():
+        override(made, f"{name}={value}")
+    return made
+
+
+def test_a_method_has_the_settings_of_heal_but_for_its_own() -> None:
+    made = config(methods="full,scratch")
+    made.heal.optimizer.peak_learning_rate = 1e-3
+    made.heal.optimizer.warmup_steps = 7
+    made.scratch.optimizer.peak_learning_rate = 5e-3  # as a recipe says it
+    override(made, "scratch.optimizer.name=adamw")  # as the command line does
+    settings = read_sweep(made)
+    full, scratch = (heal_of(settings, method) for method in methods_of(settings))
+    assert full == settings.heal
+    assert scratch == dataclasses.replace(
+        settings.heal,
+        from_scratch=True,
+        optimizer=dataclasses.replace(
+            settings.heal.optimizer, peak_learning_rate=5e-3, name="adamw"
+        ),
+    )
+    shown = as_recipe(made).splitlines()
+    assert "config.scratch.optimizer.peak_learning_rate = 0.005" in shown
+    assert not [line for line in shown if "None" in line]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"optimizer": {"rate": 1}}, "scratch.optimizer.rate: no such field"),
+        ({"optimizer": {"name": "lino"}}, "scratch.optimizer.name: 'lino' is not one of"),
+        ({"data": 3}, "scratch.data: 3 is not"),
+    ],
+)
+def test_overrides_that_are_no_settings(overrides: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        heal_settings(Settings(), parse_method("scratch"), {"scratch": overrides})
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, []),
+        ({"healed": True}, ["full"]),
+        ({"repair": "linear"}, ["repair"]),
+        ({"repair": "linear", "healed": True}, ["repair", "full", "repair+full"]),
+        ({"repair": "linear", "methods": "scratch, full,scratch"}, ["scratch", "full"]),
+    ],
+)
+def test_which_methods_a_sweep_has(changes: dict[str, object], names: list[str]) -> None:
+    assert [method.name for method in methods_of(read_sweep(config(**changes)))] == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": "full", "healed": True}, "methods and healed: give one of them"),
+        ({"methods": "repair+full"}, "repair: methods has one; say of which kind, linear"),
+        ({"methods": "repair", "repair": "linear", "budget": "1e9"}, "budget: nothing is trained"),
+        ({"budget": "1e9"}, "budget: nothing is trained; give methods, of repair, full"),
+        ({"methods": "ful", "budget": "soon"}, "budget: 'soon' is neither FLOPs"),
+        ({"methods": "full", "text.train": ""}, "text.train"),
+    ],
+)
+def test_what_does_not_go_together(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read_sweep(config(**changes))
+    assert said in str(refused.value)
