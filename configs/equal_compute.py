@@ -13,7 +13,9 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.strategies = "input"
     config.remove = "0.5"
-    config.methods = "full,repair,repair+full,scratch"
+    config.methods = (
+        "full,lora,qlora,qlora-int8,repair,repair+full,repair+lora,repair+qlora,scratch"
+    )
     config.budget = "1e15"
 
     # Least squares want some thousand tokens; these cost little beside the training.
@@ -26,6 +28,10 @@ def get_config() -> ConfigDict:
     config.heal.optimizer.name = "lion"
     config.heal.optimizer.peak_learning_rate = 6e-4
     config.heal.optimizer.warmup_steps = 50
+    # Adapters on the feed-forward alone, as in Deeper Layers (arXiv 2403.17887, appendix A).
+    config.heal.adapter.rank = 64
+    config.lora.optimizer.peak_learning_rate = 3e-3
+    config.qlora.optimizer.peak_learning_rate = 3e-3
     # Random weights bear, and need, a higher rate than weights that know something.
     config.scratch.optimizer.peak_learning_rate = 1e-3
     return config

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from chopjax.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, hide_box
+from chopjax.report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, hide_box
 from chopjax.report.sweep_rows import (
     BOTH,
     CHOPPED,
@@ -34,7 +34,13 @@ STYLES: dict[str, dict[str, Any]] = {
     BOTH: {"color": PURPLE, "marker": "D", "linestyle": "-", "markerfacecolor": "white"},
 }
 # Of the other methods, by the way of training; a repair before it makes the marker hollow.
-COLORS = {"full": BLUE, "scratch": GREY}
+OTHERS = {
+    "full": (BLUE, "s"),
+    "lora": (RED, "v"),
+    "qlora": (SKY, ">"),
+    "qlora-int8": (BLACK, "<"),
+    "scratch": (GREY, "X"),
+}
 COLUMNS = 5
 MOST_PANELS = 4  # numbers of layers that `ranking` shows
 
@@ -48,9 +54,9 @@ def style_of(state: str) -> dict[str, Any]:
     if state in STYLES:
         return STYLES[state]
     repaired, _, trained = state.rpartition("+")
-    color = COLORS[trained]
+    color, marker = OTHERS[trained]
     face = "white" if repaired else color
-    return {"color": color, "marker": "v", "linestyle": "-", "markerfacecolor": face}
+    return {"color": color, "marker": marker, "linestyle": "-", "markerfacecolor": face}
 
 
 def losses(report: Mapping[str, Any]) -> Figure:

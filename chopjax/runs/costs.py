@@ -37,7 +37,8 @@ from chopjax.train.timing import step_seconds
 
 TIMES = "step_times.json"
 CONVENTIONS = {
-    "FLOPs": f"model FLOPs, matrix products alone. A step of training: {flops.FORMULA}. A repair: "
+    "FLOPs": "model FLOPs, matrix products alone. A step of training: "
+    f"{flops.FORMULA}; with adapters, whose base needs no gradients: {flops.ADAPTED}. A repair: "
     "the layers that it runs over its text, forwards, and 4·D² a token and gap for the sums of "
     "least squares. Not counted: the optimizer, held-out losses, what the backward pass computes "
     "twice",
@@ -111,34 +112,26 @@ def repair_at_most(
 
 def repair_cost(parent: ModelConfig, keep: Keep, about: Mapping[str, Any]) -> Cost:
     """about: of the repair, as chopjax.json has it."""
-    flops = repair_flops(parent, keep, about["kind"], about["tokens"], about["sequence_length"])
-    return Cost(flops, about["seconds"])
+    tokens, length = about["tokens"], about["sequence_length"]
+    return Cost(repair_flops(parent, keep, about["kind"], tokens, length), about["seconds"])
 
 
-def trained(folder: Path, step: Cost, spent: Cost) -> dict[str, Any]:
+def trained(folder: Path, step: Cost, before: Cost) -> dict[str, Any]:
     """What a training run cost in all, with what came before it, and its held-out loss on the way.
 
     step: what a step was said to cost. curve: window losses, each with what it had cost so far.
     """
-    rows = read_metrics(folder)
-    seconds, tokens, steps = {0: spent.seconds}, {0: 0}, [row for row in rows if "loss" in row]
-    for row in steps:
-        seconds[row["step"]] = seconds[row["step"] - 1] + row["step_seconds"]
-        tokens[row["step"]] = row["tokens"]
-    last = steps[-1]["step"] if steps else 0
-
-    def at(number: int) -> dict[str, Any]:
-        return {
-            "tokens": tokens[number],
-            "flops": spent.flops + number * step.flops,
-            "seconds": seconds[number],
-        }
-
-    curve = [at(row["step"]) | {"loss": row["eval_loss"]} for row in rows if "eval_loss" in row]
-    return {
-        "steps": last,
-        **at(last),
-        "step_flops": step.flops,
-        "step_seconds": step.seconds or None,
-        "curve": curve,
-    }
+    at: dict[str, Any] = {"steps": 0, "tokens": 0, **before._asdict()}
+    curve = []
+    for row in read_metrics(folder):
+        if "loss" in row:
+            at = {
+                "steps": row["step"],
+                "tokens": row["tokens"],
+                "flops": before.flops + row["step"] * step.flops,
+                "seconds": at["seconds"] + row["step_seconds"],
+            }
+        if "eval_loss" in row:
+            curve.append(at | {"loss": row["eval_loss"]})
+    each = {"step_flops": step.flops, "step_seconds": step.seconds or None}
+    return at | each | {"curve": curve}

@@ -7,18 +7,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from chopjax.errors import UserError, did_you_mean
+from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import changed
 
 REPAIR, FULL, SCRATCH = "repair", "full", "scratch"
-# How each way of training differs from `heal`, whatever that says.
-TRAINED: dict[str, dict[str, Any]] = {
-    FULL: {"from_scratch": False},
-    SCRATCH: {"from_scratch": True},
+
+
+class Way(NamedTuple):
+    """A way of training: what of `heal` it decides, whatever that says.
+
+    group: of a sweep's settings, with what else differs from `heal`. base: how the weights under
+    adapters are held; empty: no adapters.
+    """
+
+    group: str = ""
+    base: Literal["", "float", "nf4", "int8"] = ""
+    from_scratch: bool = False
+
+
+TRAINED = {
+    FULL: Way(),
+    "lora": Way("lora", base="float"),
+    "qlora": Way("qlora", base="nf4"),
+    "qlora-int8": Way("qlora", base="int8"),
+    SCRATCH: Way("scratch", from_scratch=True),
 }
+GROUPS = tuple(dict.fromkeys(way.group for way in TRAINED.values() if way.group))
 # Of random weights nothing is to be repaired.
 KNOWN = (REPAIR, *TRAINED, *(f"{REPAIR}+{name}" for name in TRAINED if name != SCRATCH))
 
@@ -50,9 +68,25 @@ def parse_method(name: str) -> Method:
 def heal_settings(
     heal: HealSettings, method: Method, overrides: Mapping[str, Mapping[str, Any]]
 ) -> HealSettings:
-    """How a method trains. overrides: way of training → what differs from `heal`, nested.
+    """How a method trains. overrides: group → what differs from `heal`, nested.
 
-    Raises UserError with every override that is no setting, or not of its type.
+    Raises UserError with every override that is no setting, or not of its type, where windows of
+    held-out text would differ, and where adapters have no rank.
     """
-    own = changed(heal, overrides.get(method.trained, {}), f"{method.trained}.")
-    return dataclasses.replace(own, **TRAINED[method.trained])
+    way = TRAINED[method.trained]
+    own = changed(heal, overrides.get(way.group, {}), f"{way.group}.")
+    windows = ("sequence_length", "mask_documents")
+    if own_windows := [n for n in windows if getattr(own.data, n) != getattr(heal.data, n)]:
+        raise UserError(
+            f"{way.group}.data.{own_windows[0]}: the same for all methods, whose losses would not "
+            "be comparable else; set heal.data"
+        )
+    adapter = AdapterSettings()
+    if way.base:
+        adapter = dataclasses.replace(own.adapter, base=way.base)
+        if adapter.rank < 1:
+            raise UserError(
+                f"{method.name}: adapter.rank is {adapter.rank}; give heal.adapter.rank, or "
+                f"{way.group}.adapter.rank, at least 1"
+            )
+    return dataclasses.replace(own, from_scratch=way.from_scratch, adapter=adapter)

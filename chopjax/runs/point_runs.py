@@ -19,7 +19,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.runs import costs, healing
 from chopjax.runs.budget import Cost, Plan, parse_budget, steps_within
-from chopjax.runs.methods import SCRATCH, Method
+from chopjax.runs.methods import FULL, SCRATCH, Method, heal_settings
 from chopjax.runs.points import Point
 from chopjax.runs.settings import SweepSettings, heal_of
 from chopjax.train import settings as training
@@ -134,7 +134,8 @@ def window_loss(
 ) -> float:
     """Of a model that is not trained: held-out loss as the others' training measures it."""
     stores = {"train": str(workdir / TOKENS), "evaluation": str(workdir / HELD_OUT)}
-    heal = training.read(healing.heal_config(settings.heal, {"model": settings.model}, stores))
+    plain = heal_settings(settings.heal, Method(trained=FULL), {})
+    heal = training.read(healing.heal_config(plain, {"model": settings.model}, stores))
     mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, meshes.shardings(config, mesh))

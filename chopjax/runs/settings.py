@@ -20,14 +20,20 @@ from chopjax.data.prepare import MOST_WORKERS
 from chopjax.errors import UserError, did_you_mean
 from chopjax.models.compute import Dtype
 from chopjax.runs.budget import parse_budget
-from chopjax.runs.methods import CHOPPED, FULL, REPAIR, SCRATCH, Method, heal_settings, parse_method
+from chopjax.runs.methods import (
+    CHOPPED,
+    FULL,
+    GROUPS,
+    REPAIR,
+    Method,
+    heal_settings,
+    parse_method,
+)
 from chopjax.runs.methods import KNOWN as METHODS
 from chopjax.runs.schedule import ONCE, parse_schedule
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import fields_of, read_settings
 
-# Ways of training whose settings may differ from `heal`, each a group of a sweep's settings.
-OVERRIDES = (SCRATCH,)
 SUITES = sorted(
     path.stem for path in (Path(__file__).parents[1] / "score" / "suites").glob("*.yaml")
 )
@@ -117,8 +123,8 @@ class SweepSettings:
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last
     seeds: str = "0"  # of calibration text and healing; each measured point once for each
     healed: bool = False  # heal every point, too, with the same budget (`heal`)
-    # in place of `healed`: the ways to make every point good again, of repair, full, scratch,
-    # repair+full; several separated by commas
+    # in place of `healed`: the ways to make every point good again, of repair, full, lora, qlora,
+    # qlora-int8, scratch, repair+full, …; several separated by commas
     methods: str = ""
     # what each of them may cost: FLOPs such as "1e15", or a time such as "0.5h"; empty:
     # heal.total_steps
@@ -127,8 +133,10 @@ class SweepSettings:
     # repair every point, too, without training (linear, affine or scalar), and heal from both
     repair: str = ""
     ridge: float = 0.1  # with repair: how strongly it is drawn to leaving all as it is
-    # what of `heal` differs with the method scratch, such as scratch.optimizer.peak_learning_rate
-    scratch: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # what of `heal` differs with the method lora, such as lora.optimizer.peak_learning_rate
+    lora: dict[str, Any] = dataclasses.field(default_factory=dict)
+    qlora: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of qlora
+    scratch: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of scratch
     text: TextSettings = TextSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
@@ -148,7 +156,7 @@ def sweep_config() -> ConfigDict:
     config = _config(SweepSettings())
     # `seeds` and `methods` have them.
     del config.heal.seed, config.heal.from_scratch
-    for name in OVERRIDES:
+    for name in GROUPS:
         config[name] = _unset(config.heal)
     return config.lock()
 
@@ -178,7 +186,7 @@ def read_pipeline(config: ConfigDict) -> PipelineSettings:
 def read_sweep(config: ConfigDict) -> SweepSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
     fields = fields_of(config)
-    given = fields | {name: _set(fields.get(name, {})) for name in OVERRIDES}
+    given = fields | {name: _set(fields.get(name, {})) for name in GROUPS}
     settings = read_settings(SweepSettings, ConfigDict(given), _sweep_problems)
     parse_protect(settings.protect)
     for method in methods_of(settings):
@@ -203,8 +211,10 @@ def methods_of(settings: SweepSettings) -> list[Method]:
 
 
 def heal_of(settings: SweepSettings, method: Method) -> HealSettings:
-    """How a method of training differs from `heal`."""
-    overrides = {name: getattr(settings, name) for name in OVERRIDES}
+    """How a method of training differs from `heal`; without `methods` not at all."""
+    if not settings.methods:
+        return settings.heal
+    overrides = {name: getattr(settings, name) for name in GROUPS}
     return heal_settings(settings.heal, method, overrides)
 
 

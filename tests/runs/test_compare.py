@@ -33,7 +33,7 @@ def get_config():
     return config
 """
 TOKENS = 2 * 16  # of a step
-METHODS = ["", "full", "repair", "repair+full", "scratch"]
+METHODS = ["", "full", "repair", "repair+full", "lora"]
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def step_flops(folder: Path, kept: int) -> int:
 
 
 SWEEP = [
-    "--config.methods=full,repair,repair+full,scratch", "--config.strategies=input",
+    "--config.methods=full,repair,repair+full,lora", "--config.strategies=input",
     "--config.remove=2", "--config.repair=linear",
-    "--config.scratch.optimizer.peak_learning_rate=1e-2",
+    "--config.lora.adapter.rank=2", "--config.lora.optimizer.peak_learning_rate=1e-2",
 ]  # fmt: skip
 
 
@@ -86,16 +86,19 @@ def test_every_method_costs_what_the_budget_allows(
     assert [row["method"] for row in swept] == METHODS
     by_method = {row["method"]: row for row in swept}
     assert "healing" not in by_method[""]
-    assert by_method["full"]["healing"]["steps"] == by_method["scratch"]["healing"]["steps"] == 6
+    assert by_method["full"]["healing"]["steps"] == 6
     mended = by_method["repair"]["healing"]
     assert mended["steps"] == 0
     assert mended["flops"] > 0
     both = by_method["repair+full"]["healing"]
     assert both["steps"] == int((6.5 * each - mended["flops"]) / each) < 6
-    for name in ("full", "repair+full", "scratch"):
+    cheaper = by_method["lora"]["healing"]["step_flops"]
+    assert cheaper < 0.8 * each, "no gradients of the base"
+    assert by_method["lora"]["healing"]["steps"] == int(6.5 * each / cheaper) > 6
+    for name in ("full", "repair+full", "lora"):
         cost = by_method[name]["healing"]
         before = mended["flops"] if "repair" in name else 0
-        assert cost["flops"] == pytest.approx(before + cost["steps"] * each)
+        assert cost["flops"] == pytest.approx(before + cost["steps"] * cost["step_flops"])
         assert 0 < cost["tokens"] <= cost["steps"] * TOKENS
         assert cost["curve"][0]["flops"] == pytest.approx(before)
         assert cost["curve"][-1]["flops"] == cost["flops"]
@@ -103,9 +106,10 @@ def test_every_method_costs_what_the_budget_allows(
         seconds = [at["seconds"] for at in cost["curve"]]
         assert seconds == sorted(seconds)
     # Training starts where the chop, and the repair, ended.
-    for plain, trained in {"": "full", "repair": "repair+full"}.items():
+    for trained, plain in {"full": "", "lora": "", "repair+full": "repair"}.items():
         first = by_method[trained]["healing"]["curve"][0]["loss"]
         assert first == pytest.approx(by_method[plain]["window_loss"], abs=1e-4)
+    assert by_method["lora"]["window_loss"] < by_method[""]["window_loss"]
 
 
 def test_a_second_run_redoes_nothing_and_shows_it_all(
@@ -167,7 +171,8 @@ def test_a_time_is_measured_once_and_its_steps_stay(
         (["--budget=7"], "7 FLOPs is less than a step of full takes"),
         (["--budget=0h"], "budget: '0h' is neither"),
         (["--budget=1e9", "--config.methods=ful"], "'ful' is not one of"),
-        (["--budget=1e9", "--config.scratch.data.batch_size=0"], "scratch: the settings"),
+        (["--budget=1e9", "--config.lora.data.batch_size=0"], "lora: the settings"),
+        (["--budget=1e9", "--config.lora.adapter.rank=0"], "lora: adapter.rank is 0; give"),
         (
             [
                 "--budget=1e9",

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from chopjax.errors import UserError
+from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.runs.methods import CHOPPED, KNOWN, Method, heal_settings, parse_method
 from chopjax.runs.settings import heal_of, methods_of, read_sweep, sweep_config
 from chopjax.runs.settings_reference import as_recipe
@@ -61,12 +62,31 @@ def test_a_method_has_the_settings_of_heal_but_for_its_own() -> None:
     assert not [line for line in shown if "None" in line]
 
 
+def test_adapters_are_those_of_heal_on_the_methods_base() -> None:
+    made = config(methods="full,lora,qlora,qlora-int8,scratch")
+    made.heal.adapter.rank, made.heal.adapter.targets = 8, "attention"
+    made.qlora.adapter.rank = 4
+    settings = read_sweep(made)
+    found = [heal_of(settings, method).adapter for method in methods_of(settings)]
+    assert [(each.rank, each.base) for each in found] == [
+        (0, "float"), (8, "float"), (4, "nf4"), (4, "int8"), (0, "float"),
+    ]  # fmt: skip
+    assert found[0] == found[-1] == AdapterSettings()
+    assert {each.targets for each in found[1:-1]} == {"attention"}
+    # Without methods `heal` says all.
+    healed = config(healed=True)
+    healed.heal.adapter.rank = 8
+    settings = read_sweep(healed)
+    assert heal_of(settings, *methods_of(settings)) == settings.heal
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         ({"optimizer": {"rate": 1}}, "scratch.optimizer.rate: no such field"),
         ({"optimizer": {"name": "lino"}}, "scratch.optimizer.name: 'lino' is not one of"),
         ({"data": 3}, "scratch.data: 3 is not"),
+        ({"data": {"sequence_length": 9}}, "scratch.data.sequence_length: the same for all"),
     ],
 )
 def test_overrides_that_are_no_settings(overrides: dict[str, object], said: str) -> None:
@@ -98,6 +118,7 @@ def test_which_methods_a_sweep_has(changes: dict[str, object], names: list[str])
         ({"budget": "1e9"}, "budget: nothing is trained; give methods, of repair, full"),
         ({"methods": "ful", "budget": "soon"}, "budget: 'soon' is neither FLOPs"),
         ({"methods": "full", "text.train": ""}, "text.train"),
+        ({"methods": "lora"}, "lora: adapter.rank is 0; give heal.adapter.rank, or lora.adapter"),
     ],
 )
 def test_what_does_not_go_together(changes: dict[str, object], said: str) -> None:
