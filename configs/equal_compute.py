@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     config.strategies = "input"
     config.remove = "0.5"
     config.methods = (
-        "full,lora,qlora,qlora-int8,repair,repair+full,repair+lora,repair+qlora,scratch"
+        "full,lora,qlora,qlora-int8,distill,repair,repair+full,repair+lora,repair+qlora,"
+        "repair+distill,scratch"
     )
     config.budget = "1e15"
 

@@ -39,6 +39,7 @@ OTHERS = {
     "lora": (RED, "v"),
     "qlora": (SKY, ">"),
     "qlora-int8": (BLACK, "<"),
+    "distill": (GREEN, "P"),
     "scratch": (GREY, "X"),
 }
 COLUMNS = 5

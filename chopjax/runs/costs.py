@@ -31,47 +31,67 @@ from chopjax.runs.inputs import digest
 from chopjax.runs.settings import CalibrationSettings
 from chopjax.train import settings as training
 from chopjax.train.metrics_file import read_metrics
+from chopjax.train.origin import find_origin
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.task import task_of
+from chopjax.train.teacher import Teacher, find_teacher
 from chopjax.train.timing import step_seconds
 
 TIMES = "step_times.json"
 CONVENTIONS = {
     "FLOPs": "model FLOPs, matrix products alone. A step of training: "
-    f"{flops.FORMULA}; with adapters, whose base needs no gradients: {flops.ADAPTED}. A repair: "
-    "the layers that it runs over its text, forwards, and 4·D² a token and gap for the sums of "
-    "least squares. Not counted: the optimizer, held-out losses, what the backward pass computes "
-    "twice",
+    f"{flops.FORMULA}, or {flops.ADAPTED}{flops.TAUGHT} where there is one. A repair: the layers "
+    "that it runs over its text, forwards, and 4·D² a token and gap for the sums of least squares. "
+    "Not counted: the optimizer, held-out losses, what the backward pass computes twice",
     "hours": "wall time of training steps, without loading, compiling, held-out losses and "
     "checkpoints; of a repair all that it took",
 }
 
 
-def step_flops(model: ModelConfig, heal: HealSettings) -> int:
-    """Of one step of training, on all devices."""
+def step_cost(workdir: Path, model: ModelConfig, heal: HealSettings, in_time: bool) -> Cost:
+    """Of one step of training, on all devices. in_time: its time, too, which is measured where it
+    was not before.
+
+    heal: with what the run begins with; model: what it trains.
+    """
+    teacher = _teacher(heal)
+    seconds = _step_seconds(workdir, model, heal, teacher) if in_time else 0.0
+    return Cost(step_flops(model, heal, teacher), seconds)
+
+
+def step_flops(model: ModelConfig, heal: HealSettings, teacher: Teacher | None = None) -> int:
+    """teacher: that of heal.teacher.model."""
     data, sizes = heal.data, heal.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices)
     with jax.set_mesh(mesh):
-        a_token = task_of(model, heal, mesh).flops
+        a_token = task_of(model, heal, mesh, teacher).flops
     return a_token * data.batch_size * data.sequence_length
 
 
-def step_cost(workdir: Path, model: ModelConfig, heal: HealSettings, in_time: bool) -> Cost:
-    """Of one step. in_time: its time, too, which is measured where it was not before."""
-    seconds = _step_seconds(workdir, model, heal) if in_time else 0.0
-    return Cost(step_flops(model, heal), seconds)
+def _teacher(heal: HealSettings) -> Teacher | None:
+    if not heal.teacher.model:
+        return None
+    origin, description = find_origin(heal)
+    provenance = description.provenance if description else None
+    return find_teacher(heal, origin, provenance)[0]
 
 
-def _step_seconds(workdir: Path, model: ModelConfig, heal: HealSettings) -> float:
+def _step_seconds(
+    workdir: Path, model: ModelConfig, heal: HealSettings, teacher: Teacher | None
+) -> float:
     # What changes no shape changes no time.
     optimizer = dataclasses.replace(
         heal.optimizer, peak_learning_rate=0.0, warmup_steps=0, final_fraction=0.0, weight_decay=0.0
     )
-    same = dataclasses.replace(heal, total_steps=1, seed=0, from_scratch=False, optimizer=optimizer)
-    key = digest([repr(model), training.meaning(dataclasses.asdict(same))])[:16]
+    same = dataclasses.replace(
+        heal, model="", revision="", chop=training.ChopSettings(), total_steps=1, seed=0,
+        from_scratch=False, optimizer=optimizer,
+    )  # fmt: skip
+    shapes = [repr(model), repr(teacher.config) if teacher else ""]
+    key = digest([shapes, training.meaning(dataclasses.asdict(same))])[:16]
     times = _read_times(workdir / TIMES)
     if key not in times:
-        seconds, device = step_seconds(model, heal), jax.devices()[0].device_kind
+        seconds, device = step_seconds(model, heal, teacher), jax.devices()[0].device_kind
         say(f"a step takes {seconds:.4f} s ({device}, {model.num_layers} layers)")
         times = {**times, key: {"seconds": seconds, "device": device}}
         with new_file(workdir / TIMES, overwrite=True) as temporary:

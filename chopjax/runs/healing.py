@@ -131,7 +131,8 @@ def steps_of(
     """How many steps the budget makes of a chop, and what one costs; before: what the first one
     waits for. Raises UserError where it makes none."""
     budget, model = parse_budget(settings.budget), describe(*parent_of(settings)).config.keep(keep)
-    step = costs.step_cost(workdir, model, settings.heal, budget.is_time)
+    heal = dataclasses.replace(settings.heal, **from_parent(settings, keep))
+    step = costs.step_cost(workdir, model, heal, budget.is_time)
     (steps,) = steps_within(budget, [Plan("healing", step, before)])
     return steps, step
 

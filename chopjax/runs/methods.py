@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from chopjax.errors import UserError, did_you_mean
 from chopjax.models.adapter_settings import AdapterSettings
+from chopjax.train.settings import PARENT, TeacherSettings, changed
 from chopjax.train.settings import Settings as HealSettings
-from chopjax.train.settings import changed
 
 REPAIR, FULL, SCRATCH = "repair", "full", "scratch"
 
@@ -27,6 +27,7 @@ class Way(NamedTuple):
     group: str = ""
     base: Literal["", "float", "nf4", "int8"] = ""
     from_scratch: bool = False
+    taught: bool = False  # by a teacher, the parent unless `heal.teacher` says another
 
 
 TRAINED = {
@@ -34,6 +35,7 @@ TRAINED = {
     "lora": Way("lora", base="float"),
     "qlora": Way("qlora", base="nf4"),
     "qlora-int8": Way("qlora", base="int8"),
+    "distill": Way("distill", taught=True),
     SCRATCH: Way("scratch", from_scratch=True),
 }
 GROUPS = tuple(dict.fromkeys(way.group for way in TRAINED.values() if way.group))
@@ -89,4 +91,7 @@ def heal_settings(
                 f"{method.name}: adapter.rank is {adapter.rank}; give heal.adapter.rank, or "
                 f"{way.group}.adapter.rank, at least 1"
             )
-    return dataclasses.replace(own, from_scratch=way.from_scratch, adapter=adapter)
+    teacher = TeacherSettings()
+    if way.taught:
+        teacher = dataclasses.replace(own.teacher, model=own.teacher.model or PARENT)
+    return dataclasses.replace(own, from_scratch=way.from_scratch, adapter=adapter, teacher=teacher)

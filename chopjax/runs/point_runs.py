@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from chopjax.errors import UserError
+from chopjax.keep import ranges
 from chopjax.models import mesh as meshes
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
@@ -25,6 +26,7 @@ from chopjax.runs.settings import SweepSettings, heal_of
 from chopjax.train import settings as training
 from chopjax.train.evaluation import held_out_loss
 from chopjax.train.loop import train
+from chopjax.train.settings import PARENT, TeacherSettings
 
 TOKENS, HELD_OUT = "tokens", "tokens-held_out"
 EVALUATIONS = 10  # of held-out text in a run, where the settings leave it open
@@ -47,21 +49,17 @@ def steps_of(
     Raises UserError where the budget is less than one step.
     """
     budget = parse_budget(settings.budget) if settings.budget else None
-    heals = [heal_of(settings, point.method) for point, _ in points]
-    models = [parent.keep(point.keep) for point, _ in points]
+    in_time, plans = budget is not None and budget.is_time, []
+    for point, before in points:
+        heal = heal_of(settings, point.method)
+        begun = dataclasses.replace(heal, **healing.from_parent(settings, point.keep))
+        step = costs.step_cost(workdir, parent.keep(point.keep), begun, in_time)
+        plans.append(Plan(point.method.name, step, before))
     if budget is None:
-        pairs = zip(heals, models, strict=True)
-        return [
-            (heal.total_steps, costs.step_cost(workdir, model, heal, False))
-            for heal, model in pairs
-        ]
-    plans = [
-        Plan(point.method.name, costs.step_cost(workdir, model, heal, budget.is_time), spent)
-        for (point, spent), heal, model in zip(points, heals, models, strict=True)
-    ]
-    return [
-        (steps, plan.step) for steps, plan in zip(steps_within(budget, plans), plans, strict=True)
-    ]
+        steps = [heal_of(settings, point.method).total_steps for point, _ in points]
+    else:
+        steps = steps_within(budget, plans)
+    return [(count, plan.step) for count, plan in zip(steps, plans, strict=True)]
 
 
 def config_of(
@@ -69,6 +67,9 @@ def config_of(
 ) -> ConfigDict:
     """start: a chopped checkpoint to begin with; without one the run chops the parent itself."""
     heal = heal_of(settings, point.method)
+    begin = healing.from_parent(settings, point.keep)
+    if start:
+        begin = {"model": str(start), "teacher": _of_start(heal.teacher, settings, point)}
     stores = {"train": str(workdir / TOKENS)}
     changes: dict[str, Any] = {"total_steps": steps}
     if settings.budget:
@@ -81,12 +82,21 @@ def config_of(
         changes["evaluation"] = dataclasses.replace(heal.evaluation, every=every)
     return healing.heal_config(
         heal,
-        {"model": str(start)} if start else healing.from_parent(settings, point.keep),
+        begin,
         stores,
         seed=point.seed,
         log=dataclasses.replace(heal.log, tensorboard=False),
         **changes,
     )
+
+
+def _of_start(asked: TeacherSettings, settings: SweepSettings, point: Point) -> TeacherSettings:
+    """The same teacher for a student that is a checkpoint of its own: the sweep's parent, whatever
+    that was cut from, with the layers that the point kept."""
+    if asked.model != PARENT:
+        return asked
+    layers = asked.map or ranges(point.keep)
+    return dataclasses.replace(asked, model=settings.model, revision=settings.revision, map=layers)
 
 
 def check_settings(settings: SweepSettings, workdir: Path, method: Method) -> None:

@@ -124,7 +124,7 @@ class SweepSettings:
     seeds: str = "0"  # of calibration text and healing; each measured point once for each
     healed: bool = False  # heal every point, too, with the same budget (`heal`)
     # in place of `healed`: the ways to make every point good again, of repair, full, lora, qlora,
-    # qlora-int8, scratch, repair+full, …; several separated by commas
+    # qlora-int8, distill, scratch, repair+full, …; several separated by commas
     methods: str = ""
     # what each of them may cost: FLOPs such as "1e15", or a time such as "0.5h"; empty:
     # heal.total_steps
@@ -136,6 +136,7 @@ class SweepSettings:
     # what of `heal` differs with the method lora, such as lora.optimizer.peak_learning_rate
     lora: dict[str, Any] = dataclasses.field(default_factory=dict)
     qlora: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of qlora
+    distill: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of distill
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of scratch
     text: TextSettings = TextSettings()
     calibration: CalibrationSettings = CalibrationSettings()
@@ -361,6 +362,10 @@ def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str
         (bool(settings.model), "model: the parent is missing (a Hugging Face folder or hub id)"),
         *checks,
         (bool(settings.text.held_out), "text.held_out: text to measure on is missing"),
+        (
+            not settings.heal.teacher.top_k,
+            "heal.teacher.top_k: only chopjax train reads what a teacher said beforehand",
+        ),
         (
             not score.suite or score.suite in SUITES,
             f"score.suite: {score.suite!r} is not one of {', '.join(SUITES)}",

@@ -18,18 +18,22 @@ from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings
 from chopjax.train.step import BATCH_DTYPES, abstract_state, begin, make_train_step, shardings_of
 from chopjax.train.task import task_of
+from chopjax.train.teacher import Teacher
 
 WARM, TIMED = 2, 7  # steps after compilation that are not counted, and that are
 
 
-def step_seconds(model: ModelConfig, settings: Settings) -> float:
-    """The median over a few steps after compilation, on made-up numbers of the run's shapes."""
+def step_seconds(model: ModelConfig, settings: Settings, teacher: Teacher | None = None) -> float:
+    """The median over a few steps after compilation, on made-up numbers of the run's shapes.
+
+    teacher: that of settings.teacher.model.
+    """
     mesh = meshes.make_mesh(
         settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor, settings.mesh.slices
     )
     with jax.set_mesh(mesh), progress("time a step", WARM + TIMED, "steps") as bar:
         optimizer = make_optimizer(settings.optimizer, settings.total_steps)
-        task = task_of(model, settings, mesh)
+        task = task_of(model, settings, mesh, teacher)
         abstract = abstract_state(task.trainable, optimizer, settings, mesh)
         rows = meshes.batch_sharding(mesh)
         shape = (settings.data.batch_size, settings.data.sequence_length)

@@ -13,7 +13,7 @@ from chopjax.runs.methods import CHOPPED, KNOWN, Method, heal_settings, parse_me
 from chopjax.runs.settings import heal_of, methods_of, read_sweep, sweep_config
 from chopjax.runs.settings_reference import as_recipe
 from chopjax.train.config_file import override
-from chopjax.train.settings import Settings
+from chopjax.train.settings import Settings, TeacherSettings
 
 
 def test_a_name_is_what_it_was_read_from() -> None:
@@ -78,6 +78,19 @@ def test_adapters_are_those_of_heal_on_the_methods_base() -> None:
     healed.heal.adapter.rank = 8
     settings = read_sweep(healed)
     assert heal_of(settings, *methods_of(settings)) == settings.heal
+
+
+def test_a_teacher_is_the_parent_unless_another_is_given() -> None:
+    made = config(methods="full,distill")
+    made.heal.teacher.hidden = 0.5
+    made.distill.teacher.temperature = 2.0
+    settings = read_sweep(made)
+    full, distill = (heal_of(settings, method).teacher for method in methods_of(settings))
+    assert full == TeacherSettings()
+    assert distill == TeacherSettings(model="parent", hidden=0.5, temperature=2.0)
+    made.heal.teacher.model = "somewhere"
+    settings = read_sweep(made)
+    assert heal_of(settings, parse_method("distill")).teacher.model == "somewhere"
 
 
 @pytest.mark.parametrize(
