@@ -312,7 +312,9 @@ def _training(entry: Mapping[str, Any]) -> Facts:
     )
     before = entry.get("chop_after_steps")
     batch = f"{entry.get('batch_size')} sequences of {entry.get('sequence_length')} tokens"
-    facts = [
+    shape = entry.get("shape_of")
+    facts = [("shape", _shape(shape))] if isinstance(shape, dict) else []
+    facts += [
         (
             "length",
             f"{_count(entry.get('steps'))} steps, {_count(entry.get('tokens'))} tokens, {kind}"
@@ -349,6 +351,14 @@ def _teacher(about: Mapping[str, Any]) -> str:
     taught = f", layers {ranges(about['layers'])}" if about.get("layers") else ""
     name = about.get("name") or "logits stored with the data"
     return f"{name}{revision}{taught}: {', '.join([divergence, *weights])}"
+
+
+def _shape(shape: Mapping[str, Any]) -> str:
+    """Whose shape random weights were given."""
+    name = str(shape.get("name"))
+    kept, total = shape.get("kept_layers"), shape.get("num_layers")
+    layers = f"{len(kept)} of its {total} layers" if isinstance(kept, list) else "its layers"
+    return f"that of {name if shape.get('revision') else public_name(name)} with {layers}"
 
 
 def _store(store: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@
  "adapter": {"rank": …, "alpha": …, "dropout": …, "targets": …, "base": …},   with adapters alone
  "merged_onto": "trained",              weights that they were added to (unread.py), once exported
  "chopjax_version": …, "model": {"name": …, "revision": …},     what the run started from
+ "shape_of": {"name": …, "revision": …, "num_layers": …, "kept_layers": […]},   of random weights in
+                                        the shape of a model, whose; else absent
  "steps": …, "tokens": …, "chop_after_steps": …,
  "batch_size": …, "sequence_length": …, "mask_documents": …, "seed": …,
  "optimizer": {"name": …, "b1": …, "b2": …, "weight_decay": …, …},
@@ -72,6 +74,7 @@ def _entry(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> d
         **kind,
         "chopjax_version": record["chopjax_version"],
         "model": {"name": origin["name"], "revision": origin["revision"]},
+        **({"shape_of": shape} if (shape := origin.get("shape_of")) else {}),
         "steps": record["step"],
         "tokens": record["tokens"],
         "chop_after_steps": origin["chop_after"] if origin["keep"] is not None else None,

@@ -51,6 +51,7 @@ MEASURES = ("similarity", "taylor", "perplexity", "sleb", "choices")
 # The one pass over the residual stream serves three strategies.
 _PASS = {"similarity": "similarity", "block-influence": "similarity", "magnitude": "similarity"}
 MOST_SEQUENCES = 10**9
+LONGEST = 2048  # tokens of a sequence, where the settings leave it open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ def checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings
             f"--protect {settings.protect.first},{settings.protect.last}: all "
             f"{config.num_layers} layers of the model would be protected"
         )
-    length = settings.sequence_length or min(config.max_positions, 2048)
+    length = settings.sequence_length or min(config.max_positions, LONGEST)
     return dataclasses.replace(
         settings, sequence_length=length, batch_size=min(settings.batch_size, settings.sequences)
     )

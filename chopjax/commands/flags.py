@@ -170,3 +170,16 @@ def parse_bytes(text: str, flag: str) -> int:
     if size < 1:
         raise UserError(f"{flag} {text!r}: a size such as 500MB, 5GB or 2GiB is needed")
     return int(size)
+
+
+def add_budget(parser: argparse.ArgumentParser, what: str) -> None:
+    """--budget, of verbs with a recipe."""
+    parser.add_argument(
+        "--budget",
+        dest="set",
+        action="append",
+        type="budget={}".format,
+        metavar="FLOPS|HOURS",
+        help=f"{what}: FLOPs such as 1e15, or wall time such as 0.5h or 30m (default: what the "
+        "recipe says, heal.total_steps); the same as --config.budget",
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import interrupts
-from chopjax.commands.flags import add_recipe, again
+from chopjax.commands.flags import add_budget, add_recipe, again
 from chopjax.disk.files import expanded
 
 EXAMPLE = """\
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove the layers in rounds, with so many steps of healing between them, such as "
         "3x200, or once (default: what the recipe says, once); the same as --config.chop.schedule",
     )
+    add_budget(parser, "what healing may cost")
     parser.add_argument(
         "--json", action="store_true", help="print report.json instead of the table"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from chopjax import interrupts
-from chopjax.commands.flags import add_recipe, again
+from chopjax.commands.flags import add_budget, add_recipe, again
 from chopjax.disk.files import expanded
 
 EXAMPLE = """\
@@ -17,6 +17,7 @@ chopjax sweep --config configs/sweep.py --workdir runs/sweep \\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, workdir="folder of the sweep; points that are done there are not done again")
+    add_budget(parser, "what each method of healing may cost")
     parser.add_argument(
         "--json", action="store_true", help="print report.json instead of the table"
     )

@@ -48,6 +48,12 @@ def forward_per_token(config: ModelConfig, length: int) -> int:
     return 2 * matmul_parameters(config) + _attention(config, seen)
 
 
+def layer_per_token(config: ModelConfig, length: int) -> float:
+    """Of a layer's forward pass, as the mean over layers: the whole decoder's without its head."""
+    head = 2 * config.table_dim * config.vocab_size
+    return (forward_per_token(config, length) - head) / config.num_layers
+
+
 def decode_per_token(config: ModelConfig, slots: int) -> int:
     """Of one token behind a cache with so many slots: no causal half."""
     return 2 * matmul_parameters(config) + _attention(config, lambda w: min(w or slots, slots))

@@ -62,6 +62,7 @@ def settings_of(config: ConfigDict) -> tuple[Settings, Origin, Teacher | None]:
     model = config.model
     if config.model in CONFIGS:
         config.scratch, config.model = CONFIGS[config.model], ""
+        config.from_scratch = False  # the same shape
     if config.scratch:
         config.tokenizer = config.tokenizer or "not needed to plan"
     settings = read(config)

@@ -58,12 +58,16 @@ def columns_of(results: Mapping[str, Any]) -> list[Column]:
 
 
 def write_report(
-    workdir: Path, settings: Mapping[str, Any], results: Mapping[str, Any], command: str = ""
+    workdir: Path,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    command: str = "",
+    costs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write WORKDIR/report.json and .html, healing.png and .svg, and healed/README.md; returns the
     report.
 
-    command: how to do this again.
+    command: how to do this again. costs: how FLOPs and hours are taken, where healing had a budget.
     """
     columns = columns_of(results)
     rounds = _rounds(results)
@@ -88,7 +92,7 @@ def write_report(
         "healing": results["heal"],
         "rounds": rounds,
         "latency": results["latency"],
-        "conventions": _conventions(settings, results),
+        "conventions": _conventions(settings, results) | dict(costs or {}),
         "held_out_tokens": results["score-parent"]["tokens"],
     }
     write_report_files(workdir, report, page(report, columns, workdir / "healing.svg"))
@@ -132,6 +136,7 @@ def page(report: Mapping[str, Any], columns: Sequence[Column], curve: Path) -> s
         ),
     ]
     parts += map(html.paragraph, _repairs(report["rounds"]))
+    parts += map(html.paragraph, _budget(report))
     if report["command"]:
         parts += [html.heading("How to do this again"), html.code(report["command"])]
     parts += [html.heading("Settings"), html.settings(flat(settings))]
@@ -164,6 +169,22 @@ def _repairs(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
                 "“Chopped” is the repaired model in all tables and figures."
             )
     return sentences
+
+
+def _budget(report: Mapping[str, Any]) -> list[str]:
+    """What healing cost, where it had a budget."""
+    if not (cost := report["healing"].get("cost")):
+        return []
+    each = f"{cost['step_flops']:.3g} FLOPs"
+    if cost["step_seconds"]:
+        each += f", {cost['step_seconds']:.3g} s as measured before"
+    conventions = report["conventions"]
+    return [
+        f"Of a budget of {report['settings']['budget']}, healing took {cost['flops']:.3g} FLOPs "
+        f"and {cost['seconds'] / 3600:.3g} hours: {cost['steps']:,} steps ({each} each)"
+        + (", the repair included." if report["rounds"][-1].get("repair") else ".")
+        + f" FLOPs: {conventions['FLOPs']}. Hours: {conventions['hours']}."
+    ]
 
 
 Points = list[tuple[float, float]]

@@ -8,20 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from chopjax import __version__
-from chopjax.report import html, layers
+from chopjax.report import html, layers, methods
 from chopjax.report.own_files import PAGE, check_files, figure_files, write_report_files
 from chopjax.report.plots import save
 from chopjax.report.sweep_figures import accuracies, losses, ranking
-from chopjax.report.sweep_rows import CHOPPED, STATES, Cell, Row, strategies_of, summary
+from chopjax.report.sweep_rows import CHOPPED, Cell, Row, states_of, strategies_of, summary
 from chopjax.train.settings import flat
 
 PARENT = "parent"
 
 
-FIGURE_NAMES = ("loss", "ranking", "accuracy")
+FIGURE_NAMES = ("loss", "ranking", "accuracy", "methods")
 
 
 def check_report(workdir: Path) -> None:
@@ -33,14 +34,22 @@ def check_report(workdir: Path) -> None:
 
 
 def write_report(
-    workdir: Path, settings: Mapping[str, Any], rows: Sequence[Row], command: str
+    workdir: Path,
+    settings: Mapping[str, Any],
+    rows: Sequence[Row],
+    command: str,
+    costs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Draw and write report.json and report.html; returns what report.json holds."""
+    """Draw and write report.json and report.html; returns what report.json holds.
+
+    costs: how the points' FLOPs and times were taken.
+    """
     report = {
         "chopjax_version": __version__,
         "command": command,
         "settings": dict(settings),
         "figures": figure_files(FIGURE_NAMES),
+        "conventions": dict(costs or {}),
         "num_layers": _parent(rows)["remove"] + _count(_parent(rows)["keep"]),
         "parent": _parent(rows),
         "points": [row for row in rows if row["strategy"] != PARENT],
@@ -54,11 +63,15 @@ def write_report(
     }
     if report["parent"]["accuracy"]:
         figures["accuracy"] = ("Accuracy against layers removed.", accuracies(report))
+    parts = [html.paragraph(_abstract(report))]
+    if methods.compared(report):
+        drawn = methods.curves(report, in_time=settings["budget"][-1:] in ("h", "m", "s"))
+        parts += _methods(report, drawn, workdir)
+    else:
+        parts += map(html.paragraph, _best(report))
     for name, (_, drawn) in figures.items():
         save(drawn, workdir / name)
-    parts = [
-        html.paragraph(_abstract(report)),
-        *map(html.paragraph, _best(report)),
+    parts += [
         html.heading("Curves"),
         *(html.figure(workdir / f"{n}.svg", caption) for n, (caption, _) in figures.items()),
         html.heading("Perplexity by strategy"),
@@ -80,6 +93,19 @@ def write_report(
     title = f"Layers removed from {Path(str(settings['model'])).name}"
     write_report_files(workdir, report, html.page(title, parts))
     return report
+
+
+def _methods(report: Mapping[str, Any], drawn: Figure, workdir: Path) -> list[str]:
+    """The table and the figure of methods side by side."""
+    save(drawn, workdir / "methods")
+    caption = "Held-out loss on the way, by what it cost; bands: standard deviation over seeds."
+    return [
+        html.heading("Methods"),
+        *map(html.paragraph, methods.sentences(report)),
+        html.figure(workdir / "methods.svg", caption),
+        html.table(*methods.table(report)),
+        *(html.paragraph(f"{name}: {how}.") for name, how in report["conventions"].items()),
+    ]
 
 
 def _analyses(workdir: Path) -> list[str]:
@@ -109,11 +135,17 @@ def _abstract(report: Mapping[str, Any]) -> str:
         f"{parent['loss']:.4f} nats per token (perplexity {parent['perplexity']:.2f}) over "
         f"{parent['tokens']:,} tokens of {settings['text']['held_out']}: {parent['convention']}."
     )
-    if any(row["healed"] for row in report["points"]):
+    if any(row["healed"] for row in report["points"]) and not methods.compared(report):
         text += (
             f" Healed models were trained on {budget:,} tokens of {settings['text']['train']}, "
             "each with the same settings. ± is the standard deviation over seeds, where there are "
             "several."
+        )
+    if methods.compared(report):
+        each = settings["budget"] or f"{healed['total_steps']:,} steps"
+        text += (
+            f" Methods of healing had {each} each, on {settings['text']['train']}. ± is the "
+            "standard deviation over seeds, where there are several."
         )
     if any(row.get("repaired") for row in report["points"]):
         text += (
@@ -130,7 +162,7 @@ def _best(report: Mapping[str, Any]) -> list[str]:
     kept = {(row["strategy"], row["remove"]): row["keep"] for row in reversed(report["points"])}
     said = []
     for count in sorted({n for by_count in cells.values() for n in by_count}):
-        for state in reversed(STATES):
+        for state in reversed(states_of(report)):
             loss_of = {
                 strategy: by_count[count][0]
                 for (strategy, each), by_count in cells.items()
@@ -170,8 +202,9 @@ def table(
     """Strategies by layers removed, in every state (Just CHOP's table 6, arXiv 2305.14864)."""
     cells = summary(report, value)
     total = report["num_layers"]
+    states = states_of(report)
     found = {(state, n) for (_, state), by_count in cells.items() for n in by_count}
-    columns = sorted(found, key=lambda column: (STATES.index(column[0]), column[1]))
+    columns = sorted(found, key=lambda column: (states.index(column[0]), column[1]))
     header = ["strategy"] + [
         f"{n} of {total} removed{'' if state == CHOPPED else f', {state}'}" for state, n in columns
     ]
@@ -192,10 +225,15 @@ def _text(cell: Cell, number: str) -> str:
 
 
 def rich_table(report: Mapping[str, Any]) -> Table:
-    """For the terminal: losses."""
-    header, body = table(report, "loss", "{:.4f}")
-    result = Table(*header, box=None, title="held-out loss, nats per token", title_justify="left")
-    for column in result.columns[1:]:
+    """For the terminal: losses, and where methods are compared what they cost."""
+    words, title = 1, "held-out loss, nats per token"
+    if methods.compared(report):
+        words, (header, body) = 3, methods.table(report)
+        title = "methods of healing; losses in nats per token"
+    else:
+        header, body = table(report, "loss", "{:.4f}")
+    result = Table(*header, box=None, title=title, title_justify="left")
+    for column in result.columns[words:]:
         column.justify = "right"
     for line in body:
         result.add_row(*line)

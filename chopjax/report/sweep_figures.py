@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from chopjax.report.plots import BLUE, GREY, ORANGE, hide_box
+from chopjax.report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, hide_box
 from chopjax.report.sweep_rows import (
     BOTH,
     CHOPPED,
@@ -20,13 +20,12 @@ from chopjax.report.sweep_rows import (
     Cells,
     Row,
     mean_accuracy,
+    states_of,
     strategies_of,
     summary,
 )
 
 PALE = "#CCCCCC"
-GREEN = "#009E73"  # of Okabe and Ito's palette, which colour-blind people tell apart
-PURPLE = "#CC79A7"
 # Colour, marker, line, and whether the marker is filled, for print in grey. The least first.
 STYLES: dict[str, dict[str, Any]] = {
     CHOPPED: {"color": ORANGE, "marker": "o", "linestyle": "--", "markerfacecolor": "white"},
@@ -34,9 +33,31 @@ STYLES: dict[str, dict[str, Any]] = {
     HEALED: {"color": BLUE, "marker": "s", "linestyle": "-", "markerfacecolor": BLUE},
     BOTH: {"color": PURPLE, "marker": "D", "linestyle": "-", "markerfacecolor": "white"},
 }
-NAMES = {CHOPPED: "not healed", REPAIRED: REPAIRED, HEALED: HEALED, BOTH: BOTH}
+# Of the other methods, by the way of training; a repair before it makes the marker hollow.
+OTHERS = {
+    "full": (BLUE, "s"),
+    "lora": (RED, "v"),
+    "qlora": (SKY, ">"),
+    "qlora-int8": (BLACK, "<"),
+    "distill": (GREEN, "P"),
+    "scratch": (GREY, "X"),
+}
 COLUMNS = 5
 MOST_PANELS = 4  # numbers of layers that `ranking` shows
+
+
+def name_of(state: str) -> str:
+    return "not healed" if state == CHOPPED else state
+
+
+def style_of(state: str) -> dict[str, Any]:
+    """How a curve is drawn."""
+    if state in STYLES:
+        return STYLES[state]
+    repaired, _, trained = state.rpartition("+")
+    color, marker = OTHERS[trained]
+    face = "white" if repaired else color
+    return {"color": color, "marker": marker, "linestyle": "-", "markerfacecolor": face}
 
 
 def losses(report: Mapping[str, Any]) -> Figure:
@@ -60,13 +81,15 @@ def accuracies(report: Mapping[str, Any]) -> Figure:
 def ranking(report: Mapping[str, Any]) -> Figure:
     """Every strategy's loss, lowest first, a panel for each number of layers removed."""
     cells, parent = summary(report, "loss"), report["parent"]["loss"]
+    states = states_of(report)
     counts = _some({n for by_count in cells.values() for n in by_count}, report["num_layers"])
     strategies = strategies_of(report)
     height = 0.24 * len(strategies) + 1.3
     figure = Figure(figsize=(2.9 * len(counts) + 0.4, height), layout="constrained")
     for axes, count in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True):
-        names = _by_loss(cells, strategies, count)
-        for state, style in STYLES.items():
+        names = _by_loss(cells, states, strategies, count)
+        for state in states:
+            style = style_of(state)
             values = [cells.get((name, state), {}).get(count) for name in names]
             rows = [row for row, cell in enumerate(values) if cell]
             if rows:
@@ -74,7 +97,7 @@ def ranking(report: Mapping[str, Any]) -> Figure:
                     [cell[0] for cell in values if cell], rows,
                     xerr=[cell[1] or 0 for cell in values if cell],
                     **style | {"linestyle": ""}, markersize=5, capsize=2, elinewidth=1,
-                    label=NAMES[state],
+                    label=name_of(state),
                 )  # fmt: skip
         axes.axvline(parent, color=GREY, linestyle="-.", linewidth=1, label="parent")
         axes.set_yticks(range(len(names)), names, fontsize=8)
@@ -90,11 +113,11 @@ def ranking(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _by_loss(cells: Cells, strategies: list[str], count: int) -> list[str]:
+def _by_loss(cells: Cells, states: list[str], strategies: list[str], count: int) -> list[str]:
     """Those that were scored, by the best that was made of them, lowest first."""
     ranks = {}
     for name in strategies:
-        for rank, state in enumerate(reversed(STYLES)):
+        for rank, state in enumerate(reversed(states)):
             cell = cells.get((name, state), {}).get(count)
             if cell and name not in ranks:
                 ranks[name] = (rank, cell[0])
@@ -124,7 +147,7 @@ def _panels(
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     start = lines["parent"]
     ticks = sorted({0.0} | {n / total for by_count in cells.values() for n in by_count})
-    best = next(state for state in reversed(STYLES) if any(state == each for _, each in cells))
+    states = states_of(report)
     for index, axes in enumerate(panels.flat):
         if index >= len(strategies):
             axes.remove()
@@ -132,11 +155,11 @@ def _panels(
         name = strategies[index]
         for other in strategies:
             if other != name:
-                _curve(axes, cells, (other, best), start, total, color=PALE, linewidth=0.7)
-        for state, style in STYLES.items():
+                _curve(axes, cells, (other, states[-1]), start, total, color=PALE, linewidth=0.7)
+        for state in states:
             _curve(
-                axes, cells, (name, state), start, total, label=NAMES[state], markersize=4,
-                linewidth=1.4, capsize=2, zorder=3, **style,
+                axes, cells, (name, state), start, total, label=name_of(state), markersize=4,
+                linewidth=1.4, capsize=2, zorder=3, **style_of(state),
             )  # fmt: skip
         for (line, level), dash in zip(lines.items(), ("-.", ":"), strict=False):
             axes.axhline(level, color=GREY, linestyle=dash, linewidth=1, label=line)

@@ -9,17 +9,37 @@ from typing import Any
 
 Row = dict[str, Any]
 Cell = tuple[float, float | None, int]  # mean, standard deviation over seeds, number of seeds
-# Of a model, the least first: chopped and no more, repaired without training, healed.
+# Of a model: chopped and no more, repaired without training, healed. What is neither goes by the
+# name of its method.
 CHOPPED, REPAIRED, HEALED, BOTH = "chopped", "repaired", "healed", "repaired and healed"
-STATES = (CHOPPED, REPAIRED, HEALED, BOTH)
+_BY_METHOD = {"": CHOPPED, "repair": REPAIRED, "full": HEALED, "repair+full": BOTH}
 Cells = dict[tuple[str, str], dict[int, Cell]]
 
 
+def method_of(row: Row) -> str:
+    """Rows of an earlier chopjax say nothing of methods, and older ones nothing of repairs."""
+    if "method" in row:
+        return str(row["method"])
+    parts = ("repair" if row.get("repaired") else "", "full" if row["healed"] else "")
+    return "+".join(filter(None, parts))
+
+
 def state_of(row: Row) -> str:
-    """One of STATES. Rows of an earlier chopjax say nothing of repairs."""
-    if row.get("repaired"):
-        return BOTH if row["healed"] else REPAIRED
-    return HEALED if row["healed"] else CHOPPED
+    """What a table calls it."""
+    return state_named(method_of(row))
+
+
+def state_named(method: str) -> str:
+    """What a table calls the models of a method."""
+    return _BY_METHOD.get(method, method)
+
+
+def states_of(report: Mapping[str, Any]) -> list[str]:
+    """Those that there are, the least first: what is trained stands behind what is not."""
+    found = dict.fromkeys(map(state_of, report["points"]))
+    others = [state for state in found if state not in _BY_METHOD.values()]
+    order = (CHOPPED, REPAIRED, *others, HEALED, BOTH)
+    return [state for state in order if state in found]
 
 
 def summary(report: Mapping[str, Any], value: str | Callable[[Row], float]) -> Cells:

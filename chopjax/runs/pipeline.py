@@ -26,9 +26,11 @@ from chopjax.checkpoint.source import Checkpoint
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
 from chopjax.errors import UserError
+from chopjax.models.config import ModelConfig
 from chopjax.report.pipeline import check_report, write_report
-from chopjax.runs import healing, removal, work
+from chopjax.runs import costs, healing, removal, work
 from chopjax.runs import scored as scores
+from chopjax.runs.budget import Cost, parse_budget
 from chopjax.runs.inputs import WAYS, Inputs
 from chopjax.runs.records import StageRecords
 from chopjax.runs.rounds import Round, rounds_of
@@ -69,17 +71,30 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
         )
     rounds = rounds_of(settings, workdir, parent.config.num_layers)
     removal.check(settings, parent.weights, rounds)
-    healing.check_teacher_of(settings, parent)
+    healing.check_teacher_of(settings.heal, parent)
     check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     tokenizer = load_tokenizer(*parent_of(settings)).fingerprint
     job = Job(settings, workdir, parent, rounds, scored, tokenizer)
     with opened(workdir, VERB, check_report):  # `look` looks at the places of stages
+        if settings.budget:
+            job = job._replace(rounds=[_within(settings, workdir, parent.config, *rounds)])
         _check_space(job)
         ways = [_stages(job, inputs) for inputs in WAYS]
         records = StageRecords(workdir)
         results = run_all(records, look(records, ways[0], fingerprints_of(*ways)))
-        return write_report(workdir, dataclasses.asdict(settings), results, command)
+        costed = costs.CONVENTIONS if settings.budget else {}
+        return write_report(workdir, dataclasses.asdict(settings), results, command, costed)
+
+
+def _within(settings: PipelineSettings, workdir: Path, parent: ModelConfig, each: Round) -> Round:
+    """The round with about the steps that the budget makes; it is exact once the chop is there."""
+    before, repair = Cost(), settings.chop.repair
+    if each.keep and repair and not parse_budget(settings.budget).is_time:
+        before = costs.repair_at_most(settings.calibration, parent, each.keep, repair)
+    # Layers that a measure will choose cost what others cost.
+    keep = each.keep or tuple(range(parent.num_layers - each.remove))
+    return each._replace(steps=healing.steps_of(settings, workdir, keep, before)[0])
 
 
 def _check_space(job: Job) -> None:

@@ -9,9 +9,10 @@ from chopjax.chop.configurations import choose, resolve_remove
 from chopjax.chop.fold_place import check_gaps, gaps_of
 from chopjax.chop.importance import MEASURED, choose_measured, parse_protect
 from chopjax.errors import UserError
-from chopjax.keep import Keep
+from chopjax.keep import Keep, ranges
 from chopjax.progress import say
-from chopjax.runs.settings import SweepSettings, split_list
+from chopjax.runs.methods import CHOPPED, Method
+from chopjax.runs.settings import SweepSettings, methods_of, split_list
 
 PARENT = "parent"
 
@@ -22,17 +23,27 @@ class Point(NamedTuple):
     strategy: str
     remove: int
     keep: Keep
-    healed: bool
     seed: int  # of healing, and of the text that chose the layers or repaired the gaps
-    repaired: bool = False
+    method: Method = CHOPPED
+
+    def row(self) -> dict[str, Any]:
+        """What points.jsonl says of it, beside its figures."""
+        return {
+            "strategy": self.strategy,
+            "remove": self.remove,
+            "keep": ranges(self.keep),
+            "healed": bool(self.method.trained),
+            "repaired": self.method.repaired,
+            "method": self.method.name,
+            "seed": self.seed,
+        }
 
 
 def plan(
     settings: SweepSettings, num_layers: int, analyses: Mapping[int, Mapping[str, Any]]
 ) -> Iterator[Point]:
-    """The points in the order in which they are done: the parent, then all that needs no healing,
-    then the healed ones, seed by seed; the number of layers coarsely at first. With a repair, each
-    of the two once more, repaired.
+    """The points in the order in which they are done: the parent, all that is chopped and no more,
+    then method by method and seed by seed; the number of layers coarsely at first.
 
     analyses: of each seed, what strategies that measure look at.
     """
@@ -56,23 +67,18 @@ def plan(
             return False
         return True
 
-    yield Point(PARENT, 0, tuple(range(num_layers)), False, 0)
+    yield Point(PARENT, 0, tuple(range(num_layers)), 0)
     counts = coarse_first([resolve_remove(n, num_layers) for n in split_list(settings.remove)])
     first = next(iter(analyses))
-    states = [
-        (healed, repaired)
-        for healed in ((False, True) if settings.healed else (False,))
-        for repaired in ((False, True) if settings.repair else (False,))
-    ]
-    for healed, repaired in states:
+    for method in (CHOPPED, *methods_of(settings)):
         for seed in analyses:
             for count in counts:
                 for strategy in split_list(settings.strategies):
-                    if strategy not in MEASURED and seed != first and not (healed or repaired):
+                    if strategy not in MEASURED and seed != first and method == CHOPPED:
                         continue  # a name chooses the same layers whatever the text
                     kept = keep(strategy, seed, count)
-                    if kept and (not repaired or mendable(kept)):
-                        yield Point(strategy, count, kept, healed, seed, repaired)
+                    if kept and (not method.repaired or mendable(kept)):
+                        yield Point(strategy, count, kept, seed, method)
 
 
 def coarse_first(values: Sequence[int]) -> list[int]:

@@ -144,21 +144,28 @@ def _analysis_settings(settings: PipelineSettings, measures: tuple[str, ...]) ->
 
 def kept(each: Round) -> Keep:
     """The layers that a round's chop kept, numbered as the model that it chopped."""
-    return _history(each)[-1]
+    return tuple(_history(each)[-1]["kept_layers"])
+
+
+def chop_settings(each: Round) -> dict[str, Any]:
+    """Of a round's chop, as its chopjax.json has them: of a repair, too."""
+    settings: dict[str, Any] = _history(each)[-1]["settings"]
+    return settings
 
 
 def _of_parent(each: Round) -> Keep:
     """The same, numbered as the pipeline's parent."""
-    first, *later = _history(each)[-each.number :]
+    first, *later = (tuple(chop["kept_layers"]) for chop in _history(each)[-each.number :])
     for keep in later:
         first = tuple(first[place] for place in keep)
     return first
 
 
-def _history(each: Round) -> list[Keep]:
+def _history(each: Round) -> list[dict[str, Any]]:
+    """The chops of the model that a round made, the round's own last."""
     record = read_provenance(each.chopped)
     if record is None:
         raise UserError(
             f"{each.chopped} has lost its chopjax.json; delete the folder to have it chopped again"
         )
-    return [tuple(step["kept_layers"]) for step in entries(record, CHOP)]
+    return entries(record, CHOP)

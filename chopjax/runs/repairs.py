@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.provenance import CHOP, entries, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.repair import repair
 from chopjax.chop.repair_check import check_family
@@ -62,6 +63,13 @@ def repaired(settings: SweepSettings, workdir: Path, key: str, point: Point) -> 
         checkpoint, point.keep, out, point.strategy, removes, overwrite=True, folds=folds
     )
     return out
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What the chopjax.json of a repaired checkpoint says of its repair."""
+    provenance = read_provenance(folder)
+    repair: dict[str, Any] = entries(provenance, CHOP)[-1]["settings"]["repair"]
+    return repair
 
 
 def remove(workdir: Path, keys: Sequence[str]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -16,11 +17,22 @@ from chopjax.chop.fold_place import KINDS
 from chopjax.chop.importance import MEASURED, parse_protect
 from chopjax.chop.merge import MERGES
 from chopjax.data.prepare import MOST_WORKERS
-from chopjax.errors import did_you_mean
+from chopjax.errors import UserError, did_you_mean
 from chopjax.models.compute import Dtype
+from chopjax.runs.budget import parse_budget
+from chopjax.runs.methods import (
+    CHOPPED,
+    FULL,
+    GROUPS,
+    REPAIR,
+    Method,
+    heal_settings,
+    parse_method,
+)
+from chopjax.runs.methods import KNOWN as METHODS
 from chopjax.runs.schedule import ONCE, parse_schedule
 from chopjax.train.settings import Settings as HealSettings
-from chopjax.train.settings import read_settings
+from chopjax.train.settings import fields_of, read_settings
 
 SUITES = sorted(
     path.stem for path in (Path(__file__).parents[1] / "score" / "suites").glob("*.yaml")
@@ -92,6 +104,9 @@ class PipelineSettings:
     text: TextSettings = TextSettings()
     chop: RemovalSettings = RemovalSettings()
     calibration: CalibrationSettings = CalibrationSettings()
+    # what healing may cost, a repair included: FLOPs such as "1e15", or a time such as "0.5h";
+    # empty: heal.total_steps
+    budget: str = ""
     heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
     score: ScoreSettings = ScoreSettings()
 
@@ -108,10 +123,21 @@ class SweepSettings:
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last
     seeds: str = "0"  # of calibration text and healing; each measured point once for each
     healed: bool = False  # heal every point, too, with the same budget (`heal`)
+    # in place of `healed`: the ways to make every point good again, of repair, full, lora, qlora,
+    # qlora-int8, distill, scratch, repair+full, …; several separated by commas
+    methods: str = ""
+    # what each of them may cost: FLOPs such as "1e15", or a time such as "0.5h"; empty:
+    # heal.total_steps
+    budget: str = ""
     keep_healed: bool = False  # leave the healed models on disk
     # repair every point, too, without training (linear, affine or scalar), and heal from both
     repair: str = ""
     ridge: float = 0.1  # with repair: how strongly it is drawn to leaving all as it is
+    # what of `heal` differs with the method lora, such as lora.optimizer.peak_learning_rate
+    lora: dict[str, Any] = dataclasses.field(default_factory=dict)
+    qlora: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of qlora
+    distill: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of distill
+    scratch: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of scratch
     text: TextSettings = TextSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     heal: HealSettings = HealSettings()  # its model, chop and data folders are filled in
@@ -129,8 +155,18 @@ def pipeline_config() -> ConfigDict:
 def sweep_config() -> ConfigDict:
     """The base of every recipe of `chopjax sweep`. Unknown fields are refused."""
     config = _config(SweepSettings())
-    del config.heal.seed  # `seeds` has them
+    # `seeds` and `methods` have them.
+    del config.heal.seed, config.heal.from_scratch
+    for name in GROUPS:
+        config[name] = _unset(config.heal)
     return config.lock()
+
+
+def _unset(config: ConfigDict) -> ConfigDict:
+    """All of its fields, and none of its values."""
+    return ConfigDict(
+        {name: _unset(v) if isinstance(v, ConfigDict) else None for name, v in config.items()}
+    )
 
 
 def _config(settings: AnySettings) -> ConfigDict:
@@ -150,9 +186,37 @@ def read_pipeline(config: ConfigDict) -> PipelineSettings:
 
 def read_sweep(config: ConfigDict) -> SweepSettings:
     """Check a config and freeze it. Raises UserError that lists everything that is wrong."""
-    settings = read_settings(SweepSettings, config, _sweep_problems)
+    fields = fields_of(config)
+    given = fields | {name: _set(fields.get(name, {})) for name in GROUPS}
+    settings = read_settings(SweepSettings, ConfigDict(given), _sweep_problems)
     parse_protect(settings.protect)
+    for method in methods_of(settings):
+        if method.trained:
+            heal_of(settings, method)
     return settings
+
+
+def _set(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_unset` left empty and is not any more."""
+    inner = {name: _set(v) if isinstance(v, Mapping) else v for name, v in fields.items()}
+    return {name: value for name, value in inner.items() if value not in (None, {})}
+
+
+def methods_of(settings: SweepSettings) -> list[Method]:
+    """Those of every point; the chopped model itself goes without saying."""
+    if settings.methods:
+        return [parse_method(name) for name in dict.fromkeys(split_list(settings.methods))]
+    trained = ("", FULL) if settings.healed else ("",)
+    methods = [Method(each, name) for name in trained for each in (False, True)]
+    return [m for m in methods if m != CHOPPED and (settings.repair or not m.repaired)]
+
+
+def heal_of(settings: SweepSettings, method: Method) -> HealSettings:
+    """How a method of training differs from `heal`; without `methods` not at all."""
+    if not settings.methods:
+        return settings.heal
+    overrides = {name: getattr(settings, name) for name in GROUPS}
+    return heal_settings(settings.heal, method, overrides)
 
 
 class Model(NamedTuple):
@@ -207,11 +271,34 @@ def _pipeline_problems(settings: PipelineSettings) -> list[str]:
             "chop.after_steps and chop.repair: give one of them",
         ),
         (
+            not (settings.budget and (rounds or chop.after_steps)),
+            "budget: not with chop.schedule or chop.after_steps, which say numbers of steps",
+        ),
+        (
+            not (settings.heal.from_scratch and (rounds or chop.after_steps or chop.repair)),
+            "heal.from_scratch: not with chop.schedule, chop.after_steps or chop.repair",
+        ),
+        (
             1 <= text.workers <= MOST_WORKERS,
             f"text.workers is {text.workers}: from 1 to {MOST_WORKERS}",
         ),
     ]
-    return _problems(settings, checks) + _repair_problems("chop.", chop.repair, chop.ridge)
+    return (
+        _problems(settings, checks)
+        + _repair_problems("chop.", chop.repair, chop.ridge)
+        + _unreadable(parse_budget, settings.budget)
+    )
+
+
+def _unreadable(parse: Callable[[str], object], *texts: str) -> list[str]:
+    """What is wrong with texts of which those that are not empty must be readable."""
+    problems = []
+    for text in filter(None, texts):
+        try:
+            parse(text)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _repair_problems(where: str, kind: str, ridge: float) -> list[str]:
@@ -225,17 +312,29 @@ def _repair_problems(where: str, kind: str, ridge: float) -> list[str]:
 
 def _sweep_problems(settings: SweepSettings) -> list[str]:
     known, strategies = [*STRATEGIES, *MEASURED], split_list(settings.strategies)
-    seeds = split_list(settings.seeds)
+    seeds, methods = split_list(settings.seeds), split_list(settings.methods)
+    wrong = _unreadable(parse_method, *methods) + _unreadable(parse_budget, settings.budget)
+    trained = any(method != REPAIR for method in methods) or settings.healed
+    repaired = any(method.startswith(REPAIR) for method in methods) or settings.repair
     checks = [
+        (not (methods and settings.healed), "methods and healed: give one of them"),
+        (
+            bool(settings.repair) or not repaired,
+            f"repair: methods has one; say of which kind, {', '.join(KINDS)}",
+        ),
+        (
+            trained or not settings.budget,
+            f"budget: nothing is trained; give methods, of {', '.join(METHODS)}",
+        ),
         (bool(strategies), "strategies: name at least one"),
         (bool(split_list(settings.remove)), "remove: give at least one number of layers"),
         (
-            bool(settings.text.train) or not settings.healed,
+            bool(settings.text.train) or not trained,
             "text.train: the text to heal on is missing",
         ),
         (
             bool(settings.text.train or settings.calibration.text)
-            or not (set(strategies) & set(MEASURED) or settings.repair),
+            or not (set(strategies) & set(MEASURED) or repaired),
             "calibration.text: text for strategies that measure, and for a repair, is missing",
         ),
         (
@@ -247,6 +346,7 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
     return (
         _problems(settings, checks)
         + repair
+        + wrong
         + [
             f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
             for name in strategies
@@ -262,6 +362,10 @@ def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str
         (bool(settings.model), "model: the parent is missing (a Hugging Face folder or hub id)"),
         *checks,
         (bool(settings.text.held_out), "text.held_out: text to measure on is missing"),
+        (
+            not settings.heal.teacher.top_k,
+            "heal.teacher.top_k: only chopjax train reads what a teacher said beforehand",
+        ),
         (
             not score.suite or score.suite in SUITES,
             f"score.suite: {score.suite!r} is not one of {', '.join(SUITES)}",

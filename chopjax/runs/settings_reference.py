@@ -110,6 +110,8 @@ def as_recipe(config: ConfigDict) -> str:
     values = sorted(flat(config.to_dict()).items(), key=lambda pair: order.get(pair[0], len(order)))
     lines = []
     for name, value in values:
+        if value is None:  # what differs for a method, and is not set
+            continue
         said = known.get(name)
         lines.append(f"config.{name} = {value!r}" + (f"  # {said}" if said else ""))
     return "\n".join(lines)

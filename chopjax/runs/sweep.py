@@ -3,6 +3,8 @@
     WORKDIR/points.jsonl       one row a point, appended as it finishes
     WORKDIR/analysis-SEED/     the measures that strategies need
     WORKDIR/tokens/            the text to heal on
+    WORKDIR/tokens-held_out/   the text to measure on, where methods of healing are compared
+    WORKDIR/step_times.json    how long steps take here, where the budget is a time
     WORKDIR/heal/KEY/          the training run of the point at work, removed when it is scored
     WORKDIR/repaired/KEY/      its repaired model, where it is repaired, likewise
     WORKDIR/report.html, *.png, *.svg, report.json
@@ -30,18 +32,22 @@ from chopjax.chop.importance import ANALYSIS, MEASURED
 from chopjax.chop.surgery import chop_params
 from chopjax.disk.mark import is_taken, marked_by, some
 from chopjax.errors import UserError
-from chopjax.keep import Keep, ranges
+from chopjax.keep import ranges
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
-from chopjax.runs import healing, repairs, work
+from chopjax.runs import costs, healing, point_runs, repairs, work
 from chopjax.runs import scored as scores
+from chopjax.runs.budget import Cost, parse_budget
 from chopjax.runs.inputs import WAYS, Inputs, digest
+from chopjax.runs.methods import CHOPPED, SCRATCH, Method
 from chopjax.runs.points import Point, plan
 from chopjax.runs.records import AnalysisRecords, PointRecords, read_rows, stage_name
 from chopjax.runs.settings import (
     SweepSettings,
     calibration_text,
+    heal_of,
+    methods_of,
     parent_of,
     read_sweep,
     split_list,
@@ -50,12 +56,12 @@ from chopjax.runs.stages import Stage, finish, look
 from chopjax.runs.workdir import check_space, opened
 from chopjax.score.engine import Engine
 from chopjax.train import settings as training
-from chopjax.train.loop import train
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
 
 POINTS = "points.jsonl"
-OWN = ("tokens", "tokens.partial", "heal", repairs.FOLDER, POINTS)
+STORES = (point_runs.TOKENS, point_runs.HELD_OUT)
+OWN = (*STORES, *(f"{name}.partial" for name in STORES), "heal", repairs.FOLDER, POINTS)
 VERB = "sweep"
 
 
@@ -76,25 +82,30 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     command: how to do this again, for the report.
     """
     settings = read_sweep(config)
-    if settings.healed:
-        training.read(_heal_config(settings, workdir, (0,), 0))
+    methods = methods_of(settings)
+    trained = [method for method in methods if method.trained]
+    for method in trained:
+        point_runs.check_settings(settings, workdir, method)
+    if trained:
         check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     with opened(workdir, VERB, _check_places):
         parent, engine = work.opened(settings.score, parent_of(settings))
-        num_layers = parent.config.num_layers
-        if settings.repair:
+        if any(method.repaired for method in methods):
             repairs.check(settings, parent)
-        if settings.healed:
-            healing.check_teacher_of(settings, parent)
-            _check_space(settings, workdir, parent.config)
+        if trained:
+            for method in trained:
+                healing.check_teacher_of(heal_of(settings, method), parent)
+            _check_space(settings, workdir, parent.config, trained)
         seeds = [int(seed) for seed in split_list(settings.seeds)]
         analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
-        points = list(plan(settings, num_layers, analyses))
-        if settings.healed:
-            work.prepare_text(settings, settings.text.train, workdir / "tokens")
+        points = list(plan(settings, parent.config.num_layers, analyses))
+        lacking = {m.name for m in methods if m.repaired} - {p.method.name for p in points}
+        if settings.methods and lacking:
+            raise UserError(f"methods: {some(sorted(lacking))}: no point can be repaired")
         rows = _rows(Job(settings, workdir, parent, {parent.config: engine}, scored), points)
-        return write_report(workdir, dataclasses.asdict(settings), rows, command)
+        costed = costs.CONVENTIONS if point_runs.compares(settings) else None
+        return write_report(workdir, dataclasses.asdict(settings), rows, command, costed)
 
 
 def _check_places(workdir: Path) -> None:
@@ -110,16 +121,39 @@ def _check_places(workdir: Path) -> None:
         )
 
 
-def _check_space(settings: SweepSettings, workdir: Path, model: ModelConfig) -> None:
-    """Of the healed points, one for every number of layers, strategy, seed and start, one is on the
-    disk at a time, or all with `keep_healed`."""
+def _check_space(
+    settings: SweepSettings, workdir: Path, model: ModelConfig, trained: Sequence[Method]
+) -> None:
+    """Of the trained points, one for every number of layers, strategy, seed and method, one is on
+    the disk at a time, or all with `keep_healed`.
+
+    Raises UserError, too, where a budget of FLOPs is less than a step of some method.
+    """
     counts = [resolve_remove(n, model.num_layers) for n in split_list(settings.remove)]
-    kept = [model.keep(range(model.num_layers - count)) for count in counts]
-    sizes = [run_bytes(config, settings.heal) for config in kept]
+    points = [
+        Point("", count, tuple(range(model.num_layers - count)), 0, method)
+        for count in counts
+        for method in trained
+    ]
+    steps = [heal_of(settings, point.method).total_steps for point in points]
+    if _in_flops(settings):
+        begun = [(point, Cost()) for point in points]
+        steps = [n for n, _ in point_runs.steps_of(settings, workdir, model, begun)]
+    configs = [
+        point_runs.config_of(settings, workdir, *each) for each in zip(points, steps, strict=True)
+    ]
+    sizes = [
+        run_bytes(model.keep(point.keep), training.read(config))
+        for point, config in zip(points, configs, strict=True)
+    ]
     times = len(split_list(settings.strategies)) * len(split_list(settings.seeds))
-    times *= 2 if settings.repair else 1
     total = times * sum(sizes) if settings.keep_healed else max(sizes)
     check_space(workdir, [settings.text.train], settings.text.field, total)
+
+
+def _in_flops(settings: SweepSettings) -> bool:
+    """Whether there is a budget of FLOPs, which needs no measurement."""
+    return bool(settings.budget) and not parse_budget(settings.budget).is_time
 
 
 def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, Any]:
@@ -161,43 +195,73 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
         for p, own in zip(points, keys, strict=True)
     ]
     tasks, rows = look(records, stages, keys), []
+    _prepare(job, [point for point, task in zip(points, tasks, strict=True) if not task.done])
     with progress("points", len(tasks), "points", sum(bool(task.done) for task in tasks)) as bar:
         for point, own, task in zip(points, keys, tasks, strict=True):
             rows.append(finish(records, task))
             if task.done:
                 continue
-            if point.healed and not job.settings.keep_healed:
+            if point.method.trained and not job.settings.keep_healed:
                 for folder in _runs(job, own):
                     healing.remove_run(folder, job.settings.heal.log)
-            if point.repaired:
+            if point.method.repaired:
                 repairs.remove(job.workdir, own)
             bar.advance(1, loss=rows[-1]["loss"])
     return rows
 
 
+def _prepare(job: Job, missing: Sequence[Point]) -> None:
+    """What the points that are missing need: steps within the budget, and text as tokens.
+
+    Raises UserError where a method cannot make a step.
+    """
+    settings, text = job.settings, job.settings.text
+    trained, parent = [point for point in missing if point.method.trained], job.parent.config
+    if trained:
+        # How long a repair takes is known when it was made.
+        known = [point.method.repaired and _in_flops(settings) for point in trained]
+        spent = [
+            costs.repair_at_most(settings.calibration, parent, point.keep, settings.repair)
+            if each
+            else Cost()
+            for point, each in zip(trained, known, strict=True)
+        ]
+        begun = list(zip(trained, spent, strict=True))
+        point_runs.steps_of(settings, job.workdir, parent, begun)
+        work.prepare_text(settings, text.train, job.workdir / point_runs.TOKENS)
+    if missing and point_runs.compares(settings):
+        work.prepare_text(settings, text.held_out, job.workdir / point_runs.HELD_OUT)
+
+
 def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
     """Of all that a point's figures depend on, a point a list: as it is recorded now, and as an
     earlier chopjax would have recorded it."""
-    text, heal = job.settings.text, training.meaning(dataclasses.asdict(job.settings.heal))
-    score = scores.about(job.settings.score) | job.scored.identities
+    settings, text, parent = job.settings, job.settings.text, job.parent.config
+    score = scores.about(settings.score) | job.scored.identities
+    windows = settings.heal.data if point_runs.compares(settings) else None
     ways = [
         (
             inputs.model(job.parent),
             inputs.texts(text.held_out, text.field),
             inputs.texts(text.train, text.field) if text.train else [],
-            inputs.teacher(job.settings.heal.teacher),
         )
         for inputs in WAYS
     ]
-
-    mended = [repairs.about(job.settings, inputs) for inputs in WAYS]
+    mended = [repairs.about(settings, inputs) for inputs in WAYS]
 
     def key(point: Point, way: int) -> str:
-        origin, held_out, train, teacher = ways[way]
-        healed = heal | teacher | {"seed": point.seed, "text": train} if point.healed else None
-        parts = [origin, held_out, list(point.keep), healed, score]
-        if point.repaired:
+        (origin, held_out, train), inputs = ways[way], WAYS[way]
+        healed, kept = None, list(point.keep)
+        if point.method.trained:
+            healed = point_runs.meaning(settings, point) | {"text": train}
+            healed |= inputs.teacher(heal_of(settings, point.method).teacher)
+        # Random weights have the layers' shapes alone.
+        layers = repr(parent.keep(kept)) if point.method.trained == SCRATCH else kept
+        parts = [origin, held_out, layers, healed, score]
+        if point.method.repaired:
             parts.append(mended[way] | {"seed": point.seed})
+        if windows is not None:  # in which held-out text is measured, too
+            parts.append([windows.sequence_length, windows.mask_documents])
         return digest(parts)[:16]
 
     return [[key(point, way) for way in range(len(ways))] for point in points]
@@ -215,34 +279,39 @@ def _row(
     scored once."""
     same = [known[key] for key in keys if key in known]
     figures = same[0] if same else _figures(job, point, _runs(job, keys))
-    return figures | point._asdict() | {"keep": ranges(point.keep), "key": keys[0]}
+    return figures | point.row() | {"key": keys[0]}
 
 
 def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
     """What a model is worth."""
     begun, settings, parent = time.monotonic(), job.settings, job.parent
+    method, workdir = point.method, job.workdir
     say(
         f"{point.strategy}: layers {ranges(point.keep)}"
-        + (", repaired" if point.repaired else "")
-        + (", healed" if point.healed else "")
-        + (f", seed {point.seed}" if point.healed or point.repaired else "")
+        + (f", {method.name}, seed {point.seed}" if method != CHOPPED else "")
     )
-    start = None
-    if point.repaired:
-        start = repairs.repaired(settings, job.workdir, runs[0].name, point)
+    params, model_config = chop_params(parent.params, point.keep), parent.config.keep(point.keep)
+    start, cost = None, Cost()
+    figures: dict[str, Any] = {}
+    if method.repaired:
+        start = repairs.repaired(settings, workdir, runs[0].name, point)
+        cost = costs.repair_cost(parent.config, point.keep, repairs.record(start))
         loaded = load(str(start), dtype=settings.score.dtype)
         params, model_config = loaded.params, loaded.config
-    else:
-        params, model_config = (
-            chop_params(parent.params, point.keep),
-            parent.config.keep(point.keep),
-        )
-    if point.healed:
-        same = settings.score.dtype == settings.heal.compute.param_dtype
-        config = _heal_config(settings, job.workdir, point.keep, point.seed, start)
+        figures["healing"] = {"steps": 0, "tokens": 0, **cost._asdict()}
+    if method.trained:
         folder = next((run for run in runs if run.exists()), runs[0])
-        train(config, folder, params=params if same else None)
+        figures["healing"] = point_runs.train_point(
+            settings, workdir, folder, point, parent.config, start, params, cost
+        )
         params = load(str(folder), dtype=settings.score.dtype).params
+    if point_runs.compares(settings):
+        curve = figures.get("healing", {}).get("curve")
+        figures["window_loss"] = (
+            curve[-1]["loss"]
+            if curve
+            else point_runs.window_loss(settings, workdir, model_config, params)
+        )
     model = dataclasses.replace(parent, params=params, config=model_config)
     engine = _engine(job, model)
     measured = work.held_out(settings, model, engine)
@@ -255,6 +324,7 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
         "loss": measured["nats_per_token"],
         **{name: measured[name] for name in names},
         **on,
+        **figures,
         "seconds": time.monotonic() - begun,
     }
 
@@ -266,16 +336,3 @@ def _engine(job: Job, model: Loaded) -> Engine:
         engine = Engine(model.config, model.params, *shared, tokenizer=like.tokenizer)
         job.engines[model.config] = engine
     return job.engines[model.config].with_params(model.params)
-
-
-def _heal_config(
-    settings: SweepSettings, workdir: Path, keep: Keep, seed: int, start: Path | None = None
-) -> ConfigDict:
-    """start: a chopped checkpoint to begin with; without one the run chops the parent itself."""
-    return healing.heal_config(
-        settings,
-        {"model": str(start)} if start else healing.from_parent(settings, keep),
-        {"train": str(workdir / "tokens")},
-        seed=seed,
-        log=dataclasses.replace(settings.heal.log, tensorboard=False),
-    )

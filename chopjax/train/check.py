@@ -63,7 +63,10 @@ def check(config: ConfigDict, workdir: str, where: Where) -> None:
         raise UserError(f"training cannot start like this:\n{listing(problems)}")
     data, steps = settings.data, settings.total_steps
     of_them = "" if tokens is None else f", the stores hold {tokens:,}"
-    say(f"model: {settings.model or 'random weights'}{f', {parent.layers}' if parent else ''}")
+    model = settings.model or "random weights"
+    if settings.from_scratch:
+        model = f"random weights in the shape of {model}"
+    say(f"model: {model}{f', {parent.layers}' if parent else ''}")
     say(
         f"training: {steps:,} steps of {data.batch_size:,} x {data.sequence_length:,} tokens, "
         f"{steps * data.batch_size * data.sequence_length:,} in all{of_them}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from chopjax.data.batches import EvaluationBatches, eval_batches
 from chopjax.data.store import open_store
+from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.progress import progress
@@ -62,5 +64,6 @@ def held_out_loss(
     batches = held_out_batches(settings)
     assert batches is not None
     abstract = abstract_params(config, settings.compute.param_dtype, mesh)
+    settings = dataclasses.replace(settings, adapter=AdapterSettings())  # they are in params
     eval_step = make_eval_step(next_token(config, settings), abstract, {}, mesh)
     return evaluate(eval_step, params, {}, batches, mesh)

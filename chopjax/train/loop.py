@@ -202,7 +202,7 @@ def _train(
         _check_same_run("data", changed, force)
 
     # -------------------------- Decide how to initialize training. The order is important.
-    # 1. A checkpoint of this run.  2. Adapters, on a model.  3. A model.  4. Random weights.
+    # 1. A checkpoint of this run.  2. Adapters, on a model.  3. Random weights.  4. A model.
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     task = task_of(model, settings, mesh, teacher)
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
@@ -214,15 +214,15 @@ def _train(
             state = checkpoints.restore(folder, found_step, abstract)
     elif settings.adapter.rank:
         state = begin({}, optimizer, settings, abstract, task.fresh)
+    elif description is None or settings.from_scratch:
+        say(f"{origin.name}, seed {settings.seed}")
+        state = begin_from_scratch(model, optimizer, settings, abstract, task.fresh)
     elif params is not None:
         where = {name: shardings_of(abstract["params"][name]) for name in params}
         copied = jax.device_put(params, where, may_alias=False)  # `begin` takes its argument
         state = begin(copied, optimizer, settings, abstract, task.fresh)
-    elif description is not None:
-        state = _begin_from_model(description, origin, task, optimizer, settings, abstract)
     else:
-        say(f"{origin.name}, seed {settings.seed}")
-        state = begin_from_scratch(model, optimizer, settings, abstract, task.fresh)
+        state = _begin_from_model(description, origin, task, optimizer, settings, abstract)
 
     # ------------------------------------------------------------------- Programs and clocks
     train_step, eval_step = _programs(model, task, optimizer, settings, mesh)

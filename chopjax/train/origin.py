@@ -27,7 +27,8 @@ class Origin:
     """The parent, and what becomes of its layers.
 
     keep: the layers that stay, None for all of them. chop_after: the updates made with all of the
-    parent's layers; the chop comes right after the last of them.
+    parent's layers; the chop comes right after the last of them. shape_of: of random weights in the
+    shape of a model, whose: name, revision, num_layers and kept_layers.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Origin:
     raw_config: dict[str, Any]
     keep: Keep | None
     chop_after: int
+    shape_of: dict[str, Any] | None = None
 
     def config_at(self, step: int) -> ModelConfig:
         """What a state with `step` updates behind it computes."""
@@ -69,7 +71,21 @@ def find_origin(settings: Settings) -> tuple[Origin, Description | None]:
         target_paths(description.config, settings.adapter)
     keep = _keep(chop, description.config.num_layers)
     source, revision, raw_config = description.source, description.revision, description.raw_config
+    if settings.from_scratch:
+        shape = _shape(description, keep)
+        return Origin(SCRATCH, None, raw_config, keep, chop.after_steps, shape), description
     return Origin(source, revision, raw_config, keep, chop.after_steps), description
+
+
+def _shape(description: Description, keep: Keep | None) -> dict[str, Any]:
+    """Whose shape random weights have, with layers as the first parent's are numbered."""
+    before = description.provenance
+    total = description.config.num_layers
+    parent = {"name": description.source, "revision": description.revision, "num_layers": total}
+    kept = list(range(total))
+    if before is not None and before["parent"]["name"] != SCRATCH:
+        parent, kept = before["parent"], before["kept_layers"]
+    return {**parent, "kept_layers": [kept[layer] for layer in (keep or range(total))]}
 
 
 def _keep(chop: ChopSettings, num_layers: int) -> Keep | None:
@@ -89,6 +105,9 @@ def write_assets(
     raw_config, provenance = origin.raw_config, description.provenance if description else None
     if origin.keep is not None:
         raw_config = chop_config(raw_config, family, origin.keep)
+    if settings.from_scratch:
+        provenance = None  # no weight is the parent's
+    elif origin.keep is not None:
         provenance = compose(
             provenance,
             origin.name,

@@ -139,6 +139,7 @@ class Settings:
     # instead of a model: what a config.json holds, to begin with random weights
     scratch: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = ""  # with scratch: the folder whose tokenizer goes along
+    from_scratch: bool = False  # random weights in the shape of model and chop
     total_steps: int = 1000  # of training, those before the chop included
     seed: int = 0  # of the order of batches, and of random weights
     chop: ChopSettings = ChopSettings()
@@ -155,7 +156,7 @@ class Settings:
 
 # These came after 0.1.0. At their defaults they are no part of what a run means, so that what was
 # recorded before them is the same run still.
-LATER = ("teacher.",)
+LATER = ("from_scratch", "adapter.", "teacher.")
 
 # These may change when a run is resumed. Everything else changes what the run means. Of the data
 # and of a teacher, fingerprints are compared and not where they lie.
@@ -194,7 +195,7 @@ def read_settings(
     """A config as frozen settings of this kind. Raises UserError that lists everything that is
     wrong: fields and types; where these are right, what `contradictions` finds."""
     problems: list[str] = []
-    settings: Kind = _read_as(kind, _fields_of(config), "", problems)
+    settings: Kind = _read_as(kind, fields_of(config), "", problems)
     if not problems:
         problems = contradictions(settings)
     if problems:
@@ -202,7 +203,31 @@ def read_settings(
     return settings
 
 
-def _fields_of(config: ConfigDict) -> dict[str, Any]:
+def changed(settings: Settings, changes: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Settings that differ in some fields, nested as they are. Raises UserError that lists those
+    that do not exist and values that are not of their field's type.
+
+    prefix: what stands before a field's name in a message.
+    """
+    problems: list[str] = []
+    new: Settings = _read_as(
+        Settings, _merged(dataclasses.asdict(settings), changes), prefix, problems
+    )
+    if problems:
+        raise UserError(f"the settings contradict each other:\n{listing(problems)}")
+    return new
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: _merged(old[name], value)
+        for name, value in new.items()
+        if isinstance(value, Mapping) and isinstance(old.get(name), Mapping)
+    }
+    return {**old, **new, **inner}
+
+
+def fields_of(config: ConfigDict) -> dict[str, Any]:
     """A config as nested dicts. Raises UserError where a field is still to be set."""
     try:
         fields: dict[str, Any] = config.to_dict()
@@ -316,6 +341,10 @@ def _contradictions(settings: Settings) -> list[str]:
             "tokenizer: with scratch, the folder of the tokenizer is needed",
         ),
         (
+            not (settings.from_scratch and (settings.scratch or chop.after_steps)),
+            "from_scratch: give neither scratch nor chop.after_steps with it",
+        ),
+        (
             data.batch_size % compute.microbatches == 0,
             f"data.batch_size {data.batch_size}: not a multiple of compute.microbatches",
         ),
@@ -338,7 +367,7 @@ def _contradictions(settings: Settings) -> list[str]:
             "adapter.rank is 0, and other fields of adapter are set: give it a rank of at least 1",
         ),
         (
-            adapter.rank == 0 or bool(settings.model),
+            adapter.rank == 0 or bool(settings.model and not settings.from_scratch),
             "adapter.rank: adapters go onto a model; random weights have none",
         ),
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),

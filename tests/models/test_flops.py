@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from chopjax.models import decoder, flops, parameters
+from chopjax.models import adapter_settings, decoder, flops, parameters
+from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.families import translate
@@ -81,3 +84,42 @@ def test_xla_counts_the_same_for_a_forward_pass() -> None:
     counted = costs["flops"] / length
     _, palm = conventions(config, length)  # XLA computes all T x T scores
     assert counted == pytest.approx(palm.forward, rel=0.08)
+
+
+def test_adapters_save_what_torch_counts_with_peft() -> None:
+    """Of a layer that has others below it: what a training step costs less than one of all weights.
+    Attention costs both the same, so that nothing but products with weights is left."""
+    import peft
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    raw: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 80,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    settings, length = AdapterSettings(rank=3), 16
+
+    def torch_saves(layers: int) -> int:
+        counts = []
+        for adapted in (False, True):
+            model: Any = LlamaForCausalLM(LlamaConfig(**raw, num_hidden_layers=layers))
+            if adapted:
+                targets = ["gate_proj", "up_proj", "down_proj"]
+                model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=targets))
+            ids = torch.arange(length)[None]
+            with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+                model(input_ids=ids, labels=ids).loss.backward()
+            counts.append(counter.get_total_flops())
+        return counts[0] - counts[1]
+
+    def ours_saves(layers: int) -> int:
+        _, config = translate(raw | {"num_hidden_layers": layers})
+        added = adapter_settings.count(config, settings)
+        full = flops.training_per_token(config, length)
+        return length * (full - flops.adapters_per_token(config, length, added))
+
+    assert ours_saves(3) - ours_saves(2) == torch_saves(3) - torch_saves(2)

@@ -6,27 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report.rows import SETTINGS, row
 
 from chopjax import __version__
 from chopjax.report import sweep, sweep_figures
-
-
-def row(strategy: str, remove: int, loss: float, healed: bool = False, seed: int = 0) -> Any:
-    return {
-        "strategy": strategy,
-        "remove": remove,
-        "keep": "0-7" if strategy == "parent" else "0",
-        "healed": healed,
-        "seed": seed,
-        "loss": loss,
-        "perplexity": 2 * loss,
-        "loss_over_log_vocabulary": loss / 4,
-        "tokens": 1000,
-        "convention": "mean over tokens",
-        "accuracy": {"piqa": [0.5 + loss / 100, 0.01], "copa": [0.6, None]},
-        "chance": {"piqa": 0.5, "copa": None},
-    }
-
 
 ROWS = [
     row("parent", 0, 2.0),
@@ -36,11 +19,6 @@ ROWS = [
     row("sleb", 4, 3.7, seed=1),
     row("sleb", 4, 2.5, healed=True),
 ]
-SETTINGS = {
-    "model": "somewhere/model",
-    "text": {"held_out": "h.jsonl", "train": "t.jsonl"},
-    "heal": {"total_steps": 10, "data": {"batch_size": 2, "sequence_length": 3}},
-}
 
 
 def test_repaired_points_have_columns_and_curves_of_their_own(tmp_path: Path) -> None:

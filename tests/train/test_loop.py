@@ -362,6 +362,30 @@ def test_from_random_weights_and_exported(data, tmp_path):
     assert torch.equal(query, torch.tensor(np.asarray(ours).reshape(16, -1).T))
 
 
+def test_random_weights_in_the_shape_of_a_chop(data, tmp_path, capsys):
+    """The same as from the chop's config.json, and no weight is said to be the parent's."""
+    raw = json.loads((data / "model/config.json").read_text()) | {"num_hidden_layers": 2}
+    flags = ["total_steps=2", "data.evaluation="]
+    config = recipe(data, *flags, f"scratch={raw}", "model=", f"tokenizer={data / 'model'}")
+    train(config, tmp_path / "config")
+    shaped = recipe(data, *flags, "from_scratch=True", "chop.keep=0,3")
+    shaped.checkpoints.every = 1
+    train(shaped, tmp_path / "chop")
+    assert bits(tmp_path / "chop") == bits(tmp_path / "config")
+    assert "random weights, seed 0" in capsys.readouterr().err
+    assert train(shaped, tmp_path / "chop")["steps"] == 2  # is resumed as what it is
+    assert cli.main(["export", str(tmp_path / "chop"), str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out/chopjax.json").read_text())
+    (entry,) = record["history"]
+    assert (record["parent"]["name"], entry["step"]) == ("random weights", "training")
+    assert entry["shape_of"] == {
+        "name": str(data / "model"), "revision": None, "num_layers": 4, "kept_layers": [0, 3],
+    }  # fmt: skip
+    card = (tmp_path / "out/README.md").read_text()
+    assert "that of model with 2 of its 4 layers" in card
+    assert "trained from random weights" in card
+
+
 def test_two_runs_cannot_share_a_folder(data, tmp_path, monkeypatch):
     seen = []
 

@@ -11,6 +11,7 @@ import checkpoints
 import pytest
 from checkpoints import write_checkpoint
 
+from chopjax import cli
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import load
 from chopjax.checkpoint.orbax_folder import save_import
@@ -121,6 +122,20 @@ def test_the_revision_is_asked_for_and_the_commit_is_kept(
     assert asked == [("OWNER/NAME", "main"), ("OWNER/NAME", None)]
 
 
+def test_the_shape_of_a_chopped_chop_is_said_in_the_first_parents_layers(
+    model: Path, tmp_path: Path
+) -> None:
+    assert cli.main(["chop", str(model), str(tmp_path / "chopped"), "--keep", "0,2-3"]) == 0
+    asked = dataclasses.replace(settings(tmp_path / "chopped", keep="0,2"), from_scratch=True)
+    origin, found = find_origin(asked)
+    assert origin.name == "random weights"
+    assert origin.shape_of == {
+        "name": str(model), "revision": None, "num_layers": 4, "kept_layers": [0, 3],
+    }  # fmt: skip
+    assert found is not None
+    assert from_record(json.loads(json.dumps(origin.record()))) == origin
+
+
 @pytest.mark.parametrize(
     ("chop", "said"),
     [
@@ -178,6 +193,8 @@ def test_a_record_is_read_as_what_it_was(model: Path, keep: str, scratch: bool) 
 
 def test_a_record_of_other_fields_is_none(model: Path) -> None:
     record = find_origin(settings(model))[0].record()
+    earlier = {name: value for name, value in record.items() if name != "shape_of"}
+    assert from_record(earlier) == from_record(record)  # 0.1.0 had none
     with pytest.raises(KeyError):
         from_record({name: value for name, value in record.items() if name != "keep"})
     for changed in (
@@ -205,6 +222,9 @@ def test_what_a_resumed_run_must_agree_with(model: Path) -> None:
         assert record["stores"] == stores
         assert from_record(record["origin"]) == origin
         assert differences(record["config"], dataclasses.asdict(asked)) == []
+        earlier = dict(record["config"])
+        del earlier["from_scratch"]  # 0.1.0 did not have it
+        assert differences(earlier, dataclasses.asdict(asked)) == []
     changed = dataclasses.replace(
         asked, seed=1, chop=dataclasses.replace(asked.chop, after_steps=6)
     )

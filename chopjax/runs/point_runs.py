@@ -1,0 +1,152 @@
+"""The training runs of a sweep's points: their settings, how many steps they make, what they cost.
+
+Where methods are compared, held-out text is measured on the way, in windows of the training length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from chopjax.errors import UserError
+from chopjax.keep import ranges
+from chopjax.models import mesh as meshes
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
+from chopjax.runs import costs, healing
+from chopjax.runs.budget import Cost, Plan, parse_budget, steps_within
+from chopjax.runs.methods import FULL, SCRATCH, Method, heal_settings
+from chopjax.runs.points import Point
+from chopjax.runs.settings import SweepSettings, heal_of
+from chopjax.train import settings as training
+from chopjax.train.evaluation import held_out_loss
+from chopjax.train.loop import train
+from chopjax.train.settings import PARENT, TeacherSettings
+
+TOKENS, HELD_OUT = "tokens", "tokens-held_out"
+EVALUATIONS = 10  # of held-out text in a run, where the settings leave it open
+
+
+def compares(settings: SweepSettings) -> bool:
+    """Whether methods of healing are compared, with what they cost."""
+    return bool(settings.methods or settings.budget)
+
+
+def steps_of(
+    settings: SweepSettings,
+    workdir: Path,
+    parent: ModelConfig,
+    points: Sequence[tuple[Point, Cost]],
+) -> list[tuple[int, Cost]]:
+    """Of trained points, each with what is spent before its first step: how many steps it makes,
+    and what one costs.
+
+    Raises UserError where the budget is less than one step.
+    """
+    budget = parse_budget(settings.budget) if settings.budget else None
+    in_time, plans = budget is not None and budget.is_time, []
+    for point, before in points:
+        heal = heal_of(settings, point.method)
+        begun = dataclasses.replace(heal, **healing.from_parent(settings, point.keep))
+        step = costs.step_cost(workdir, parent.keep(point.keep), begun, in_time)
+        plans.append(Plan(point.method.name, step, before))
+    if budget is None:
+        steps = [heal_of(settings, point.method).total_steps for point, _ in points]
+    else:
+        steps = steps_within(budget, plans)
+    return [(count, plan.step) for count, plan in zip(steps, plans, strict=True)]
+
+
+def config_of(
+    settings: SweepSettings, workdir: Path, point: Point, steps: int, start: Path | None = None
+) -> ConfigDict:
+    """start: a chopped checkpoint to begin with; without one the run chops the parent itself."""
+    heal = heal_of(settings, point.method)
+    begin = healing.from_parent(settings, point.keep)
+    if start:
+        begin = {"model": str(start), "teacher": _of_start(heal.teacher, settings, point)}
+    stores = {"train": str(workdir / TOKENS)}
+    changes: dict[str, Any] = {"total_steps": steps}
+    if settings.budget:
+        # A method that makes few steps warms up in their first half at most.
+        warmup = min(heal.optimizer.warmup_steps, steps // 2)
+        changes["optimizer"] = dataclasses.replace(heal.optimizer, warmup_steps=warmup)
+    if compares(settings):
+        stores["evaluation"] = str(workdir / HELD_OUT)
+        every = heal.evaluation.every or max(steps // EVALUATIONS, 1)
+        changes["evaluation"] = dataclasses.replace(heal.evaluation, every=every)
+    return healing.heal_config(
+        heal,
+        begin,
+        stores,
+        seed=point.seed,
+        log=dataclasses.replace(heal.log, tensorboard=False),
+        **changes,
+    )
+
+
+def _of_start(asked: TeacherSettings, settings: SweepSettings, point: Point) -> TeacherSettings:
+    """The same teacher for a student that is a checkpoint of its own: the sweep's parent, whatever
+    that was cut from, with the layers that the point kept."""
+    if asked.model != PARENT:
+        return asked
+    layers = asked.map or ranges(point.keep)
+    return dataclasses.replace(asked, model=settings.model, revision=settings.revision, map=layers)
+
+
+def check_settings(settings: SweepSettings, workdir: Path, method: Method) -> None:
+    """Raises UserError where a method's settings contradict each other."""
+    point, steps = Point("", 0, (0,), 0, method), heal_of(settings, method).total_steps
+    try:
+        training.read(config_of(settings, workdir, point, steps))
+    except UserError as error:
+        raise UserError(f"{method.name}: {error}") from error
+
+
+def meaning(settings: SweepSettings, point: Point) -> dict[str, Any]:
+    """What a point's training depends on, beside model, layers and text."""
+    means = training.meaning(dataclasses.asdict(heal_of(settings, point.method)))
+    if settings.budget:
+        means = {name: value for name, value in means.items() if name != "total_steps"}
+        means["budget"] = parse_budget(settings.budget).named()
+    return means | {"seed": point.seed}
+
+
+def train_point(
+    settings: SweepSettings,
+    workdir: Path,
+    folder: Path,
+    point: Point,
+    parent: ModelConfig,
+    start: Path | None,
+    params: Params,
+    spent: Cost,
+) -> dict[str, Any]:
+    """Train in a folder; returns what it cost, with what was spent before (costs.py).
+
+    start: as config_of has it; params: the same, in memory.
+    """
+    ((steps, step),) = steps_of(settings, workdir, parent, [(point, spent)])
+    config = config_of(settings, workdir, point, steps, start)
+    same = settings.score.dtype == config.compute.param_dtype
+    known = same and point.method.trained != SCRATCH
+    train(config, folder, params=params if known else None)
+    return costs.trained(folder, step, spent)
+
+
+def window_loss(
+    settings: SweepSettings, workdir: Path, config: ModelConfig, params: Params
+) -> float:
+    """Of a model that is not trained: held-out loss as the others' training measures it."""
+    stores = {"train": str(workdir / TOKENS), "evaluation": str(workdir / HELD_OUT)}
+    plain = heal_settings(settings.heal, Method(trained=FULL), {})
+    heal = training.read(healing.heal_config(plain, {"model": settings.model}, stores))
+    mesh = meshes.make_mesh(heal.mesh.data, heal.mesh.fsdp, heal.mesh.tensor, heal.mesh.slices)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, meshes.shardings(config, mesh))
+        return held_out_loss(config, placed, heal, mesh)[0]
