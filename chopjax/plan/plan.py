@@ -59,15 +59,15 @@ def settings_of(config: ConfigDict) -> tuple[Settings, Origin, Teacher | None]:
     """
     config = _training_part(config)
     config.data.train = config.data.train or "not needed to plan"
-    model = config.model
-    if config.model in CONFIGS:
-        config.scratch, config.model = CONFIGS[config.model], ""
-        config.from_scratch = False  # the same shape
     if config.scratch:
         config.tokenizer = config.tokenizer or "not needed to plan"
     settings = read(config)
-    if settings.model and (raw_config := local_config(settings.model)) is not None:
-        settings = dataclasses.replace(settings, model="", scratch=raw_config)
+    model = settings.model
+    raw_config = CONFIGS.get(model)
+    if model and raw_config is None:
+        raw_config = local_config(model)
+    if raw_config is not None:
+        settings = dataclasses.replace(settings, model="", scratch=raw_config, from_scratch=False)
     origin = find_origin(settings)[0]
     teacher = None
     if settings.teacher.model:

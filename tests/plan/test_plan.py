@@ -225,7 +225,7 @@ def compiled(*arguments: str) -> dict:
         capture_output=True,
         text=True,
         timeout=600,
-        env={k: v for k, v in os.environ.items() if not k.startswith("JAX_")},
+        env={k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))},
     )
     assert done.returncode in (0, 1), done.stderr
     plan = json.loads(done.stdout)
