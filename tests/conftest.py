@@ -51,6 +51,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def lowered() -> list[str]:
+    """Grows with every program that jax lowers."""
+    import jax
+
+    seen: list[str] = []
+    lowering = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: seen.append(event) if event == lowering else None
+    )
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def few_programs(lowered: list[str]) -> Iterator[None]:
+    """jax keeps what it lowered, and every program takes longer to lower the more it keeps: 10 ms
+    the first, a quarter of a second the two thousandth."""
+    yield
+    if len(lowered) > 300:
+        import jax
+
+        jax.clear_caches()
+        lowered.clear()
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real checkpoints, corpora and benchmarks beside the repository."""
     if not (SHARED / "models").is_dir():

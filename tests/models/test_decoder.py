@@ -21,6 +21,7 @@ from chopjax.models.compute import Compute
 from chopjax.models.families import translate
 
 LENGTH = 500
+hidden_states = jax.jit(decoder.hidden_states, static_argnums=(1, 2))
 
 
 def check(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> None:
@@ -28,7 +29,7 @@ def check(model: transformers.PreTrainedModel, raw: dict[str, Any]) -> None:
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, LENGTH), dtype=np.int32)
     with torch.no_grad():
         reply = model(torch.tensor(tokens).long(), labels=torch.tensor(tokens).long())
-    hidden = decoder.hidden_states(params, config, Compute(), jnp.asarray(tokens))
+    hidden = hidden_states(params, config, Compute(), jnp.asarray(tokens))
     logits = head.logits(head.head_of(params, config), hidden)
     assert np.abs(np.asarray(logits) - reply.logits.numpy()).max() <= 1e-4
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)
@@ -78,17 +79,17 @@ def test_random_parameters_have_the_layout(family: str, tied: bool) -> None:
 
 def test_segments_keep_documents_apart() -> None:
     config, params, tokens = tiny()
-    alone = decoder.hidden_states(params, config, Compute(), tokens[:, 10:])
+    alone = hidden_states(params, config, Compute(), tokens[:, 10:])
     segments = jnp.asarray(np.r_[np.full(10, 1), np.full(14, 2)], jnp.int32)[None].repeat(2, 0)
     places = jnp.asarray(np.r_[np.arange(10), np.arange(14)], jnp.int32)[None].repeat(2, 0)
-    packed = decoder.hidden_states(params, config, Compute(), tokens, segments, places)
+    packed = hidden_states(params, config, Compute(), tokens, segments, places)
     np.testing.assert_allclose(packed[:, 10:], alone, atol=2e-6)
 
 
 def test_compute_dtype_is_apart_from_parameter_dtype() -> None:
     config, params, tokens = tiny()
-    wide = decoder.hidden_states(params, config, Compute(), tokens)
-    narrow = decoder.hidden_states(params, config, Compute(dtype="bfloat16"), tokens)
+    wide = hidden_states(params, config, Compute(), tokens)
+    narrow = hidden_states(params, config, Compute(dtype="bfloat16"), tokens)
     assert wide.dtype == jnp.float32
     assert narrow.dtype == jnp.bfloat16
     assert 0 < float(jnp.abs(wide - narrow.astype(jnp.float32)).max()) < 0.1
@@ -101,8 +102,8 @@ def test_remat_does_not_change_gradients(remat: Any) -> None:
     def loss(params: Any, compute: Compute) -> jax.Array:
         return jnp.square(decoder.hidden_states(params, config, compute, tokens)).mean()
 
-    plain = jax.grad(loss)(params, Compute())
-    saved = jax.grad(loss)(params, Compute(remat=remat))
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, saved = gradient(params, Compute()), gradient(params, Compute(remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, saved)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import struct
 
 from chopjax.models import decoder, parameters
@@ -30,17 +31,25 @@ def of(experts: Experts) -> tuple[ModelConfig, dict[str, jax.Array]]:
     return config, {name: 50 * kernel[0] for name, kernel in params["blocks"]["mlp"].items()}
 
 
-def one_by_one(mlp: dict[str, jax.Array], experts: Experts, x_BTD: jax.Array) -> jax.Array:
+run = jax.jit(feed_forward, static_argnums=(1, 2))
+
+
+def in_torch(array: jax.Array) -> torch.Tensor:
+    return torch.tensor(np.array(array, np.float32), requires_grad=True)
+
+
+def one_by_one(mlp: dict[str, torch.Tensor], experts: Experts, x_BTD: torch.Tensor) -> torch.Tensor:
     """Every expert on every token, those that a token does not take weighted with nothing."""
-    share_BTX = jax.nn.softmax(x_BTD @ mlp["router"])
-    least_BT1 = jnp.sort(share_BTX, axis=-1)[..., -experts.per_token, None]
-    weight_BTX = jnp.where(share_BTX >= least_BT1, share_BTX, 0)
+    share_BTX = (x_BTD @ mlp["router"]).softmax(-1)
+    least_BT1 = share_BTX.sort(-1).values[..., -experts.per_token, None]
+    weight_BTX = torch.where(share_BTX >= least_BT1, share_BTX, 0)
     if experts.renormalise:
-        weight_BTX /= weight_BTX.sum(-1, keepdims=True)
-    y_BTD = jnp.zeros_like(x_BTD)
+        weight_BTX = weight_BTX / weight_BTX.sum(-1, keepdim=True)
+    y_BTD = torch.zeros_like(x_BTD)
     for number in range(experts.count):
-        inner_BTF = jax.nn.silu(x_BTD @ mlp["gate"][number]) * (x_BTD @ mlp["up"][number])
-        y_BTD += weight_BTX[..., number, None] * (inner_BTF @ mlp["down"][number])
+        gate_BTF = torch.nn.functional.silu(x_BTD @ mlp["gate"][number])
+        inner_BTF = gate_BTF * (x_BTD @ mlp["up"][number])
+        y_BTD = y_BTD + weight_BTX[..., number, None] * (inner_BTF @ mlp["down"][number])
     return y_BTD
 
 
@@ -56,27 +65,32 @@ def one_by_one(mlp: dict[str, jax.Array], experts: Experts, x_BTD: jax.Array) ->
 )
 def test_value_and_gradients_are_those_of_a_loop(experts: Experts) -> None:
     config, mlp = of(experts)
-    x_BTD = jax.random.normal(jax.random.key(1), (B, T, D))
+    x_BTD, d_BTD = (jax.random.normal(jax.random.key(n), (B, T, D)) for n in (1, 2))
 
     @jax.jit
-    def mine(mlp: dict[str, jax.Array], x_BTD: jax.Array) -> jax.Array:
+    def mine(mlp: dict[str, jax.Array], x_BTD: jax.Array) -> Any:
         with jax.default_matmul_precision("highest"):
-            return feed_forward(mlp, config, jax.nn.silu, x_BTD)
+            y_BTD, back = jax.vjp(lambda m, x: feed_forward(m, config, jax.nn.silu, x), mlp, x_BTD)
+        return y_BTD, *back(d_BTD)
 
-    got, back = jax.vjp(mine, mlp, x_BTD)
-    want, wanted_back = jax.vjp(lambda mlp, x: one_by_one(mlp, experts, x), mlp, x_BTD)
-    d_BTD = jax.random.normal(jax.random.key(2), want.shape)
-    found, wanted = jax.tree.leaves((got, back(d_BTD))), jax.tree.leaves((want, wanted_back(d_BTD)))
-    for a, b in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+    got, got_mlp, got_x = mine(mlp, x_BTD)
+    theirs, x = {name: in_torch(kernel) for name, kernel in mlp.items()}, in_torch(x_BTD)
+    want = one_by_one(theirs, experts, x)
+    want.backward(torch.tensor(np.array(d_BTD)))
+    pairs = [(got, want), (got_x, x.grad), *((got_mlp[name], theirs[name].grad) for name in mlp)]
+    for mine_, other in pairs:
+        assert other is not None
+        b = other.detach().numpy()
+        np.testing.assert_allclose(mine_, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
 
 
 def test_bfloat16_routes_in_float32() -> None:
     """Its result is near float32's, whose experts it takes."""
     config, mlp = of(Experts(6, 2, False))
     x_BTD = jax.random.normal(jax.random.key(1), (B, T, D)).astype(jnp.bfloat16)
-    got = feed_forward(mlp, config, jax.nn.silu, x_BTD)
-    want = one_by_one(mlp, Experts(6, 2, False), x_BTD.astype(jnp.float32))
+    got = run(mlp, config, jax.nn.silu, x_BTD)
+    theirs = {name: in_torch(kernel) for name, kernel in mlp.items()}
+    want = one_by_one(theirs, Experts(6, 2, False), in_torch(x_BTD)).detach().numpy()
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03 * float(want.max()))
 
@@ -148,7 +162,8 @@ class Node:
 def test_weight_nodes_stand_for_arrays() -> None:
     config, mlp = of(Experts(6, 2, False))
     x_BTD = jax.random.normal(jax.random.key(1), (B, T, D))
-    same = feed_forward(mlp | {"up": Node(mlp["up"])}, config, jax.nn.silu, x_BTD)
-    np.testing.assert_allclose(same, feed_forward(mlp, config, jax.nn.silu, x_BTD), atol=1e-6)
-    routed = feed_forward(mlp | {"router": Node(mlp["router"])}, config, jax.nn.silu, x_BTD)
-    np.testing.assert_allclose(routed, feed_forward(mlp, config, jax.nn.silu, x_BTD), atol=1e-4)
+    plain = run(mlp, config, jax.nn.silu, x_BTD)
+    same = run(mlp | {"up": Node(mlp["up"])}, config, jax.nn.silu, x_BTD)
+    np.testing.assert_allclose(same, plain, atol=1e-6)
+    routed = run(mlp | {"router": Node(mlp["router"])}, config, jax.nn.silu, x_BTD)
+    np.testing.assert_allclose(routed, plain, atol=1e-4)

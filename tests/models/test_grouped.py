@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from chopjax.models.grouped import LEAST, MOST, by_tiles, grouped, outer_by_tiles, tiles
 
@@ -32,16 +33,19 @@ def arrays(sizes: list[int]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
 @pytest.mark.parametrize("sizes", GROUPS, ids=str)
 def test_value_and_gradients_are_those_of_a_loop(sizes: list[int]) -> None:
     x_RI, kernels_XIO, d_RO, sizes_X = arrays(sizes)
-    groups = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    x, kernels = (torch.tensor(np.array(a), requires_grad=True) for a in (x_RI, kernels_XIO))
+    pairs = zip(x.split(sizes), kernels, strict=True)
+    loop = torch.cat([rows @ kernel for rows, kernel in pairs])
+    loop.backward(torch.tensor(np.array(d_RO)))
 
-    def loop(x: jax.Array, kernels: jax.Array) -> jax.Array:
-        pairs = zip(groups, kernels, strict=True)
-        return jnp.concatenate([x[rows] @ kernel for rows, kernel in pairs])
+    @jax.jit
+    def mine(x_RI: jax.Array, kernels_XIO: jax.Array) -> tuple[jax.Array, ...]:
+        y_RO, back = jax.vjp(lambda x, k: grouped(x, k, sizes_X), x_RI, kernels_XIO)
+        return y_RO, *back(d_RO)
 
-    got, back = jax.vjp(lambda x, k: grouped(x, k, sizes_X), x_RI, kernels_XIO)
-    want, wanted_back = jax.vjp(loop, x_RI, kernels_XIO)
-    for a, b in zip((got, *back(d_RO)), (want, *wanted_back(d_RO)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+    for got, want in zip(mine(x_RI, kernels_XIO), (loop, x.grad, kernels.grad), strict=True):
+        assert want is not None
+        np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -69,8 +73,9 @@ def test_tiles_cover_every_row_once(sizes: list[int]) -> None:
     number = int(cut.number)
     assert number <= len(cut.start_N)
     covered: list[int] = []
-    for start, used in zip(cut.start_N[:number], cut.used_N[:number], strict=True):
-        covered += range(int(start), int(start) + min(int(used), cut.rows))
+    starts, used_N = np.asarray(cut.start_N).tolist(), np.asarray(cut.used_N).tolist()
+    for start, used in zip(starts[:number], used_N[:number], strict=True):
+        covered += range(start, start + min(used, cut.rows))
     assert covered == list(range(sum(sizes)))
 
 
