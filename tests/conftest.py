@@ -57,9 +57,12 @@ def lowered() -> list[str]:
 
     seen: list[str] = []
     lowering = "/jax/core/compile/jaxpr_to_mlir_module_duration"
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: seen.append(event) if event == lowering else None
-    )
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == lowering:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     return seen
 
 
