@@ -299,7 +299,6 @@ PARENT, KEEP, STORED = "teacher.model=parent", "chop.keep=0,3", "teacher.top_k=4
         ((PARENT, KEEP, "adapter.rank=2", "teacher.embedding=1.0"), "not with adapters"),
         ((STORED, "teacher.temperature=2.0"), "teacher.temperature: 1 with teacher.top_k"),
     ],
-    ids=str,
 )
 def test_what_is_refused_before_anything_is_loaded(
     data: Path,
