@@ -56,7 +56,7 @@ def main() -> int:
     if unknown := [flag for flag in more if not flag.startswith("--config.")]:
         parser.error(f"there is no flag {unknown[0]}")
     flags = [*settings(args), *more]
-    print(f"about {hours(flags, args.budget):.1f} hours; kill it as you like, and start it again")
+    print(f"about {60 * hours(flags, args.budget):.0f} minutes of training, where nothing is done")
     command = ["sweep", "--config", str(RECIPE), "--workdir", str(args.workdir), *flags]
     if code := cli.main(command):
         return code
@@ -80,7 +80,9 @@ def settings(args: argparse.Namespace) -> list[str]:
     }
     if args.methods:
         values["methods"] = args.methods
-    if args.model:
+    if not args.model:  # which is 160 wide: adapters of rank 64 would cost what they save
+        values["heal.adapter.rank"] = 8
+    else:
         values |= {
             "score.tasks": TASKS,
             "score.include_path": Path(args.shared) / "tasks" / "lm_eval",
@@ -90,7 +92,7 @@ def settings(args: argparse.Namespace) -> list[str]:
 
 
 def hours(flags: list[str], budget: str) -> float:
-    """Of training, by the time of a step of half the model here. Points that are done count."""
+    """Of training, by the time of a step of half the model here."""
     wanted = read_sweep(load_config(RECIPE, [flag.removeprefix("--config.") for flag in flags]))
     names = wanted.methods.split(",")
     trainings = sum(bool(parse_method(name.strip()).trained) for name in names)

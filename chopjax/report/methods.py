@@ -141,47 +141,49 @@ def curves(report: Mapping[str, Any], in_time: bool) -> Figure:
     cases = by_method(report)
     columns = min(COLUMNS, len(cases))
     rows = math.ceil(len(cases) / columns)
-    figure = Figure(figsize=(4.2 * columns + 0.6, 3.1 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns + 2.2, 3.2 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    parent = report["parent"].get("window_loss")
+    parent, top = report["parent"].get("window_loss"), _top(cases)
     for axes, ((strategy, remove), methods) in zip(panels.flat, cases.items(), strict=False):
         for name, points in methods.items():
-            _draw(axes, name, points, in_time)
+            _draw(axes, name, points, in_time, top)
         if parent is not None:
             axes.axhline(parent, color=GREY, linestyle="-.", linewidth=1, label="parent")
         axes.set_title(f"{strategy}, {remove} of {report['num_layers']} removed", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
         hide_box(axes)
-    panels.flat[0].set_ylim(top=_top(cases) + 0.1)
+    panels.flat[0].set_ylim(top=top + 0.1)
     for axes in list(panels.flat)[len(cases) :]:
         axes.remove()
     figure.supxlabel("hours of training" if in_time else "FLOPs", fontsize=9)
-    figure.supylabel("held-out loss in windows (nats per token)", fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("held-out loss in windows\n(nats per token)", fontsize=9)
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center",
-        ncols=min(len(handles), 3 * columns), frameon=False, fontsize=9,
-    )  # fmt: skip
+        list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=8
+    )
     return figure
 
 
 def _top(cases: By) -> float:
-    """The highest loss that matters: random weights begin far above the rest."""
+    """The highest loss of what has the parent's weights: random ones would leave no room for the
+    rest, as long as they are far above it."""
     losses: list[float] = []
     for methods in cases.values():
         for name, rows in methods.items():
-            losses += [row["window_loss"] for row in rows if "window_loss" in row]
-            runs = [row.get("healing", {}).get("curve", []) for row in rows]
-            losses += [at["loss"] for run in runs for at in run if name != "scratch"]
+            if name != "scratch":
+                losses += [row["window_loss"] for row in rows if "window_loss" in row]
+                runs = [row.get("healing", {}).get("curve", []) for row in rows]
+                losses += [at["loss"] for run in runs for at in run]
     return max(losses)
 
 
-def _draw(axes: Axes, name: str, points: Sequence[Row], in_time: bool) -> None:
-    """A method's rows, a seed each."""
+def _draw(axes: Axes, name: str, points: Sequence[Row], in_time: bool, top: float) -> None:
+    """A method's rows, a seed each. What lies above the top has its last loss in the legend."""
     style = style_of(state_named(name)) | {"markersize": 4, "linewidth": 1.4}
     style["label"] = name or CHOPPED
     runs = [curve for row in points if (curve := row.get("healing", {}).get("curve"))]
@@ -196,6 +198,8 @@ def _draw(axes: Axes, name: str, points: Sequence[Row], in_time: bool) -> None:
     xs = [statistics.fmean(_cost(run[i], in_time) for run in runs) for i in range(length)]
     levels = [mean([run[i]["loss"] for run in runs]) for i in range(length)]
     ys = [level for level, _ in levels]
+    if ys[-1] > top:
+        style["label"] += f" (above, ends at {ys[-1]:.2f})"
     axes.plot(xs, ys, **style)
     if len(runs) > 1:
         low = [level - (spread or 0) for level, spread in levels]

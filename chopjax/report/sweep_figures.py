@@ -33,7 +33,8 @@ STYLES: dict[str, dict[str, Any]] = {
     HEALED: {"color": BLUE, "marker": "s", "linestyle": "-", "markerfacecolor": BLUE},
     BOTH: {"color": PURPLE, "marker": "D", "linestyle": "-", "markerfacecolor": "white"},
 }
-# Of the other methods, by the way of training; a repair before it makes the marker hollow.
+# Of the other methods, by the way of training; a repair before it makes the marker hollow
+# and the line dashed.
 OTHERS = {
     "full": (BLUE, "s"),
     "lora": (RED, "v"),
@@ -56,8 +57,8 @@ def style_of(state: str) -> dict[str, Any]:
         return STYLES[state]
     repaired, _, trained = state.rpartition("+")
     color, marker = OTHERS[trained]
-    face = "white" if repaired else color
-    return {"color": color, "marker": marker, "linestyle": "-", "markerfacecolor": face}
+    face, line = ("white", "--") if repaired else (color, "-")
+    return {"color": color, "marker": marker, "linestyle": line, "markerfacecolor": face}
 
 
 def losses(report: Mapping[str, Any]) -> Figure:
