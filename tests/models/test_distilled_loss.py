@@ -104,7 +104,7 @@ for shape in ({"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}):
 def test_the_same_on_a_mesh() -> None:
     """Rows over data and fsdp, the vocabulary over tensor."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run(

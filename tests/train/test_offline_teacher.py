@@ -112,7 +112,7 @@ def test_on_eight_devices(model: Path, out: Path) -> None:
     row_N = np.arange(one.windows.rows)
     before = one.rows(row_N, K)
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run(
