@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     config = healing_config(rank=64, peak_learning_rate=3e-4, length=4096)
     config.model = "meta-llama/Llama-2-13b-hf"
     config.chop.remove = "10"
+    config.compute.remat, config.compute.microbatches = "full", 16
     return config

@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     config = healing_config(rank=64, peak_learning_rate=3e-4, length=4096)
     config.model = "Qwen/Qwen1.5-14B"
     config.chop.remove = "6"
+    config.compute.remat, config.compute.microbatches = "full", 16
     return config

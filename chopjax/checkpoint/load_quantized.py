@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,17 +63,17 @@ def read_quantized(
 def _part(kernel: np.ndarray, where: Quantized, cut: Index) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scales of the part of one matrix that `cut` says, of its codes."""
     form = where.form
-    inputs, outputs = len(form.inputs), len(form.outputs)
+    inputs = len(form.inputs)
     rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
-    rows = rows.reshape(*form.outputs, -1)
+    rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
     if not form.by_row:
         return quantize(rows, form.kind)
-    rows = rows[tuple(slice(*bounds) for bounds in cut[:outputs])]
-    first, last = cut[outputs]
+    (first, last), makes = cut
+    rows = rows[slice(*makes)]
     if form.kind == "nf4":
-        return quantize(rows[..., 2 * first : 2 * last], form.kind)
+        return quantize(rows[:, 2 * first : 2 * last], form.kind)
     codes, scales = quantize(rows, form.kind)  # a scale is that of the whole row
-    return codes[..., first:last], scales
+    return codes[first:last], scales
 
 
 def _sizes(index: Index) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -182,7 +183,8 @@ def _changed(
 def _through_codes(kernel: np.ndarray, form: Form) -> np.ndarray:
     """One matrix quantized and back, on a processor."""
     inputs = len(form.inputs)
-    rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0)).reshape(*form.outputs, -1)
+    rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
+    rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         codes, scales = map(jax.numpy.asarray, quantized.quantize(rows, form.kind))
         node = Quantized(codes, scales, form)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from chopjax.models.dropout import dropped
 from chopjax.models.linear import WeightNode, linear
-from chopjax.models.remat import kept
 
 
 class Adapted(struct.PyTreeNode):
@@ -33,23 +33,10 @@ class Adapted(struct.PyTreeNode):
             y = self.base.product(x, contracted)
         else:
             y = jnp.tensordot(x, jax.lax.stop_gradient(self.base).astype(x.dtype), contracted)
-        low_BTR = linear(self._dropped(x), self.a, contracted)
+        if self.keys_B is not None and self.dropout:  # of the adapter's input alone
+            x = dropped(x, self.keys_B, self.dropout)
+        low_BTR = linear(x, self.a, contracted)
         return y + linear(low_BTR, self.b) * jnp.asarray(self.scale, x.dtype)
-
-    def _dropped(self, x: jax.Array) -> jax.Array:
-        """Of the adapter's input alone, numbers go to zero; a mask is a function of its row's key,
-        whatever rows stand beside it."""
-        if self.keys_B is None or not self.dropout:
-            return x
-        # Two numbers a draw: making them is what dropout costs, on processors a quarter of a step
-        # with 32 bits for each number and its backward pass making them again.
-        out_of = 1 << 16
-        fewest = round(self.dropout * out_of)
-        pairs = (*x.shape[1:-1], -(-x.shape[-1] // 2))
-        drawn = jax.vmap(lambda key: jax.random.bits(key, pairs))(self.keys_B)
-        halves = jax.lax.bitcast_convert_type(drawn, jnp.uint16).reshape(*drawn.shape[:-1], -1)
-        stays = kept(halves[..., : x.shape[-1]] >= fewest)
-        return jnp.where(stays, x / jnp.asarray(1 - fewest / out_of, x.dtype), 0)
 
     def kernel(self, dtype: Any) -> jax.Array:
         """W + scale·A·B of one layer, added in float32."""

@@ -3,13 +3,17 @@
     nf4   QLoRA's NormalFloat (arXiv 2305.14314, section 3 and appendix E). The matrix as a
           checkpoint's Linear has it, [out, in], is one row of numbers; of every 64 of them the
           largest magnitude is kept in float32, and of each number, divided by that, the nearest of
-          16 values. Two codes a byte, the first in the high half. The same codes and scales as
-          bitsandbytes'; scales are not quantized themselves.
+          16 values. The same codes and scales as bitsandbytes'; scales are not quantized
+          themselves. Two codes a byte: of a block's first 32 in the high half, of its others in the
+          low one.
     int8  a scale for every output, its largest magnitude / 127, and the nearest multiple of it.
 
 Axes of a kernel: leading ones (L, and X where there are experts), inputs, outputs. In memory the
-outputs come first, then the inputs as one axis I, so that blocks of 64 lie along a row and both can
-be split over devices. Where 64 does not divide I, blocks cross rows, and the kernel is one row.
+inputs are one axis I, which comes first, and the outputs one axis O. So blocks of 64 and the halves
+of bytes lie across the lanes of the hardware, and unpacking moves no number from lane to lane:
+with the inputs last, or with neighbours in a byte, a TPU writes every kernel out four times in
+float32. Both axes can be split over devices. Where 64 does not divide I, blocks cross rows, and the
+codes are one row, in the order of [out, in].
 """
 
 from __future__ import annotations
@@ -59,12 +63,13 @@ class Form(NamedTuple):
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of codes and of scales, without the leading axes."""
-        width = math.prod(self.inputs)
+        reads, makes = math.prod(self.inputs), math.prod(self.outputs)
         if self.kind == "int8":
-            return (*self.outputs, width), self.outputs
+            return (reads, makes), (makes,)
         if self.by_row:
-            return (*self.outputs, width // 2), (*self.outputs, width // BLOCK)
-        return (-(-self.numbers // 2),), (-(-self.numbers // BLOCK),)
+            return (reads // 2, makes), (reads // BLOCK, makes)
+        blocks = -(-self.numbers // BLOCK)  # the last one is filled up
+        return (blocks * BLOCK // 2,), (blocks,)
 
 
 def code_dtype(kind: Kind) -> np.dtype[Any]:
@@ -85,40 +90,32 @@ class Quantized(struct.PyTreeNode):
         """The last `contracted` axes of x times the kernel, in x's dtype. Its gradient goes to x
         alone; the backward pass unpacks the codes again."""
         leading = x.shape[: x.ndim - contracted]
-        width = math.prod(self.form.inputs)
-        return _product(x.reshape(*leading, width), self, precision_in_force())
+        x = x.reshape(*leading, math.prod(self.form.inputs))
+        return _product(x, self, precision_in_force()).reshape(*leading, *self.form.outputs)
 
     def unpacked(self, dtype: Any) -> jax.Array:
-        """The values that the codes stand for: [leading…, outputs…, I], computed in float32."""
-        form, width = self.form, math.prod(self.form.inputs)
+        """The values that the codes stand for: [leading…, I, O], computed in float32."""
+        form = self.form
         codes: jax.Array = self.codes
-        leading = codes.shape[: codes.ndim - len(form.shapes()[0])]
-        wide: jax.Array
+        scales: jax.Array = self.scales
         if form.kind == "int8":
-            wide = codes.astype(jnp.float32) * self.scales[..., None]
-        else:
-            # The high half of each byte, then the low one.
-            values = _nf4_values(jnp.stack([codes >> 4, codes & 15], axis=-1))
-            if form.by_row:
-                values = values.reshape(*self.scales.shape, BLOCK)
-                wide = values * self.scales[..., None]
-            else:
-                scales = jnp.repeat(self.scales, BLOCK, axis=-1)[..., : form.numbers]
-                wide = values.reshape(*leading, -1)[..., : form.numbers] * scales
-        return wide.reshape(*leading, *form.outputs, width).astype(dtype)
+            return (codes.astype(jnp.float32) * scales[..., None, :]).astype(dtype)
+        if form.by_row:
+            return _nf4_values(codes, scales).astype(dtype)
+        flat = _nf4_values(codes[..., None], scales[..., None])[..., : form.numbers, 0]
+        rows = flat.reshape(*flat.shape[:-1], math.prod(form.outputs), math.prod(form.inputs))
+        return rows.swapaxes(-1, -2).astype(dtype)
 
     def kernel(self, dtype: Any) -> jax.Array:
         """The same in a kernel's own layout: [leading…, inputs…, outputs…]."""
-        rows = jnp.moveaxis(self.unpacked(dtype), -1, -1 - len(self.form.outputs))
-        leading = rows.shape[: rows.ndim - 1 - len(self.form.outputs)]
-        return rows.reshape(*leading, *self.form.inputs, *self.form.outputs)
+        wide = self.unpacked(dtype)
+        return wide.reshape(*wide.shape[:-2], *self.form.inputs, *self.form.outputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, node: Quantized, precision: str | None) -> jax.Array:
-    """x [batch…, I] times the kernel: [batch…, outputs…]."""
-    last = (x.ndim - 1,), (len(node.form.outputs),)
-    return jnp.tensordot(x, node.unpacked(x.dtype), last, precision=precision)
+    """x [batch…, I] times the kernel: [batch…, O]."""
+    return jnp.tensordot(x, node.unpacked(x.dtype), 1, precision=precision)
 
 
 def _forward(x: jax.Array, node: Quantized, precision: str | None) -> tuple[jax.Array, Quantized]:
@@ -126,17 +123,25 @@ def _forward(x: jax.Array, node: Quantized, precision: str | None) -> tuple[jax.
 
 
 def _backward(precision: str | None, node: Quantized, d_y: jax.Array) -> tuple[jax.Array, None]:
-    outputs = len(node.form.outputs)
-    axes = tuple(range(d_y.ndim - outputs, d_y.ndim)), tuple(range(outputs))
-    return jnp.tensordot(d_y, node.unpacked(d_y.dtype), axes, precision=precision), None
+    wide = node.unpacked(d_y.dtype)
+    return jnp.tensordot(d_y, wide, ((d_y.ndim - 1,), (1,)), precision=precision), None
 
 
 _product.defvjp(_forward, _backward)
 
 
-def _nf4_values(codes: jax.Array) -> jax.Array:
-    """Code → value, float32. A tree of choices by the code's bits: no hardware here looks numbers
-    up in a table as fast."""
+def _nf4_values(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    """codes [leading…, I/2, O], scales [leading…, I/64, O] → values [leading…, I, O], float32."""
+    *leading, blocks, makes = scales.shape
+    pairs = codes.reshape(*leading, blocks, BLOCK // 2, makes)
+    halves = jnp.stack([pairs >> 4, pairs & 15], axis=-3)
+    values = _levels(halves) * scales[..., None, None, :]
+    return values.reshape(*leading, blocks * BLOCK, makes)
+
+
+def _levels(codes: jax.Array) -> jax.Array:
+    """Code → one of the 16 values. A tree of choices by the code's bits: no hardware here looks
+    numbers up in a table as fast."""
     level: list[Any] = [jnp.float32(value) for value in NF4]
     for bit in range(4):
         is_set = (codes & (1 << bit)) != 0
@@ -166,20 +171,21 @@ def abstract(config: ModelConfig, path: str, form: Form, mesh: Mesh) -> Quantize
     axes, size = parameters.kernels(config)[path], parameters.sizes(config)
     spec = partition(" ".join(sum(axes, ())), size, mesh.shape)
     first = len(axes.leading) + len(axes.inputs)
-    leading, outputs = spec[: len(axes.leading)], spec[first:]
-    reads: str | None = spec[len(axes.leading)]  # of N and H, heads are split
+    leading = spec[: len(axes.leading)]
+    # Of several axes that are one here, the first is the one that is split: heads, not their width.
+    reads, makes = spec[len(axes.leading)], spec[first]
     if reads and math.prod(form.inputs) % (BLOCK * mesh.shape[reads]):
         reads = None
-    ways: tuple[PartitionSpec, ...] = (PartitionSpec(*leading), PartitionSpec(*leading))
+    codes_way = scales_way = PartitionSpec(*leading)
     if form.by_row:
-        own = (reads,) if form.kind == "nf4" else ()
-        codes = PartitionSpec(*leading, *outputs, reads)
-        ways = codes, PartitionSpec(*leading, *outputs, *own)
+        codes_way = PartitionSpec(*leading, reads, makes)
+        own = (reads, makes) if form.kind == "nf4" else (makes,)
+        scales_way = PartitionSpec(*leading, *own)
     before = tuple(size[a] for a in axes.leading)
     dtypes = code_dtype(form.kind), np.dtype(np.float32)
     codes_like, scales_like = (
         jax.ShapeDtypeStruct((*before, *shape), dtype, sharding=NamedSharding(mesh, way))
-        for shape, dtype, way in zip(form.shapes(), dtypes, ways, strict=True)
+        for shape, dtype, way in zip(form.shapes(), dtypes, (codes_way, scales_way), strict=True)
     )
     return Quantized(codes_like, scales_like, form)
 
@@ -188,47 +194,45 @@ def abstract(config: ModelConfig, path: str, form: Form, mesh: Mesh) -> Quantize
 
 
 def quantize(rows: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of one matrix [outputs…, I], of any float type; of one shape with
-    `Form.shapes`. Besides the result, host memory holds a few million bytes."""
-    form = Form(kind, rows.shape[-1:], rows.shape[:-1])
+    """Codes and scales of one matrix [O, I], as a checkpoint's Linear has it, of any float type; of
+    one shape with `Form.shapes`. Besides the result, host memory holds a few million bytes, and the
+    matrix again where blocks cross rows."""
+    makes, reads = rows.shape
+    form = Form(kind, (reads,), (makes,))
     codes_shape, scales_shape = form.shapes()
     codes, scales = np.empty(codes_shape, code_dtype(kind)), np.empty(scales_shape, np.float32)
-    into = _int8 if kind == "int8" else _nf4
-    if form.by_row:
-        width = rows.shape[-1]
-        matrix = rows.reshape(-1, width)
-        flat_codes, flat_scales = codes.reshape(len(matrix), -1), scales.reshape(len(matrix), -1)
-        step = max(_CHUNK // width, 1)
-        for first in range(0, len(matrix), step):
-            part = slice(first, first + step)
-            wide = matrix[part].astype(np.float32)
-            into(wide, flat_codes[part], flat_scales[part])
-        return codes, scales
-    padded = np.zeros(scales.size * BLOCK, np.float32)
-    padded[: rows.size] = rows.reshape(-1)
-    packed = np.empty(padded.size // 2, np.uint8)
-    into(padded[None], packed[None], scales[None])
-    return packed[: codes.size], scales
+    if not form.by_row:
+        padded = np.zeros((1, scales.size * BLOCK), np.float32)
+        padded[0, : rows.size] = rows.reshape(-1)
+        made, of_blocks = _nf4(padded)
+        return made[0], of_blocks[0]
+    step = max(_CHUNK // reads, 1)
+    for first in range(0, makes, step):
+        part = slice(first, first + step)
+        wide = rows[part].astype(np.float32)
+        made, own = _int8(wide) if kind == "int8" else _nf4(wide)
+        codes[:, part], scales[..., part] = made.T, own.T
+    return codes, scales
 
 
-def _int8(rows: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> None:
-    """Fills codes [rows, I] and scales [rows, 1]."""
-    np.abs(rows).max(axis=1, keepdims=True, out=scales)
-    scales /= 127
-    codes[...] = np.rint(rows / np.where(scales, scales, 1))
+def _int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [rows, I] and scales [rows]."""
+    scales = np.abs(rows).max(axis=1) / np.float32(127)
+    return np.rint(rows / np.where(scales, scales, 1)[:, None]).astype(np.int8), scales
 
 
 _VALUES = np.array(NF4, np.float32)
 _EDGES = (_VALUES[:-1] + _VALUES[1:]) / 2
 
 
-def _nf4(rows: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> None:
-    """Fills codes [rows, I/2] and scales [rows, I/64]; 64 divides I."""
+def _nf4(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [rows, I/2] and scales [rows, I/64]; 64 divides I."""
     blocks = rows.reshape(len(rows), -1, BLOCK)
-    np.abs(blocks).max(axis=2, out=scales)
+    scales = np.abs(blocks).max(axis=2)
     scaled = blocks * (1 / np.where(scales, scales, 1))[..., None]
     nearest = np.zeros(scaled.shape, np.uint8)
     for edge in _EDGES:
         nearest += scaled > edge
-    pairs = nearest.reshape(len(rows), -1, 2)
-    codes[...] = pairs[..., 0] << 4 | pairs[..., 1]
+    half = BLOCK // 2
+    codes = nearest[..., :half] << 4 | nearest[..., half:]
+    return codes.reshape(len(rows), -1), scales

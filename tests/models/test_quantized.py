@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import bitsandbytes.functional as bnb
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,8 @@ from chopjax.models.quantized import Form, Kind, Quantized, quantize
 def node_of(kernel: np.ndarray, inputs: int, kind: Kind) -> Quantized:
     """kernel: [inputs…, outputs…]."""
     form = Form(kind, kernel.shape[:inputs], kernel.shape[inputs:])
-    rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0)).reshape(*form.outputs, -1)
+    rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
+    rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
     codes, scales = quantize(rows, kind)
     assert (codes.shape, scales.shape) == form.shapes()
     return Quantized(jnp.asarray(codes), jnp.asarray(scales), form)
@@ -30,10 +33,16 @@ def test_codes_scales_and_values_are_bitsandbytes(shape: tuple[int, int]) -> Non
     weights[0, : shape[1] // 2] = 0  # a block of nothing
     packed, state = bnb.quantize_4bit(torch.tensor(weights), blocksize=64, quant_type="nf4")
     codes, scales = quantize(weights, "nf4")
-    np.testing.assert_array_equal(codes.reshape(-1), packed.numpy().reshape(-1)[: codes.size])
+    one_row = codes.ndim == 1  # blocks cross rows
+    codes, scales = (codes[None], scales[None]) if one_row else (codes.T, scales.T)
+    blocks = codes.reshape(*scales.shape, 32)
+    ours = np.concatenate([blocks >> 4, blocks & 15], axis=-1).reshape(-1)
+    theirs = packed.numpy().reshape(-1)  # neighbours in a byte
+    theirs = np.stack([theirs >> 4, theirs & 15], axis=-1).reshape(-1)[: weights.size]
+    np.testing.assert_array_equal(ours[: weights.size], theirs)
     np.testing.assert_array_equal(scales.reshape(-1), state.absmax.numpy())
     values = node_of(weights.T, 1, "nf4").unpacked(jnp.float32)
-    np.testing.assert_array_equal(values, bnb.dequantize_4bit(packed, state).numpy())
+    np.testing.assert_array_equal(values.T, bnb.dequantize_4bit(packed, state).numpy())
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -80,4 +89,4 @@ def test_a_row_s_scale_is_its_largest_magnitude_over_127() -> None:
     kernel = np.array([[1.0, -4.0], [2.0, 0.0], [-3.0, 1.0]], np.float32)
     codes, scales = quantize(kernel.T, "int8")
     np.testing.assert_array_equal(scales, np.array([3 / 127, 4 / 127], np.float32))
-    assert codes.tolist() == [[42, 85, -127], [-127, 0, 32]]
+    assert codes.T.tolist() == [[42, 85, -127], [-127, 0, 32]]
