@@ -88,3 +88,5 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen1.5-7B": _qwen1_5(4096, 11008, 32, 32, 151936),
     "Qwen/Qwen1.5-14B": _qwen1_5(5120, 13696, 40, 40, 152064),
 }
+# Those that the hub gives to nobody without a token.
+GATED = frozenset(name for name in CONFIGS if name.startswith("meta-llama/"))

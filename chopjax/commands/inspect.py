@@ -309,7 +309,7 @@ def _times(row: dict[str, Any]) -> str:
 def _memory(result: dict[str, Any]) -> Any:
     numbers = ("params", "gradients", "moments", "total")
     table = new_table(
-        "Training state, over all devices together (activations come on top)",
+        "Training state of all weights, over all devices together (activations come on top)",
         "optimizer", "params in", "momentum in", *numbers,
         right=numbers,
     )  # fmt: skip

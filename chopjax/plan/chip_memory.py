@@ -43,7 +43,7 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
     model's width; with attention "xla" its scores and their gradients, which exist whole in
     float32 (and stay, with "none"). With experts a token's feed-forwards are several, each with
     its own copy of the token, and a block's kernels and their gradients are large. The loss holds
-    the head and its gradient in float32 and one chunk of logits.
+    one chunk of logits, and the head and its gradient in float32; under adapters, the head alone.
     """
     tensor = mesh_shape["tensor"]
     shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
@@ -65,7 +65,11 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
         kernels = 2 * 3 * config.experts.count * config.embed_dim * config.mlp_dim // tensor
     width = DTYPE_BYTES[settings.compute.dtype]
     vocabulary = math.ceil(config.vocab_size / tensor)
-    loss = 4 * vocabulary * (2 * config.table_dim + settings.compute.loss_chunk)
+    loss = 4 * vocabulary * settings.compute.loss_chunk
+    if settings.adapter.rank:
+        loss += width * vocabulary * config.table_dim
+    else:
+        loss += 4 * vocabulary * 2 * config.table_dim
     scores = 0
     if settings.compute.attention == "xla":
         whole = 2 + (config.num_layers if settings.compute.remat == "none" else 0)

@@ -16,11 +16,12 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from ml_collections import ConfigDict
 
 from chopjax.checkpoint.describe import Description
-from chopjax.checkpoint.published import CONFIGS
+from chopjax.checkpoint.published import CONFIGS, GATED
 from chopjax.data.store import TokenStore, check_fits
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError, listing
+from chopjax.models import families
 from chopjax.models.config import ModelConfig
 from chopjax.progress import say
 from chopjax.train.evaluation import held_out_batches
@@ -92,7 +93,7 @@ def _parent(
         notes.append(f"model {name}: the hub cannot be asked from here")
         if name not in CONFIGS:
             return None
-        if get_token() is None:
+        if name in GATED and get_token() is None:
             problems.append(
                 f"model {name} is gated, and there is no token: log in with `hf auth login` or set "
                 "HF_TOKEN"
@@ -104,7 +105,7 @@ def _parent(
             problems.append(str(fault))
             return None
     config = origin.config_at(0)
-    layers = f"{config.num_layers} layers"
+    layers = f"{families.translate(origin.raw_config)[1].num_layers} layers"
     if origin.keep is not None:
         layers = f"{len(origin.keep)} of {layers}"
         layers += f", all of them for {origin.chop_after} steps" if origin.chop_after else ""

@@ -36,8 +36,14 @@ class TrainingMemory:
 def training(
     config: ModelConfig, optimizer: Optimizer, param_dtype: str, momentum_dtype: str
 ) -> TrainingMemory:
-    """Bytes of parameters, gradients and the optimizer's moments."""
-    count = parameters.count(config)
+    """Bytes of parameters, gradients and the optimizer's moments, where all weights are trained."""
+    return of_numbers(parameters.count(config), optimizer, param_dtype, momentum_dtype)
+
+
+def of_numbers(
+    count: int, optimizer: Optimizer, param_dtype: str, momentum_dtype: str
+) -> TrainingMemory:
+    """The same for so many numbers that are trained."""
     params = count * DTYPE_BYTES[param_dtype]
     moments = count * DTYPE_BYTES[momentum_dtype]
     if optimizer == "adamw":

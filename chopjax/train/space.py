@@ -7,25 +7,28 @@ from pathlib import Path
 
 from chopjax.disk.free import free_bytes
 from chopjax.errors import UserError
+from chopjax.models import adapter_settings, parameters
 from chopjax.models.config import ModelConfig
 from chopjax.train import memory
 from chopjax.train.settings import Settings
 
 
 def checkpoint_bytes(config: ModelConfig, settings: Settings, beside: int = 0) -> int:
-    """One checkpoint of a training run: parameters and the optimizer's moments, uncompressed.
+    """One checkpoint of a training run: what is trained and the optimizer's moments, uncompressed.
+    Under adapters these are the adapters alone.
 
     beside: so many numbers that are trained beside the decoder's, in float32 (projections.py).
     """
-    state = memory.training(
-        config,
-        settings.optimizer.name,
-        settings.compute.param_dtype,
-        settings.optimizer.momentum_dtype,
-    )
-    moments = memory.DTYPE_BYTES[settings.optimizer.momentum_dtype]
-    moments += 4 if settings.optimizer.name == "adamw" else 0
-    return state.params + state.moments + beside * (4 + moments)
+    rule, adapter = settings.optimizer, settings.adapter
+
+    def saved(count: int, dtype: str) -> int:
+        state = memory.of_numbers(count, rule.name, dtype, rule.momentum_dtype)
+        return state.params + state.moments
+
+    if adapter.rank:
+        return saved(adapter_settings.count(config, adapter) + beside, "float32")
+    own = saved(parameters.count(config), settings.compute.param_dtype)
+    return own + saved(beside, "float32")
 
 
 def run_bytes(config: ModelConfig, settings: Settings) -> int:
@@ -60,7 +63,7 @@ def check_training(
     free = free_bytes(folder)
     if free is not None and size * count > free:
         raise UserError(
-            f"{folder}: {count} more checkpoints of {size:,} bytes each (parameters and optimizer) "
-            f"will lie there at a time, {size * count:,} bytes, and {free:,} are free on that "
-            "disk; make room, give another --workdir, or lower checkpoints.keep_last"
+            f"{folder}: {count} more checkpoints of {size:,} bytes each (what is trained and its "
+            f"optimizer) will lie there at a time, {size * count:,} bytes, and {free:,} are free "
+            "on that disk; make room, give another --workdir, or lower checkpoints.keep_last"
         )

@@ -83,6 +83,36 @@ class TestArithmetic:
         assert memory["gradients"] == memory["parameters"]
         assert memory["batch"] == 5 * 4 * 2048 * 2048 / 64
 
+    @pytest.mark.parametrize(
+        ("model", "topology", "layers"),
+        [
+            ("llama2_7b", "v5e:1x1", 24),
+            ("llama2_13b", "v5e:1x1", 30),
+            ("llama2_70b", "v5e:2x4", 60),
+            ("mistral_7b", "v5e:1x1", 24),
+            ("phi2", "v5e:1x1", 26),
+            ("qwen_7b", "v5e:1x1", 27),
+            ("qwen_14b", "v5e:1x1", 34),
+        ],
+    )
+    def test_recipes_for_one_accelerator(self, model: str, topology: str, layers: int):
+        plan = plan_of(f"deeper_layers_{model}.py", topology)
+        (phase,) = plan["phases"]
+        assert plan["fits"]
+        assert phase["layers"] == layers
+        assert phase["steps"] == 5000
+
+    def test_adapters_and_their_base_by_hand(self):
+        """Half a byte a number of the blocks' matrices and a scale for 64, the rest in bfloat16."""
+        (phase,) = plan_of("deeper_layers_llama2_7b.py", "v5e:1x1")["phases"]
+        memory = phase["memory"]
+        matrices = 24 * (4 * 4096**2 + 3 * 4096 * 11008)
+        rest = 2 * 32000 * 4096 + (2 * 24 + 1) * 4096
+        assert memory["frozen"] == matrices // 2 + matrices // 64 * 4 + 2 * rest
+        assert memory["parameters"] == 4 * 24 * 3 * 2 * (4096 + 11008)
+        assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=64)
+        assert memory["total"] < 16e9
+
     def test_days(self):
         plan = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
         seconds = sum(phase["step_seconds"] * phase["steps"] for phase in plan["phases"])

@@ -114,6 +114,9 @@ def test_a_gated_model_without_a_connection(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "16 of 32 layers, all of them for 500 steps" in done.stderr
     assert "the hub cannot be asked from here" in done.stderr
+    done = command(environment, "--config.model=microsoft/phi-2", "--config.chop.after_steps=0")
+    assert done.returncode == 0, done.stderr  # it is open to all
+    assert "16 of 32 layers" in done.stderr
     done = command(environment | {"HF_TOKEN_PATH": str(token)}, "--config.chop.keep=0,40")
     assert done.returncode == 2
     assert "there is no layer 40" in done.stderr

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 
 from chopjax.errors import UserError
 from chopjax.models import families, parameters
+from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.train import space
-from chopjax.train.settings import CheckpointSettings, OptimizerSettings, Settings
+from chopjax.train.settings import (
+    CheckpointSettings,
+    ComputeSettings,
+    OptimizerSettings,
+    Settings,
+)
 
 CONFIG = families.translate(
     {"model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24}
@@ -58,6 +64,20 @@ def test_bytes_are_parameters_and_moments() -> None:
     )
     assert space.checkpoint_bytes(CONFIG, adamw) == (4 + 2 + 4) * count
     assert space.checkpoint_bytes(CONFIG, adamw, beside=7) == (4 + 2 + 4) * (count + 7)
+
+
+def test_bytes_of_adapters_are_theirs_alone() -> None:
+    """Float32 whatever the base is in: on gate, up and down of four layers, rank 2."""
+    adapted = dataclasses.replace(
+        settings(),
+        model="base",
+        adapter=AdapterSettings(rank=2, base="nf4"),
+        compute=ComputeSettings(param_dtype="bfloat16"),
+        optimizer=OptimizerSettings(name="adamw"),
+    )
+    count = 4 * 3 * 2 * (16 + 24)
+    assert space.checkpoint_bytes(CONFIG, adapted) == 3 * 4 * count
+    assert space.checkpoint_bytes(CONFIG, adapted, beside=5) == 3 * 4 * (count + 5)
 
 
 def test_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
