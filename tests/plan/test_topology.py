@@ -94,38 +94,40 @@ def test_bandwidth_of_rings_and_lines():
     assert v5e.ring_bandwidth(frozenset({1})) == 50e9  # 8 of the pod's 16 do not close
 
 
+@pytest.fixture
+def libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, where it would end all: it knows no flags of processors."""
+    pytest.importorskip("libtpu")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    prepare_environment()
+
+
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize(
     "name", ["v4:2x2x2", "v5e:4x4", "v5p:2x2x2", "v6e:2x4", "v5p:4x4x4", "v6e:16x16"]
 )
 def test_the_compiler_knows_every_chip(name: str):
-    pytest.importorskip("libtpu")
-    prepare_environment()
     topology = parse(name)
     found = devices(topology)
     assert len(found) == topology.chips
     assert found[0].platform == "tpu"
 
 
+@pytest.mark.usefixtures("libtpu")
 def test_several_slices():
-    pytest.importorskip("libtpu")
-    prepare_environment()
     found = devices(parse("v5e:2x2", slices=2))
     assert [device.slice_index for device in found] == [0] * 4 + [1] * 4
 
 
+@pytest.mark.usefixtures("libtpu")
 def test_a_shape_that_the_compiler_does_not_know():
-    pytest.importorskip("libtpu")
-    prepare_environment()
     with pytest.raises(UserError, match="v5p:3x4x5"):
         devices(Topology(CHIPS["v5p"], (3, 4, 5)))
 
 
-def test_usable_memory_is_what_the_compiler_says(monkeypatch):
+@pytest.mark.usefixtures("libtpu")
+def test_usable_memory_is_what_the_compiler_says():
     """Programs that cannot fit, and the limit in the refusal."""
-    pytest.importorskip("libtpu")
-    # What the tests ask of XLA on processors; libtpu ends the process over flags it does not know.
-    monkeypatch.delenv("XLA_FLAGS")
-    prepare_environment()
     import re
 
     import jax
