@@ -158,26 +158,28 @@ def _adapter_run(name: str, path: Path) -> AdapterRun | None:
 
     Raises UserError where the base cannot be opened."""
     record = read_json_object(path / "run.json")
-    settings = record["config"].get("adapter", {})
-    if not settings.get("rank"):
-        return None
-    about = record["base"]
     try:
-        base = describe(about["model"], about["revision"])
+        settings = record["config"].get("adapter", {})
+        if not settings.get("rank"):
+            return None
+        model, revision = str(record["base"]["model"]), record["base"]["revision"]
+        fingerprint = dict(record["base"]["fingerprint"])
+        chopped = record["step"] >= record["origin"]["chop_after"]
+        keep = tuple(record["kept_layers"]) if chopped and record["kept_layers"] else None
+        adapters = AdapterSettings(**settings)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path / 'run.json'}: not a record that chopjax wrote ({type(error).__name__}: "
+            f"{error}); export an earlier checkpoint with --step"
+        ) from None
+    try:
+        base = describe(model, revision)
     except UserError as error:
         raise UserError(
             f"{name}: its checkpoints hold adapters alone, and what they stand on cannot be "
             f"opened: {error}"
         ) from error
-    chopped = record["step"] >= record["origin"]["chop_after"]
-    keep = record["kept_layers"] if chopped else None
-    return AdapterRun(
-        path=path,
-        base=base,
-        keep=None if keep is None else tuple(keep),
-        settings=AdapterSettings(**settings),
-        fingerprint=about["fingerprint"],
-    )
+    return AdapterRun(path, base, keep, adapters, fingerprint)
 
 
 def _kept(run: AdapterRun) -> Description:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import families
@@ -198,6 +199,27 @@ def test_another_base_is_refused(runs: dict[str, Path], data: Path, tmp_path: Pa
         assert not (tmp_path / "out").exists()
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize("missing", ["kept_layers", "base", "origin", "config"])
+def test_a_damaged_record_is_named(runs: dict[str, Path], tmp_path: Path, missing: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["llama"], run)
+    path = run / "checkpoints" / "3" / "run.json"
+    record = json.loads(path.read_text())
+    del record[missing]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"run\.json: not a record that chopjax wrote"):
+        describe(str(run))
+
+
+def test_a_base_that_is_gone_is_named(runs: dict[str, Path], data: Path) -> None:
+    (data / "gpt2").rename(data / "elsewhere")
+    try:
+        with pytest.raises(UserError, match="what they stand on cannot be opened"):
+            describe(str(runs["gpt2"]))
+    finally:
+        (data / "elsewhere").rename(data / "gpt2")
 
 
 def test_wrong_uses(
