@@ -1,4 +1,4 @@
-"""Do the recipes for pods compile with the real TPU compiler, and fit, on a machine without a TPU?
+"""Do the recipes for TPUs compile with the real TPU compiler, and fit, on a machine without one?
 
     python benchmarks/plan.py [--only NAME ...] [--machine-code] [--json]
 
@@ -31,6 +31,19 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "13b-v5p": ("just_chop_llama2_13b.py", "v5p:4x4x8", ()),
     "70b-v5p": ("just_chop_llama2_70b.py", "v5p:4x4x8", ()),
+    "7b-qlora-v5e": ("deeper_layers_llama2_7b.py", "v5e:1x1", ()),
+    "7b-qlora-v6e": ("deeper_layers_llama2_7b.py", "v6e:1x1", ()),
+    "mistral-qlora-v5e": ("deeper_layers_mistral_7b.py", "v5e:1x1", ()),
+    "qwen-7b-qlora-v5e": ("deeper_layers_qwen_7b.py", "v5e:1x1", ()),
+    "phi2-qlora-v5e": ("deeper_layers_phi2.py", "v5e:1x1", ()),
+    "13b-qlora-v5e": ("deeper_layers_llama2_13b.py", "v5e:1x1", ()),
+    "qwen-14b-qlora-v5e": ("deeper_layers_qwen_14b.py", "v5e:1x1", ()),
+    "7b-qlora-taught-v5e": (
+        "deeper_layers_llama2_7b.py",
+        "v5e:1x1",
+        ("--config.teacher.model=parent",),
+    ),
+    "70b-qlora-v5e": ("deeper_layers_llama2_70b.py", "v5e:2x4", ()),
 }
 
 
@@ -79,7 +92,7 @@ def main() -> int:
             if found["fits"]:
                 times = f"step {row['step_seconds']:6.2f} s  MFU {100 * row['mfu']:5.1f} %"
             print(
-                f"{name:13} {row['layers']:3} layers  {'fits' if row['fits'] else 'TOO LARGE':9} "
+                f"{name:19} {row['layers']:3} layers  {'fits' if row['fits'] else 'TOO LARGE':9} "
                 f"{row['gib']:6.2f} of {row['usable_gib']:.2f} GiB  {times}  "
                 f"compiled in {row['compile_seconds'] or float('nan'):.0f} s, "
                 f"in all {row['wall_seconds']:.0f} s",

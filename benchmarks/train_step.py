@@ -41,6 +41,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+from workers import Step, Worker, serve, timed, write_weights
 
 B, T = 8, 256
 SHAPE = {
@@ -68,7 +69,6 @@ GEMMA3 = {
 COMPILED = {"llama": (SHAPE, (4, 48)), "gemma3": (GEMMA3, (12, 48))}  # shape, depths
 TOLERANCE = 2e-4  # of losses, relative
 SIDE = 2048  # of the matrices that the floor is measured with
-Step = Callable[[np.ndarray], float]  # tokens [B, T+1] → loss
 
 
 def main() -> int:
@@ -103,8 +103,8 @@ def main() -> int:
 def measure(layers: int, names: list[str], rounds: int, steps: int) -> dict[str, Any]:
     """One depth: a row for every contestant, medians over the rounds."""
     with tempfile.TemporaryDirectory() as folder:
-        write_weights(folder, layers)
-        workers = {name: Worker(name, folder) for name in [*names, "rate"]}
+        write_weights(folder, SHAPE | {"num_hidden_layers": layers})
+        workers = {name: Worker(__file__, name, folder) for name in [*names, "rate"]}
         try:
             answers: dict[str, list[Any]] = {name: [] for name in workers}
             for worker in workers.values():
@@ -182,79 +182,16 @@ def headline(depths: list[dict[str, Any]], args: argparse.Namespace) -> dict[str
     }
 
 
-class Worker:
-    """A process that runs steps when asked."""
-
-    def __init__(self, name: str, folder: str):
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, steps: int) -> dict[str, Any]:
-        """So many steps; what `work` prints about them."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            sys.exit(f"{self._process.args}: ended with {self._process.wait()}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self._process.communicate()  # end of file ends it
-
-
 def work(name: str, folder: str) -> None:
-    """Answer every line that asks for n steps with their seconds, losses and peaks of memory."""
-    out, sys.stdout = sys.stdout, sys.stderr
-    first = int(sys.stdin.readline())  # nothing is set up before it is this one's turn
-    if name == "rate":
+    """Answer every line that asks for n steps."""
 
-        def answer(_: int) -> dict[str, Any]:
-            return {"flops_per_second": matmul_rate()}
-    else:
+    def make() -> Callable[[int], dict[str, Any]]:
+        if name == "rate":
+            return lambda _: {"flops_per_second": matmul_rate()}
         step = ours(Path(folder)) if name == "ours" else torch_step(folder, name == "compiled")
-        draw = np.random.default_rng(0)
-        peak_process = 0
+        return timed(step, (B, T), SHAPE["vocab_size"])
 
-        def answer(steps: int) -> dict[str, Any]:
-            nonlocal peak_process
-            peak_process = max(peak_process, peak_memory())
-            reset_peak_memory()
-            seconds, losses = [], []
-            for _ in range(steps):
-                tokens = draw.integers(0, SHAPE["vocab_size"], (B, T + 1), dtype=np.int32)
-                begun = time.perf_counter()
-                losses.append(step(tokens))
-                seconds.append(time.perf_counter() - begun)
-            peak_process = max(peak_process, peak_memory())
-            return {
-                "seconds": seconds,
-                "losses": losses,
-                "peak_steps": peak_memory(),
-                "peak_process": peak_process,
-            }
-
-    line = str(first)
-    while line:
-        print(json.dumps(answer(int(line))), file=out, flush=True)
-        line = sys.stdin.readline()
-
-
-def peak_memory() -> int:
-    """Bytes of the largest resident set since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no VmHWM in /proc/self/status")
-
-
-def reset_peak_memory() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+    serve(make)
 
 
 # ---------------------------------------------------------------------------------- Contestants
@@ -371,19 +308,6 @@ def torch_step(folder: str, compiled: bool) -> Step:
         return loss.item()
 
     return step
-
-
-def write_weights(folder: str, layers: int) -> None:
-    """A checkpoint of random weights, by a process of its own."""
-    script = (
-        "import json, sys, torch, transformers; torch.manual_seed(0); "
-        "raw = json.loads(sys.argv[2]); kind = raw.pop('model_type'); "
-        "config = transformers.AutoConfig.for_model(kind, **raw); "
-        "model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32); "
-        "model.save_pretrained(sys.argv[1])"
-    )
-    raw = json.dumps(SHAPE | {"num_hidden_layers": layers})
-    subprocess.run([sys.executable, "-c", script, folder, raw], check=True)
 
 
 def matmul_parameters(layers: int) -> int:
