@@ -127,8 +127,6 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     (folder / "tmp").mkdir(exist_ok=True)
     # A command compiles by itself: that is an instant, too.
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    if words[0] == "plan":  # libtpu ends where it does not know a flag
-        environment.pop("XLA_FLAGS", None)
     return subprocess.Popen(
         [*PROGRAM, *words],
         stdout=subprocess.DEVNULL,

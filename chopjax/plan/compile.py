@@ -179,6 +179,9 @@ def _compile(
 ) -> None:
     """The other process: sends the memory of the compiled step, or what the compiler said."""
     threading.Thread(target=die_with_parent, args=(folder,), daemon=True).start()
+    # What a user asks of XLA elsewhere: libtpu ends the process over a flag that it does not know.
+    # Its own flags are in LIBTPU_INIT_ARGS.
+    os.environ.pop("XLA_FLAGS", None)
     prepare_environment()
     sizes = settings.mesh
     where = devices(topology)
