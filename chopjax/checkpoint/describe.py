@@ -162,8 +162,9 @@ def _adapter_run(name: str, path: Path) -> AdapterRun | None:
         settings = record["config"].get("adapter", {})
         if not settings.get("rank"):
             return None
-        model, revision = str(record["base"]["model"]), record["base"]["revision"]
-        fingerprint = dict(record["base"]["fingerprint"])
+        about = record["base"]
+        model, revision, step = str(about["model"]), about["revision"], about.get("step")
+        fingerprint = dict(about["fingerprint"])
         chopped = record["step"] >= record["origin"]["chop_after"]
         keep = tuple(record["kept_layers"]) if chopped and record["kept_layers"] else None
         adapters = AdapterSettings(**settings)
@@ -173,7 +174,7 @@ def _adapter_run(name: str, path: Path) -> AdapterRun | None:
             f"{error}); export an earlier checkpoint with --step"
         ) from None
     try:
-        base = describe(model, revision)
+        base = describe(model, revision, step)
     except UserError as error:
         raise UserError(
             f"{name}: its checkpoints hold adapters alone, and what they stand on cannot be "
@@ -287,6 +288,23 @@ def local_provenance(model: str) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     return read_provenance(folder / HUGGINGFACE if (folder / FOLDER_MARK).is_file() else folder)
+
+
+def step_of(description: Description) -> int | None:
+    """Of which step the checkpoint of a training run is; None for what is none."""
+    weights = description.weights
+    path = weights.path if isinstance(weights, AdapterRun) else weights
+    if isinstance(path, Checkpoint) or path.parent.name != CHECKPOINTS:
+        return None
+    return int(path.name)
+
+
+def places_of(description: Description) -> tuple[Path, ...]:
+    """The folders on this machine that the weights are read from, those under adapters included."""
+    weights = description.weights
+    if isinstance(weights, AdapterRun):
+        return (weights.path, *places_of(weights.base))
+    return (weights.folder,) if isinstance(weights, Checkpoint) else (weights,)
 
 
 def is_own(model: str) -> bool:

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from chopjax.checkpoint import values
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
-from chopjax.checkpoint.describe import AdapterRun, Description, describe
+from chopjax.checkpoint.describe import AdapterRun, Description, describe, places_of
 from chopjax.checkpoint.dtypes import tensor_dtypes, with_dtype
 from chopjax.checkpoint.orbax_folder import Unread
 from chopjax.checkpoint.provenance import merged_onto
@@ -66,7 +66,7 @@ def export_model(
         metadata=description.metadata,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
-        protect=(Path(model),),
+        protect=(Path(model), *places_of(description)),
     )
     return description
 

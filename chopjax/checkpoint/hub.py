@@ -123,7 +123,7 @@ _last_seen: dict[Path, Repository] = {}
 def _look_up(model: str, revision: str | None) -> Repository:
     """Commit and files of a revision, from the hub or, without a connection, as last seen."""
     cache = Path(constants.HF_HOME) / "chopjax" / f"models--{model.replace('/', '--')}"
-    seen = cache / f"revision-{quote(revision or 'main', safe='')}.json"
+    seen = _record_of(cache, revision or "main")
     if seen in _last_seen:
         return _last_seen[seen]
     last = read_json_object(seen) if seen.exists() else None
@@ -139,9 +139,15 @@ def _look_up(model: str, revision: str | None) -> Repository:
         say(f"hub: not reachable; using {model} as it was last seen")
         _last_seen[seen] = _repository(model, cache, last)
         return _last_seen[seen]
-    with new_file(seen, overwrite=True) as path:
-        path.write_text(json.dumps(now))
+    # By its commit, too, which is how a training run remembers what it began with.
+    for name in {revision or "main", str(now["commit"])}:
+        with new_file(_record_of(cache, name), overwrite=True) as path:
+            path.write_text(json.dumps(now))
     return _repository(model, cache, now)
+
+
+def _record_of(cache: Path, revision: str) -> Path:
+    return cache / f"revision-{quote(revision, safe='')}.json"
 
 
 def _repository(model: str, cache: Path, record: dict[str, Any]) -> Repository:

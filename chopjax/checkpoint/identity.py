@@ -1,11 +1,13 @@
 """Which model something was measured on, told by content. No jax.
 
-A fingerprint does not read all of it. It has four parts, each of which may be unknown (None):
+A fingerprint does not read all of it. It has five parts, each of which may be unknown (None):
 
     commit    of the hub, where the model came from there
     config    sha256 of what config.json says that the model computes with
     tensors   sha256 of the names, types and shapes of all tensors
     sample    sha256 of SAMPLE bytes at the start, the middle and the end of every tensor
+    files     of a folder of chopjax's own, sha256 of its manifest, which has a digest of every
+              file; of a run with adapters also of what they stand on
 
 The sample is one: weights that differ elsewhere alone are taken for the same. Training changes all
 of them, so that a model and its fine-tuned sibling are told apart.
@@ -21,6 +23,7 @@ from typing import Any
 
 from chopjax.checkpoint.assets import CARD, PARENT_CARD, assets
 from chopjax.checkpoint.describe import AdapterRun, Description
+from chopjax.checkpoint.manifest import MANIFEST
 from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.checkpoint.source import Checkpoint
@@ -47,6 +50,26 @@ def model_files(description: Description) -> dict[str, Path]:
         named = _files_below(weights)
     riding = [name for name in assets(description.folder) if not Path(name).name.startswith(_INERT)]
     return named | {name: description.folder / name for name in riding}
+
+
+def of_description(description: Description) -> dict[str, str | None]:
+    """The fingerprint of any model."""
+    weights = description.weights
+    if isinstance(weights, Checkpoint):
+        return fingerprint(description.raw_config, weights.tensors, weights.revision)
+    if isinstance(weights, AdapterRun):
+        both = [_manifest(weights.path), of_description(weights.base)]
+        files: str | None = _sha256(json.dumps(both, sort_keys=True))
+    else:
+        files = _manifest(weights)
+    return fingerprint(description.raw_config, None) | {"files": files}
+
+
+def _manifest(folder: Path) -> str | None:
+    try:
+        return _sha256((folder / MANIFEST).read_text())
+    except OSError:
+        return None
 
 
 def _files_below(folder: Path) -> dict[str, Path]:
@@ -89,12 +112,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         "config": "config.json",
         "tensors": "the names, types or shapes of tensors",
         "sample": "the weights",
+        "files": "the weights",
     }
     return [
         words
         for part, words in names.items()
         if before.get(part) and now.get(part) and before[part] != now[part]
     ]
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The same for who must be sure: another commit is another model unless the weights of both are
+    known."""
+    commits = before.get("commit"), now.get("commit")
+    if all(commits) and commits[0] != commits[1] and not (before["sample"] and now["sample"]):
+        return [f"the commit, which was {commits[0]} and is {commits[1]}"]
+    return differences(before, now)
 
 
 def _sample(tensors: Mapping[str, TensorInfo]) -> str | None:

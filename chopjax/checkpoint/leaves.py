@@ -81,13 +81,17 @@ def read_one(
 def unread_checkpoint(checkpoint: Checkpoint, keep: tuple[int, ...] | None) -> Params:
     """The parameters of a Hugging Face checkpoint, in their own types, none of them read yet."""
     unread: dict[str, Any] = {}
-    for path, leaf in leaves_of(checkpoint, keep, None).items():
+    leaves = leaves_of(checkpoint, keep, None)
+    checkpoint.fetch({source for leaf in leaves.values() for source in leaf.sources})
+    for path, leaf in leaves.items():
         one = functools.partial(read_one, checkpoint, leaf, set())
         stacked = leaf.shape[: leaf.row.stacked]
 
         def whole(leaf: Leaf = leaf, one: Any = one, stacked: Any = stacked) -> np.ndarray:
-            parts = [values.contiguous(one(place), leaf.dtype) for place in np.ndindex(stacked)]
-            return np.stack(parts).reshape(leaf.shape)
+            array = np.empty(leaf.shape, leaf.dtype)
+            for place in np.ndindex(stacked):
+                array[place] = values.contiguous(one(place), leaf.dtype)
+            return array
 
         unread[path] = Unread(leaf.shape, leaf.dtype, whole, one if stacked else None)
     nested: Params = unflatten_dict(unread, sep="/")

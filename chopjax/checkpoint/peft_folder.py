@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from chopjax.checkpoint.describe import AdapterRun, Description, describe
+from chopjax.checkpoint.describe import AdapterRun, Description, describe, places_of
 from chopjax.checkpoint.export import export
 from chopjax.checkpoint.orbax_folder import unread_params
 from chopjax.checkpoint.provenance import read_provenance, write_provenance
@@ -29,6 +29,7 @@ from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.unread import check_base, unread
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_file
 from chopjax.disk.atomic import new_folder
+from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.models import adapter_settings, parameters
 from chopjax.models.families.table import Row
@@ -57,8 +58,9 @@ def export_adapter(
     shapes = adapter_settings.shapes(description.config, run.settings)
     own = flatten_dict(unread_params(run.path, shapes), sep="/")
     adapters = {path: leaf.read() for path, leaf in own.items()}
+    out, protect = expanded(out).absolute(), (Path(model), *places_of(description))
     stands_alone = run.keep is None and isinstance(run.base.weights, Checkpoint)
-    with new_folder(out, "export", overwrite, protect=(Path(model),)) as folder:
+    with new_folder(out, "export", overwrite, protect=protect) as folder:
         if not stands_alone:
             export(
                 description.config,
@@ -89,7 +91,9 @@ def export_adapter(
             folder / "adapter_model.safetensors", tensors, {"format": "pt"}, lambda nbytes: None
         )
         if description.provenance is not None:
-            write_provenance(folder, description.provenance | {"adapter_base": name})
+            # Other machines know the base by its place beside the adapters.
+            where = name if stands_alone else BASE
+            write_provenance(folder, description.provenance | {"adapter_base": where})
     return description
 
 

@@ -2,14 +2,14 @@
 
 Of a training run with adapters, the merged ones: W + scale·A·B in float32, on the weights that it
 was trained against, which of a quantized base are those that its codes stand for; or on the base's
-own ("original"), which is another model.
+own ("original"), which is another model. What compute.param_dtype rounded of a base in floats is
+not rounded here: all that has no adapter stays byte for byte the base's.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from chopjax.checkpoint import values
 from chopjax.checkpoint.describe import AdapterRun
-from chopjax.checkpoint.identity import differences, fingerprint
+from chopjax.checkpoint.identity import changes, of_description
 from chopjax.checkpoint.leaves import unread_checkpoint
 from chopjax.checkpoint.load_quantized import read_quantized
 from chopjax.checkpoint.orbax_folder import Unread, unread_params
@@ -78,34 +78,13 @@ def bring(params: Params, where: Mapping[str, Any], dtype: Any) -> Params:
     return nested
 
 
-def in_memory(params: Params) -> Params:
-    """Arrays as Unread ones."""
-
-    def of(array: Any) -> Unread:
-        one = functools.cache(lambda: np.asarray(array))
-        return Unread(tuple(array.shape), array.dtype, one, lambda place: one()[place])
-
-    unread: Params = jax.tree.map(of, params)
-    return unread
-
-
 def check_base(run: AdapterRun) -> None:
     """Raises UserError where the base is not the model that the run read."""
-    changed = differences(run.fingerprint, base_fingerprint(run.base.weights, run.base.raw_config))
-    if changed:
+    if changed := changes(run.fingerprint, of_description(run.base)):
         raise UserError(
             f"{run.base.name}: not what the adapters in {run.path} were trained on; these differ:\n"
             f"{listing(changed)}\nPut the model back that the run was started with."
         )
-
-
-def base_fingerprint(
-    weights: Checkpoint | Path | AdapterRun, raw_config: Mapping[str, Any]
-) -> dict[str, str | None]:
-    """What tells a base apart (identity.py)."""
-    if isinstance(weights, Checkpoint):
-        return fingerprint(raw_config, weights.tensors, weights.revision)
-    return fingerprint(raw_config, None)
 
 
 def _kept(params: Params, keep: Keep) -> Params:
@@ -168,8 +147,10 @@ def _changed(
     def read() -> np.ndarray:
         if (one := leaf.read_one) is None:
             one = leaf.read().__getitem__
-        parts = [change(one(place), place) for place in np.ndindex(leaf.shape[:stacked])]
-        return np.stack(parts).reshape(leaf.shape)
+        whole = np.empty(leaf.shape, np.float32)
+        for place in np.ndindex(leaf.shape[:stacked]):
+            whole[place] = change(one(place), place)
+        return whole
 
     read_one = None
     if (one := leaf.read_one) is not None:

@@ -14,9 +14,8 @@ import numpy as np
 
 from chopjax import __version__
 from chopjax.checkpoint.describe import describe
-from chopjax.checkpoint.identity import fingerprint
+from chopjax.checkpoint.identity import of_description
 from chopjax.checkpoint.load import load
-from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.calibration import CalibrationBatch, make_batches, predicted_tokens
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import (
@@ -149,13 +148,7 @@ def _ready(
             "revision": revision,
             "num_layers": config.num_layers,
             "num_parameters": parameters.count(config),
-            "fingerprint": fingerprint(
-                description.raw_config,
-                description.weights.tensors
-                if isinstance(description.weights, Checkpoint)
-                else None,
-                description.revision,
-            ),
+            "fingerprint": of_description(description),
             "data": list(inputs),
             "tokens": sum(map(len, sequences)),
             "predicted_tokens": predicted_tokens(batches),

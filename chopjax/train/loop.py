@@ -27,7 +27,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from chopjax.checkpoint.describe import HUGGINGFACE, Description, describe
+from chopjax.checkpoint.describe import HUGGINGFACE, Description
 from chopjax.checkpoint.load import load
 from chopjax.chop.surgery import chop_tree
 from chopjax.compilation import compiled
@@ -49,7 +49,7 @@ from chopjax.models.parameters import Params
 from chopjax.models.scores import all_scores
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints, projections
-from chopjax.train.base import base_record, check_base
+from chopjax.train.base import base_record, find_base
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, prefetch, training_batches
@@ -65,7 +65,7 @@ from chopjax.train.origin import (
     write_assets,
 )
 from chopjax.train.own_files import check_workdir
-from chopjax.train.settings import Settings, differences, read
+from chopjax.train.settings import Settings, differences, read, reshaped
 from chopjax.train.space import check_training
 from chopjax.train.step import (
     State,
@@ -80,7 +80,7 @@ from chopjax.train.step import (
     shardings_of,
 )
 from chopjax.train.task import Task, task_of
-from chopjax.train.teacher import Teacher, changes, check_teacher, find_teacher, resumed
+from chopjax.train.teacher import Teacher, check_teacher, different, find_teacher, resumed
 from chopjax.train.tracer import Tracer
 from chopjax.train.wandb_run import check_wandb, wandb_run
 
@@ -158,13 +158,12 @@ def _train(
         step, record = found_step, checkpoints.read_record(folder, found_step)
         tokens = record["tokens"]
         origin, description = from_record(record["origin"]), None
-        if settings.adapter.rank:  # the checkpoint holds no base
-            description = describe(settings.model, settings.revision or None)
-            check_base(description, record["base"])
         _check_same_run("settings", differences(record["config"], asdict(settings)), force)
+        if settings.adapter.rank:  # the checkpoint holds no base
+            description = find_base(settings, record)
         if settings.teacher.model:
             teacher, found = resumed(record.get("teacher"), settings.teacher)
-            _check_same_run("teacher", changes(record["teacher"], teacher), force)
+            _check_same_run("teacher", different(record["teacher"], teacher), force)
             check_teacher(found, origin.config_at(0), workdir / HUGGINGFACE, settings)
         say(f"resuming {workdir} after step {step} of {settings.total_steps}")
     model = origin.config_at(step)
@@ -191,7 +190,6 @@ def _train(
     shape = (settings.data.batch_size, settings.data.sequence_length)
     batches = training_batches(settings.data, settings.seed, settings.teacher.top_k)
     held_out = held_out_batches(settings)
-    base = base_record(settings, description) if settings.adapter.rank else None
     fingerprints = _fingerprints(workdir, model, batches, held_out)
     stores = {
         "train": batches.record,
@@ -209,6 +207,8 @@ def _train(
     keep = origin.keep if step >= origin.chop_after else None
     taught_by = None if teacher is None or found is None else (teacher, found)
     frozen = read_frozen(task, settings, model, keep, description, taught_by, params)
+    adapted = description if settings.adapter.rank else None
+    base = None if adapted is None else base_record(settings, adapted)
     if found_step is not None:
         with progress(f"read the checkpoint of step {found_step}"):
             state = checkpoints.restore(folder, found_step, abstract)
@@ -451,12 +451,14 @@ def _check_same_run(what: str, changes: Sequence[str], force: bool) -> None:
     """Refuse to resume where something changed that changes what the run means."""
     if not changes:
         return
-    if force:
+    if force and not reshaped(changes):
         say(f"--force: resuming although the {what} changed:\n{listing(list(changes))}")
         return
+    ways = "Take the change back, give another --workdir, or go on all the same with --force."
+    if reshaped(changes):
+        ways = "Take the change back, or give another --workdir: what was saved has another shape."
     raise UserError(
-        f"the {what} of this run changed since it was started:\n{listing(list(changes))}\n"
-        "Take the change back, give another --workdir, or go on all the same with --force."
+        f"the {what} of this run changed since it was started:\n{listing(list(changes))}\n{ways}"
     )
 
 

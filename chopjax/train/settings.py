@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
@@ -440,6 +440,15 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         name: [m.get(name, usual.get(name)) for m in (before, after)] for name in before | after
     }
     return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]
+
+
+# These say which arrays are trained: what was saved with others cannot be gone on with.
+SHAPES = ("adapter.rank", "adapter.targets")
+
+
+def reshaped(changes: Sequence[str]) -> bool:
+    """Whether one of `differences` is of that kind, which no --force gets over."""
+    return any(change.startswith(tuple(f"{name}: " for name in SHAPES)) for change in changes)
 
 
 def meaning(config: Mapping[str, Any]) -> dict[str, Any]:

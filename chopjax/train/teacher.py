@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chopjax.checkpoint import identity
 from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.identity import changes, of_description
 from chopjax.checkpoint.provenance import CHOP, entries
-from chopjax.checkpoint.source import Checkpoint
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.keep import Keep, parse_layers
@@ -81,8 +80,7 @@ def find_teacher(
             f"{error}\nGive the place where it lies as teacher.model"
         ) from error
     layers = lay_beside(settings.teacher, origin, provenance, name, found.config.num_layers)
-    teacher = Teacher(name, found.revision, found.raw_config, *layers, fingerprint(found))
-    return teacher, found
+    return _teacher(name, found, layers), found
 
 
 def place_of(settings: Settings, provenance: Mapping[str, Any] | None) -> tuple[str, str | None]:
@@ -163,16 +161,20 @@ def resumed(
     except UserError as error:
         raise UserError(f"teacher.model: {error}") from error
     before, after = (record[side] and tuple(record[side]) for side in ("before", "after"))
-    teacher = Teacher(name, found.revision, found.raw_config, before, after, fingerprint(found))
-    return teacher, found
+    return _teacher(name, found, (before, after)), found
 
 
-def changes(record: Mapping[str, Any], now: Teacher) -> list[str]:
+def different(record: Mapping[str, Any], now: Teacher) -> list[str]:
     """What tells the teacher of a resumed run from the one that it had, in words."""
-    return identity.differences(record["fingerprint"], now.fingerprint)
+    return changes(record["fingerprint"], now.fingerprint)
 
 
 # ------------------------------------------------------------------------------------------ Of both
+
+
+def _teacher(name: str, found: Description, layers: tuple[Keep | None, Keep | None]) -> Teacher:
+    fingerprint = of_description(found)
+    return Teacher(name, found.revision, found.raw_config, *layers, fingerprint)
 
 
 def check_teacher(
@@ -196,10 +198,3 @@ def check_teacher(
         raise UserError(
             f"{where}: it has only {positions} positions, and data.sequence_length is {length}"
         )
-
-
-def fingerprint(found: Description) -> dict[str, str | None]:
-    """What a resumed run must find again."""
-    weights = found.weights
-    tensors = weights.tensors if isinstance(weights, Checkpoint) else None
-    return identity.fingerprint(found.raw_config, tensors, found.revision)
