@@ -10,24 +10,12 @@ chopjax train --config configs/distill.py --workdir runs/distilled --config.mode
 
 from ml_collections import ConfigDict
 
-from chopjax.train.settings import default_config
+from chopjax.train.just_chop import one_machine_config
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = one_machine_config()  # as configs/heal.py
     config.teacher.model = "parent"
     config.teacher.logits = 1.0
     config.teacher.temperature = 1.0
-
-    # As configs/heal.py has it.
-    config.optimizer.name = "lion"
-    config.optimizer.peak_learning_rate = 3e-4
-    config.optimizer.warmup_steps = 200
-    config.total_steps = 5000
-    config.data.batch_size = 32
-    config.data.sequence_length = 1024
-    config.compute.microbatches = 4
-    config.compute.remat = "dots"
-    config.evaluation.every = 500
-    config.checkpoints.every = 250
     return config

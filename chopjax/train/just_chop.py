@@ -12,6 +12,26 @@ TOKENS = 160e9  # one epoch of C4
 BATCH, LENGTH = 2048, 2048  # 4M tokens
 
 
+def one_machine_config() -> ConfigDict:
+    """All settings but the model, the layers that stay and the data, to heal a small chop where one
+    machine is all that there is: the paper's optimizer, with its peak rate for 300M parameters and
+    for 7B; everything else is ours."""
+    config = default_config()
+    config.optimizer.name = "lion"
+    config.optimizer.peak_learning_rate = 3e-4
+    config.optimizer.warmup_steps = 200
+    config.total_steps = 5000
+
+    config.data.batch_size = 32
+    config.data.sequence_length = 1024
+    config.compute.microbatches = 4
+    config.compute.remat = "dots"
+
+    config.evaluation.every = 500
+    config.checkpoints.every = 250
+    return config
+
+
 def llama2_config() -> ConfigDict:
     """All settings but the model, the layers that stay and the data.
 

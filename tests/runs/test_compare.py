@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pytest
+from runs import material
 
 from chopjax import cli
 from chopjax.checkpoint.describe import describe
@@ -38,18 +38,9 @@ METHODS = ["", "full", "repair", "repair+full", "lora"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compare")
-    checkpoints.write_checkpoint(
-        folder / "model", "llama", num_hidden_layers=5, vocab_size=300, max_position_embeddings=64
+    return material.prepare(
+        tmp_path_factory.mktemp("compare"), RECIPE, {"run": "pipeline", "sweep": "sweep"}
     )
-    checkpoints.write_tokenizer(folder / "model", 300)
-    lines = [f"The cat {number} sat on mat number {number * 7}." for number in range(24)]
-    text = folder / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    for name, verb in {"run": "pipeline", "sweep": "sweep"}.items():
-        recipe = RECIPE.format(verb=verb, model=str(folder / "model"), text=str(text))
-        (folder / f"{name}.py").write_text(recipe)
-    return folder
 
 
 def start(folder: Path, work: Path, verb: str, *flags: str) -> int:

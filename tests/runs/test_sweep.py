@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import jax
 import numpy as np
 import pytest
+from runs import material
 
 from chopjax import cli
 from chopjax.checkpoint.load import load
@@ -48,17 +48,9 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    checkpoints.write_checkpoint(
-        folder / "model", "llama", num_hidden_layers=5, vocab_size=300, max_position_embeddings=32
+    return material.prepare(
+        tmp_path_factory.mktemp("sweep"), RECIPE, {"recipe": "sweep"}, lines=12, positions=32
     )
-    checkpoints.write_tokenizer(folder / "model", 300)
-    lines = [f"The cat {number} sat on mat number {number * 7}." for number in range(12)]
-    text = folder / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    recipe = RECIPE.format(model=str(folder / "model"), text=str(text))
-    (folder / "recipe.py").write_text(recipe)
-    return folder
 
 
 def run(folder: Path, *flags: str) -> int:
