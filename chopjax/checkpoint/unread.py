@@ -140,8 +140,7 @@ def _changed(
             kernel = _through_codes(kernel, form)
         if added is not None:
             a, b, scale = added[0][place], added[1][place], np.float32(added[2])
-            low = a.reshape(-1, a.shape[-1]) @ b.reshape(b.shape[0], -1)
-            kernel = kernel + scale * low.reshape(kernel.shape)
+            kernel = kernel + scale * np.tensordot(a, b, 1)
         return kernel
 
     def read() -> np.ndarray:

@@ -37,20 +37,3 @@ class Adapted(struct.PyTreeNode):
             x = dropped(x, self.keys_B, self.dropout)
         low_BTR = linear(x, self.a, contracted)
         return y + linear(low_BTR, self.b) * jnp.asarray(self.scale, x.dtype)
-
-    def kernel(self, dtype: Any) -> jax.Array:
-        """W + scale·A·B of one layer, added in float32."""
-        base = self.base
-        wide = base.kernel if isinstance(base, WeightNode) else base.astype
-        return (wide(jnp.float32) + self.scale * addition(self.a, self.b)).astype(dtype)
-
-
-def addition(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[inputs…, outputs…], float32: the product of one layer's a and b."""
-    inputs, outputs = a.shape[:-1], b.shape[1:]
-    product = jnp.dot(
-        a.reshape(-1, a.shape[-1]).astype(jnp.float32),
-        b.reshape(b.shape[0], -1).astype(jnp.float32),
-        precision="highest",
-    )
-    return product.reshape(*inputs, *outputs)

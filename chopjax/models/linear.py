@@ -27,8 +27,13 @@ class WeightNode(Protocol):
         """The last `contracted` axes of x times the first of the kernel, in x's dtype."""
         ...
 
+
+@runtime_checkable
+class UnpackedNode(Protocol):
+    """A node that can be many experts' kernels: it gives the array that it stands for."""
+
     def kernel(self, dtype: Any) -> jax.Array:
-        """The array that it stands for, in the parameter's own layout."""
+        """In the parameter's own layout."""
         ...
 
 
@@ -57,7 +62,7 @@ def precision_in_force() -> str | None:
 def stacked(params: Params, name: str, dtype: jnp.dtype) -> jax.Array:
     """The kernels params[name] of many experts, in this dtype."""
     kernels = params[name]
-    if isinstance(kernels, WeightNode):
+    if isinstance(kernels, UnpackedNode):
         return kernels.kernel(dtype)
     made: jax.Array = kernels.astype(dtype)
     return made
