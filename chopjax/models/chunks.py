@@ -171,7 +171,11 @@ def of_targets(
     inside_C = jnp.clip(column_C, 0, size - 1)
     target_C = jnp.take_along_axis(logits_CV, inside_C[:, None], axis=1)[:, 0]
     exp_CV = jnp.exp(logits_CV - maximum_C[:, None])
-    sums_2C = jnp.stack([exp_CV.sum(axis=1), jnp.where(here_C, target_C, 0)])
+    # A product with ones: on processors a sum takes the exponentials one by one, 2.5 times as long.
+    ones_V = jnp.ones(size, exp_CV.dtype)
+    sums_2C = jnp.stack(
+        [jnp.dot(exp_CV, ones_V, precision="highest"), jnp.where(here_C, target_C, 0)]
+    )
     if tensor:
         sums_2C = jax.lax.psum(sums_2C, tensor)
     z_C, target_C = sums_2C
