@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints as models
+import numpy as np
 import pytest
 from train.runs import STEPS, VOCAB, bits, lines, prepare, recipe, signal_after
 
@@ -57,7 +58,10 @@ def test_the_terms_of_a_run(data: Path, taught: Path, tmp_path: Path) -> None:
     for name in ("hidden", "attention", "embedding", "kl"):
         term = lines(taught, name)
         assert list(term) == list(range(1, STEPS + 1))
-        assert term[1] < 1e-9, "they are the same model then"
+        # Squares of differences; but the divergence is of differences of logarithms up to log V,
+        # which float32 rounds: processors that fuse one pass otherwise than the other show it.
+        rounding = np.finfo(np.float32).eps * np.log(VOCAB) if name == "kl" else 1e-9
+        assert term[1] < rounding, "they are the same model then"
         assert term[5] > term[2] > 0
     assert list(lines(taught, "mimic")) == list(range(5, STEPS + 1)), "there is a gap then"
     train(recipe(data, "total_steps=2", "evaluation.every=1"), tmp_path)
