@@ -61,10 +61,12 @@ def array_bytes(shape: str, only_hbm: bool = False) -> int:
 
 def elements(shape: str) -> int:
     """Elements of a shape, a tuple's members together."""
-    counts = (
-        math.prod(int(d) for d in dims.split(",") if d) for _, dims, _ in _ARRAY.findall(shape)
-    )
-    return sum(counts)
+    return sum(math.prod(array) for array in sides(shape))
+
+
+def sides(shape: str) -> list[tuple[int, ...]]:
+    """The sides of each array in a shape."""
+    return [tuple(int(d) for d in dims.split(",") if d) for _, dims, _ in _ARRAY.findall(shape)]
 
 
 def members(shape: str) -> list[str]:
@@ -170,9 +172,10 @@ def _count_runs(
                     visit(body, times * (1 if trips is None else trips), within, at_once)
             elif instruction.opcode in ("fusion", "call", "async-start", "custom-call"):
                 deeper = within or instruction.opcode != "call"
-                for called in _called(instruction):
-                    if called in computations:
-                        visit(called, times, deeper, at_once or instruction.opcode == "async-start")
+                beside_others = at_once or instruction.opcode == "async-start"
+                for callee in called(instruction):
+                    if callee in computations:
+                        visit(callee, times, deeper, beside_others)
             elif instruction.opcode == "conditional":
                 # One branch runs; the first stands for all.
                 branch = attribute(instruction, "true_computation") or re.search(
@@ -186,7 +189,7 @@ def _count_runs(
     return dict(runs), frozenset(inner), frozenset(beside), unknown
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
     """The computations that an instruction hands its operands to."""
     callee = attribute(instruction, "calls")
     if callee is None and instruction.opcode == "call":

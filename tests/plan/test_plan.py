@@ -197,6 +197,15 @@ class TestArithmetic:
         show(plan)
         assert "Loops of unknown length in the program: 2." in capsys.readouterr().out
 
+    def test_unknown_kernels_are_told(self, tiny: Path, capsys: pytest.CaptureFixture):
+        settings, origin, _ = plans.settings_of(load_config(tiny))
+        plan = plans.make_plan(settings, origin, parse("v5e:2x2"))
+        show(plan)
+        assert "kernels" not in capsys.readouterr().out
+        plan["phases"][0]["unknown_kernels"] = ["one", "other"]
+        show(plan)
+        assert "Unknown kernels in the program: one, other." in capsys.readouterr().out
+
     def test_both_names_of_a_slice(self):
         by_shape = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
         assert plan_of("just_chop_llama2_7b.py", "v5p-128") == by_shape
@@ -288,15 +297,27 @@ def test_compiled(tiny: Path):
     assert not memory["estimated"]
     assert memory["activations"] > 0
     assert memory["padding_and_code"] >= CODE_RESERVE
-    assert phase["unknown_loops"] == 0
-    # Two of three passes gather what the blocks hold, in bfloat16 …
-    blocks = phase["parameters"] - 2 * 1024 * 256 - 256
+    assert (phase["unknown_loops"], phase["unknown_kernels"]) == (0, [])
+    # Two of three passes gather the seven kernels of each of two blocks, in bfloat16, and the table
+    # and the head are gathered once …
+    kernels, table = phase["parameters"] - 2 * 1024 * 256 - 5 * 256, 1024 * 256
     gathered = [r for r in phase["collectives"] if r["kind"] == "all-gather"]
-    assert sum(r["payload"] for r in gathered) >= 2 * 2 * blocks * 0.95
+    assert sum(r["count"] for r in gathered) == 2 * 2 * 7 + 2
+    assert sum(r["payload"] for r in gathered) == 2 * (2 * kernels + 2 * table)
     # … and every gradient meets its peers once.
     reduced = [r for r in phase["collectives"] if r["kind"] in ("reduce-scatter", "all-reduce")]
     assert sum(r["payload"] for r in reduced) >= 2 * phase["parameters"] * 0.95
     assert all(r["axes"] == ["fsdp"] for r in gathered)
+    # Three passes, and the blocks' forward pass again but for its last product, which no gradient
+    # asks for. Of attention three of four tiles of 128, in 2 products forward, 2 again, and 7.
+    weights = 3 * (kernels + table) + kernels - 2 * 512 * 256
+    scores = 11 * 2 * 2 * 128 * 256 * 3 / 4  # of 2 blocks with 2 heads
+    assert phase["executed_flops_per_step_and_chip"] == 2 * (weights + scores) * 8 * 256 / 4
+    seconds = phase["seconds"]
+    assert seconds["compute"] < seconds["operations"] < seconds["compute"] + seconds["hbm"]
+    assert phase["step_seconds"] == pytest.approx(
+        seconds["operations"] + seconds["exposed_collectives"]
+    )
     assert 0 < phase["mfu"] < 1
 
     # Reading the layout before there is machine code loses nothing but the code's own size.
@@ -353,7 +374,7 @@ def test_experts(tiny: Path):
     (phase,) = plan["phases"]
     assert plan["compiled"]
     assert plan["fits"]
-    assert phase["unknown_loops"] == 0
+    assert (phase["unknown_loops"], phase["unknown_kernels"]) == (0, [])
     expert = 3 * 256 * 512
     assert phase["parameters"] - phase["active_parameters"] == 2 * 6 * expert
     # The kernels of all experts are gathered forward and backward, in bfloat16, over fsdp alone.
@@ -378,7 +399,7 @@ def test_a_teacher(tiny: Path, tmp_path: Path):
     (phase,) = plan["phases"]
     assert plan["compiled"]
     assert plan["fits"]
-    assert phase["unknown_loops"] == 0
+    assert (phase["unknown_loops"], phase["unknown_kernels"]) == (0, [])
     assert 0 < phase["mfu"] < 1
 
 
