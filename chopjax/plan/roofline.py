@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chopjax.models import flops
+from chopjax.models import flops, parameters
 from chopjax.models.attention import splash_block
 from chopjax.models.config import ModelConfig
 from chopjax.plan.collectives import Collectives
@@ -47,14 +47,25 @@ def executed_flops_per_token(config: ModelConfig, settings: Settings, a_token: i
 
     a_token: the step's model FLOPs (Task.flops), which are not those of training all of the decoder
     where some of it is frozen.
-    remat "full" computes every block's forward pass a second time, "dots" no weight's product.
+    remat "full" computes every block's forward pass a second time, but for what no gradient asks
+    for: the products that end it. "dots" repeats no weight's product.
     settings.compute.attention is that of the TPU: attention counts as it is computed there.
     """
     head = 2 * config.table_dim * config.vocab_size
     products = 2 * flops.matmul_parameters(config)
-    again = products - head if settings.compute.remat == "full" else 0
+    again = products - head - _last_products(config) if settings.compute.remat == "full" else 0
     other = a_token - flops.training_per_token(config, settings.data.sequence_length)
     return 3 * products + again + other + _attention_flops(config, settings)
+
+
+def _last_products(config: ModelConfig) -> int:
+    """Of all blocks, a token: what a block adds to its input and hands on. A norm behind a product
+    needs its result."""
+    if config.norm_place in ("after", "both"):
+        return 0
+    shapes = parameters.active_shapes(config)
+    last = ["mlp/down"] if config.parallel == "no" else ["mlp/down", "attention/output"]
+    return 2 * sum(math.prod(shapes[f"blocks/{name}"]) for name in last)
 
 
 def _attention_flops(config: ModelConfig, settings: Settings) -> int:
