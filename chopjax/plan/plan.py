@@ -238,6 +238,7 @@ def _phase(
         "refusal": compiled.message if isinstance(compiled, TooLarge) else None,
         "largest_temporaries": [],
         "collectives": [],
+        "hbm_traffic": None,
         "unknown_loops": 0,
         "unknown_kernels": [],
         "compile_seconds": compiled.seconds if compiled else None,

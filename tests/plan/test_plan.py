@@ -403,6 +403,35 @@ def test_a_teacher(tiny: Path, tmp_path: Path):
     assert 0 < phase["mfu"] < 1
 
 
+def test_collectives_on_sparse_cores(tiny: Path):
+    """Compiler options of the user's: what they put elsewhere is all there, and hidden."""
+    pytest.importorskip("libtpu")
+    offload = "xla_tpu_enable_sparse_core_collective_offload"
+    options = [f"{offload}_{kind}=true" for kind in ("all_gather", "reduce_scatter", "all_reduce")]
+    where = ["--config", str(tiny), "--topology", "v5p:2x2x1"]
+
+    def collectives(*more: str) -> dict[str, dict]:
+        (phase,) = compiled(*where, *more)["phases"]
+        assert phase["unknown_loops"] == 0
+        return {row["kind"]: row for row in phase["collectives"]}
+
+    plain = collectives()
+    offloaded = collectives(f"--config.compute.compiler_options={','.join(options)}")
+    assert set(plain) == set(offloaded) == {"all-gather", "reduce-scatter", "all-reduce"}
+    for kind, row in plain.items():
+        assert offloaded[kind]["payload"] == row["payload"]
+        assert row["hidden"] == 0
+        # Numbers of a few bytes stay.
+        assert offloaded[kind]["hidden"] > 0.98 * row["wire"]
+
+
+def test_options_that_the_compiler_does_not_know(tiny: Path, capfd: pytest.CaptureFixture):
+    pytest.importorskip("libtpu")
+    arguments = ["plan", "--config", str(tiny), "--topology", "v5e:2x2"]
+    assert main([*arguments, "--config.compute.compiler_options=xla_nonsense=true"]) == 2
+    assert "compiler_options: No such compile option: 'xla_nonsense'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v6e:2x2"])
 def test_other_chips(tiny: Path, topology: str):
     pytest.importorskip("libtpu")

@@ -202,7 +202,9 @@ def test_products_within_count_as_often_as_what_they_are_in():
 %body (p: (s32[], bf16[4,8], bf16[8,16])) -> (s32[], bf16[4,8], bf16[8,16]) {
   %p = (s32[], bf16[4,8]{1,0}, bf16[8,16]{1,0}) parameter(0)
   %f = bf16[4,16]{1,0} fusion(%p#1, %p#2), kind=kOutput, calls=%outer
-  ROOT %t = (s32[], bf16[4,8]{1,0}, bf16[8,16]{1,0}) tuple(%p#0, %p#1, %p#2)
+  %one = s32[] constant(1)
+  %next = s32[] add(%p#0, %one)
+  ROOT %t = (s32[], bf16[4,8]{1,0}, bf16[8,16]{1,0}) tuple(%next, %p#1, %p#2)
 }
 
 %condition (p: (s32[], bf16[4,8], bf16[8,16])) -> pred[] {
