@@ -98,7 +98,7 @@ class ComputeSettings(Compute):
     param_dtype: Dtype = "float32"  # parameters, and with them the updates
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
     loss_chunk: int = 512  # tokens a device whose logits exist at once
-    # that XLA compiles the training step with, "NAME=VALUE,NAME=VALUE"; empty: none but its own
+    # options that XLA compiles the training step with, "NAME=VALUE,NAME=VALUE"
     compiler_options: str = ""
 
 

@@ -407,7 +407,8 @@ def test_collectives_on_sparse_cores(tiny: Path):
     """Compiler options of the user's: what they put elsewhere is all there, and hidden."""
     pytest.importorskip("libtpu")
     offload = "xla_tpu_enable_sparse_core_collective_offload"
-    options = [f"{offload}_{kind}=true" for kind in ("all_gather", "reduce_scatter", "all_reduce")]
+    kinds = ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
+    options = [f"{offload}_{kind}=true" for kind in kinds]
     where = ["--config", str(tiny), "--topology", "v5p:2x2x1"]
 
     def collectives(*more: str) -> dict[str, dict]:
