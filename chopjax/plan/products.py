@@ -17,7 +17,7 @@ SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 def product_flops(
     program: Program, computation: str, instruction: Instruction, tile_share: float
 ) -> int:
-    """Of an instruction of this computation and of all within it; a kernel that is not known
+    """Of an instruction of this computation and of all within it. A kernel that is not known
     (`unknown_kernels`) counts none.
 
     tile_share: the share of the T x T scores that splash attention's tiles cover. What it leaves
@@ -30,12 +30,11 @@ def product_flops(
         return count(left, out, instruction.attributes)
     if _KERNEL in instruction.attributes:
         return _kernel(here, instruction, tile_share) or 0
-    if instruction.opcode not in ("fusion", "call", "async-start"):
-        return 0
     return sum(
         product_flops(program, name, within, tile_share)
         for name in called(instruction)
-        for within in program.computations.get(name, {}).values()
+        if name in program.inner  # what a call runs counts by itself
+        for within in program.computations[name].values()
     )
 
 

@@ -221,3 +221,5 @@ def test_products_within_count_as_often_as_what_they_are_in():
         "%w = (s32[], bf16[4,8]{1,0}, bf16[8,16]{1,0}) while(%t), condition=%condition, body=%body",
     )
     assert flops_of(program(*lines, others=others)) == 5 * 2 * 4 * 8 * 16
+    call = "%c = bf16[4,16]{1,0} call(%a, %b), to_apply=%outer"
+    assert flops_of(program(*lines, call, others=others)) == 6 * 2 * 4 * 8 * 16
