@@ -5,7 +5,8 @@
 Each case is `chopjax plan --json` in a process of its own, with all layers and after the chop where
 the recipe trains the parent first. With --machine-code the compiler goes on to the end, some
 minutes a case. Prints memory, the roofline's step time and MFU, and the seconds until compiled and
-in all (process start to exit, both phases); the exit code is 1 if one does not fit.
+in all (process start to exit, both phases); the exit code is 1 if one does not fit. Where the plan
+could not read all of a program, its step is too short, and the line says so.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def main() -> int:
                 "fits": phase["fits"],
                 "gib": phase["memory"]["total"] / 2**30,
                 "usable_gib": phase["memory"]["limit"] / 2**30,
+                "hbm_traffic": phase["hbm_traffic"],
+                "unread": [*phase["unknown_kernels"], *["loop"] * phase["unknown_loops"]],
                 "step_seconds": phase["step_seconds"],
                 "mfu": phase["mfu"],
                 "machine_code": phase["machine_code"],
@@ -91,6 +94,7 @@ def main() -> int:
             times = "no times"
             if found["fits"]:
                 times = f"step {row['step_seconds']:6.2f} s  MFU {100 * row['mfu']:5.1f} %"
+                times += "  (NOT ALL OF IT READ)" if row["unread"] else ""
             print(
                 f"{name:19} {row['layers']:3} layers  {'fits' if row['fits'] else 'TOO LARGE':9} "
                 f"{row['gib']:6.2f} of {row['usable_gib']:.2f} GiB  {times}  "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from chopjax import interrupts
-from chopjax.errors import UserError
+from chopjax.errors import UserError, first_line
 from chopjax.hardware import memory_bytes
 
 KERNEL = "xla_tpu_enable_ragged_dot_kernel"
@@ -38,16 +40,31 @@ def grouped_products(lowered: jax.stages.Lowered) -> dict[str, Any]:
     return {KERNEL: True} if "ragged_dot" in lowered.as_text() else {}
 
 
-def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def options_refused(message: str) -> str | None:
+    """What to tell a user of options that XLA does not know or take, if its message is of that."""
+    reason = re.search(r"No such compile option.*|While setting option.*", message)
+    return f"compute.compiler_options: {reason[0]}" if reason else None
+
+
+def compiled(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any] | None = None
+) -> jax.stages.Compiled:
     """The program; what making it took goes back to the system.
 
+    options: the user's, for the compiler.
     glibc keeps memory that is freed: after a training step some 200 MB, for as long as the process
     lives. Other C libraries see to it by themselves.
-    Raises UserError where the program needs more memory than this machine has.
+    Raises UserError where the program needs more memory than this machine has, and where the
+    compiler refuses an option.
     """
     interrupts.check()
-    options = grouped_products(lowered) if jax.default_backend() == "tpu" else {}
-    program = lowered.compile(compiler_options=options or None)
+    own = grouped_products(lowered) if jax.default_backend() == "tpu" else {}
+    try:
+        program = lowered.compile(compiler_options={**own, **(options or {})} or None)
+    except jax.errors.JaxRuntimeError as error:
+        if options and (refused := options_refused(first_line(error))):
+            raise UserError(refused) from error
+        raise
     _check_memory(program)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

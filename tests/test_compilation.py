@@ -1,4 +1,4 @@
-"""Memory that a compilation leaves behind."""
+"""Memory that a compilation leaves behind, and what the compiler is told."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from chopjax.compilation import compiled
+from chopjax.errors import UserError
 
 SCRIPT = """
 import jax, jax.numpy as jnp
@@ -41,3 +47,23 @@ def test_the_compilers_memory_goes_back() -> None:
     kept, left, works = done.stdout.split()
     assert float(left) < float(kept), "MB resident after the second compilation"
     assert works == "True"
+
+
+def test_options_reach_the_compiler(tmp_path: Path) -> None:
+    lowered = jax.jit(jnp.sin).lower(jnp.ones(3))
+    program = compiled(lowered, {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
+    assert program(jnp.zeros(3)).tolist() == [0, 0, 0]
+    assert list(tmp_path.glob("*after_optimizations.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("xla_nonsense", True, "No such compile option: 'xla_nonsense'"),
+        ("xla_cpu_enable_fast_math", "perhaps", "'perhaps' is not a valid bool value"),
+    ],
+)
+def test_what_the_compiler_says_of_options(name: str, value: object, reason: str) -> None:
+    lowered = jax.jit(jnp.sin).lower(jnp.ones(3))
+    with pytest.raises(UserError, match=rf"^compute\.compiler_options: .*{reason}"):
+        compiled(lowered, {name: value})

@@ -26,14 +26,14 @@ import jax
 from jax.sharding import Mesh
 
 from chopjax import interrupts
-from chopjax.compilation import grouped_products
+from chopjax.compilation import grouped_products, options_refused
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import make_mesh
 from chopjax.plan import hlo
 from chopjax.plan.topology import Topology, devices, prepare_environment
 from chopjax.train.optimizer import make_optimizer
-from chopjax.train.settings import Settings
+from chopjax.train.settings import Settings, compiler_options
 from chopjax.train.step import State, abstract_batch, abstract_state, make_train_step
 from chopjax.train.task import Task, task_of
 from chopjax.train.teacher import Teacher
@@ -149,7 +149,8 @@ class Compilation:
             return self._compiled(answer)
         if "RESOURCE_EXHAUSTED" in answer:
             return _refusal(answer, seconds)
-        raise UserError(f"the TPU compiler: {answer.splitlines()[0]}")
+        refused = options_refused(answer)
+        raise UserError(refused or f"the TPU compiler: {answer.splitlines()[0]}")
 
     def close(self) -> None:
         self._stack.close()
@@ -196,7 +197,7 @@ def _compile(
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             step = make_train_step(task.objective, optimizer, settings, state, task.frozen, mesh)
             lowered = step.lower(state, task.frozen, batch)
-            options |= grouped_products(lowered)
+            options |= grouped_products(lowered) | compiler_options(settings.compute)
             stats: Any = lowered.compile(compiler_options=options).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         answers.send(str(error))

@@ -61,10 +61,12 @@ def array_bytes(shape: str, only_hbm: bool = False) -> int:
 
 def elements(shape: str) -> int:
     """Elements of a shape, a tuple's members together."""
-    counts = (
-        math.prod(int(d) for d in dims.split(",") if d) for _, dims, _ in _ARRAY.findall(shape)
-    )
-    return sum(counts)
+    return sum(math.prod(array) for array in sides(shape))
+
+
+def sides(shape: str) -> list[tuple[int, ...]]:
+    """The sides of each array in a shape."""
+    return [tuple(int(d) for d in dims.split(",") if d) for _, dims, _ in _ARRAY.findall(shape)]
 
 
 def members(shape: str) -> list[str]:
@@ -170,9 +172,10 @@ def _count_runs(
                     visit(body, times * (1 if trips is None else trips), within, at_once)
             elif instruction.opcode in ("fusion", "call", "async-start", "custom-call"):
                 deeper = within or instruction.opcode != "call"
-                for called in _called(instruction):
-                    if called in computations:
-                        visit(called, times, deeper, at_once or instruction.opcode == "async-start")
+                beside_others = at_once or instruction.opcode == "async-start"
+                for callee in called(instruction):
+                    if callee in computations:
+                        visit(callee, times, deeper, beside_others)
             elif instruction.opcode == "conditional":
                 # One branch runs; the first stands for all.
                 branch = attribute(instruction, "true_computation") or re.search(
@@ -186,7 +189,7 @@ def _count_runs(
     return dict(runs), frozenset(inner), frozenset(beside), unknown
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
     """The computations that an instruction hands its operands to."""
     callee = attribute(instruction, "calls")
     if callee is None and instruction.opcode == "call":
@@ -198,7 +201,8 @@ def _called(instruction: Instruction) -> list[str]:
 def _trip_count(
     loop: Instruction, computations: dict[str, dict[str, Instruction]], where: str
 ) -> int | None:
-    """Of `for i = start; i < end; i++`, which is what lax.scan becomes."""
+    """Of `for i = start; i < end; i += step`, which is what lax.scan becomes; the compiler may put
+    several of its steps into one."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known[1])
@@ -207,17 +211,48 @@ def _trip_count(
     if root is None or root.opcode != "compare" or "direction=LT" not in root.attributes:
         return None
     counter, end = (condition[operand] for operand in root.operands)
-    index = re.search(r"index=(\d+)", counter.attributes)
-    limit = _constant(end)
-    if limit is None or counter.opcode != "get-tuple-element" or index is None:
+    limit, index = _constant(end), _member(counter)
+    body = computations.get(attribute(loop, "body") or "", {})
+    next_values = next((i for i in body.values() if i.is_root), None)
+    if limit is None or index is None or next_values is None or next_values.opcode != "tuple":
         return None
-    first: Instruction | None = computations[where].get(loop.operands[0])
-    if first is not None and first.opcode == "tuple":
-        first = computations[where].get(first.operands[int(index[1])])
-        while first is not None and first.opcode in ("copy", "bitcast"):
-            first = computations[where].get(first.operands[0])
+    step = _added(body, body[next_values.operands[index]], index)
+    if not step or step < 0:
+        return None
+    values = computations[where].get(loop.operands[0])
+    if values is None or values.opcode != "tuple":
+        return None
+    first = _copied(computations[where], values.operands[index])
     start = _constant(first) if first is not None else None
-    return limit - (start or 0)
+    return None if start is None else max(-(-(limit - start) // step), 0)
+
+
+def _added(body: dict[str, Instruction], value: Instruction, index: int) -> int | None:
+    """What a loop's body adds to member `index` of its state; None where `value` is no such sum."""
+    source = _copied(body, value.name)
+    if source is None or _member(source) == index:
+        return None if source is None else 0
+    if source.opcode != "add":
+        return None
+    parts = [body[name] for name in source.operands]
+    constants = [constant for part in parts if (constant := _constant(part)) is not None]
+    others = [part for part in parts if _constant(part) is None]
+    before = _added(body, others[0], index) if len(others) == 1 else None
+    return None if before is None else before + sum(constants)
+
+
+def _copied(computation: dict[str, Instruction], name: str) -> Instruction | None:
+    """What a value was before it was copied."""
+    source = computation.get(name)
+    while source is not None and source.opcode in ("copy", "bitcast"):
+        source = computation.get(source.operands[0])
+    return source
+
+
+def _member(instruction: Instruction) -> int | None:
+    """Which member of a tuple it is."""
+    index = re.search(r"index=(\d+)", instruction.attributes)
+    return int(index[1]) if instruction.opcode == "get-tuple-element" and index else None
 
 
 def _constant(instruction: Instruction) -> int | None:

@@ -35,10 +35,11 @@ from chopjax.plan.roofline import (
     ASSUMPTIONS,
     estimate,
     executed_flops_per_token,
+    tile_share,
     torus_dimensions,
 )
+from chopjax.plan.schedule import work
 from chopjax.plan.topology import Topology, devices
-from chopjax.plan.traffic import hbm_bytes
 from chopjax.progress import say
 from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, default_config, read
@@ -237,18 +238,23 @@ def _phase(
         "refusal": compiled.message if isinstance(compiled, TooLarge) else None,
         "largest_temporaries": [],
         "collectives": [],
+        "hbm_traffic": None,
         "unknown_loops": 0,
+        "unknown_kernels": [],
         "compile_seconds": compiled.seconds if compiled else None,
         "machine_code": isinstance(compiled, Compiled) and compiled.machine_code,
         **_flops(model, task, settings, topology),
     }
     if isinstance(compiled, Compiled):
         rows = collect(compiled.program, mesh.shape)
-        traffic = hbm_bytes(compiled.program)
+        share = tile_share(model, settings.data.sequence_length)
+        done = work(compiled.program, topology.chip, share)
         torus = torus_dimensions(mesh)
-        roofline = estimate(model, settings, topology, task.flops, traffic, rows, mesh.shape, torus)
+        roofline = estimate(model, settings, topology, task.flops, done, rows, mesh.shape, torus)
         result["collectives"] = [dataclasses.asdict(row) for row in rows]
-        result["hbm_traffic"] = traffic
+        result["executed_flops_per_step_and_chip"] = done.flops
+        result["hbm_traffic"] = done.hbm_bytes
+        result["unknown_kernels"] = done.unknown_kernels
         result["largest_temporaries"] = compiled.largest
         result["unknown_loops"] = compiled.program.unknown_loops
     else:

@@ -7,18 +7,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chopjax.models import flops
+from chopjax.models import flops, parameters
 from chopjax.models.attention import splash_block
 from chopjax.models.config import ModelConfig
 from chopjax.plan.collectives import Collectives
+from chopjax.plan.products import SPLASH_PRODUCTS
+from chopjax.plan.schedule import Work
 from chopjax.plan.topology import Topology
 from chopjax.train.settings import Settings
 
 ASSUMPTIONS = (
-    "matrix products run at the chip's bfloat16 peak",
+    "operations run one after the other, each as long as its matrix products or its bytes take",
+    "matrix products run at the chip's bfloat16 peak, and no other arithmetic counts",
     "HBM and interconnect move data at their peak rates",
     "a collective uses the links along its mesh axes, both ways round where they form a ring",
-    "HBM traffic and collectives that the compiler starts ahead hide behind the products",
+    "copies and collectives that the compiler starts ahead hide behind the operations",
     "all other collectives add to the step",
     "between slices, a collective moves its bytes divided by the group's size within a slice",
     "the host and the input pipeline keep up; evaluation and checkpoints are not counted",
@@ -29,11 +32,12 @@ ASSUMPTIONS = (
 class Roofline:
     """Seconds of one step on every chip, and what follows from them."""
 
-    compute: float
-    hbm: float | None  # None without a compiled program
+    compute: float  # all matrix products that are carried out
+    hbm: float | None  # all bytes that are moved; this and the next three need a compiled program
+    operations: float | None  # each as long as its products or its bytes, whichever is longer
     hidden_collectives: float | None
     exposed_collectives: float | None
-    step: float  # the longest of the first three, and the fourth
+    step: float  # as `estimate` has it
     mfu: float  # model FLOPs over peak FLOPs, at that step
     tokens_per_second: float
 
@@ -43,30 +47,41 @@ def executed_flops_per_token(config: ModelConfig, settings: Settings, a_token: i
 
     a_token: the step's model FLOPs (Task.flops), which are not those of training all of the decoder
     where some of it is frozen.
-    remat "full" computes every block's forward pass a second time, "dots" no weight's product.
+    remat "full" computes every block's forward pass a second time, but for what no gradient asks
+    for: the products that end it. "dots" repeats no weight's product.
     settings.compute.attention is that of the TPU: attention counts as it is computed there.
     """
     head = 2 * config.table_dim * config.vocab_size
     products = 2 * flops.matmul_parameters(config)
-    again = products - head if settings.compute.remat == "full" else 0
+    again = products - head - _last_products(config) if settings.compute.remat == "full" else 0
     other = a_token - flops.training_per_token(config, settings.data.sequence_length)
     return 3 * products + again + other + _attention_flops(config, settings)
+
+
+def _last_products(config: ModelConfig) -> int:
+    """Of all blocks, a token: what a block adds to its input and hands on. A norm behind a product
+    needs its result."""
+    if config.norm_place in ("after", "both"):
+        return 0
+    shapes = parameters.active_shapes(config)
+    last = ["mlp/down"] if config.parallel == "no" else ["mlp/down", "attention/output"]
+    return 2 * sum(math.prod(shapes[f"blocks/{name}"]) for name in last)
 
 
 def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     """Of all blocks, forward and backward, a token.
 
     splash works off whole tiles, those that the diagonal or a window's edge crosses too, and
-    computes the scores anew in each of its two backward passes: 2 products of T x T scores with a
-    head's vectors forward and 7 backward (jax/experimental/pallas/ops/tpu/splash_attention). Plain
-    attention computes all T x T scores: 2 forward and 4 backward, and the scores anew where they
+    computes the scores anew in each of its two backward passes (SPLASH_PRODUCTS). Plain attention
+    computes all T x T scores: 2 products forward and 4 backward, and the scores anew where they
     were not kept.
     """
     length, remat = settings.data.sequence_length, settings.compute.remat
     windows = [min(layer.window or length, length) for layer in config.layers]
     if settings.compute.attention == "splash":
-        areas, number = [_tiles(window, length) for window in windows], 9
-        number += 2 if remat == "full" else 0
+        areas = [tile_share(config, length)] * len(windows)
+        number = sum(SPLASH_PRODUCTS.values())
+        number += SPLASH_PRODUCTS["fwd"] if remat == "full" else 0
     elif settings.compute.attention == "xla":
         areas, number = [1.0] * len(windows), 6 + {"none": 0, "dots": 1, "full": 2}[remat]
     else:
@@ -76,11 +91,15 @@ def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     return round(2 * number * sum(areas) * scores)
 
 
-def _tiles(window: int, length: int) -> float:
-    """The share of the T x T scores that splash's tiles cover."""
+def tile_share(config: ModelConfig, length: int) -> float:
+    """The share of the T x T scores that splash's tiles cover, as the mean over layers."""
     block = splash_block(length)
-    tiles, back = length // block, -(-(window - 1) // block)
-    return sum(min(row, back) + 1 for row in range(tiles)) / tiles**2
+    tiles = length // block
+    covered = 0
+    for layer in config.layers:
+        back = -(-(min(layer.window or length, length) - 1) // block)
+        covered += sum(min(row, back) + 1 for row in range(tiles))
+    return covered / tiles**2 / len(config.layers)
 
 
 def estimate(
@@ -88,29 +107,35 @@ def estimate(
     settings: Settings,
     topology: Topology,
     a_token: int,
-    hbm_bytes: int | None = None,
+    work: Work | None = None,
     collectives: Sequence[Collectives] = (),
     mesh_shape: Mapping[str, int] | None = None,
     torus: Mapping[str, frozenset[int]] | None = None,
 ) -> Roofline:
-    """a_token: as executed_flops_per_token has it. torus: mesh axis → the dimensions of the torus
-    that it runs along."""
+    """Of a compiled step, what its operations and its exposed collectives take together. All bytes
+    that are moved, and all collectives, must find room in it, those that hide as well.
+
+    a_token: as executed_flops_per_token has it. work: of the compiled step; without it the matrix
+    products alone count. torus: mesh axis → the dimensions of the torus that it runs along.
+    """
     chip = topology.chip
     tokens = settings.data.batch_size * settings.data.sequence_length
-    work = tokens * executed_flops_per_token(config, settings, a_token) / topology.chips
-    compute = work / chip.flops
-    hbm = hidden = exposed = None
-    if hbm_bytes is not None:
-        hbm = hbm_bytes / chip.hbm_bandwidth
+    hbm = operations = hidden = exposed = None
+    if work is None:
+        products = tokens * executed_flops_per_token(config, settings, a_token) / topology.chips
+        compute = step = products / chip.flops
+    else:
+        compute, hbm = work.flops / chip.flops, work.hbm_bytes / chip.hbm_bandwidth
+        operations = work.seconds
         hidden = exposed = 0.0
         for row in collectives:
             seconds = _seconds(row, row.wire, topology, mesh_shape or {}, torus or {})
             share = row.hidden / row.wire if row.wire else 0.0
             hidden += seconds * share
             exposed += seconds * (1 - share)
-    step = max(compute, hbm or 0.0, hidden or 0.0) + (exposed or 0.0)
+        step = max(max(operations, hidden) + exposed, hbm)
     mfu = tokens * a_token / (step * topology.chips * chip.flops)
-    return Roofline(compute, hbm, hidden, exposed, step, mfu, tokens / step)
+    return Roofline(compute, hbm, operations, hidden, exposed, step, mfu, tokens / step)
 
 
 def _seconds(

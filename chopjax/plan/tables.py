@@ -20,6 +20,10 @@ _PARTS = {
     "activations": "activations and work space",
     "padding_and_code": "padding and program",
 }
+_TOO_LOW = (
+    "all that follows is a lower bound, and MFU an upper one. Please report it, with the versions "
+    "of jax and libtpu."
+)
 
 
 def show(plan: dict[str, Any]) -> None:
@@ -83,7 +87,12 @@ def _show_phase(screen: Console, phase: dict[str, Any], plan: dict[str, Any]) ->
     if phase["unknown_loops"]:
         screen.print(
             f"Loops of unknown length in the program: {phase['unknown_loops']}. They count once: "
-            "what follows is too low. Please report it, with the versions of jax and libtpu."
+            f"{_TOO_LOW}"
+        )
+    if phase["unknown_kernels"]:
+        screen.print(
+            f"Unknown kernels in the program: {', '.join(phase['unknown_kernels'])}. Their matrix "
+            f"products do not count: {_TOO_LOW}"
         )
     if phase["collectives"]:
         screen.print(_collectives(phase))
@@ -153,6 +162,7 @@ def _times(phase: dict[str, Any]) -> Table:
     words = {
         "compute": "matrix products",
         "hbm": "HBM",
+        "operations": "operations, each by the longer of both",
         "hidden_collectives": "collectives, hidden",
         "exposed_collectives": "collectives, exposed",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from chopjax.plan.collectives import KINDS
 from chopjax.plan.hlo import Instruction, Program, array_bytes, attribute, elements, members
 
 # Moving nothing, or counted where the instructions inside are.
@@ -14,7 +15,9 @@ _FREE = {
     "collective-permute-done", "send-done", "recv-done",
 }  # fmt: skip
 # Room that others fill, and parts that lie beside each other already.
-_FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")
+# The first and the last piece of a collective that is spread over fusions.
+_SPREAD_START, _SPREAD_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 _SLICES = {"dynamic-slice", "slice", "gather"}
 # Of these, a part of the result needs that part of every operand.
 _ELEMENTWISE = {
@@ -31,23 +34,23 @@ def hbm_bytes(program: Program) -> int:
     compiler put them into HBM; a slice reads what it takes, an update in place writes what is new,
     also deep within a fusion.
     """
-    total = 0
-    for computation, instruction, runs in program.instructions():
-        free = instruction.opcode in _FREE or (
-            instruction.opcode == "custom-call"
-            and any(target in instruction.attributes for target in _FREE_CALLS)
-        )
-        if computation not in program.inner and not free:
-            total += runs * _moved(program, computation, instruction)
-    return total
+    return sum(
+        runs * bytes_moved(program, computation, instruction)
+        for computation, instruction, runs in program.instructions()
+        if computation not in program.inner
+    )
 
 
-def _moved(program: Program, computation: str, instruction: Instruction) -> int:
+def bytes_moved(program: Program, computation: str, instruction: Instruction) -> int:
+    """Of one instruction of this computation, each time that it runs."""
+    if instruction.opcode in _FREE or _calls(instruction, *_FREE_CALLS):
+        return 0
     here = program.computations[computation]
     operands = [here[name].shape for name in instruction.operands if name in here]
     inner = program.computations.get(attribute(instruction, "calls") or "")
     if inner:
-        shares = _shares_read(program, inner)
+        wanted = {source.name: 1.0 for source in _sources(inner) if not _passes(source)}
+        shares = _shares_read(program, inner, wanted)
         read = (
             round(shares.get(position, 0.0) * array_bytes(shape, only_hbm=True))
             for position, shape in enumerate(operands)
@@ -71,13 +74,13 @@ def _result(instruction: Instruction) -> str:
 
 
 def _shares_read(
-    program: Program, inner: dict[str, Instruction], of_root: float = 1.0
+    program: Program, inner: dict[str, Instruction], wanted: dict[str, float]
 ) -> dict[int, float]:
     """Parameter number of a fusion → the share of its elements that are read, all in all.
 
-    of_root: the share of the result that is wanted.
+    wanted: of what its results are computed by, the share of each that is asked for.
     """
-    wanted = {next(i.name for i in inner.values() if i.is_root): of_root}
+    wanted = dict(wanted)
     shares: dict[int, float] = {}
     for instruction in reversed(inner.values()):
         share = wanted.get(instruction.name, 0.0)
@@ -86,7 +89,9 @@ def _shares_read(
         if not share:
             continue
         nested = program.computations.get(attribute(instruction, "calls") or "")
-        deeper = _shares_read(program, nested, share) if nested else {}
+        deeper = {}
+        if nested:
+            deeper = _shares_read(program, nested, {i.name: share for i in _sources(nested)})
         for position, name in enumerate(instruction.operands):
             if name not in inner:
                 continue
@@ -103,14 +108,43 @@ def _shares_read(
     return shares
 
 
+def _sources(inner: dict[str, Instruction]) -> list[Instruction]:
+    """What the results of a fusion are computed by."""
+    root = next(i for i in inner.values() if i.is_root)
+    return [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+
+
+def _passes(source: Instruction) -> bool:
+    """Whether a result of a fusion is only handed on: what came in, or the array that a collective
+    fills over several fusions. Its first piece counts for all of them."""
+    return (
+        source.opcode == "parameter"
+        or (source.opcode in KINDS and "chain_id=" in source.attributes)
+        or _calls(source, _SPREAD_DONE)
+    )
+
+
+def _calls(instruction: Instruction, *targets: str) -> bool:
+    return instruction.opcode == "custom-call" and any(
+        f'custom_call_target="{target}"' in instruction.attributes for target in targets
+    )
+
+
 def _written(program: Program, inner: dict[str, Instruction], shape: str) -> int:
     """What a fusion writes of its result, of this shape: of what it updates in place the new part
     alone."""
-    root = next(i for i in inner.values() if i.is_root)
-    if root.opcode == "tuple":
-        parts = zip(root.operands, members(shape), strict=True)
-        return sum(_written_by(program, inner, inner[name], part) for name, part in parts)
-    return _written_by(program, inner, root, shape)
+    sources = _sources(inner)
+    if sources[0].is_root:
+        if _calls(sources[0], _SPREAD_START):
+            shape = members(shape)[1]  # (operand, result, …)
+        parts = [shape]
+    else:
+        parts = members(shape)
+    return sum(
+        _written_by(program, inner, source, part)
+        for source, part in zip(sources, parts, strict=True)
+        if not _passes(source)
+    )
 
 
 def _written_by(

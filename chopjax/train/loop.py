@@ -65,7 +65,7 @@ from chopjax.train.origin import (
     write_assets,
 )
 from chopjax.train.own_files import check_workdir
-from chopjax.train.settings import Settings, differences, read, reshaped
+from chopjax.train.settings import Settings, compiler_options, differences, read, reshaped
 from chopjax.train.space import check_training
 from chopjax.train.step import (
     State,
@@ -368,7 +368,8 @@ def _programs(
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
     with progress("compile the step"):
         step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
-        train_step = compiled(step.lower(abstract, task.frozen, batch))
+        lowered = step.lower(abstract, task.frozen, batch)
+        train_step = compiled(lowered, compiler_options(settings.compute))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
     wait_for_all("compiled")  # on CPUs a collective waits half a minute for the others
     return train_step, make_eval_step(task.held_out, task.trainable, task.frozen, mesh)

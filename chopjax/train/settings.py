@@ -7,6 +7,7 @@ of the room sees, or lists everything that is wrong with it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import typing
@@ -97,6 +98,8 @@ class ComputeSettings(Compute):
     param_dtype: Dtype = "float32"  # parameters, and with them the updates
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
     loss_chunk: int = 512  # tokens a device whose logits exist at once
+    # options that XLA compiles the training step with, "NAME=VALUE,NAME=VALUE"
+    compiler_options: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +172,7 @@ MAY_CHANGE = (
     "compute.attention",
     "compute.microbatches",
     "compute.loss_chunk",
+    "compute.compiler_options",
     "mesh.",
     "evaluation.",
     "checkpoints.",
@@ -372,6 +376,10 @@ def _contradictions(settings: Settings) -> list[str]:
         ),
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),
     ]
+    try:
+        compiler_options(compute)
+    except UserError as error:
+        checks.append((False, str(error)))
     return (
         [
             f"{name} is {value}: at least 1 is needed"
@@ -430,6 +438,27 @@ def _teacher_problems(settings: Settings) -> list[str]:
     return [
         f"teacher.{name} is {weight}: not below 0" for name, weight in weights.items() if weight < 0
     ] + [message for holds, message in checks if not holds]
+
+
+def compiler_options(compute: ComputeSettings) -> dict[str, bool | int | float | str]:
+    """compute.compiler_options by name: true and false, numbers, and text. Raises UserError for
+    what is not NAME=VALUE; which names there are is the compiler's to say."""
+    found: dict[str, bool | int | float | str] = {}
+    for part in filter(None, (part.strip() for part in compute.compiler_options.split(","))):
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"compute.compiler_options: {part!r} is not NAME=VALUE")
+        found[name] = _option(value)
+    return found
+
+
+def _option(value: str) -> bool | int | float | str:
+    if value in ("true", "false"):
+        return value == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from chopjax.models import mesh as meshes
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress
 from chopjax.train.optimizer import make_optimizer
-from chopjax.train.settings import Settings
+from chopjax.train.settings import Settings, compiler_options
 from chopjax.train.step import BATCH_DTYPES, abstract_state, begin, make_train_step, shardings_of
 from chopjax.train.task import task_of
 from chopjax.train.teacher import Teacher
@@ -42,7 +42,8 @@ def step_seconds(model: ModelConfig, settings: Settings, teacher: Teacher | None
             for name, dtype in BATCH_DTYPES.items()
         }
         step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
-        program = compiled(step.lower(abstract, task.frozen, batch))
+        lowered = step.lower(abstract, task.frozen, batch)
+        program = compiled(lowered, compiler_options(settings.compute))
         state = begin(_made_up(task.trainable), optimizer, settings, abstract)
         frozen, example = _made_up(task.frozen), _made_up(batch)
         times = []

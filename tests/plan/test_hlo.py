@@ -32,7 +32,11 @@ LOOP = """%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
   %x = f32[8]{0} get-tuple-element(%p), index=1
   %reduced = f32[8]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
-  ROOT %t = (s32[], f32[8]{0}) tuple(%p, %reduced)
+  %n = s32[] get-tuple-element(%p), index=0
+  %near = s32[]{:S(6)} copy(%n)
+  %one = s32[] constant(1)
+  %next = s32[] add(%near, %one)
+  ROOT %t = (s32[], f32[8]{0}) tuple(%next, %reduced)
 }
 
 %condition (p: (s32[], f32[8])) -> pred[] {
@@ -62,7 +66,8 @@ def test_loops_count_their_trips():
 def test_both_spellings_of_a_tuple_s_member():
     """jax 0.12 writes %p#1 for get-tuple-element(%p), index=1."""
     newer = LOOP.replace("  %x = f32[8]{0} get-tuple-element(%p), index=1\n", "")
-    newer = newer.replace("all-reduce(%x)", "all-reduce(%p#1)")
+    newer = newer.replace("  %n = s32[] get-tuple-element(%p), index=0\n", "")
+    newer = newer.replace("all-reduce(%x)", "all-reduce(%p#1)").replace("copy(%n)", "copy(%p#0)")
     newer = newer.replace("  %i = s32[] get-tuple-element(%p), index=0\n", "")
     newer = newer.replace("compare(%i, ", "compare(%p#0, ")
     older = parse(program(LOOP_ENTRY, LOOP))
@@ -81,8 +86,36 @@ def test_members_of_members():
     assert hbm_bytes(read) == 32
 
 
-def test_a_loop_of_unknown_length_counts_once_and_is_told():
-    read = parse(program(LOOP_ENTRY, LOOP.replace("direction=LT", "direction=NE")))
+@pytest.mark.parametrize(
+    ("old", "new", "trips"),
+    [
+        # The compiler puts two steps into one, as it does where a product waits for its parts.
+        ("%one = s32[] constant(1)", "%one = s32[] constant(2)", 3),
+        ("%next = ", "%m = s32[] add(%one, %near)\n  %next = s32[] add(%m, %one)\n  %n1 = ", 3),
+        ("%limit = s32[]{:T(128)} constant(7)", "%limit = s32[]{:T(128)} constant(1)", 0),
+    ],
+)
+def test_loops_of_other_steps(old: str, new: str, trips: int):
+    assert old in LOOP
+    read = parse(program(LOOP_ENTRY, LOOP.replace(old, new)))
+    assert (read.runs["body"], read.unknown_loops) == (trips, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("direction=LT", "direction=NE"),
+        ("add(%near, %one)", "multiply(%near, %one)"),
+        ("add(%near, %one)", "add(%near, %near)"),
+        ("%one = s32[] constant(1)", "%one = s32[] constant(0)"),
+        ("%limit = s32[]{:T(128)} constant(7)", "%limit = s32[] get-tuple-element(%p), index=0"),
+        ("tuple(%start, %a)", "tuple(%a, %a)"),
+    ],
+)
+def test_a_loop_of_unknown_length_counts_once_and_is_told(old: str, new: str):
+    text = program(LOOP_ENTRY, LOOP)
+    assert old in text
+    read = parse(text.replace(old, new))
     assert (read.runs["body"], read.unknown_loops) == (1, 1)
 
 

@@ -197,6 +197,15 @@ class TestArithmetic:
         show(plan)
         assert "Loops of unknown length in the program: 2." in capsys.readouterr().out
 
+    def test_unknown_kernels_are_told(self, tiny: Path, capsys: pytest.CaptureFixture):
+        settings, origin, _ = plans.settings_of(load_config(tiny))
+        plan = plans.make_plan(settings, origin, parse("v5e:2x2"))
+        show(plan)
+        assert "kernels" not in capsys.readouterr().out
+        plan["phases"][0]["unknown_kernels"] = ["one", "other"]
+        show(plan)
+        assert "Unknown kernels in the program: one, other." in capsys.readouterr().out
+
     def test_both_names_of_a_slice(self):
         by_shape = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
         assert plan_of("just_chop_llama2_7b.py", "v5p-128") == by_shape
@@ -288,15 +297,27 @@ def test_compiled(tiny: Path):
     assert not memory["estimated"]
     assert memory["activations"] > 0
     assert memory["padding_and_code"] >= CODE_RESERVE
-    assert phase["unknown_loops"] == 0
-    # Two of three passes gather what the blocks hold, in bfloat16 …
-    blocks = phase["parameters"] - 2 * 1024 * 256 - 256
+    assert (phase["unknown_loops"], phase["unknown_kernels"]) == (0, [])
+    # Two of three passes gather the seven kernels of each of two blocks, in bfloat16, and the table
+    # and the head are gathered once …
+    kernels, table = phase["parameters"] - 2 * 1024 * 256 - 5 * 256, 1024 * 256
     gathered = [r for r in phase["collectives"] if r["kind"] == "all-gather"]
-    assert sum(r["payload"] for r in gathered) >= 2 * 2 * blocks * 0.95
+    assert sum(r["count"] for r in gathered) == 2 * 2 * 7 + 2
+    assert sum(r["payload"] for r in gathered) == 2 * (2 * kernels + 2 * table)
     # … and every gradient meets its peers once.
     reduced = [r for r in phase["collectives"] if r["kind"] in ("reduce-scatter", "all-reduce")]
     assert sum(r["payload"] for r in reduced) >= 2 * phase["parameters"] * 0.95
     assert all(r["axes"] == ["fsdp"] for r in gathered)
+    # Three passes, and the blocks' forward pass again but for its last product, which no gradient
+    # asks for. Of attention three of four tiles of 128, in 2 products forward, 2 again, and 7.
+    weights = 3 * (kernels + table) + kernels - 2 * 512 * 256
+    scores = 11 * 2 * 2 * 128 * 256 * 3 / 4  # of 2 blocks with 2 heads
+    assert phase["executed_flops_per_step_and_chip"] == 2 * (weights + scores) * 8 * 256 / 4
+    seconds = phase["seconds"]
+    assert seconds["compute"] < seconds["operations"] < seconds["compute"] + seconds["hbm"]
+    assert phase["step_seconds"] == pytest.approx(
+        seconds["operations"] + seconds["exposed_collectives"]
+    )
     assert 0 < phase["mfu"] < 1
 
     # Reading the layout before there is machine code loses nothing but the code's own size.
@@ -353,7 +374,7 @@ def test_experts(tiny: Path):
     (phase,) = plan["phases"]
     assert plan["compiled"]
     assert plan["fits"]
-    assert phase["unknown_loops"] == 0
+    assert (phase["unknown_loops"], phase["unknown_kernels"]) == (0, [])
     expert = 3 * 256 * 512
     assert phase["parameters"] - phase["active_parameters"] == 2 * 6 * expert
     # The kernels of all experts are gathered forward and backward, in bfloat16, over fsdp alone.
@@ -378,8 +399,38 @@ def test_a_teacher(tiny: Path, tmp_path: Path):
     (phase,) = plan["phases"]
     assert plan["compiled"]
     assert plan["fits"]
-    assert phase["unknown_loops"] == 0
+    assert (phase["unknown_loops"], phase["unknown_kernels"]) == (0, [])
     assert 0 < phase["mfu"] < 1
+
+
+def test_collectives_on_sparse_cores(tiny: Path):
+    """Compiler options of the user's: what they put elsewhere is all there, and hidden."""
+    pytest.importorskip("libtpu")
+    offload = "xla_tpu_enable_sparse_core_collective_offload"
+    kinds = ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
+    options = ",".join(f"{offload}_{kind}=true" for kind in kinds)
+    plan = compiled(
+        "--config", str(tiny), "--topology", "v5p:2x2x1",
+        f"--config.compute.compiler_options={options}",
+    )  # fmt: skip
+    (phase,) = plan["phases"]
+    assert (phase["unknown_loops"], phase["unknown_kernels"]) == (0, [])
+    rows = {row["kind"]: row for row in phase["collectives"]}
+    # As test_compiled has them where the cores see to them.
+    kernels, table = phase["parameters"] - 2 * 1024 * 256 - 5 * 256, 1024 * 256
+    assert rows["all-gather"]["count"] == 2 * 2 * 7 + 2
+    assert rows["all-gather"]["payload"] == 2 * (2 * kernels + 2 * table)
+    reduced = [rows["reduce-scatter"], rows["all-reduce"]]
+    assert sum(row["payload"] for row in reduced) >= 2 * phase["parameters"] * 0.95
+    # Sums of single numbers stay.
+    assert all(row["hidden"] > 0.98 * row["wire"] for row in rows.values())
+
+
+def test_options_that_the_compiler_does_not_know(tiny: Path, capfd: pytest.CaptureFixture):
+    pytest.importorskip("libtpu")
+    arguments = ["plan", "--config", str(tiny), "--topology", "v5e:2x2"]
+    assert main([*arguments, "--config.compute.compiler_options=xla_nonsense=true"]) == 2
+    assert "compiler_options: No such compile option: 'xla_nonsense'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v6e:2x2"])

@@ -295,6 +295,7 @@ def test_a_moved_store_and_new_housekeeping_are_not_a_change(chopped, data, tmp_
         "checkpoints.every=3",
         "log.tensorboard=False",
         "compute.loss_chunk=7",
+        "compute.compiler_options=xla_cpu_enable_fast_math=false",
     )
     assert train(recipe(data, *CHOP, *changes, "evaluation.every=4"), chopped)["steps"] == STEPS
 
@@ -304,6 +305,10 @@ def test_a_moved_store_and_new_housekeeping_are_not_a_change(chopped, data, tmp_
     [
         (["compute.attention=splash"], "compute.attention: splash runs on TPUs, this is a cpu"),
         (["compute.attention=cudnn"], "compute.attention: cudnn runs on NVIDIA GPUs"),
+        (
+            ["compute.compiler_options=xla_nonsense=true"],
+            "compute.compiler_options: No such compile option: 'xla_nonsense'",
+        ),
     ],
 )
 def test_what_cannot_run_here_is_refused_by_name(data, tmp_path, changes, said):
