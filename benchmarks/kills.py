@@ -34,6 +34,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
+import transformers
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 from tokenizers import Tokenizer
@@ -192,6 +193,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         if os.waitpid(child, 0)[1]:
             sys.exit("the model under the adapters could not be made; see above")
         config = adapted(config, folder)
+    transformers.LlamaConfig  # noqa: B018 (every fork would import it, and torch with it)
     gc.collect()
     gc.freeze()  # or every fork's collections would copy what it shares with this process
     for name in ("warm", "whole"):  # the second one tells how long a run takes

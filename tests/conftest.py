@@ -15,6 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # torch's threads wait for each other by spinning: over models as small as these, half of all time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# bitsandbytes would have a C++ compiler make each of its functions.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 # Compiling takes longer than running here, so compile little and nothing twice. jax reads these
 # when it is imported, here, in xdist's workers and in the processes that tests start.

@@ -12,7 +12,7 @@ import pytest
 from fault_targets import TARGETS
 
 TESTS = Path(__file__).parent
-CASES = {"checkpoints": 240, "runs": 20}  # of a target; of the others 60
+CASES = {"checkpoints": 120, "runs": 20}  # of a target; of the others 30
 # Targets that share a process, for its imports take longer than a hundred cases.
 TOGETHER = [["checkpoints"], sorted(TARGETS.keys() - {"checkpoints"})]
 
@@ -25,7 +25,7 @@ def test_kinds_of_faults() -> None:
 def test_manners(targets: list[str]) -> None:
     """In a process of its own, whose forks must not inherit threads of other tests."""
     command = [sys.executable, str(TESTS / "fault_runner.py"), "--seed=1"]
-    command += [f"{target}:{CASES.get(target, 60)}" for target in targets]
+    command += [f"{target}:{CASES.get(target, 30)}" for target in targets]
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
@@ -42,6 +42,6 @@ def test_manners(targets: list[str]) -> None:
     assert not bad, "\n".join(bad)
     for target in targets:
         cases = [r for r in results if r["target"] == target]
-        assert len(cases) == CASES.get(target, 60)
+        assert len(cases) == CASES.get(target, 30)
         codes = {o["code"] for r in cases for o in r["outcomes"]}
         assert codes == {0, 2}  # some faults change nothing that is read; most are refused

@@ -268,8 +268,9 @@ def test_ctrl_c_leaves_nothing(parent: Path, tmp_path: Path) -> None:
     )
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "chopjax", "chop", str(parent), str(tmp_path / "out"), "--keep",
-            "0,3", "--repair", "linear", "--data", str(endless), "--sequences", "9000",
+            sys.executable, str(Path(__file__).parents[1] / "without_torch.py"),
+            "chop", str(parent), str(tmp_path / "out"), "--keep", "0,3",
+            "--repair", "linear", "--data", str(endless), "--sequences", "9000",
         ],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from fake_hub import Running, running_hub
 from chopjax.checkpoint.open import open_checkpoint
 
 MODEL = "somebody/tiny-llama"
+WITHOUT_TORCH = Path(__file__).parents[1] / "without_torch.py"
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(hub: Running, home: Path, *arguments: object) -> str:
     """Standard output of a command that succeeds."""
-    command = [sys.executable, "-m", "chopjax.cli", *map(str, arguments)]
+    command = [sys.executable, str(WITHOUT_TORCH), *map(str, arguments)]
     environment = hub.environment(home, JAX_PLATFORMS="cpu")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -74,7 +75,7 @@ def test_without_a_connection_it_is_said_once(hub: Running, model: Path, tmp_pat
     hub.hub.add(MODEL, model)
     text = tmp_path / "text.txt"
     text.write_text("some words to score, and some more words")
-    words = [sys.executable, "-m", "chopjax", "perplexity", MODEL, "--data", str(text)]
+    words = [sys.executable, str(WITHOUT_TORCH), "perplexity", MODEL, "--data", str(text)]
     environment = hub.environment(tmp_path / "home", JAX_PLATFORMS="cpu")
     first = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr

@@ -22,7 +22,7 @@ def test_the_command_as_a_stranger_would_use_it(
     mix_llama: Path, shared: Path, tmp_path: Path
 ) -> None:
     """One process of its own, for what is on which stream."""
-    command = [sys.executable, "-m", "chopjax.cli", "prepare"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "without_torch.py"), "prepare"]
     text = str(shared / "corpora" / "tinystories.heldout.jsonl")
     rest = ["--tokenizer", str(mix_llama), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, text, *rest, "--json"], capture_output=True, text=True)
