@@ -20,6 +20,7 @@ COLUMNS = 3
 COSTS = {"steps": "{:,.0f}", "tokens": "{:,.0f}", "flops": "{:.3g}", "hours": "{:.3g}"}
 Case = tuple[str, int]  # strategy, layers removed
 By = dict[Case, dict[str, list[Row]]]
+Curve = Sequence[Mapping[str, float]]  # tokens, flops, seconds and loss, from the first step on
 
 
 def compared(report: Mapping[str, Any]) -> bool:
@@ -193,10 +194,9 @@ def _draw(axes: Axes, name: str, points: Sequence[Row], in_time: bool, top: floa
             spent = statistics.fmean(_cost(row.get("healing", {}), in_time) for row in points)
             axes.plot([spent], [statistics.fmean(losses)], **style | {"linestyle": ""})
         return
-    # Seeds make the same number of steps, or nearly: a repair's time is its own.
-    length = min(map(len, runs))
-    xs = [statistics.fmean(_cost(run[i], in_time) for run in runs) for i in range(length)]
-    levels = [mean([run[i]["loss"] for run in runs]) for i in range(length)]
+    stages = _together(runs)
+    xs = [statistics.fmean(_cost(at, in_time) for at in stage) for stage in stages]
+    levels = [mean([at["loss"] for at in stage]) for stage in stages]
     ys = [level for level, _ in levels]
     if ys[-1] > top:
         style["label"] += f" (above, ends at {ys[-1]:.2f})"
@@ -205,6 +205,23 @@ def _draw(axes: Axes, name: str, points: Sequence[Row], in_time: bool, top: floa
         low = [level - (spread or 0) for level, spread in levels]
         high = [level + (spread or 0) for level, spread in levels]
         axes.fill_between(xs, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _together(runs: Sequence[Curve]) -> list[list[Mapping[str, float]]]:
+    """What the seeds' runs measured as far on their way as the run that measured least often.
+
+    They make the same number of steps, or nearly (a repair's time is its own), and a run that was
+    stopped may have gone on with other evaluations.
+    """
+
+    def share(run: Curve, at: Mapping[str, float]) -> float:
+        return at["tokens"] / max(run[-1]["tokens"], 1)
+
+    rarest = min(runs, key=len)
+    return [
+        [min(run, key=lambda at: abs(share(run, at) - share(rarest, stage))) for run in runs]
+        for stage in rarest
+    ]
 
 
 def _cost(at: Mapping[str, float], in_time: bool) -> float:

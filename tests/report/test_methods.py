@@ -96,6 +96,16 @@ def test_a_curve_a_method_against_what_it_cost(
     assert low < 2.1
 
 
+def test_seeds_that_were_measured_at_other_times(folder: Path) -> None:
+    """Only what all of them know of is drawn, each at its own share of the way."""
+    full = [row("full", 0, 5.0, 4.5, 3.6, 3.2, 3.0), row("full", 1, 5.0, 3.4)]
+    report = sweep.write_report(folder / "seldom", COMPARED, [*ROWS[:2], *full], "again")
+    (axes,) = methods.curves(report, False).axes
+    drawn: dict[Any, Any] = {line.get_label(): line for line in axes.get_lines()}
+    assert list(drawn["full"].get_xdata()) == pytest.approx([0, (400 + 100) / 2])
+    assert list(drawn["full"].get_ydata()) == pytest.approx([5.1, 3.3])
+
+
 def test_all_of_it_is_in_the_report(report: dict[str, Any], folder: Path) -> None:
     page = (folder / "report.html").read_text()
     for said in (
