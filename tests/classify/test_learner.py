@@ -38,12 +38,14 @@ class Peer(NamedTuple):
     labels: dict[str, list[int]]
     label_ids: list[int]
 
-    def model(self, kind: Any = transformers.AutoModelForCausalLM, **more: Any) -> Any:
+    def model(self, kind: Any = transformers.AutoModelForCausalLM, **fields: Any) -> Any:
         """With its first layers alone; in evaluation, so that GPT-2 and OPT drop nothing out."""
         config = transformers.AutoConfig.from_pretrained(self.folder / "model")
         config.num_hidden_layers = len(KEEP)
+        for name, value in fields.items():
+            setattr(config, name, value)
         return kind.from_pretrained(
-            self.folder / "model", config=config, attn_implementation="eager", **more
+            self.folder / "model", config=config, attn_implementation="eager"
         ).eval()
 
     def order(self) -> list[int]:
@@ -92,7 +94,9 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return f"it is {row['text']}\nthe:"
 
     shown = [rows["train"][number] for number in split.demonstrations]
-    head = "".join(f"{query(row)} {word}\n" for row, word in zip(shown, material.WORDS, strict=True))
+    head = "".join(
+        f"{query(row)} {word}\n" for row, word in zip(shown, material.WORDS, strict=True)
+    )
     numbers = {"train": split.train, "held_out": split.held_out, "test": split.test}
     parts = {
         name: [rows["test" if name == "test" else "train"][n] for n in own]
@@ -103,7 +107,10 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         folder,
         split,
         tokenizer,
-        {name: [tokenizer(head + query(r))["input_ids"] for r in own] for name, own in parts.items()},
+        {
+            name: [tokenizer(head + query(r))["input_ids"] for r in own]
+            for name, own in parts.items()
+        },
         {name: [row["label"] for row in own] for name, own in parts.items()},
         [
             tokenizer(f"{head}{query(shown[0])} {word}")["input_ids"][len(before)]
@@ -212,11 +219,15 @@ def test_a_prefix_is_pefts(peer: Peer) -> None:
 def test_lora_is_pefts(peer: Peer) -> None:
     from models.test_adapters import MODULES
 
+    if peer.folder.name[:4] == "opt0":
+        pytest.skip("as in the others")
     depth = depth_of(peer)
     family = depth.config.family
     learner = depth.learner(Cell("first", KEEP, "lora", "lm", 0))
     state = learner.begin(depth.params, jax.random.key(0))
-    names = {name: MODULES[family][name] for name in ("gate", "up", "down") if name in MODULES[family]}
+    names = {
+        name: MODULES[family][name] for name in ("gate", "up", "down") if name in MODULES[family]
+    }
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=2,
