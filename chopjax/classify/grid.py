@@ -87,6 +87,7 @@ def prepare(settings: ClassifySettings) -> tuple[Task, dict[str, Any], list[Cell
         read_examples(names, template, settings.field, settings.label_field)
         for names in (settings.train, settings.test)
     )
+    words = label_ids(tokenizer, template, template.query(train_examples[0].text))
     splits = [
         draw(train_examples, test_examples, template, settings.split, seed)
         for seed in range(settings.seeds)
@@ -98,7 +99,6 @@ def prepare(settings: ClassifySettings) -> tuple[Task, dict[str, Any], list[Cell
         config.vocab_size,
         lambda: tokenizer,
     )
-    prompt = template.query(train_examples[splits[0].demonstrations[0]].text)
     lengths = [(len(ids), m.shared) for m in materials for ids in _ids(m)]
     dtype = settings.dtype
     if dtype == "auto":
@@ -107,7 +107,7 @@ def prepare(settings: ClassifySettings) -> tuple[Task, dict[str, Any], list[Cell
         settings,
         description,
         template,
-        label_ids(tokenizer, template, prompt),
+        words,
         materials,
         bucket_lengths([whole for whole, _ in lengths], longest),
         bucket_lengths([whole - shared for whole, shared in lengths], longest),

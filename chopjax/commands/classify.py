@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     task, conditions, wanted = prepare(settings)
     with opened(folder, "classify", _check_places, flag="--output"):
         results = classify(task, conditions, wanted, folder)
-        write_report(folder, results, shlex.join(["chopjax", *sys.argv[1:]]))
+        write_report(folder, results, _again(args))
     if args.json:
         print_json(results)
         return 0
@@ -201,6 +200,20 @@ def run(args: argparse.Namespace) -> int:
     screen = console(soft_wrap=True)
     screen.print(f"{escaped(str(folder / 'report.html'))}: figure, table, settings")
     return 0
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command that does the same, for a shell, a flag a line."""
+    from chopjax.commands.parser import verb_parser
+
+    lines = [f"chopjax classify {shlex.quote(args.model)}"]
+    for action in verb_parser("classify")._actions:
+        value = getattr(args, action.dest, None)
+        if not action.option_strings or action.nargs == 0 or value == action.default:
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            lines.append(shlex.join([action.option_strings[0], str(each)]))
+    return " \\\n    ".join(lines)
 
 
 def _listed(text: str) -> Any:
