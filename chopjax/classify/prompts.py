@@ -28,12 +28,14 @@ class Prompts(NamedTuple):
 
 
 class Material(NamedTuple):
-    """What one seed works on. shared: so many first ids are the same in all prompts, the
-    demonstrations'; behind them every prompt has one id at least."""
+    """What one seed works on. before: the text of the demonstrations, which every prompt begins
+    with. shared: so many first ids are the same in all prompts; behind them each has one at least.
+    """
 
     train: Prompts
     held_out: Prompts
     test: Prompts
+    before: str
     shared: int
 
 
@@ -101,6 +103,7 @@ def make_material(
         prompts("training", train, split.train),
         prompts("training", train, split.held_out),
         prompts("test", test, split.test),
+        template.before(shown),
         shared=0,
     )
     every = [*material.train.ids, *material.held_out.ids, *material.test.ids]

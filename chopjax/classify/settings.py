@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from chopjax.checkpoint.describe import Description
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.choice import by_analysis_in
-from chopjax.chop.configurations import STRATEGIES, choose
+from chopjax.chop.choice import Choice, all_layers, by_analysis_in, by_name
+from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import DEFAULT_PROTECT, MEASURED, Protect
 from chopjax.classify.split import SplitSettings
 from chopjax.classify.ways import HEADS, LEARNING_RATES, METHODS, HeadKind, MethodKind
@@ -116,7 +116,7 @@ def cells(settings: ClassifySettings, description: Description) -> list[Cell]:
     counts = parse_layers(settings.layers, description.config.num_layers)
     found = []
     for strategy, count, method, head in _depths(settings, counts):
-        keep = keep_of(settings, description, strategy, count)
+        keep = choice_of(settings, description, strategy, count).keep
         found += [Cell(strategy, keep, method, head, seed) for seed in range(settings.seeds)]
     return found
 
@@ -148,15 +148,15 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
     return sorted(counts)
 
 
-def keep_of(
+def choice_of(
     settings: ClassifySettings, description: Description, strategy: str, count: int
-) -> Keep:
+) -> Choice:
     """The layers that a strategy keeps, so many of them."""
     num_layers = description.config.num_layers
     if count == num_layers:
-        return tuple(range(num_layers))
+        return all_layers(num_layers)
     if strategy in STRATEGIES:
-        return choose(strategy, num_layers, num_layers - count)
+        return by_name(strategy, str(num_layers - count), num_layers)
     if not isinstance(description.weights, Checkpoint):
         raise UserError(
             f"--strategy {strategy}: an analysis is of a Hugging Face checkpoint, and "
@@ -164,5 +164,4 @@ def keep_of(
         )
     assert settings.analysis is not None  # see check
     folder, remove = expanded(settings.analysis), num_layers - count
-    chosen = by_analysis_in(folder, description.weights, strategy, remove, settings.protect)
-    return chosen.keep
+    return by_analysis_in(folder, description.weights, strategy, remove, settings.protect)

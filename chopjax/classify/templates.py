@@ -46,11 +46,15 @@ class Template:
         """The same with the word of this class."""
         return f"{self.query(example)} {self.words[label]}"
 
-    def prompt(self, demonstrations: Sequence[str], example: str) -> str:
-        """demonstrations: an example of each class, in the order of the classes. Each stands with
-        its word, joined by newlines, before the example that asks."""
+    def before(self, demonstrations: Sequence[str]) -> str:
+        """What every prompt begins with. demonstrations: an example of each class, in the order of
+        the classes; each stands with its word, on a line of its own."""
         shown = [self.answered(text, label) for label, text in enumerate(demonstrations)]
-        return "\n".join([*shown, self.query(example)])
+        return "".join(f"{text}\n" for text in shown)
+
+    def prompt(self, demonstrations: Sequence[str], example: str) -> str:
+        """The demonstrations, and the example that asks."""
+        return self.before(demonstrations) + self.query(example)
 
     def record(self) -> dict[str, Any]:
         """As a file has it, with its name."""

@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for results.json, figure and report; rows that are there are not measured "
         "again, and another call adds its own",
     )
+    add(
+        "--save",
+        metavar="BEST",
+        help="folder for the model that is best on held-out examples, as transformers loads it: "
+        "the language model, or with --head classifier one that AutoModelForSequenceClassification "
+        "loads",
+    )
+    add("--overwrite", action="store_true", help="replace BEST if chopjax wrote it")
     add("--json", action="store_true", help="print results.json's object instead of the table")
     add = parser.add_argument_group("examples").add_argument
     for name in ("train", "test"):
@@ -154,10 +162,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from chopjax.chop.importance import parse_protect
-    from chopjax.classify.grid import classify, prepare
+    from chopjax.classify.grid import classify, save_best
+    from chopjax.classify.saving import check_saving
     from chopjax.classify.settings import ClassifySettings, TrainSettings
     from chopjax.classify.split import SplitSettings
-    from chopjax.errors import escaped
+    from chopjax.classify.task import prepare
+    from chopjax.disk.atomic import check_free
+    from chopjax.errors import UserError, escaped
     from chopjax.report.classify import rich_table, write_report
     from chopjax.runs.workdir import opened
     from chopjax.score.model import use_compilation_cache
@@ -189,16 +200,31 @@ def run(args: argparse.Namespace) -> int:
     use_compilation_cache()
     folder = expanded(args.output)
     _check_places(folder)
+    best = None if args.save is None else expanded(args.save)
+    if best is not None:
+        check_free(best, "export", args.overwrite)
+    elif args.overwrite:
+        raise UserError("--overwrite is for the folder of --save")
     task, conditions, wanted = prepare(settings)
+    if best is not None:
+        check_saving(task.description, settings.heads, settings.methods)
     with opened(folder, "classify", _check_places, flag="--output"):
-        results = classify(task, conditions, wanted, folder)
+        results, done = classify(task, conditions, wanted, folder)
         write_report(folder, results, _again(args))
+        if best is not None:
+            chosen = save_best(task, wanted, results, done, best, args.overwrite)
     if args.json:
         print_json(results)
         return 0
     show(rich_table(results))
     screen = console(soft_wrap=True)
     screen.print(f"{escaped(str(folder / 'report.html'))}: figure, table, settings")
+    if best is not None:
+        row = chosen.row
+        screen.print(
+            f"{escaped(str(best))}: {row['strategy']} {row['layers']} layers, {row['method']}, "
+            f"{row['head']}, seed {row['seed']}; held-out {row['held_out_accuracy']:.1%}"
+        )
     return 0
 
 

@@ -21,7 +21,10 @@ def write(path: Path, *rows: dict[str, Any]) -> list[str]:
 
 
 def test_fields_that_are_usual_and_fields_by_name(tmp_path: Path) -> None:
-    rows = [{"sentence": "dull", "label": 0}, {"text": "fine é", "label": "positive"}]
+    rows: list[dict[str, Any]] = [
+        {"sentence": "dull", "label": 0},
+        {"text": "fine é", "label": "positive"},
+    ]
     names = write(tmp_path / "a.jsonl", *rows)
     assert read_examples(names, SST2, None, "label") == [Example("dull", 0), Example("fine é", 1)]
     names = write(tmp_path / "b.jsonl", {"review": "dull", "text": "x", "gold": "1"})

@@ -13,8 +13,10 @@ from classify import material
 
 from chopjax.checkpoint.load import load
 from chopjax.classify import grid
+from chopjax.classify.depth import Counted, Depth, run_cell
 from chopjax.classify.results import RESULTS
 from chopjax.classify.settings import Cell, TrainSettings
+from chopjax.classify.task import prepare
 from chopjax.errors import UserError
 from chopjax.progress import Bar
 
@@ -27,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
     rows: list[dict[str, Any]]
-    rows = grid.classify(*grid.prepare(material.settings(folder, **options)), out)["rows"]
+    rows = grid.classify(*prepare(material.settings(folder, **options)), out)[0]["rows"]
     assert json.loads((out / RESULTS).read_text())["rows"] == rows
     return rows
 
@@ -55,9 +57,10 @@ def test_rows_that_are_there_are_not_measured_again(folder: Path, tmp_path: Path
 def test_a_stop_keeps_what_is_done(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, done = grid.run_cell, []
+    real = grid.run_cell
+    done: list[Cell] = []
 
-    def stopped(depth: grid.Depth, cell: Cell, counted: Any) -> Any:
+    def stopped(depth: Depth, cell: Cell, counted: Any) -> Any:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(cell)
@@ -81,9 +84,10 @@ def test_a_stop_keeps_what_is_done(
 def test_what_two_strategies_keep_is_trained_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, done = grid.run_cell, []
+    real = grid.run_cell
+    done: list[Cell] = []
 
-    def noted(depth: grid.Depth, cell: Cell, counted: Any) -> Any:
+    def noted(depth: Depth, cell: Cell, counted: Any) -> Any:
         done.append(cell)
         return real(depth, cell, counted)
 
@@ -118,12 +122,10 @@ def test_programs_of_a_depth_serve_all_seeds(
 
 
 def test_training_leaves_the_parent_as_it_was(folder: Path) -> None:
-    task, _, (cell,) = grid.prepare(material.settings(folder, learning_rate=0.1))
+    task, _, (cell,) = prepare(material.settings(folder, learning_rate=0.1))
     params = load(task.description, keep=cell.keep, dtype="float32").params
     before = jax.tree.map(np.array, params)
-    trained, _ = grid.run_cell(
-        grid.Depth(task, cell.keep, params), cell, grid.Counted(Bar("", 1, "cells", 0), 1)
-    )
+    trained, _ = run_cell(Depth(task, cell.keep, params), cell, Counted(Bar("", 1, "cells", 0), 1))
     assert trained is not None
     moved = jax.tree.map(lambda a, b: bool((a != b).all()), before, dict(trained.trainable))
     assert all(jax.tree.leaves(moved))  # AdamW decays norms, too

@@ -16,10 +16,13 @@ import transformers
 from classify import material
 
 from chopjax.checkpoint.load import load
-from chopjax.classify import grid, training
+from chopjax.classify import training
+from chopjax.classify.depth import Counted, Depth, run_cell
+from chopjax.classify.examples import read_examples
 from chopjax.classify.parts import by_length
 from chopjax.classify.settings import Cell, TrainSettings
 from chopjax.classify.split import Split, draw
+from chopjax.classify.task import PARTS, prepare
 from chopjax.progress import Bar
 
 FAMILIES = ["llama", "gpt2", "opt"]
@@ -82,10 +85,10 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "train": [material.example(number) for number in range(36)],
         "test": [material.example(number) for number in range(100, 112)],
     }
-    task, _, _ = grid.prepare(material.settings(folder))
+    task, _, _ = prepare(material.settings(folder))
     # The draw is random, so that its numbers are taken from there; what is made of them is not.
     examples = {
-        name: grid.read_examples([str(folder / f"{name}.jsonl")], task.template, None, "label")
+        name: read_examples([str(folder / f"{name}.jsonl")], task.template, None, "label")
         for name in rows
     }
     split = draw(examples["train"], examples["test"], task.template, material.SPLIT, 0)
@@ -119,16 +122,16 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-def depth_of(peer: Peer, **options: Any) -> grid.Depth:
+def depth_of(peer: Peer, **options: Any) -> Depth:
     more = {"learning_rate": RATE, "targets": "mlp", "rank": 2}
-    task, _, _ = grid.prepare(material.settings(peer.folder, **more | options))
-    return grid.Depth(task, KEEP, load(task.description, keep=KEEP, dtype="float32").params)
+    task, _, _ = prepare(material.settings(peer.folder, **more | options))
+    return Depth(task, KEEP, load(task.description, keep=KEEP, dtype="float32").params)
 
 
-def ours(depth: grid.Depth, method: Any, head: Any = "lm") -> np.ndarray:
+def ours(depth: Depth, method: Any, head: Any = "lm") -> np.ndarray:
     """The losses of the first epoch."""
     cell = Cell("first", KEEP, method, head, 0)
-    trained, _ = grid.run_cell(depth, cell, grid.Counted(Bar("", 1, "cells", 0), 1))
+    trained, _ = run_cell(depth, cell, Counted(Bar("", 1, "cells", 0), 1))
     assert trained is not None
     return trained.losses
 
@@ -136,7 +139,7 @@ def ours(depth: grid.Depth, method: Any, head: Any = "lm") -> np.ndarray:
 def test_prompts_and_label_words(peer: Peer) -> None:
     task = depth_of(peer).task
     (own,) = task.materials
-    for name in grid.PARTS:
+    for name in PARTS:
         prompts = getattr(own, name)
         assert [ids.tolist() for ids in prompts.ids] == peer.prompts[name]
         assert prompts.labels.tolist() == peer.labels[name]
@@ -165,7 +168,7 @@ def test_predictions_without_training(peer: Peer) -> None:
     """Demonstrations computed once against whole prompts."""
     depth, model = depth_of(peer), peer.model()
     cell = Cell("first", KEEP, "none", "lm", 0)
-    parts = depth.parts(cell, grid.Counted(Bar("", 1, "cells", 0), 1))
+    parts = depth.parts(cell, Counted(Bar("", 1, "cells", 0), 1))
     assert depth.task.materials[0].shared > 20
     learner = depth.learner(cell)
     frozen = learner.frozen(depth.params)
@@ -207,7 +210,7 @@ def test_a_prefix_is_pefts(peer: Peer) -> None:
     state = learner.begin(depth.params, jax.random.key(0))
     prefix = {name: np.asarray(x) for name, x in state["params"]["prefix"].items()}
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
-    model = peft.get_peft_model(peer.model(), config)
+    model: Any = peft.get_peft_model(peer.model(), config)
     both_LPSKH = np.stack([prefix["key"], prefix["value"]], axis=1)
     table_S = np.moveaxis(both_LPSKH, 2, 0).reshape(20, -1)
     with torch.no_grad():
@@ -255,7 +258,7 @@ def test_training_keeps_the_best_epoch(peer: Peer) -> None:
     depth = depth_of(peer)
     cell = Cell("first", KEEP, "none", "classifier", 0)
     learner = depth.learner(cell)
-    parts = depth.parts(cell, grid.Counted(Bar("", 1, "cells", 0), 1))
+    parts = depth.parts(cell, Counted(Bar("", 1, "cells", 0), 1))
     found: list[float] = []
     settings = TrainSettings(epochs=30, patience=3, batch_size=4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from chopjax.errors import UserError
@@ -69,7 +70,7 @@ def test_the_figure_has_a_panel_a_task_and_a_line_a_method() -> None:
     assert set(names[1]) == {"full", "commonest class", "chance"}
     drawn = next(c for c in panels[0].containers if c.get_label() == "full")
     assert drawn[0].get_xydata().tolist() == [[1.0, 50.0], [4.0, pytest.approx(80.0)]]
-    levels = {line.get_label(): line.get_ydata()[0] for line in panels[1].lines}
+    levels = {line.get_label(): np.asarray(line.get_ydata())[0] for line in panels[1].lines}
     assert levels["chance"] == pytest.approx(100 / 6)
     assert levels["commonest class"] == pytest.approx(20)
 
