@@ -57,7 +57,7 @@ def test_rows_that_are_there_are_not_measured_again(folder: Path, tmp_path: Path
 def test_a_stop_keeps_what_is_done(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = grid.run_cell
+    real = run_cell
     done: list[Cell] = []
 
     def stopped(depth: Depth, cell: Cell, counted: Any) -> Any:
@@ -67,12 +67,12 @@ def test_a_stop_keeps_what_is_done(
         return real(depth, cell, counted)
 
     options: dict[str, Any] = {"layers": "1,2", "methods": ("none",), "seeds": 2}
-    monkeypatch.setattr(grid, "run_cell", stopped)
+    monkeypatch.setattr("chopjax.classify.grid.run_cell", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path, **options)
     kept = json.loads((tmp_path / RESULTS).read_text())["rows"]
     assert [row["seed"] for row in kept] == [0, 1]
-    monkeypatch.setattr(grid, "run_cell", real)
+    monkeypatch.setattr("chopjax.classify.grid.run_cell", real)
     rows = run(folder, tmp_path, **options)
     assert rows[:2] == kept
     (other := tmp_path / "at once").mkdir()
@@ -84,14 +84,14 @@ def test_a_stop_keeps_what_is_done(
 def test_what_two_strategies_keep_is_trained_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = grid.run_cell
+    real = run_cell
     done: list[Cell] = []
 
     def noted(depth: Depth, cell: Cell, counted: Any) -> Any:
         done.append(cell)
         return real(depth, cell, counted)
 
-    monkeypatch.setattr(grid, "run_cell", noted)
+    monkeypatch.setattr("chopjax.classify.grid.run_cell", noted)
     options: dict[str, Any] = {"strategies": ("first", "deepest", "max-gap"), "methods": ("none",)}
     rows = run(folder, tmp_path, layers="2,all", **options)
     assert {(r["strategy"], r["keep"]) for r in rows} == {
