@@ -56,7 +56,8 @@ def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of the card's table, of a record that may be anybody's."""
     template = entry.get("template")
     about: Mapping[str, Any] = template if isinstance(template, dict) else {}
-    words = about.get("classes")
+    classes = about.get("classes")
+    words = ", ".join(map(str, classes)) if isinstance(classes, dict) else str(classes)
     settings = entry.get("settings")
     given = [f"{k} {v}" for k, v in settings.items()] if isinstance(settings, dict) else []
     how = [f"method {entry.get('method')}", f"head {entry.get('head')}", *given]
@@ -68,7 +69,7 @@ def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{_percent(entry.get('held_out_accuracy'))}"
     )
     return [
-        ("classification", f"{about.get('name')}: {', '.join(map(str, words or ()))}"),
+        ("classification", f"{about.get('name')}: {words}"),
         ("classification: trained", ", ".join(how)),
         (
             "classification: length",

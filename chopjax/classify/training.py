@@ -68,7 +68,9 @@ def train(
             )
         found = accuracy(held_out.labels_X, predict(learner, state["params"], frozen, held_out))
         if best is None or found > best.held_out_accuracy:
-            best = Trained(jax.device_get(state["params"]), losses[0], epoch, epoch, found)
+            # Copies: on processors the step takes the memory that others see.
+            kept = jax.tree.map(np.array, state["params"])
+            best = Trained(kept, losses[0], epoch, epoch, found)
         advance(share, {"loss": float(losses[-1].mean()), "held-out": found})
         if epoch - best.best_epoch >= settings.patience:
             break

@@ -22,6 +22,7 @@ from chopjax.classify.depth import Depth
 from chopjax.classify.results import KEY
 from chopjax.classify.settings import Cell, choice_of
 from chopjax.classify.task import prepare
+from chopjax.commands.inspect_tables import history_facts
 from chopjax.errors import UserError
 
 KEEP = (0, 1)
@@ -133,6 +134,7 @@ def test_a_language_model_with_its_template(method: Any, tmp_path: Path) -> None
         jax.tree.map(np.testing.assert_array_equal, parent, saved)
     again = describe(str(tmp_path / "best"))
     assert again.config.num_layers == 2
+    assert history_facts(again.provenance)["classification"] == "toy: cat, dog, log"
     card = (tmp_path / "best" / "README.md").read_text()
     assert "| classification | toy: cat, dog, log |" in card
     assert "25.0% on 7 test examples, macro-F1 12.5%" in card
