@@ -79,18 +79,17 @@ def save_best(
     out: Path,
     overwrite: bool,
 ) -> Outcome:
-    """Save the best cell of the grid; returns it. done: what is in memory of it, if it is of it; a
-    cell of an earlier call is trained again, from its seed."""
+    """Save the best cell of the grid; returns it. done: what is in memory, if it is of that cell;
+    what an earlier call trained is trained again, from its seed."""
     rows = {cell: results.find(known, _row_key(task, cell)) for cell in wanted}
     found = {cell: row for cell, row in rows.items() if row is not None}
     cell = max(found, key=lambda cell: _rank(found[cell]))
     description, row = task.description, found[cell]
     depth = Depth(task, cell.keep, load(description, keep=cell.keep, dtype="float32").params)
-    if done is not None and done.cell[1:] == cell[1:]:
+    trained: Trained | None = None
+    if done is not None and done.trained is not None and done.cell[1:] == cell[1:]:
         trained = done.trained
-    elif not trains(cell.method, cell.head):
-        trained = None
-    else:
+    elif trains(cell.method, cell.head):
         with progress(f"train the best again: {row['keep']}", 1, "cells") as bar:
             trained, figures = run_cell(depth, cell, Counted(bar, 1))
         if figures["accuracy"] != row["accuracy"]:
