@@ -20,6 +20,7 @@ ROOMS = (
     "score",
     "latency",
     "train",
+    "classify",
     "plan",
     "report",
     "runs",

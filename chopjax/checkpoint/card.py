@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from chopjax.checkpoint import structures
+from chopjax.checkpoint import card_classification, structures
 from chopjax.checkpoint.assets import CARD, PARENT_CARD
 from chopjax.checkpoint.provenance import (
     CHOP,
+    CLASSIFICATION,
     SCRATCH,
     TRAINING,
     entries,
@@ -81,6 +82,7 @@ def card(
     """Markdown. header: what read_header found. folder: where the card will be."""
     chops, trainings = entries(record, CHOP), entries(record, TRAINING)
     front = yaml.safe_dump(_front_matter(record, header, chops, trainings, folder), sort_keys=False)
+    classifies = _classifies(record)
     rows = [f"| {name} | {_cell(value)} |" for name, value in _facts(record, chops, trainings)]
     head = f"---\n{front}---\n"
     parts = [
@@ -88,7 +90,7 @@ def card(
         _sentence(record, trainings),
         "\n".join(["| | |", "| --- | --- |", *rows]),
         measured.strip(),
-        USE_WITH_PICTURES if _has_other_parts(folder) else USE,
+        card_classification.use(classifies) if classifies else _use(folder),
         _last_words(record, header, folder),
     ]
     body = "\n\n".join(part for part in parts if part) + "\n"
@@ -110,6 +112,16 @@ USE_WITH_PICTURES = (
     .replace("AutoTokenizer", "AutoProcessor")
     .replace("tokenizer =", "processor =")
 )
+
+
+def _use(folder: Path) -> str:
+    return USE_WITH_PICTURES if _has_other_parts(folder) else USE
+
+
+def _classifies(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The last entry of the history, where it is of a model taught to classify."""
+    last: Mapping[str, Any] = record["history"][-1] if record["history"] else {}
+    return last if last.get("step") == CLASSIFICATION else None
 
 
 def _structure(folder: Path) -> tuple[Structure, dict[str, Any]] | None:
@@ -197,6 +209,8 @@ def _front_matter(
     tags += ["layer-pruning"] if chops else []
     tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
     task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
+    if card_classification.has_classifier(_classifies(record)):
+        task = "text-classification"
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     front |= header
     if _is_on_hub(record):
@@ -261,6 +275,8 @@ def _facts(
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
         facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
+    for entry in entries(record, CLASSIFICATION):
+        facts += card_classification.facts(entry)
     return [*facts, ("made with", f"chopjax {record.get('chopjax_version')}")]
 
 
@@ -394,6 +410,11 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
             f"Which layer is of which kind is spelled out in config.json ({', '.join(lists)}): the "
             "layers left do not follow the family's pattern. What derives it from a layer's index, "
             "as llama.cpp's converter and older versions of transformers do, misreads this model."
+        )
+    if card_classification.has_classifier(_classifies(record)):
+        first = (
+            "In place of the language model's head stands `score.weight`, which tells the classes "
+            "apart: this model writes no text."
         )
     sentences.insert(0, first)
     if _with_new_biases(record):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def export(
     dtype: str | None = None,
     provenance: Mapping[str, Any] | None = None,
     *,
+    more: Sequence[Tensor] = (),
     dtypes: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -92,6 +93,7 @@ def export(
     params: arrays, or orbax_folder.Unread ones. assets: the folder with config.json and the
     tokenizer files, which come along byte for byte, save that config.json says what raw_config
     says.
+    more: tensors that no decoder has, such as a classifier's head.
     dtype: "float32", "bfloat16" or "float16" for all tensors, and config.json says so; else
     dtypes: tensor → type as found at import; else the type that config.json states, float32 where
     it states none. protect: folders that --overwrite must not delete.
@@ -114,7 +116,7 @@ def export(
             functools.partial(read.tensor, binding, DTYPES[types[binding.source]]),
         )
         for binding in bindings
-    ]
+    ] + list(more)
     total = sum(tensor.nbytes for tensor in tensors)
     with (
         new_folder(out, "export", overwrite, protect=(assets, *protect)) as folder,

@@ -5,9 +5,11 @@
      "strategy": …, "settings": {…},                            of the last chop; null without one
      "kept_layers": […],                                         in the first parent's numbering
      "history": [{"step": "chop", "parent": …, "strategy": …, "settings": …, "kept_layers": …},
-                 {"step": "training", "kind": "full", "steps": …, …}, …]}
+                 {"step": "training", "kind": "full", "steps": …, …},
+                 {"step": "classification", "template": {…}, …}, …]}
 
-`history` has one entry a chop and one a training run (see training_record.py), oldest first. A
+`history` has one entry a chop, one a training run (see training_record.py) and one where a model
+was taught to classify (card_classification.py), oldest first. A
 chop's layers are numbered as its own parent's are. An entry that says no step is a chop, as all of
 an earlier version are. A chop's settings have `repair` where something was folded into the layers
 that stayed: what and how, the tensors `folded` and `added` (chop/folds.py), errors and losses.
@@ -25,7 +27,7 @@ from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"
-CHOP, TRAINING = "chop", "training"
+CHOP, TRAINING, CLASSIFICATION = "chop", "training", "classification"
 SCRATCH = "random weights"  # the parent's name where there was none
 
 
@@ -145,6 +147,19 @@ def add_training(
     says of the run. The rest is as in `compose`."""
     before = _before(previous, name, revision, num_layers)
     return before | {"history": [*before["history"], {"step": TRAINING, **about}]}
+
+
+def add_classification(
+    previous: Mapping[str, Any] | None,
+    name: str,
+    revision: str | None,
+    num_layers: int,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of a model of so many layers that was taught to classify; about: as
+    card_classification.py has it. The rest is as in `compose`."""
+    before = _before(previous, name, revision, num_layers)
+    return before | {"history": [*before["history"], {"step": CLASSIFICATION, **about}]}
 
 
 def merged_onto(record: Mapping[str, Any] | None, onto: str) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def bytes_of(count: float) -> str:
 
 def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
     """What chopjax did to it, from chopjax.json."""
-    from chopjax.checkpoint.provenance import CHOP, TRAINING, entries
+    from chopjax.checkpoint.card_classification import facts as taught
+    from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, TRAINING, entries
     from chopjax.keep import ranges
 
     if record is None:
@@ -51,4 +52,6 @@ def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
             f"{entry.get('steps')} steps, {entry.get('tokens')} tokens, "
             f"{(entry.get('optimizer') or {}).get('name')}, {entry.get('kind')}{measured}"
         )
+    for entry in entries(record, CLASSIFICATION):
+        facts |= taught(entry)
     return facts

@@ -28,6 +28,7 @@ VERBS = {
     "score": "zero-shot tasks, as lm-evaluation-harness defines them",
     "lm-eval": "lm-evaluation-harness itself, with the model `chopjax`",
     "compare": "results of several models side by side, with significance",
+    "classify": "fine-tune what is left to tell classes apart, depth by depth",
     "latency": "forward, prefill and decode time of a model and of its chops",
     "plan": "whether a training run fits a TPU pod, and how long it takes",
     "sweep": "many strategies and numbers of layers, scored and drawn",

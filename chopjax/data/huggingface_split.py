@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chopjax.data import messages
+from chopjax.data.reader import BadExample, Reader
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError, first_line
 
@@ -29,7 +29,7 @@ class HuggingFaceSplit:
     field: str
     data_files: tuple[str, ...]  # paths, or hf:// URLs with the commit in them
     shards: int
-    chat: bool = False  # documents are messages, as messages.as_text has them
+    read: Reader | None = None  # None: a document is the field's text
 
     @property
     def size(self) -> int | None:
@@ -69,10 +69,10 @@ class HuggingFaceSplit:
                 advance(len(text))
 
     def _text(self, example: dict[str, Any]) -> str:
-        if self.chat:
+        if self.read is not None:
             try:
-                return messages.of_field(example, self.field)
-            except messages.NotMessages as error:
+                return self.read(example, self.field)
+            except BadExample as error:
                 raise UserError(f"{self.name}: {error}") from None
         text = example.get(self.field)
         if isinstance(text, str):
@@ -81,7 +81,7 @@ class HuggingFaceSplit:
         raise UserError(f"{self.name}: no text in field {self.field!r}; --field takes: {fields}")
 
 
-def open_split(spec: str, field: str, chat: bool = False) -> HuggingFaceSplit:
+def open_split(spec: str, field: str, read: Reader | None = None) -> HuggingFaceSplit:
     """`OWNER/NAME[/CONFIG][@REVISION][:SPLIT]` of the hub, or `FOLDER[:SPLIT]`; split: train."""
     place, colon, split = spec.rpartition(":")
     if not colon:
@@ -115,7 +115,7 @@ def open_split(spec: str, field: str, chat: bool = False) -> HuggingFaceSplit:
         field=field,
         data_files=_data_files(dataset, config, split, revision),
         shards=stream.num_shards,
-        chat=chat,
+        read=read,
     )
 
 

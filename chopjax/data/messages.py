@@ -13,20 +13,22 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax.data.reader import BadExample, plain
+
 Message = dict[str, Any]
 
 ASSISTANT = "assistant"
 ROLES = ("system", "developer", "user", ASSISTANT, "tool", "function")
 
 
-class NotMessages(ValueError):
-    """What is wrong with a value; the caller knows where it is."""
+class NotMessages(BadExample):
+    """What is wrong with a value."""
 
 
 def as_text(value: Any) -> str:
     """Messages as a source holds them → the document. Columns ({"role": […], "content": […]}), as
     TFDS and older Hugging Face datasets keep a list of objects, are taken too."""
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, dict):
         value = _rows(value)
     if not isinstance(value, list):
@@ -42,7 +44,7 @@ def of_field(example: Mapping[str, Any], field: str) -> str:
         raise NotMessages(f"no field {field!r}; name another with --field (here: {fields})")
     try:
         return as_text(example[field])
-    except NotMessages as error:
+    except BadExample as error:
         raise NotMessages(f"field {field!r}: {error}") from None
 
 
@@ -79,20 +81,3 @@ def _rows(columns: dict[str, Any]) -> list[Message] | None:
     if not columns or len(lists) < len(columns) or len({len(column) for column in lists}) > 1:
         return None
     return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
-
-
-def _plain(value: Any) -> Any:
-    """JSON's types, of numpy's and of bytes in UTF-8."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise NotMessages(f"not UTF-8 ({error})") from None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):  # of numpy
-        value = value.tolist()
-        return _plain(value) if isinstance(value, list | bytes) else value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

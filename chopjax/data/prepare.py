@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chopjax import interrupts
+from chopjax.data import messages
 from chopjax.data.chat import ChatEncoder
 from chopjax.data.shards import Job, make_shards, read_record, smallest_hashes
 from chopjax.data.sources import Source, find_sources, pieces
@@ -95,7 +96,8 @@ def prepare(
     if workers is not None and not 1 <= workers <= MOST_WORKERS:
         raise UserError(f"--workers {workers}: from 1 to {MOST_WORKERS}")
     field = field or ("text" if chat is None else "messages")
-    sources = find_sources([os.fspath(name) for name in inputs], field, unit, chat is not None)
+    read = None if chat is None else messages.of_field
+    sources = find_sources([os.fspath(name) for name in inputs], field, unit, read)
     share = _share(held_out)
     if chat is not None and before == "auto":
         before = "none"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK, INDEX, SINGLE
 from chopjax.data import huggingface_split, tfds_split
 from chopjax.data.array_files import file_system
+from chopjax.data.reader import Reader
 from chopjax.data.store import PARTS, STORE
 from chopjax.data.text_files import (
     COMPRESSIONS,
@@ -68,12 +69,13 @@ Piece = tuple[Part, ...]
 
 
 def find_sources(
-    inputs: Sequence[str], field: str = "text", unit: Unit = "file", chat: bool = False
+    inputs: Sequence[str], field: str = "text", unit: Unit = "file", read: Reader | None = None
 ) -> list[Source]:
     """The sources of all inputs, in the order given; files of a folder or pattern by name.
 
     An input is a file, a folder, a pattern (`part-*.jsonl.zst`), a URL (`gs://…`),
-    `tfds:NAME[/CONFIG][:SPLIT]` or `hf:NAME[/CONFIG][:SPLIT]`. chat: the field holds messages.
+    `tfds:NAME[/CONFIG][:SPLIT]` or `hf:NAME[/CONFIG][:SPLIT]`. read: makes a document of an example
+    with fields, which plain text has none of.
     Raises UserError where one leads to nothing, cannot be read, or two lead to the same file.
     """
     sources: list[Source] = []
@@ -81,11 +83,11 @@ def find_sources(
         if name.startswith(("tfds:", "hf:")) and os.path.exists(name):
             raise UserError(f"{name}: the name of a data set and of a file; write ./{name} for it")
         if name.startswith("tfds:"):
-            sources.append(tfds_split.open_split(name.removeprefix("tfds:"), field, chat))
+            sources.append(tfds_split.open_split(name.removeprefix("tfds:"), field, read))
         elif name.startswith("hf:"):
-            sources.append(huggingface_split.open_split(name.removeprefix("hf:"), field, chat))
+            sources.append(huggingface_split.open_split(name.removeprefix("hf:"), field, read))
         else:
-            sources.extend(_files(name, field, unit, chat))
+            sources.extend(_files(name, field, unit, read))
     if not sources:
         raise UserError("no input; name a file, a folder, tfds:NAME or hf:NAME")
     names = collections.Counter(file["name"] for source in sources for file in source.files)
@@ -125,7 +127,7 @@ def _nominal_size(source: Source) -> int:
     return source.size if source.size is not None else sum(b for _, _, b in source.cuts(1))
 
 
-def _files(name: str, field: str, unit: Unit, chat: bool) -> Iterator[TextFile]:
+def _files(name: str, field: str, unit: Unit, read: Reader | None) -> Iterator[TextFile]:
     local = "://" not in name
     system, path = file_system(name)
     try:
@@ -134,18 +136,18 @@ def _files(name: str, field: str, unit: Unit, chat: bool) -> Iterator[TextFile]:
         if system.isfile(path):
             paths = [path]
         elif system.isdir(path):
-            paths = [p for p in system.find(path) if is_known(p) and (is_json(p) or not chat)]
+            paths = [p for p in system.find(path) if is_known(p) and (is_json(p) or read is None)]
         else:
             paths = [p for p in system.glob(path) if system.isfile(p)]
     except (ImportError, ValueError, OSError, re.error) as error:
         raise UserError(f"{name}: cannot be opened ({error})") from error
-    suffixes = JSON_SUFFIXES if chat else (*JSON_SUFFIXES, *TEXT_SUFFIXES)
+    suffixes = JSON_SUFFIXES if read else (*JSON_SUFFIXES, *TEXT_SUFFIXES)
     kinds = " ".join(suffixes) + ", also with " + " ".join(COMPRESSIONS)
     if not paths:
         what = f"no file in it ends in {kinds}" if system.isdir(path) else "no such file or folder"
         raise UserError(f"{name}: {what}")
     for path in sorted(paths):
-        if not is_known(path) or (chat and not is_json(path)):
+        if not is_known(path) or (read and not is_json(path)):
             raise UserError(f"{path}: not a name that says how to read it ({kinds})")
         url = path if local else system.unstrip_protocol(path)
         size = system.size(path)
@@ -154,7 +156,7 @@ def _files(name: str, field: str, unit: Unit, chat: bool) -> Iterator[TextFile]:
                 f"{path}: 0 bytes, where even compressed nothing has some: it was cut off; "
                 "fetch or compress it again, or delete it"
             )
-        yield TextFile(url, size, field, unit, chat)
+        yield TextFile(url, size, field, unit, read)
 
 
 def _something_else(path: str) -> str | None:

@@ -17,7 +17,7 @@ from typing import IO, Any, Literal, cast
 
 import fsspec
 
-from chopjax.data import messages
+from chopjax.data.reader import BadExample, Reader
 from chopjax.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -41,7 +41,7 @@ class TextFile:
     size: int  # bytes, compressed as they lie
     field: str
     unit: Unit
-    chat: bool = False  # documents are messages, as messages.as_text has them
+    read: Reader | None = None  # None: a document is the field's text
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ class TextFile:
         if not isinstance(record, dict):
             kind = type(record).__name__
             raise _BadRecord(f"one JSON object a line is needed, found a {kind}")
-        text = self._messages(record) if self.chat else record.get(self.field)
+        text = record.get(self.field) if self.read is None else self._read(self.read, record)
         if not isinstance(text, str):
             strings = sorted(name for name, v in record.items() if isinstance(v, str))
             fields = ", ".join(reprlib.repr(name)[1:-1] for name in strings[:20])
@@ -119,10 +119,10 @@ class TextFile:
                 raise _BadRecord("half of a surrogate pair is no character") from None
         return text
 
-    def _messages(self, record: dict[str, Any]) -> str:
+    def _read(self, read: Reader, record: dict[str, Any]) -> str:
         try:
-            return messages.of_field(record, self.field)
-        except messages.NotMessages as error:
+            return read(record, self.field)
+        except BadExample as error:
             raise _BadRecord(str(error)) from None
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from chopjax.data import messages
+from chopjax.data.reader import BadExample, Reader
 from chopjax.errors import UserError, first_line
 
 _READ_AT_ONCE = 256
@@ -30,7 +30,7 @@ class TfdsSplit:
     field: str
     count: int  # examples
     size: int  # bytes on disk, about
-    chat: bool = False  # documents are messages, as messages.as_text has them
+    read: Reader | None = None  # None: a document is the field's text
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -53,10 +53,10 @@ class TfdsSplit:
             advance(self.size * (last - first) // self.count)
 
     def _text(self, example: dict[str, Any], index: int) -> str:
-        if self.chat:
+        if self.read is not None:
             try:
-                return messages.of_field(example, self.field)
-            except messages.NotMessages as error:
+                return self.read(example, self.field)
+            except BadExample as error:
                 raise UserError(f"{self.name}: example {index}: {error}") from None
         text = example.get(self.field)
         if isinstance(text, bytes):
@@ -68,7 +68,7 @@ class TfdsSplit:
         raise UserError(f"{self.name}: no text in field {self.field!r}; --field takes: {fields}")
 
 
-def open_split(spec: str, field: str, chat: bool = False) -> TfdsSplit:
+def open_split(spec: str, field: str, read: Reader | None = None) -> TfdsSplit:
     """`c4/en`, `c4/en:validation`, `c4/en:3.1.0:train[:1%]` → what lies prepared on disk."""
     name, _, rest = spec.partition(":")
     version = re.match(r"(\d+\.\d+\.\d+)(?::|$)", rest)
@@ -79,7 +79,7 @@ def open_split(spec: str, field: str, chat: bool = False) -> TfdsSplit:
     whole = info.splits[re.split(r"[\[+]", split)[0]]
     size = int(whole.num_bytes) * len(source) // max(whole.num_examples, 1)
     full_name = f"{name}:{info.version}"
-    return TfdsSplit(f"tfds:{full_name}:{split}", full_name, split, field, len(source), size, chat)
+    return TfdsSplit(f"tfds:{full_name}:{split}", full_name, split, field, len(source), size, read)
 
 
 @functools.lru_cache(maxsize=4)

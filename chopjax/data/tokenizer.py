@@ -41,11 +41,11 @@ class Tokenizer:
     vocab_size: int  # the largest id plus one, added tokens included
     split_special_tokens: bool  # whether text that spells "</s>" stays text
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens before or after."""
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
+        """Ids of each text. add_special_tokens: with those that the tokenizer puts around it."""
         # The flag does not travel to other processes with the backend.
         self.backend.encode_special_tokens = self.split_special_tokens
-        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encoded]
 
     def decode(self, ids: list[int]) -> str:

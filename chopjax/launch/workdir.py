@@ -22,10 +22,11 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
+def owned(workdir: Path, check: Callable[[Path], None], flag: str = "--workdir") -> Iterator[None]:
     """Create the folder and lock it. Raises UserError if it cannot be written or is in use.
 
-    check: raises UserError where other files are in the way; nothing is written then.
+    check: raises UserError where other files are in the way; nothing is written then. flag: which
+    one gave the folder, for messages.
 
     Of several processes the first one locks it, and the others must see its lock: a host that has
     not mounted the file system would lose its part of every checkpoint. The lock is released with
@@ -34,7 +35,7 @@ def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
     """
     if ":/" in str(workdir):  # Path("gs://bucket") is gs:/bucket
         raise UserError(
-            f"--workdir {str(workdir).replace(':/', '://', 1)}: a URL; give a folder on a file "
+            f"{flag} {str(workdir).replace(':/', '://', 1)}: a URL; give a folder on a file "
             "system that every host mounts (tpu_scripts/README.md shows how), and copy checkpoints "
             "to a bucket after"
         )
@@ -42,7 +43,7 @@ def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
     if jax.process_index() == 0:
         try:
             check(workdir)
-            handle = _lock(workdir)
+            handle = _lock(workdir, flag)
         except UserError as error:
             problem = error
     try:
@@ -53,7 +54,7 @@ def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
                 os.pwrite(handle, f"{os.getpid()} {token}".encode(), 0)
                 os.fsync(handle)
             wait_for_all("workdir")
-            _find_token(workdir, int(multihost_utils.broadcast_one_to_all(np.int32(token))))
+            _find_token(workdir, flag, int(multihost_utils.broadcast_one_to_all(np.int32(token))))
         if problem is not None:
             raise problem
         yield
@@ -62,7 +63,7 @@ def owned(workdir: Path, check: Callable[[Path], None]) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(workdir: Path) -> int:
+def _lock(workdir: Path, flag: str) -> int:
     """The locked file's descriptor; the file holds this process's id."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -71,14 +72,14 @@ def _lock(workdir: Path) -> int:
         handle = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         reason = "is not a folder" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"--workdir {workdir}: {reason}") from error
+        raise UserError(f"{flag} {workdir}: {reason}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.read(handle, 64).decode().partition(" ")[0] or "unknown"
         os.close(handle)
         raise UserError(
-            f"--workdir {workdir}: another run works in this folder (process {owner}); wait for "
+            f"{flag} {workdir}: another run works in this folder (process {owner}); wait for "
             "it or give another folder"
         ) from None
     except OSError:  # a file system without locks
@@ -97,10 +98,10 @@ def _is_lock(path: Path) -> bool:
     return bool(re.fullmatch(rb"(\d+( \d+)?)?", path.read_bytes()))
 
 
-def _find_token(workdir: Path, token: int) -> None:
+def _find_token(workdir: Path, flag: str, token: int) -> None:
     """Raise UserError unless every process finds what process 0 has written."""
     if not token:
-        raise UserError(f"--workdir {workdir}: process 0 cannot use it and says why")
+        raise UserError(f"{flag} {workdir}: process 0 cannot use it and says why")
     try:
         seen = (workdir / LOCK).read_text().endswith(f" {token}")
     except OSError:
@@ -109,6 +110,6 @@ def _find_token(workdir: Path, token: int) -> None:
     if not where.all():
         blind = ", ".join(str(index) for index in np.flatnonzero(~where))
         raise UserError(
-            f"--workdir {workdir}: processes {blind} do not see the folder of process 0 under that "
+            f"{flag} {workdir}: processes {blind} do not see the folder of process 0 under that "
             "name; it must lie on a file system that every host has mounted"
         )

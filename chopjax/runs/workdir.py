@@ -1,5 +1,5 @@
-"""The folder that `chopjax run` and `chopjax sweep` work in: whose it is, and whether what they
-will write fits on its disk."""
+"""The folder that `chopjax run`, `sweep` and `classify` work in: whose it is, and whether what
+they will write fits on its disk."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from chopjax.launch.workdir import owned
 
 
 @contextlib.contextmanager
-def opened(workdir: Path, verb: str, check: Callable[[Path], None]) -> Iterator[None]:
+def opened(
+    workdir: Path, verb: str, check: Callable[[Path], None], flag: str = "--workdir"
+) -> Iterator[None]:
     """Hold the folder, marked as the verb's. Raises UserError where it is another verb's.
 
-    check: raises UserError where others' files stand in the way.
+    check: raises UserError where others' files stand in the way. flag: which one gave the folder.
     """
 
     def check_all(workdir: Path) -> None:
         check_mark(workdir)
         if marked_by(workdir) not in (None, verb):
             raise UserError(
-                f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another --workdir"
+                f"{workdir} is a folder of `chopjax {marked_by(workdir)}`; give another {flag}"
             )
         check(workdir)
 
-    with owned(workdir, check_all):
+    with owned(workdir, check_all, flag):
         if marked_by(workdir) is None:
             begin_mark(workdir, verb)
         yield

@@ -15,7 +15,10 @@ import torch
 import transformers
 from checkpoints import write_checkpoint
 
+from chopjax.chop.configurations import choose
+from chopjax.chop.surgery import chop_config
 from chopjax.cli import main
+from chopjax.models import families
 
 
 def inspect(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
@@ -209,3 +212,33 @@ def test_mistakes(
     output = capsys.readouterr()
     assert message in output.err
     assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("raw", "whole", "first"),
+    [
+        (
+            {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25, "n_positions": 1024}
+            | {"vocab_size": 50257},
+            1557,
+            112,
+        ),
+        (
+            {"model_type": "opt", "hidden_size": 2048, "num_hidden_layers": 24, "ffn_dim": 8192}
+            | {"num_attention_heads": 32, "vocab_size": 50272, "max_position_embeddings": 2048},
+            1315,
+            157,
+        ),
+    ],
+    ids=["GPT-2 XL", "OPT-1.3B"],
+)
+def test_the_first_layer_of_why_lift_so_heavys_models(
+    raw: dict, whole: int, first: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Millions of parameters that the paper says are left (arXiv 2402.11700)."""
+    family, config = families.translate(raw)
+    chopped = chop_config(raw, family, choose("first", config.num_layers, config.num_layers - 1))
+    for name, content, millions in (("whole", raw, whole), ("first", chopped, first)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        found = inspect(capsys, tmp_path / f"{name}.json")
+        assert found["parameters"]["total"] // 10**6 == millions

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from data.stores import write_store
 
+from chopjax.data import messages
 from chopjax.data.sources import MAX_PIECES, Source, find_sources, pieces
 from chopjax.data.text_files import TextFile
 from chopjax.errors import UserError
@@ -132,17 +133,19 @@ def test_messages_of_files_and_of_datasets(tmp_path: Path) -> None:
     call = {"role": "tool", "content": "c", "name": "f"}
     table = pyarrow.Table.from_pylist([{"chat": TALK}, {"chat": [*TALK, call]}])
     pyarrow.parquet.write_table(table, tmp_path / "data" / "train.parquet")
-    first, second = read(find_sources([f"hf:{tmp_path}/data"], "chat", chat=True))
+    first, second = read(find_sources([f"hf:{tmp_path}/data"], "chat", read=messages.of_field))
     assert first == TALK_TEXT
     assert json.loads(second) == [*TALK, call]
     lines = tmp_path / "a.jsonl"
     lines.write_text(json.dumps({"chat": TALK}) + "\n\n" + json.dumps({"x": 1}))
-    found = find_sources([str(lines)], "chat", chat=True)[0].texts(0, 10**6, lambda _: None)
+    found = find_sources([str(lines)], "chat", read=messages.of_field)[0].texts(
+        0, 10**6, lambda _: None
+    )
     assert next(found) == TALK_TEXT
     with pytest.raises(UserError, match=r"a\.jsonl:3: no field 'chat'; name another .*here: x"):
         next(found)
     with pytest.raises(UserError, match=r"hf:.*: no field 'messages'; name another .*here: chat"):
-        read(find_sources([f"hf:{tmp_path}/data"], "messages", chat=True))
+        read(find_sources([f"hf:{tmp_path}/data"], "messages", read=messages.of_field))
 
 
 def test_hugging_face_parquet(tmp_path: Path) -> None:
@@ -204,9 +207,12 @@ def test_tfds_by_random_access_without_tensorflow(
         find_sources(["tfds:toy/en:test"])
     with pytest.raises(UserError, match=r"no text in field 'body'; --field takes: text, url"):
         read(find_sources(["tfds:toy/en"], field="body"))
-    assert read(find_sources(["tfds:toy/en:validation"], "chat", chat=True)) == [TALK_TEXT] * 5
+    assert (
+        read(find_sources(["tfds:toy/en:validation"], "chat", read=messages.of_field))
+        == [TALK_TEXT] * 5
+    )
     with pytest.raises(UserError, match=r"train: example 0: field 'url': a list of"):
-        read(find_sources(["tfds:toy/en"], "url", chat=True))
+        read(find_sources(["tfds:toy/en"], "url", read=messages.of_field))
     assert "tensorflow" not in sys.modules
 
 

@@ -1,0 +1,194 @@
+"""Saved models give transformers the labels that chopjax tested them by, and say what to ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from classify import material
+
+from chopjax.checkpoint.describe import describe
+from chopjax.checkpoint.load import load
+from chopjax.classify import grid, saving
+from chopjax.classify.depth import Depth
+from chopjax.classify.results import KEY
+from chopjax.classify.settings import Cell, choice_of
+from chopjax.classify.task import prepare
+from chopjax.commands.inspect_tables import history_facts
+from chopjax.errors import UserError
+
+KEEP = (0, 1)
+
+
+def in_texts(folder: Path, before: str) -> list[str]:
+    rows = map(json.loads, (folder / "test.jsonl").read_text().splitlines())
+    return [f"{before}it is {row['text']}\nthe:" for row in rows]
+
+
+def logits_of(kind: Any, saved: Path, texts: list[str]) -> np.ndarray:
+    """Of a batch, padded as the saved tokenizer does; the label words' where there are more."""
+    model = kind.from_pretrained(saved, attn_implementation="eager").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(saved)
+    if kind is transformers.AutoModelForSequenceClassification:
+        assert tokenizer.padding_side == "right"
+        inputs = tokenizer(texts, padding=True, return_tensors="pt")
+        assert not inputs["attention_mask"].all()
+        with torch.no_grad():
+            logits: np.ndarray = model(**inputs).logits.numpy()
+        return logits
+    about = json.loads((saved / "chopjax.json").read_text())["history"][-1]
+    with torch.no_grad():
+        each = [model(**tokenizer(text, return_tensors="pt")).logits[0, -1] for text in texts]
+    return torch.stack(each)[:, about["label_tokens"]].numpy()
+
+
+def trained_best(folder: Path, method: Any, head: Any) -> tuple[Depth, Cell, saving.Best]:
+    """What begins at random is as good as what is trained, where files are the subject."""
+    asked = material.settings(folder, methods=(method,), heads=(head,), rank=2)
+    task, _, (cell,) = prepare(asked)
+    depth = Depth(task, KEEP, load(task.description, keep=KEEP, dtype="float32").params)
+    state = depth.learner(cell).begin(depth.params, jax.random.key(1))
+    trainable = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.01), state["params"])
+    row = {
+        "method": method, "head": head, "seed": 0, "settings": {"learning_rate": 1e-3},
+        "train_examples": 12, "epochs": 3, "best_epoch": 2, "held_out_accuracy": 0.5,
+        "test_examples": 7, "accuracy": 0.25, "macro_f1": 0.125,
+    }  # fmt: skip
+    return (
+        depth,
+        cell,
+        saving.Best(
+            depth.question(cell),
+            choice_of(asked, task.description, "first", 2),
+            row,
+            depth.params,
+            trainable,
+            task.template,
+            task.materials[0].before,
+        ),
+    )
+
+
+def ours(depth: Depth, cell: Cell, best: saving.Best, texts: list[str]) -> np.ndarray:
+    from chopjax.classify.parts import by_length, token_part
+    from chopjax.classify.prompts import Prompts
+    from chopjax.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(depth.task.description.folder)
+    ids = [np.array(each, np.int32) for each in tokenizer.encode_batch(texts)]
+    part = token_part(Prompts(ids, np.zeros(len(ids), np.int32)), (512,))
+    learner = depth.learner(cell)
+    logits_XC = np.zeros((len(ids), 3), np.float32)
+    for numbers, batch in by_length(part):
+        logits = learner.logits(best.trainable, learner.frozen(depth.params), batch)
+        logits_XC[numbers] = np.asarray(logits)[: len(numbers)]
+    return logits_XC
+
+
+@pytest.mark.parametrize("family", sorted(saving.CLASSIFIERS))
+def test_a_classifier_loads_in_transformers(family: str, tmp_path: Path) -> None:
+    folder = material.write(tmp_path, family)
+    depth, cell, best = trained_best(folder, "full", "classifier")
+    saving.save(depth.task.description, best, tmp_path / "best", overwrite=False)
+    texts = in_texts(folder, best.before)
+    kind = transformers.AutoModelForSequenceClassification
+    model, found = kind.from_pretrained(tmp_path / "best", output_loading_info=True)
+    assert not any(found[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.id2label == dict(enumerate(material.WORDS))
+    theirs, own = logits_of(kind, tmp_path / "best", texts), ours(depth, cell, best, texts)
+    assert np.abs(theirs - own).max() < 1e-4
+    assert theirs.argmax(1).tolist() == own.argmax(1).tolist()
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "AutoModelForSequenceClassification.from_pretrained" in card
+    assert "this model writes no text" in card
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "none"])
+def test_a_language_model_with_its_template(method: Any, tmp_path: Path) -> None:
+    folder = material.write(tmp_path)
+    depth, cell, best = trained_best(folder, method, "lm")
+    saving.save(depth.task.description, best, tmp_path / "best", overwrite=False)
+    record = json.loads((tmp_path / "best" / "chopjax.json").read_text())
+    assert record["kept_layers"] == [0, 1]
+    chop, taught = record["history"]
+    assert (chop["strategy"], taught["step"]) == ("first", "classification")
+    assert taught["template"]["classes"] == {
+        "cat": ["0", "feline", "cat"], "dog": ["1", "canine", "dog"], "log": ["2", "log"],
+    }  # fmt: skip
+    texts = in_texts(folder, taught["before"])
+    theirs = logits_of(transformers.AutoModelForCausalLM, tmp_path / "best", texts)
+    if method != "none":  # whose learner reads features
+        assert np.abs(theirs - ours(depth, cell, best, texts)).max() < 1e-4
+    else:
+        parent = load(str(tmp_path / "model"), keep=KEEP, dtype="float32").params
+        saved = load(str(tmp_path / "best")).params
+        jax.tree.map(np.testing.assert_array_equal, parent, saved)
+    again = describe(str(tmp_path / "best"))
+    assert again.config.num_layers == 2
+    assert history_facts(again.provenance)["classification"] == "toy: cat, dog, log"
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "| classification | toy: cat, dog, log |" in card
+    assert "25.0% on 7 test examples, macro-F1 12.5%" in card
+
+
+def test_the_cards_own_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = material.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for head, name in (("lm", "a"), ("classifier", "b")):
+        depth, cell, best = trained_best(folder, "full", head)
+        saving.save(depth.task.description, best, tmp_path / name, overwrite=False)
+        card = (tmp_path / name / "README.md").read_text()
+        (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        code = code.replace('folder = "."', f'folder = "{name}"').replace(
+            "the text to classify", "abab 101 y"
+        )
+        capsys.readouterr()
+        exec(code, {})
+        text = [f"{best.before}it is abab 101 y\nthe:"]
+        expected = material.WORDS[int(ours(depth, cell, best, text).argmax())]
+        assert capsys.readouterr().out.split() == [expected]
+
+
+def test_the_best_is_the_best_on_held_out_examples(tmp_path: Path) -> None:
+    """In memory, or trained again where an earlier call did it: the same bytes."""
+    folder = material.write(tmp_path)
+    asked = material.settings(
+        folder, layers="1,2", methods=("none",), heads=("classifier",), seeds=2, learning_rate=0.05
+    )
+    task, conditions, wanted = prepare(asked)
+    out = tmp_path / "out"
+    out.mkdir()
+    known, done = grid.classify(task, conditions, wanted, out)
+    assert done is not None
+    first = grid.save_best(task, wanted, known, done, tmp_path / "now", False)
+    best = max(row["held_out_accuracy"] for row in known["rows"])
+    least = min(row["layers"] for row in known["rows"] if row["held_out_accuracy"] == best)
+    assert (first.row["held_out_accuracy"], first.row["layers"]) == (best, least)
+    # As where another strategy kept the same layers before.
+    second = grid.save_best(
+        task, wanted, known, done._replace(trained=None), tmp_path / "later", False
+    )
+    assert [first.row[name] for name in KEY] == [second.row[name] for name in KEY]
+    files = [tmp_path / name / "model.safetensors" for name in ("now", "later")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    model = describe(str(material.write(tmp_path) / "model"))
+    with pytest.raises(UserError, match="--method prefix are no part of a checkpoint"):
+        saving.check_saving(model, ("lm",), ("full", "prefix"))
+    other = dataclasses.replace(model, raw_config=model.raw_config | {"model_type": "helium"})
+    with pytest.raises(UserError, match="a classifier of model_type helium is not written"):
+        saving.check_saving(other, ("lm", "classifier"), ("full",))
+    saving.check_saving(other, ("lm",), ("full", "none"))
