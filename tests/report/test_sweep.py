@@ -85,7 +85,7 @@ def test_accuracy_has_the_levels_of_parent_and_chance(report: dict[str, Any]) ->
 
 
 def test_the_overview_has_strategies_by_kind_healed_and_not(report: dict[str, Any]) -> None:
-    figure = sweep_figures.overview(report)
+    figure: Any = sweep_figures.overview(report)
     accuracy, other, loss, measured = figure.axes
     assert [axes.get_title() for axes in figure.axes[:2]] == [
         "chosen by name",
@@ -106,8 +106,8 @@ def test_the_overview_has_strategies_by_kind_healed_and_not(report: dict[str, An
 
 def test_the_band_is_the_standard_error_of_the_mean_accuracy(tmp_path: Path) -> None:
     rows = [each | {"accuracy": {"a": [0.6, 0.03], "b": [0.4, 0.04]}} for each in ROWS]
-    accuracy = sweep_figures.overview(sweep.write_report(tmp_path, SETTINGS, rows, "")).axes[0]
-    (band,) = accuracy.patches
+    figure: Any = sweep_figures.overview(sweep.write_report(tmp_path, SETTINGS, rows, ""))
+    (band,) = figure.axes[0].patches
     assert (band.get_y(), band.get_height()) == pytest.approx((0.5 - 0.025, 0.05))
 
 
