@@ -15,14 +15,14 @@ from chopjax import __version__
 from chopjax.report import html, layers, methods
 from chopjax.report.own_files import PAGE, check_files, figure_files, write_report_files
 from chopjax.report.plots import save
-from chopjax.report.sweep_figures import accuracies, losses, ranking
+from chopjax.report.sweep_figures import accuracies, losses, overview, ranking
 from chopjax.report.sweep_rows import CHOPPED, Cell, Row, states_of, strategies_of, summary
 from chopjax.train.settings import flat
 
 PARENT = "parent"
 
 
-FIGURE_NAMES = ("loss", "ranking", "accuracy", "methods")
+FIGURE_NAMES = ("overview", "loss", "ranking", "accuracy", "methods")
 
 
 def check_report(workdir: Path) -> None:
@@ -55,6 +55,10 @@ def write_report(
         "points": [row for row in rows if row["strategy"] != PARENT],
     }
     figures = {
+        "overview": (
+            "All strategies together; the band is the standard error of the parent's accuracy.",
+            overview(report),
+        ),
         "loss": (
             "Held-out loss against layers removed, a panel a strategy; grey: all others.",
             losses(report),

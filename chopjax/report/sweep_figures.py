@@ -1,7 +1,8 @@
-"""The papers' curves from a sweep: a panel a strategy, and all strategies side by side."""
+"""The papers' curves from a sweep: a panel a strategy, all together, and all side by side."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -9,8 +10,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from chopjax.chop.importance import MEASURED
+from chopjax.report.layers import LINES
 from chopjax.report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, hide_box
 from chopjax.report.sweep_rows import (
     BOTH,
@@ -20,6 +24,7 @@ from chopjax.report.sweep_rows import (
     Cells,
     Row,
     mean_accuracy,
+    mean_accuracy_error,
     states_of,
     strategies_of,
     summary,
@@ -77,6 +82,82 @@ def losses(report: Mapping[str, Any]) -> Figure:
 def accuracies(report: Mapping[str, Any]) -> Figure:
     """Mean accuracy over the tasks against the fraction removed, with parent and chance."""
     return _panels(report, mean_accuracy, _levels(report), f"accuracy\n({_tasks(report)})")
+
+
+def overview(report: Mapping[str, Any]) -> Figure:
+    """All strategies together: mean accuracy, and loss over log V, against the fraction removed
+    (Deeper Layers, arXiv 2403.17887, figures 2 and 3). Of several states the first is drawn, and
+    the last; the band around the parent's accuracy is its standard error."""
+    parent, total, states = report["parent"], report["num_layers"], states_of(report)
+    rows: list[tuple[str, str | Callable[[Row], float], dict[str, float]]] = []
+    if parent["accuracy"]:
+        rows.append((f"accuracy\n({_tasks(report)})", mean_accuracy, _levels(report)))
+    over_log_v = "loss_over_log_vocabulary"
+    rows.append(("held-out loss / log V", over_log_v, {"parent": parent[over_log_v]}))
+    groups = {
+        "chosen by name": [n for n in strategies_of(report) if n not in MEASURED],
+        "chosen by a measure": [n for n in strategies_of(report) if n in MEASURED],
+    }
+    groups = {title: names for title, names in groups.items() if names}
+    size = (4.3 * len(groups) + 0.6, 2.7 * len(rows) + 1.3)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(
+        len(rows), len(groups), sharex=True, sharey="row", squeeze=False
+    )  # fmt: skip
+    for line, (label, value, levels) in zip(panels, rows, strict=True):
+        cells = summary(report, value)
+        line[0].set_ylabel(label, fontsize=9)
+        for axes, names in zip(line, groups.values(), strict=True):
+            for state in dict.fromkeys((states[0], states[-1])):
+                _strategies(axes, cells, names, state, levels["parent"], total)
+            for level, dash in zip(levels.values(), ("-.", ":"), strict=False):
+                axes.axhline(level, color=GREY, linestyle=dash, linewidth=1)
+            if value is mean_accuracy and (error := mean_accuracy_error(parent)):
+                band = (levels["parent"] - error, levels["parent"] + error)
+                axes.axhspan(*band, color=GREY, alpha=0.12, linewidth=0)
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.tick_params(labelsize=8)
+            axes.grid(alpha=0.25)
+            hide_box(axes)
+    for axes, title in zip(panels[0], groups, strict=True):
+        axes.set_title(title, fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel(f"layers removed, of {total}", fontsize=9)
+        axes.legend(
+            frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+        )
+    _key(figure, states, list(rows[0][2]))
+    return figure
+
+
+def _strategies(
+    axes: Axes, cells: Cells, names: list[str], state: str, start: float, total: int
+) -> None:
+    """A curve a strategy. Some choose the same layers: what is drawn later is smaller."""
+    for order, (name, (color, marker)) in enumerate(zip(names, itertools.cycle(LINES))):
+        size = 1 - order / (len(names) + 1)
+        named = (name, state) in cells and name not in axes.get_legend_handles_labels()[1]
+        _curve(
+            axes, cells, (name, state), start, total, label=name if named else None, color=color,
+            marker=marker, markersize=3 + 4 * size, linewidth=0.8 + 1.2 * size, capsize=2,
+            linestyle=style_of(state)["linestyle"],
+            markerfacecolor="white" if state == CHOPPED else color,
+        )  # fmt: skip
+
+
+def _key(figure: Figure, states: list[str], levels: list[str]) -> None:
+    """What dashes and lines mean, whatever the strategy's colour."""
+    lines = [
+        Line2D([], [], color=GREY, linestyle=dash, linewidth=1, label=level)
+        for level, dash in zip(levels, ("-.", ":"), strict=False)
+    ]
+    for state in dict.fromkeys((states[0], states[-1])):
+        style = style_of(state) | {"color": BLACK, "marker": "o"}
+        style["markerfacecolor"] = "white" if state == CHOPPED else BLACK
+        lines.append(Line2D([], [], markersize=5, label=name_of(state), **style))
+    figure.legend(
+        handles=lines, loc="outside upper center", ncols=len(lines), frameon=False, fontsize=9
+    )
 
 
 def ranking(report: Mapping[str, Any]) -> Figure:

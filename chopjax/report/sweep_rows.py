@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,3 +69,10 @@ def strategies_of(report: Mapping[str, Any]) -> list[str]:
 def mean_accuracy(row: Row) -> float:
     """Over the tasks."""
     return statistics.fmean(value for value, _ in row["accuracy"].values())
+
+
+def mean_accuracy_error(row: Row) -> float | None:
+    """The standard error of that mean, tasks being independent; None where a task has none."""
+    errors = [error for _, error in row["accuracy"].values()]
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) / len(errors) if known and len(known) == len(errors) else None

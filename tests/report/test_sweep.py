@@ -84,6 +84,33 @@ def test_accuracy_has_the_levels_of_parent_and_chance(report: dict[str, Any]) ->
     assert lines["parent"].get_ydata()[0] == pytest.approx((0.52 + 0.6) / 2)
 
 
+def test_the_overview_has_strategies_by_kind_healed_and_not(report: dict[str, Any]) -> None:
+    figure: Any = sweep_figures.overview(report)
+    accuracy, other, loss, measured = figure.axes
+    assert [axes.get_title() for axes in figure.axes[:2]] == [
+        "chosen by name",
+        "chosen by a measure",
+    ]
+    assert list(curves(loss)) == ["input"]
+    assert list(curves(measured)) == ["sleb"]
+    lines = [(*line.get_xdata(), *line.get_ydata()) for line in measured.lines]
+    from_the_parent = [line for line in lines if line[:3] == (0, 0.5, 0.5)]  # no error bars' caps
+    assert [line[-1] for line in from_the_parent] == pytest.approx([3.6 / 4, 2.5 / 4])
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["parent", "chance", "not healed", "healed"]
+    levels = [line.get_ydata()[0] for line in accuracy.lines[-2:]]
+    assert levels == pytest.approx([(0.52 + 0.6) / 2, 0.5])
+    assert not accuracy.patches, "a task without a standard error: no band"
+    assert not other.patches
+
+
+def test_the_band_is_the_standard_error_of_the_mean_accuracy(tmp_path: Path) -> None:
+    rows = [each | {"accuracy": {"a": [0.6, 0.03], "b": [0.4, 0.04]}} for each in ROWS]
+    figure: Any = sweep_figures.overview(sweep.write_report(tmp_path, SETTINGS, rows, ""))
+    (band,) = figure.axes[0].patches
+    assert (band.get_y(), band.get_height()) == pytest.approx((0.5 - 0.025, 0.05))
+
+
 def test_ranking_has_the_lowest_loss_on_top(report: dict[str, Any]) -> None:
     two, four = sweep_figures.ranking(report).axes
     assert [label.get_text() for label in two.get_yticklabels()] == ["input"]
@@ -92,7 +119,7 @@ def test_ranking_has_the_lowest_loss_on_top(report: dict[str, Any]) -> None:
 
 def test_everything_is_in_one_file(report: dict[str, Any], tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
-    assert text.count("data:image/svg+xml") == 3
+    assert text.count("data:image/svg+xml") == 4
     assert "chopjax sweep --config &lt;x&gt;" in text
     assert "60 tokens of t.jsonl" in text
     assert (tmp_path / "loss.png").exists()
