@@ -27,15 +27,15 @@ Parts, in this order:
 
 Both sides of a comparison read one checkpoint, see the same tokens and are asked in turns, each in
 a process of its own (scorers share one); where the device does not hold both, one after the other,
-and the output says so. Their losses must agree within 1 %. (The learning rate is 1e-30: steps do all of their work, and
-weights stay what they are, so that a loss depends on its tokens alone.) MFU is tokens/s times the
-model's FLOPs a token, by the formula under the table, over the peak of the device's data sheet, for
-both sides alike. Memory is what the compiler plans for a step on our side, the allocator's
-high-water mark on torch's.
+and the output says so. Their losses must agree within 1 %. (The learning rate is 1e-30: steps do
+all of their work, and weights stay what they are, so that a loss depends on its tokens alone.) MFU
+is tokens/s times the model's FLOPs a token, by the formula under the table, over the peak of the
+device's data sheet, for both sides alike. Memory is what the compiler plans for a step on our side,
+the allocator's high-water mark on torch's.
 
 Each part has its share of what is left of --minutes. A process that fails, is killed or takes too
 long is a line in the table, and the others go on. accelerator.json and accelerator.md in --out are
-written anew after every part. --tiny: little shapes, for processors, where no figure means anything.
+written anew after every part. --tiny: little shapes, for processors; no figure means anything then.
 """
 
 from __future__ import annotations
