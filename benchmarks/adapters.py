@@ -205,19 +205,10 @@ def write_adapters(folder: Path, raw: dict[str, Any], rank: int) -> None:
 
 
 def our_step(name: str, folder: Path) -> Made:
-    import jax
-    import jax.numpy as jnp
+    from our_steps import Run
 
-    from chopjax.checkpoint.describe import describe
-    from chopjax.checkpoint.load import load
-    from chopjax.compilation import compiled
-    from chopjax.models import mesh as meshes
     from chopjax.models.adapter_settings import AdapterSettings
-    from chopjax.train import step as steps
-    from chopjax.train.base import read_base
-    from chopjax.train.optimizer import make_optimizer
     from chopjax.train.settings import DataSettings, OptimizerSettings, Settings
-    from chopjax.train.task import task_of
 
     imported = resident()
     begins = dict(np.load(folder / "adapters.npz"))
@@ -240,88 +231,23 @@ def our_step(name: str, folder: Path) -> Made:
             clip_norm=CLIP,
         ),
     )
-    description, mesh = describe(str(folder)), meshes.make_mesh()
-    jax.set_mesh(mesh)
-    task = task_of(description.config, settings, mesh)
-    optimizer = make_optimizer(settings.optimizer, settings.total_steps)
-    abstract = steps.abstract_state(task.trainable, optimizer, settings, mesh)
-    if adapter.rank:
-        frozen = {"base": read_base(settings, description, None, task.frozen["base"], None)}
-        state = steps.begin({}, optimizer, settings, abstract, task.fresh)
-        for matrix in MATRICES:
-            layers = range(description.config.num_layers)
-            stacked = np.stack([begins[f"{layer}.{matrix}"].T for layer in layers])
-            state["params"]["blocks"]["mlp"][matrix]["a"] = jnp.asarray(stacked)
-    else:
-        frozen = {}
-        where = steps.shardings_of(abstract["params"])
-        params = load(description, shardings=where, dtype="float32").params
-        state = steps.begin(params, optimizer, settings, abstract)
-        del params
-    rows = meshes.batch_sharding(mesh)
-    batch = {
-        field: jax.ShapeDtypeStruct((B, T), dtype, sharding=rows)
-        for field, dtype in steps.BATCH_DTYPES.items()
-    }
-    made = steps.make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
-    train_step = compiled(made.lower(abstract, task.frozen, batch))
-
-    def step(tokens: np.ndarray) -> float:
-        nonlocal state
-        batch = {
-            "tokens": tokens[:, :-1],
-            "targets": tokens[:, 1:],
-            "segments": np.ones((B, T), np.int32),
-            "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-            "weights": np.ones((B, T), np.float32),
-        }
-        state, metrics = train_step(state, frozen, jax.device_put(batch, rows))
-        loss = float(metrics["loss"])
-        jax.block_until_ready(state)
-        return loss
-
-    return Made(step, imported)
+    return Made(Run(folder, settings, begins).program(B, T).step, imported)
 
 
 def peft_step(name: str, folder: Path) -> Made:
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from torch_steps import make_step, open_model, with_lora
 
-    torch.set_num_threads(os.cpu_count() or 1)
     imported = resident()
     begins = dict(np.load(folder / "adapters.npz"))
-    rank = begins["0.gate"].shape[0]
-    base = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    )
-    lora = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        lora_dropout=PEFT[name],
-        target_modules=[f"{matrix}_proj" for matrix in MATRICES],
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, lora).train()
+    base = open_model(folder)
+    model = with_lora(base, begins["0.gate"].shape[0], PEFT[name], MATRICES)
     for layer, block in enumerate(base.model.layers):
         for matrix in MATRICES:
             a = getattr(block.mlp, f"{matrix}_proj").lora_A["default"].weight
             a.data.copy_(torch.from_numpy(begins[f"{layer}.{matrix}"]))
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=RATE, betas=(B1, B2), eps=EPSILON, weight_decay=0.0, fused=True
-    )
-
-    def step(tokens: np.ndarray) -> float:
-        inputs = torch.from_numpy(tokens[:, :-1].astype(np.int64))
-        targets = torch.from_numpy(tokens[:, 1:].astype(np.int64))
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        return loss.item()
-
+    step = make_step(model, trained, rate=RATE, betas=(B1, B2), epsilon=EPSILON, clip=CLIP)
     return Made(step, imported)
 
 

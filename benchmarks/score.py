@@ -37,8 +37,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax.traverse_util import flatten_dict
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -47,11 +45,10 @@ import jax
 import jax.numpy as jnp
 import lm_eval.evaluator
 import numpy as np
+from random_checkpoint import write_checkpoint
 from score_tasks import TASKS, ZERO_SHOT, write_tasks
 
-from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
-from chopjax.models.families import translate
 from chopjax.models.flops import matmul_parameters
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.model import open_engine
@@ -74,6 +71,15 @@ SHAPES = {
         "num_hidden_layers": 22,
         "num_attention_heads": 32,
         "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
+    "tiny": {  # for rehearsals
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": False,
     },
@@ -108,7 +114,10 @@ def main() -> int:
     jax.config.update("jax_platforms", args.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = args.model or str(write_random(folder / "model", args))
+        shape = SHAPES[args.shape]
+        if args.layers:
+            shape = shape | {"num_hidden_layers": args.layers}
+        model = args.model or str(write_random(folder / "model", args.tokenizer, shape, args.dtype))
         tasks = {task: read_tasks(folder, args.data, task, args.limit) for task in names}
         if args.against_float32:
             return against_float32(model, tasks, args)
@@ -319,35 +328,19 @@ def model_line(ours: ChopjaxLM, args: argparse.Namespace) -> str:
     )
 
 
-def write_random(folder: Path, args: argparse.Namespace) -> Path:
+def write_random(folder: Path, tokenizer: Path, shape: dict[str, Any], dtype: str) -> Path:
     """A Hugging Face folder of random weights and the given tokenizer."""
-    from safetensors.numpy import save_file
     from transformers import AutoTokenizer
 
-    from chopjax.models import parameters
-    from chopjax.models.families import table
-
-    folder.mkdir()
-    for file in args.tokenizer.iterdir():
+    folder.mkdir(parents=True)
+    for file in tokenizer.iterdir():
         shutil.copy(file, folder)
     size = len(AutoTokenizer.from_pretrained(folder))
     raw = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_theta": 10000.0}
-    raw |= SHAPES[args.shape] | {"vocab_size": size, "torch_dtype": args.dtype}
+    raw |= shape | {"vocab_size": size, "torch_dtype": dtype}
     raw |= {"bos_token_id": None, "eos_token_id": None}
-    if args.layers:
-        raw["num_hidden_layers"] = args.layers
-    family, config = translate(raw)
     # Twice the usual deviation, so that tokens differ in what the model thinks of them.
-    params = jax.jit(lambda key: decoder.init(config, key, args.dtype))(jax.random.key(0))
-    params = jax.tree.map(lambda w: 2 * w, params)
-    flat, sizes = flatten_dict(params, sep="/"), parameters.sizes(config)
-    tensors = {}
-    for binding in table.bind(family, config, table.usual_naming(family)):
-        arrays = [np.asarray(flat[path]) for path in binding.row.targets]
-        arrays = [a if binding.layer is None else a[binding.layer] for a in arrays]
-        tensors[binding.source] = np.ascontiguousarray(binding.row.to_tensor(arrays, sizes))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(raw))
+    write_checkpoint(folder, raw, dtype, 2)
     return folder
 
 

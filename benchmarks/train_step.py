@@ -217,44 +217,13 @@ def settings(layers: int, shape: dict[str, Any] = SHAPE) -> Any:
 
 
 def ours(folder: Path) -> Step:
-    import jax
+    from our_steps import Run
 
-    from chopjax.checkpoint.load import load
-    from chopjax.compilation import compiled
-    from chopjax.models import mesh as meshes
-    from chopjax.train import step as steps
-    from chopjax.train.optimizer import ADAM_EPSILON, make_optimizer
+    from chopjax.train.optimizer import ADAM_EPSILON
 
     assert ADAM_EPSILON == EPSILON
     raw = json.loads((folder / "config.json").read_text())
-    chosen = settings(raw["num_hidden_layers"])
-    mesh = meshes.make_mesh()
-    jax.set_mesh(mesh)
-    config = config_of(raw["num_hidden_layers"])
-    optimizer = make_optimizer(chosen.optimizer, chosen.total_steps)
-    params = steps.abstract_params(config, chosen.compute.param_dtype, mesh)
-    abstract = steps.abstract_state(params, optimizer, chosen, mesh)
-    loaded = load(folder, shardings=steps.shardings_of(abstract["params"]), dtype="float32")
-    state = steps.begin(loaded.params, optimizer, chosen, abstract)
-    del loaded
-    rows = meshes.batch_sharding(mesh)
-    train_step = compiled(lowered(config, optimizer, chosen, mesh, abstract))
-
-    def step(tokens: np.ndarray) -> float:
-        nonlocal state
-        batch = {
-            "tokens": tokens[:, :-1],
-            "targets": tokens[:, 1:],
-            "segments": np.ones((B, T), np.int32),
-            "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-            "weights": np.ones((B, T), np.float32),
-        }
-        state, metrics = train_step(state, {}, jax.device_put(batch, rows))
-        loss = float(metrics["loss"])
-        jax.block_until_ready(state)
-        return loss
-
-    return step
+    return Run(folder, settings(raw["num_hidden_layers"])).program(B, T).step
 
 
 def config_of(layers: int, shape: dict[str, Any] = SHAPE) -> Any:
@@ -283,31 +252,18 @@ def lowered(config: Any, optimizer: Any, chosen: Any, mesh: Any, abstract: Any) 
 
 def torch_step(folder: str, compiled: bool) -> Step:
     import torch
-    from transformers import AutoModelForCausalLM
+    from torch_steps import by_decay, make_step, open_model
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).train()
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": DECAY},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(B1, B2), eps=EPSILON, fused=True)
-    run = torch.compile(model) if compiled else model
-
-    def step(tokens: np.ndarray) -> float:
-        inputs = torch.from_numpy(tokens[:, :-1].astype(np.int64))
-        targets = torch.from_numpy(tokens[:, 1:].astype(np.int64))
-        optimizer.zero_grad(set_to_none=True)
-        loss = run(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        return loss.item()
-
-    return step
+    model = open_model(folder).train()
+    return make_step(
+        model,
+        by_decay(model, DECAY),
+        rate=RATE,
+        betas=(B1, B2),
+        epsilon=EPSILON,
+        clip=CLIP,
+        run=torch.compile(model) if compiled else model,
+    )
 
 
 def matmul_parameters(layers: int) -> int:

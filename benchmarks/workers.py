@@ -3,10 +3,14 @@ it is asked to."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,41 +20,91 @@ import numpy as np
 Step = Callable[[np.ndarray], float]  # tokens [B, T+1] → loss
 
 
+class NoAnswer(SystemExit):
+    """A worker that gives none, in one line; who does not catch it ends with that line."""
+
+
 class Worker:
     """A process that runs `script --worker NAME ARGUMENT` and answers requests."""
 
-    def __init__(self, script: str, name: str, argument: str):
-        self._process = subprocess.Popen(
-            [sys.executable, script, "--worker", name, argument],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, script: str, name: str, argument: str, log: Path | None = None):
+        """log: where what it says goes; to this process's stderr by default."""
+        self.name, self._log = name, log
+        with contextlib.ExitStack() as files:
+            self._process = subprocess.Popen(
+                [sys.executable, script, "--worker", name, argument],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if log is None else files.enter_context(log.open("ab")),
+                text=True,
+            )
 
-    def ask(self, steps: int) -> dict[str, Any]:
-        """So many steps; what `serve` prints about them."""
+    def ask(self, request: Any, seconds: float | None = None) -> dict[str, Any]:
+        """What `serve` prints about a request, such as a number of steps.
+
+        Raises NoAnswer where the worker fails, where it has ended, and after so many seconds; it is
+        killed then.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # the answer will be missing, too
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        # An answer is one line, written at once.
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            self.kill()
+            raise NoAnswer(f"{self.name}: no answer within {seconds:.0f} s")
         answer = self._process.stdout.readline()
         if not answer:
-            sys.exit(f"{self._process.args}: ended with {self._process.wait()}")
-        return json.loads(answer)
+            raise NoAnswer(f"{self.name}: {self._ending(self._process.wait())}")
+        read: dict[str, Any] = json.loads(answer)
+        if "error" in read:
+            raise NoAnswer(f"{self.name}: {read['error']}")
+        return read
+
+    def _ending(self, code: int) -> str:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        lines = self._log.read_text(errors="replace").split("\n") if self._log else []
+        said = [line.strip() for line in lines if line.strip()]
+        return f"{how}: {said[-1]}" if said else how
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def end(self, seconds: float = 5) -> None:
+        """One that works is killed after so many seconds; what waits for requests ends by itself,
+        and gives its device back."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def close(self) -> None:
-        self._process.communicate()  # end of file ends it
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()  # end of file ends it
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def serve(make: Callable[[], Callable[[int], dict[str, Any]]]) -> None:
-    """In the process: `make` gives what answers a number of steps, and is called when it is this
-    process's turn for the first time."""
+def serve(make: Callable[[], Callable[[Any], dict[str, Any]]]) -> None:
+    """In the process: `make` gives what answers requests, and is called when it is this process's
+    turn for the first time. What goes wrong is an answer, too."""
     out, sys.stdout = sys.stdout, sys.stderr
-    line = sys.stdin.readline()
-    answer = make()
-    while line:
-        print(json.dumps(answer(int(line))), file=out, flush=True)
-        line = sys.stdin.readline()
+    answer = None
+    while line := sys.stdin.readline():
+        try:
+            answer = answer or make()
+            reply = answer(json.loads(line))
+        except Exception as error:
+            traceback.print_exc()
+            said = [part.strip() for part in str(error).splitlines() if part.strip()]
+            reply = {"error": ": ".join([type(error).__name__, *said[:1]])}
+        print(json.dumps(reply), file=out, flush=True)
 
 
 def timed(step: Step, shape: tuple[int, int], vocabulary: int) -> Callable[[int], dict[str, Any]]:

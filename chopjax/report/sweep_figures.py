@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,6 +50,7 @@ OTHERS = {
 }
 COLUMNS = 5
 MOST_PANELS = 4  # numbers of layers that `ranking` shows
+DASHES: tuple[Literal["-."], Literal[":"]] = ("-.", ":")  # of the parent, and of chance
 
 
 def name_of(state: str) -> str:
@@ -149,7 +150,7 @@ def _key(figure: Figure, states: list[str], levels: list[str]) -> None:
     """What dashes and lines mean, whatever the strategy's colour."""
     lines = [
         Line2D([], [], color=GREY, linestyle=dash, linewidth=1, label=level)
-        for level, dash in zip(levels, ("-.", ":"), strict=False)
+        for level, dash in zip(levels, DASHES, strict=False)
     ]
     for state in dict.fromkeys((states[0], states[-1])):
         style = style_of(state) | {"color": BLACK, "marker": "o"}
