@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,7 +50,6 @@ OTHERS = {
 }
 COLUMNS = 5
 MOST_PANELS = 4  # numbers of layers that `ranking` shows
-DASHES: tuple[Literal["-."], Literal[":"]] = ("-.", ":")  # of the parent, and of chance
 
 
 def name_of(state: str) -> str:
@@ -148,9 +147,10 @@ def _strategies(
 
 def _key(figure: Figure, states: list[str], levels: list[str]) -> None:
     """What dashes and lines mean, whatever the strategy's colour."""
+    dashes: tuple[dict[str, Any], ...] = ({"linestyle": "-."}, {"linestyle": ":"})
     lines = [
-        Line2D([], [], color=GREY, linestyle=dash, linewidth=1, label=level)
-        for level, dash in zip(levels, DASHES, strict=False)
+        Line2D([], [], color=GREY, linewidth=1, label=level, **dash)
+        for level, dash in zip(levels, dashes, strict=False)
     ]
     for state in dict.fromkeys((states[0], states[-1])):
         style = style_of(state) | {"color": BLACK, "marker": "o"}
