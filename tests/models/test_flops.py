@@ -91,6 +91,7 @@ def test_adapters_save_what_torch_counts_with_peft() -> None:
     Attention costs both the same, so that nothing but products with weights is left."""
     import peft
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
     raw: dict[str, Any] = {
@@ -111,7 +112,7 @@ def test_adapters_save_what_torch_counts_with_peft() -> None:
                 targets = ["gate_proj", "up_proj", "down_proj"]
                 model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=targets))
             ids = torch.arange(length)[None]
-            with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter:
                 model(input_ids=ids, labels=ids).loss.backward()
             counts.append(counter.get_total_flops())
         return counts[0] - counts[1]
