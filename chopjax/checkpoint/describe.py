@@ -22,7 +22,7 @@ from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.open import open_checkpoint
-from chopjax.checkpoint.provenance import add_training, read_provenance
+from chopjax.checkpoint.provenance import TRAINING, add_entry, read_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, PICKLES, Checkpoint, read_config
 from chopjax.checkpoint.training_record import training_entry
@@ -135,7 +135,7 @@ def _describe_own(folder: Path, name: str, step: int | None) -> Description:
         weights = _step_folder(checkpoints, name, step)
         if about := training_entry(folder, weights):
             start = record["source"], record["revision"]
-            provenance = add_training(provenance, *start, config.num_layers, about)
+            provenance = add_entry(TRAINING, provenance, *start, config.num_layers, about)
             adapters = _adapter_run(name, weights)
     elif step is not None:
         raise UserError(f"--step is for training runs; {name} was written by `chopjax import`")

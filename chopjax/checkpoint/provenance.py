@@ -136,30 +136,21 @@ def compose(
     }
 
 
-def add_training(
+def add_entry(
+    step: str,
     previous: Mapping[str, Any] | None,
     name: str,
     revision: str | None,
     num_layers: int,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record of a model of so many layers that was trained; about: what training_record.py
-    says of the run. The rest is as in `compose`."""
-    before = _before(previous, name, revision, num_layers)
-    return before | {"history": [*before["history"], {"step": TRAINING, **about}]}
+    """The record of a model of so many layers that was changed and kept them all.
 
-
-def add_classification(
-    previous: Mapping[str, Any] | None,
-    name: str,
-    revision: str | None,
-    num_layers: int,
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The record of a model of so many layers that was taught to classify; about: as
-    card_classification.py has it. The rest is as in `compose`."""
+    step: TRAINING, about being what training_record.py says of the run, or CLASSIFICATION, about as
+    card_classification.py has it. The rest is as in `compose`.
+    """
     before = _before(previous, name, revision, num_layers)
-    return before | {"history": [*before["history"], {"step": CLASSIFICATION, **about}]}
+    return before | {"history": [*before["history"], {"step": step, **about}]}
 
 
 def merged_onto(record: Mapping[str, Any] | None, onto: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from chopjax.checkpoint.assets import copy_assets
 from chopjax.checkpoint.describe import Description, places_of
 from chopjax.checkpoint.export import export
-from chopjax.checkpoint.provenance import add_classification, compose
+from chopjax.checkpoint.provenance import CLASSIFICATION, add_entry, compose
 from chopjax.checkpoint.writer import Tensor
 from chopjax.chop.choice import Choice
 from chopjax.chop.surgery import chop_config
@@ -191,4 +191,4 @@ def _record(description: Description, best: Best) -> dict[str, Any]:
     about: dict[str, Any] = {"template": best.template.record(), "before": best.before}
     about["label_tokens"] = list(best.question.label_ids)
     about |= {field: row[field] for field in (*own, *measured)}
-    return add_classification(record, name, revision, len(keep), about)
+    return add_entry(CLASSIFICATION, record, name, revision, len(keep), about)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chopjax.checkpoint.card import card, is_ours, read_header, write_record
-from chopjax.checkpoint.provenance import SCRATCH, add_training, compose
+from chopjax.checkpoint.provenance import SCRATCH, TRAINING, add_entry, compose
 from chopjax.checkpoint.training_record import hub_datasets, public_name
 from chopjax.cli import main
 
@@ -44,7 +44,7 @@ def chopped(name: str = "owner/name", revision: str | None = COMMIT) -> dict[str
 
 
 def healed(record: dict[str, Any]) -> dict[str, Any]:
-    return add_training(record, "chopped", None, len(record["kept_layers"]), ENTRY)
+    return add_entry(TRAINING, record, "chopped", None, len(record["kept_layers"]), ENTRY)
 
 
 def front(text: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def test_any_card_of_somebody_else_will_do(tmp_path: Path, readme: str) -> None:
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_name_breaks_the_header_or_the_table(name: str, source: str) -> None:
     entry = ENTRY | {"data": [{"name": name, "fingerprint": "f", "sources": [source]}]}
-    record = add_training(chopped(name, COMMIT), name, None, 4, entry)
+    record = add_entry(TRAINING, chopped(name, COMMIT), name, None, 4, entry)
     text = card(record, {}, Path("nowhere"))
     assert front(text)["base_model"] == name
     table = text.split("| | |\n| --- | --- |\n")[1].split("\n\n")[0]
@@ -166,7 +166,7 @@ def test_the_card_is_written_anew_and_the_first_parents_stays(tmp_path: Path) ->
 
 def test_random_weights_have_no_parent(tmp_path: Path) -> None:
     parent_folder(tmp_path, "---\nlicense: mit\n---\nof the tokenizer\n")
-    record = add_training(None, SCRATCH, None, 8, ENTRY)
+    record = add_entry(TRAINING, None, SCRATCH, None, 8, ENTRY)
     write_record(tmp_path, record)
     text = (tmp_path / "README.md").read_text()
     assert "license" not in front(text)

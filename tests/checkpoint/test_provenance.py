@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from chopjax.checkpoint.provenance import (
     CHOP,
     TRAINING,
-    add_training,
+    add_entry,
     compose,
     entries,
     read_provenance,
@@ -78,7 +78,7 @@ def test_a_record_of_another_model_is_refused() -> None:
 
 
 def test_a_trained_model_that_was_never_chopped_is_read(tmp_path: Path) -> None:
-    record = add_training(None, "random weights", None, 2, {"steps": 1})
+    record = add_entry(TRAINING, None, "random weights", None, 2, {"steps": 1})
     write_provenance(tmp_path, record)
     assert read_provenance(tmp_path) == record
 
@@ -87,17 +87,17 @@ def test_chops_and_training_in_one_history() -> None:
     """Chopped, healed, chopped again, healed again; an old entry says no step and is a chop."""
     record = compose(None, "owner/name", "abc", 8, "input", {}, (0, 4, 5, 6, 7))
     del record["history"][0]["step"]
-    record = add_training(record, "chopped", None, 5, {"kind": "full", "steps": 3})
+    record = add_entry(TRAINING, record, "chopped", None, 5, {"kind": "full", "steps": 3})
     assert record["kept_layers"] == [0, 4, 5, 6, 7]
     assert record["strategy"] == "input"
     record = compose(record, "healed", None, 5, "output", {}, (0, 1, 4))
-    record = add_training(record, "chopped", None, 3, {"kind": "full", "steps": 4})
+    record = add_entry(TRAINING, record, "chopped", None, 3, {"kind": "full", "steps": 4})
     assert record["parent"] == {"name": "owner/name", "revision": "abc", "num_layers": 8}
     assert record["kept_layers"] == [0, 4, 7]
     assert [entry["strategy"] for entry in entries(record, CHOP)] == ["input", "output"]
     assert [entry["steps"] for entry in entries(record, TRAINING)] == [3, 4]
     with pytest.raises(UserError, match="records 3 kept layers"):
-        add_training(record, "other", None, 4, {})
-    trained = add_training(None, "owner/name", None, 2, {"steps": 1})
+        add_entry(TRAINING, record, "other", None, 4, {})
+    trained = add_entry(TRAINING, None, "owner/name", None, 2, {"steps": 1})
     assert trained["kept_layers"] == [0, 1]
     assert trained["strategy"] is None
