@@ -32,8 +32,9 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import make_mesh
 from chopjax.plan import hlo
 from chopjax.plan.topology import Topology, devices, prepare_environment
+from chopjax.train.compiler_options import read_options
 from chopjax.train.optimizer import make_optimizer
-from chopjax.train.settings import Settings, compiler_options
+from chopjax.train.settings import Settings
 from chopjax.train.step import State, abstract_batch, abstract_state, make_train_step
 from chopjax.train.task import Task, task_of
 from chopjax.train.teacher import Teacher
@@ -197,7 +198,7 @@ def _compile(
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             step = make_train_step(task.objective, optimizer, settings, state, task.frozen, mesh)
             lowered = step.lower(state, task.frozen, batch)
-            options |= grouped_products(lowered) | compiler_options(settings.compute)
+            options |= grouped_products(lowered) | read_options(settings.compute.compiler_options)
             stats: Any = lowered.compile(compiler_options=options).memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         answers.send(str(error))

@@ -50,6 +50,7 @@ from chopjax.models.scores import all_scores
 from chopjax.progress import progress, say
 from chopjax.train import checkpoints, projections
 from chopjax.train.base import base_record, find_base
+from chopjax.train.compiler_options import read_options
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, prefetch, training_batches
@@ -65,7 +66,7 @@ from chopjax.train.origin import (
     write_assets,
 )
 from chopjax.train.own_files import check_workdir
-from chopjax.train.settings import Settings, compiler_options, differences, read, reshaped
+from chopjax.train.settings import Settings, differences, read, reshaped
 from chopjax.train.space import check_training
 from chopjax.train.step import (
     State,
@@ -369,7 +370,7 @@ def _programs(
     with progress("compile the step"):
         step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
         lowered = step.lower(abstract, task.frozen, batch)
-        train_step = compiled(lowered, compiler_options(settings.compute))
+        train_step = compiled(lowered, read_options(settings.compute.compiler_options))
     say(f"compiled in {time.monotonic() - begun:.1f} s")
     wait_for_all("compiled")  # on CPUs a collective waits half a minute for the others
     return train_step, make_eval_step(task.held_out, task.trainable, task.frozen, mesh)

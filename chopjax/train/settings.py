@@ -7,7 +7,6 @@ of the room sees, or lists everything that is wrong with it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import typing
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute, Dtype, Remat
+from chopjax.train.compiler_options import read_options
 
 PARENT = "parent"  # teacher.model: what the chop was cut from
 MOST = 2**53  # of any number: JSON's are exact up to there
@@ -377,7 +377,7 @@ def _contradictions(settings: Settings) -> list[str]:
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),
     ]
     try:
-        compiler_options(compute)
+        read_options(compute.compiler_options)
     except UserError as error:
         checks.append((False, str(error)))
     return (
@@ -438,27 +438,6 @@ def _teacher_problems(settings: Settings) -> list[str]:
     return [
         f"teacher.{name} is {weight}: not below 0" for name, weight in weights.items() if weight < 0
     ] + [message for holds, message in checks if not holds]
-
-
-def compiler_options(compute: ComputeSettings) -> dict[str, bool | int | float | str]:
-    """compute.compiler_options by name: true and false, numbers, and text. Raises UserError for
-    what is not NAME=VALUE; which names there are is the compiler's to say."""
-    found: dict[str, bool | int | float | str] = {}
-    for part in filter(None, (part.strip() for part in compute.compiler_options.split(","))):
-        name, equals, value = part.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"compute.compiler_options: {part!r} is not NAME=VALUE")
-        found[name] = _option(value)
-    return found
-
-
-def _option(value: str) -> bool | int | float | str:
-    if value in ("true", "false"):
-        return value == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return value
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ from chopjax.compilation import compiled
 from chopjax.models import mesh as meshes
 from chopjax.models.config import ModelConfig
 from chopjax.progress import progress
+from chopjax.train.compiler_options import read_options
 from chopjax.train.optimizer import make_optimizer
-from chopjax.train.settings import Settings, compiler_options
+from chopjax.train.settings import Settings
 from chopjax.train.step import BATCH_DTYPES, abstract_state, begin, make_train_step, shardings_of
 from chopjax.train.task import task_of
 from chopjax.train.teacher import Teacher
@@ -43,7 +44,7 @@ def step_seconds(model: ModelConfig, settings: Settings, teacher: Teacher | None
         }
         step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
         lowered = step.lower(abstract, task.frozen, batch)
-        program = compiled(lowered, compiler_options(settings.compute))
+        program = compiled(lowered, read_options(settings.compute.compiler_options))
         state = begin(_made_up(task.trainable), optimizer, settings, abstract)
         frozen, example = _made_up(task.frozen), _made_up(batch)
         times = []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chopjax.errors import UserError
 from chopjax.train.config_file import load_config, override
-from chopjax.train.settings import ComputeSettings, compiler_options, default_config, read
+from chopjax.train.settings import default_config, read
 
 HEAD = """
 from chopjax.train.settings import default_config
@@ -81,18 +81,6 @@ def test_fields_that_cannot_be(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(load_config(write(tmp_path, f"{HEAD}    with config.unlocked():\n        {line}\n"
                                          "    return config")))  # fmt: skip
-
-
-def test_compiler_options_have_the_type_of_their_text() -> None:
-    config = default_config()
-    assert compiler_options(ComputeSettings()) == {}
-    override(
-        config, "compute.compiler_options=xla_a=true, xla_b=false,xla_c=12,xla_d=0.5,xla_e=x=y"
-    )
-    compute = ComputeSettings(compiler_options=config.compute.compiler_options)
-    found = compiler_options(compute)
-    assert found == {"xla_a": True, "xla_b": False, "xla_c": 12, "xla_d": 0.5, "xla_e": "x=y"}
-    assert [type(value) for value in found.values()] == [bool, bool, int, float, str]
 
 
 def test_nothing_is_left_beside_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
