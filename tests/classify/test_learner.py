@@ -222,8 +222,6 @@ def test_a_prefix_is_pefts(peer: Peer) -> None:
 def test_lora_is_pefts(peer: Peer) -> None:
     from models.test_adapters import MODULES
 
-    if peer.folder.name[:4] == "opt0":
-        pytest.skip("as in the others")
     depth = depth_of(peer)
     family = depth.config.family
     learner = depth.learner(Cell("first", KEEP, "lora", "lm", 0))
@@ -250,11 +248,10 @@ def test_lora_is_pefts(peer: Peer) -> None:
     assert np.abs(ours(depth, "lora")[:STEPS] - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("peer", ["llama"], indirect=True)
 def test_training_keeps_the_best_epoch(peer: Peer) -> None:
     """The state that is tested is the one that was best on held-out examples, and a run ends when
     its patience does."""
-    if peer.folder.name[:5] != "llama":
-        pytest.skip("of one family")
     depth = depth_of(peer)
     cell = Cell("first", KEEP, "none", "classifier", 0)
     learner = depth.learner(cell)
