@@ -29,6 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from chopjax import cli
 from chopjax.checkpoint.describe import describe
+from chopjax.errors import UserError
 from chopjax.report import methods
 from chopjax.runs import costs
 from chopjax.runs.budget import parse_budget
@@ -56,7 +57,11 @@ def main() -> int:
     if unknown := [flag for flag in more if not flag.startswith("--config.")]:
         parser.error(f"there is no flag {unknown[0]}")
     flags = [*settings(args), *more]
-    print(f"about {60 * hours(flags, args.budget):.0f} minutes of training, where nothing is done")
+    try:
+        minutes = 60 * hours(flags, args.budget)
+    except UserError as error:
+        parser.error(str(error))
+    print(f"about {minutes:.0f} minutes of training, where nothing is done")
     command = ["sweep", "--config", str(RECIPE), "--workdir", str(args.workdir), *flags]
     if code := cli.main(command):
         return code

@@ -42,6 +42,7 @@ from chopjax.chop.configurations import STRATEGIES, resolve_remove
 from chopjax.chop.importance import MEASURED
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.disk.atomic import new_file
+from chopjax.errors import UserError
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
 from chopjax.report.sweep import table, write_report
@@ -108,12 +109,15 @@ def main() -> int:
     size = dataclasses.replace(
         QUICK if args.quick else FULL, **{k: v for k, v in given.items() if v is not None}
     )
-    split(args.shared / "corpora" / CORPUS, args.workdir, size.held_out)
-    flags = [*settings(args, size), *more]
-    num_layers = describe(str(args.model)).config.num_layers
-    healed = depths(size, num_layers)
-    both = [*flags, *(["--config.healed=True", "--config.repair=linear"] if healed else [])]
-    wanted = read_sweep(load_config(RECIPE, [flag.removeprefix("--config.") for flag in both]))
+    try:
+        split(args.shared / "corpora" / CORPUS, args.workdir, size.held_out)
+        flags = [*settings(args, size), *more]
+        num_layers = describe(str(args.model)).config.num_layers
+        healed = depths(size, num_layers)
+        both = [*flags, *(["--config.healed=True", "--config.repair=linear"] if healed else [])]
+        wanted = read_sweep(load_config(RECIPE, [flag.removeprefix("--config.") for flag in both]))
+    except (UserError, FileNotFoundError) as error:
+        parser.error(str(error))
     swept_at = {resolve_remove(n, num_layers) for n in split_list(wanted.remove)}
     if lacking := sorted(set(healed) - swept_at):
         parser.error(f"--heal {lacking[0]}: not among the numbers of layers that are removed")
