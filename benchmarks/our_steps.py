@@ -28,11 +28,12 @@ from chopjax.train.task import Task, task_of
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled step. memory: bytes of arguments, results and what lies between, by the compiler.
-    flops: the model's, a token, by `formula`."""
+    """A compiled step. memory: bytes of arguments, results and what lies between, by the compiler,
+    beside_state: of the last two alone. flops: the model's, a token, by `formula`."""
 
     step: Step
     memory: int | None
+    beside_state: int | None
     flops: int
     formula: str
 
@@ -102,7 +103,7 @@ class Run:
             jax.block_until_ready(self._state)
             return loss
 
-        return Program(step, _memory(train_step), task.flops, task.formula)
+        return Program(step, *_memory(train_step), task.flops, task.formula)
 
 
 def batch_of(tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -117,9 +118,9 @@ def batch_of(tokens: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _memory(program: Any) -> int | None:
+def _memory(program: Any) -> tuple[int | None, int | None]:
     sizes = program.memory_analysis()
     if sizes is None:
-        return None
-    whole = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    return int(whole - sizes.alias_size_in_bytes)
+        return None, None
+    beside = sizes.output_size_in_bytes + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+    return int(sizes.argument_size_in_bytes + beside), int(beside)
