@@ -98,13 +98,15 @@ def read_settings(
 class Asked:
     """What is wanted of every prompt.
 
-    most: new tokens. eos_ids: end a text. seed: of draws; prompt number N has draws of its own.
+    most: new tokens. eos_ids: end a text. seed: of draws; each prompt has draws of its own, by its
+    number: numbers, or its place among the prompts.
     """
 
     most: int
     eos_ids: frozenset[int] = frozenset()
     choice: Choice = LIKELIEST
     seed: int = 0
+    numbers: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +248,7 @@ def begin(
         tokens_BS[row, : len(prompt)] = prompt
         length_B[row] = len(prompt)
         if keys_B2 is not None:
-            keys_B2[row, 1] = number
+            keys_B2[row, 1] = asked.numbers[number] if asked.numbers else number
     static = {
         "config": engine.config,
         "compute": engine.compute,
