@@ -22,7 +22,7 @@ from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute
 from chopjax.models.families import translate
 from chopjax.score.engine import Engine
-from chopjax.score.generation import STRIDE, generate
+from chopjax.score.generation import STRIDE, Asked, generate
 from chopjax.score.layout import Budget
 from chopjax.train import step as steps
 from chopjax.train.optimizer import make_optimizer
@@ -129,6 +129,6 @@ def test_scoring(engine):
 
 def test_generation(engine):
     prompts = [np.arange(1, 9), np.arange(3, 20)]
-    found = dict(generate(engine, prompts, STRIDE, lambda ids: False, frozenset()))
+    found = dict(generate(engine, prompts, Asked(STRIDE)))
     assert {len(ids) for ids in found.values()} == {STRIDE}
     assert set(engine.texts) == {"prefill", "decode"}

@@ -18,6 +18,7 @@ ROOMS = (
     "launch",
     "chop",
     "score",
+    "generate",
     "latency",
     "train",
     "classify",

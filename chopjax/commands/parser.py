@@ -24,6 +24,7 @@ VERBS = {
     "chop": "remove layers from a checkpoint without reading them",
     "prepare": "text or JSONL to token store for training",
     "train": "continue pretraining (healing)",
+    "generate": "text from a model, alone or with a chop as its draft",
     "perplexity": "token- and byte-level perplexity on a text file",
     "score": "zero-shot tasks, as lm-evaluation-harness defines them",
     "lm-eval": "lm-evaluation-harness itself, with the model `chopjax`",

@@ -24,7 +24,7 @@ from chopjax.models.decoder import hidden_states
 from chopjax.models.flops import decode_per_token, forward_per_token
 from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import EXPERTS, Params
-from chopjax.score.generation import STRIDE, decode, prefill
+from chopjax.score.generation import STRIDE, State, decode, prefill
 
 PHASES = {
     "forward": "hidden states and logits of all positions, as for scoring",
@@ -144,10 +144,11 @@ def _prefill_pass(
     params: Params, config: ModelConfig, compute: Compute, batch: int, length: int
 ) -> Pass:
     tokens_BS = jnp.zeros((batch, length), jnp.int32)
-    lengths_B = jnp.full(batch, length, jnp.int32)
-    static: dict[str, Any] = {"config": config, "compute": compute, "generated": STRIDE}
-    program = _compiled(prefill, (params, tokens_BS, lengths_B), **static)
-    return lambda: jax.block_until_ready(program(params, tokens_BS, lengths_B)), _memory(program)
+    length_B = jnp.full(batch, length, jnp.int32)
+    static: dict[str, Any] = {"config": config, "compute": compute, "slots": length + STRIDE}
+    arguments = (params, tokens_BS, length_B, None)
+    program = _compiled(prefill, arguments, **static)
+    return lambda: jax.block_until_ready(program(*arguments)), _memory(program)
 
 
 def _decode_pass(
@@ -156,16 +157,13 @@ def _decode_pass(
     """STRIDE tokens; the cache of one run is the next one's."""
     shape = (config.num_layers, batch, length + STRIDE, config.num_kv_heads, config.head_dim)
     held = [(jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype))]
-    token_B = jnp.zeros(batch, jnp.int32)
-    lengths_B = jnp.full(batch, length, jnp.int32)
-    static: dict[str, Any] = {"config": config, "compute": compute, "generated": STRIDE}
-    arguments = (params, token_B, lengths_B, held[0], np.int32(0), None)
-    program = _compiled(decode, arguments, donate="cache", **static)
+    length_B = jnp.full(batch, length, jnp.int32)
+    state = State(jnp.zeros(batch, jnp.int32), length_B + 1, length_B, None, None)
+    static: dict[str, Any] = {"config": config, "compute": compute}
+    program = _compiled(decode, (params, state, held[0]), donate="cache", **static)
 
     def run() -> None:
-        _, _, held[0], _ = jax.block_until_ready(
-            program(params, token_B, lengths_B, held[0], np.int32(0), None)
-        )
+        _, _, held[0] = jax.block_until_ready(program(params, state, held[0]))
 
     return run, _memory(program)
 

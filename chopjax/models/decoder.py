@@ -199,6 +199,7 @@ def extend(
 
     def step(hidden_BTD: jax.Array, slice_of_L: Any) -> tuple[jax.Array, Any]:
         layer, before = slice_of_L
+        layer = layer._replace(params=layer_of(params["blocks"], layer.params))
         window = _window(config, layer.kind)
         fresh = []
 

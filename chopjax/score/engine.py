@@ -197,11 +197,11 @@ class Engine:
         key: Any,
         arguments: tuple[Any, ...],
         static: dict[str, Any],
-        donate: str | None = None,
+        donate: str | tuple[str, ...] | None = None,
     ) -> Any:
         """Run a function; what it gives is whole on every device. Compilation is counted apart.
 
-        key: tells calls with different shapes apart. donate: the argument whose memory may be
+        key: tells calls with different shapes apart. donate: the arguments whose memory may be
         used again.
         """
         program = self._programs.get((function, key))

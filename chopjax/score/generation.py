@@ -1,11 +1,9 @@
-"""Greedy decoding with a key/value cache, many prompts at a time.
+"""Decoding with a key/value cache, many prompts at a time.
 
-Prompts stand left-aligned in the first S slots of the cache, what is generated in the G slots
-after them, at the same slot for every row: a row's unused prompt slots are masked, and positions
-count on from its own length.
+A row's tokens lie in the cache from its first slot on, prompt and new ones alike, so that a token's
+slot is its position. The last token of a row is not in the cache: the next step reads it.
 
-Axes: B rows, S prompt slots, G generated slots, V vocabulary, E table width, L layers, K heads,
-H head size.
+Axes: B rows, T new tokens, S slots, V vocabulary, E table width, L layers, K heads, H head size.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +28,18 @@ from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import Params
 from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused
 from chopjax.score.engine import Engine
-from chopjax.score.layout import row_length
+from chopjax.score.next_token import (
+    LIKELIEST,
+    NO_RULES,
+    Choice,
+    pick,
+    weights,
+    with_token,
+)
 
-NO_RULES = Rules()
 STRIDE = 8  # tokens that the device generates between two looks of the host
-Cache = tuple[jax.Array, jax.Array]  # keys and values, [L, B, S + G, K, H]
+SHORTEST = 32  # slots that a prompt is given at least
+Cache = tuple[jax.Array, jax.Array]  # keys and values, [L, B, S, K, H]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,197 +95,252 @@ def read_settings(
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is wanted of every prompt.
+
+    most: new tokens. eos_ids: end a text. seed: of draws; each prompt has draws of its own, by its
+    number: numbers, or its place among the prompts.
+    """
+
+    most: int
+    eos_ids: frozenset[int] = frozenset()
+    choice: Choice = LIKELIEST
+    seed: int = 0
+    numbers: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class GenerationShape:
+    """prompt: slots that prompts may fill. slots: of the cache in all."""
+
     rows: int
     prompt: int
-    generated: int
+    slots: int
+
+
+class State(NamedTuple):
+    """Of every row, between two steps. length_B counts the prompt's tokens and the new ones, of
+    which token_B is the last; prompt_B the prompt's. seen_BV: tokens that a row has, None where no
+    rule asks. keys_B2: see `next_token.pick`."""
+
+    token_B: jax.Array
+    length_B: jax.Array
+    prompt_B: jax.Array
+    keys_B2: jax.Array | None
+    seen_BV: jax.Array | None
+
+
+# A row's new ids as they come; whether what it has is enough.
+Ends = Callable[[int, list[int]], bool]
+
+
+def never(row: int, ids: list[int]) -> bool:
+    return False
 
 
 def generate(
-    engine: Engine,
-    prompts: Sequence[np.ndarray],
-    most: int,
-    ends: Callable[[list[int]], bool],
-    eos_ids: frozenset[int],
-    rules: Rules = NO_RULES,
+    engine: Engine, prompts: Sequence[np.ndarray], asked: Asked, ends: Ends = never
 ) -> Iterator[tuple[int, list[int]]]:
     """(prompt's index, its continuation) as batches are done, longest prompts first.
 
     A continuation has `most` tokens, or fewer: it stops with a token of eos_ids, and soon after
-    `ends` has said yes to what there is. Prompts have at least one token, and with `most` more
-    they fit the context length. Raises UserError for an id without a row in the embedding table.
+    `ends` (of the prompt's index and its new ids so far) has said yes. Prompts have at least one
+    token, and with `most` more they fit the context length. Raises UserError for an id without a
+    row in the embedding table.
     """
     engine.check_ids(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    generated = -(-most // STRIDE) * STRIDE
-    while order:
-        shape = _shape(engine, len(prompts[order[0]]), generated, len(order))
-        batch, order = order[: shape.rows], order[shape.rows :]
-        given = [prompts[index] for index in batch], shape, most, eos_ids, rules
+    for batch, shape in batches(engine, [len(prompt) for prompt in prompts], asked.most):
+        given = [prompts[index] for index in batch], batch, shape, asked
         leader.send("generate", *given)
         new_ids = generate_batch(engine, *given, ends)
         yield from zip(batch, new_ids, strict=True)
 
 
-def _shape(engine: Engine, longest: int, generated: int, waiting: int) -> GenerationShape:
+def batches(
+    engine: Engine, lengths: Sequence[int], beyond: int
+) -> Iterator[tuple[list[int], GenerationShape]]:
+    """Prompts by index, longest first, and the shape that each batch is computed in.
+
+    beyond: slots behind a prompt. Slots and rows are powers of two, so that prompts of many lengths
+    share few programs: compiling one takes as long as some hundred steps.
+    """
     budget = engine.budget
-    prompt = row_length(longest, budget)
-    rows = max(1, min(budget.tokens // (prompt + generated), 1 << (waiting - 1).bit_length()))
-    rows = -(-rows // budget.shards) * budget.shards
-    return GenerationShape(rows, prompt, generated)
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while order:
+        prompt = max(SHORTEST, _power(lengths[order[0]]))
+        slots = prompt + -(-beyond // SHORTEST) * SHORTEST
+        most = 1 << max(budget.tokens // slots, 1).bit_length() - 1
+        rows = min(most, _power(len(order)))
+        rows = -(-rows // budget.shards) * budget.shards
+        yield order[:rows], GenerationShape(rows, prompt, slots)
+        order = order[rows:]
+
+
+def _power(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def generate_batch(
     engine: Engine,
     prompts: list[np.ndarray],
+    numbers: list[int],
     shape: GenerationShape,
-    most: int,
-    eos_ids: frozenset[int],
-    rules: Rules = NO_RULES,
-    ends: Callable[[list[int]], bool] = lambda ids: False,
+    asked: Asked,
+    ends: Ends = never,
 ) -> list[list[int]]:
     """A batch of `generate`. With several processes, the first one's `ends` decides for all."""
+    rows = Rows(numbers, asked, ends)
+    state, cache = begin(engine, prompts, numbers, shape, asked)
+    static = {"config": engine.config, "compute": engine.compute, "choice": asked.choice}
+    first = np.asarray(state.token_B)
+    rows.add([[token] for token in first.tolist()])
+    while leader.from_first(rows.open()):
+        interrupts.check()
+        step = (engine.params, state, cache)
+        key = (shape, asked.choice)
+        new_BG, state, cache = engine.program(decode, key, step, static, donate="cache")
+        rows.add(np.asarray(new_BG).tolist())
+    return rows.ids
+
+
+class Rows:
+    """The new ids of a batch's prompts, and which of them go on."""
+
+    def __init__(self, numbers: Sequence[int], asked: Asked, ends: Ends):
+        self.ids: list[list[int]] = [[] for _ in numbers]
+        self._numbers, self._asked, self._ends = numbers, asked, ends
+        self._open = set(range(len(numbers)))
+
+    def open(self) -> bool:
+        return bool(self._open)
+
+    def is_open(self, row: int) -> bool:
+        return row in self._open
+
+    def add(self, new: Sequence[Sequence[int]]) -> None:
+        """new: by row what it wrote; nobody hears of what is behind its end."""
+        for row in sorted(self._open):
+            ids = self.ids[row]
+            for token in new[row]:
+                ids.append(token)
+                if token in self._asked.eos_ids or len(ids) == self._asked.most:
+                    self._open.discard(row)
+                    break
+            if self._ends(self._numbers[row], ids):
+                self._open.discard(row)
+
+
+def begin(
+    engine: Engine,
+    prompts: Sequence[np.ndarray],
+    numbers: Sequence[int],
+    shape: GenerationShape,
+    asked: Asked,
+) -> tuple[State, Cache]:
+    """Read the prompts. Rows without one have a single token, and nobody looks at them."""
     tokens_BS = np.zeros((shape.rows, shape.prompt), np.int32)
-    lengths_B = np.ones(shape.rows, np.int32)
-    for row, prompt in enumerate(prompts):
+    length_B = np.ones(shape.rows, np.int32)
+    keys_B2 = None
+    if asked.choice.sampling.temperature:
+        keys_B2 = np.zeros((shape.rows, 2), np.uint32)
+        keys_B2[:, 0] = asked.seed
+    for row, (prompt, number) in enumerate(zip(prompts, numbers, strict=True)):
         tokens_BS[row, : len(prompt)] = prompt
-        lengths_B[row] = len(prompt)
+        length_B[row] = len(prompt)
+        if keys_B2 is not None:
+            keys_B2[row, 1] = asked.numbers[number] if asked.numbers else number
     static = {
         "config": engine.config,
         "compute": engine.compute,
-        "generated": shape.generated,
-        "rules": rules,
+        "choice": asked.choice,
+        "slots": shape.slots,
     }
-    lengths = engine.place(lengths_B)
-    arguments = (engine.params, engine.place(tokens_BS), lengths)
-    key = (shape, rules)
-    token_B, cache, seen_BV = engine.program(prefill, key, arguments, static)
-    generated: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    for start in range(0, shape.generated, STRIDE):
-        interrupts.check()
-        step = (engine.params, token_B, lengths, cache, np.int32(start), seen_BV)
-        new_BG, token_B, cache, seen_BV = engine.program(decode, key, step, static, donate="cache")
-        new = np.asarray(new_BG)
-        for row in sorted(open_rows):
-            for token in new[row].tolist():
-                generated[row].append(token)
-                if token in eos_ids or len(generated[row]) == most:
-                    open_rows.discard(row)
-                    break
-            if ends(generated[row]):
-                open_rows.discard(row)
-        if not leader.from_first(bool(open_rows)):
-            break
-    return generated
-
-
-def _next(
-    params: Params,
-    config: ModelConfig,
-    compute: Compute,
-    hidden_BE: jax.Array,
-    rules: Rules,
-    seen_BV: jax.Array | None,
-    number: jax.Array | int,
-) -> jax.Array:
-    """The most likely token that the rules leave, of equal ones the first.
-
-    number: of tokens generated before it.
-    """
-    logit_BV = logits(head_of(params, config), hidden_BE)
-    if seen_BV is not None:
-        penalty = rules.repetition_penalty
-        punished_BV = jnp.where(logit_BV < 0, logit_BV * penalty, logit_BV / penalty)
-        logit_BV = jnp.where(seen_BV, punished_BV, logit_BV)
-    for tokens, banned in (
-        (rules.suppress_tokens, True),
-        (rules.begin_suppress_tokens, number == 0),
-        (rules.eos_token_id if rules.min_new_tokens else (), number < rules.min_new_tokens),
-    ):
-        known = [token for token in tokens if 0 <= token < config.vocab_size]
-        if known:
-            without_BV = logit_BV.at[:, np.array(known)].set(-jnp.inf)
-            logit_BV = jnp.where(banned, without_BV, logit_BV)
-    return jnp.argmax(logit_BV, axis=-1).astype(jnp.int32)
+    keys = None if keys_B2 is None else engine.place(keys_B2)
+    arguments = (engine.params, engine.place(tokens_BS), engine.place(length_B), keys)
+    state, cache = engine.program(prefill, (shape, asked.choice), arguments, static)
+    return state, cache
 
 
 def prefill(
     params: Params,
     tokens_BS: jax.Array,
-    lengths_B: jax.Array,
+    length_B: jax.Array,
+    keys_B2: jax.Array | None,
     config: ModelConfig,
     compute: Compute,
-    generated: int,
-    rules: Rules = NO_RULES,
-) -> tuple[jax.Array, Cache, jax.Array | None]:
-    """The first new token of every row, the cache with room for `generated` more, and which tokens
-    a row has, [B, V], where the rules ask for it."""
+    slots: int,
+    choice: Choice = LIKELIEST,
+) -> tuple[State, Cache]:
+    """Rows with their first new token, and the cache, which has so many slots."""
     B, S = tokens_BS.shape
     slots_S = jnp.arange(S)
     causal_BSS = jnp.broadcast_to(slots_S <= slots_S[:, None], (B, S, S))
     positions_BS = jnp.broadcast_to(slots_S, (B, S))
     hidden_BSE, fresh = extend(params, config, compute, tokens_BS, positions_BS, causal_BSS)
-    last_B1E = jnp.take_along_axis(hidden_BSE, lengths_B[:, None, None] - 1, axis=1)
-    room = ((0, 0), (0, 0), (0, generated), (0, 0), (0, 0))
+    last_B1E = jnp.take_along_axis(hidden_BSE, length_B[:, None, None] - 1, axis=1)
+    room = ((0, 0), (0, 0), (0, slots - S), (0, 0), (0, 0))
     cache = jnp.pad(fresh[0], room), jnp.pad(fresh[1], room)
     seen_BV = None
-    if rules.repetition_penalty != 1:
-        real_BS = jnp.where(slots_S < lengths_B[:, None], tokens_BS, config.vocab_size)
+    if choice.rules.repetition_penalty != 1:
+        real_BS = jnp.where(slots_S < length_B[:, None], tokens_BS, config.vocab_size)
         seen_BV = jnp.zeros((B, config.vocab_size), bool)
         seen_BV = seen_BV.at[jnp.arange(B)[:, None], real_BS].set(True, mode="drop")
-    return _next(params, config, compute, last_B1E[:, 0], rules, seen_BV, 0), cache, seen_BV
+    number_B = jnp.zeros_like(length_B)
+    logit_BV = logits(head_of(params, config), last_B1E[:, 0])
+    token_B = pick(weights(logit_BV, choice, seen_BV, number_B), choice, keys_B2, number_B)
+    seen_BV = with_token(seen_BV, token_B)
+    return State(token_B, length_B + 1, length_B, keys_B2, seen_BV), cache
 
 
 def decode(
     params: Params,
-    token_B: jax.Array,
-    lengths_B: jax.Array,
+    state: State,
     cache: Cache,
-    start: jax.Array,
-    seen_BV: jax.Array | None,
     config: ModelConfig,
     compute: Compute,
-    generated: int,
-    rules: Rules = NO_RULES,
-) -> tuple[jax.Array, jax.Array, Cache, jax.Array | None]:
-    """STRIDE tokens [B, STRIDE], the given one first; the one that comes after them; the cache;
-    which tokens a row has, as `prefill` gives it.
+    choice: Choice = LIKELIEST,
+) -> tuple[jax.Array, State, Cache]:
+    """The next STRIDE tokens [B, STRIDE] of every row."""
 
-    start: tokens generated before the given one.
+    def step(carry: tuple[State, Cache], _: None) -> tuple[tuple[State, Cache], jax.Array]:
+        state, cache = carry
+        hidden_B1E, cache = read(
+            params, config, compute, state.token_B[:, None], state.length_B - 1, cache
+        )
+        logit_BV = logits(head_of(params, config), hidden_B1E[:, 0])
+        number_B = state.length_B - state.prompt_B
+        weight_BV = weights(logit_BV, choice, state.seen_BV, number_B)
+        token_B = pick(weight_BV, choice, state.keys_B2, number_B)
+        seen_BV = with_token(state.seen_BV, token_B)
+        state = state._replace(token_B=token_B, length_B=state.length_B + 1, seen_BV=seen_BV)
+        return (state, cache), token_B
+
+    (state, cache), tokens_GB = jax.lax.scan(step, (state, cache), length=STRIDE)
+    return tokens_GB.T, state, cache
+
+
+def read(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    tokens_BT: jax.Array,
+    start_B: jax.Array,
+    cache: Cache,
+) -> tuple[jax.Array, Cache]:
+    """Hidden states [B, T, E] of each row's next tokens, and the cache with them.
+
+    start_B: the slot of the first of them; what the cache has from there on is not read. What does
+    not fit the cache is left out of it.
     """
-    slots_S = jnp.arange(cache[0].shape[2])  # of prompts and generated tokens
-    prompt = slots_S.size - generated
-    in_prompt_BS = slots_S < lengths_B[:, None]
-    itself_B11 = jnp.ones((token_B.shape[0], 1, 1), bool)
-
-    Carry = tuple[jax.Array, Cache, jax.Array | None]
-
-    def step(carry: Carry, number: jax.Array) -> tuple[Carry, jax.Array]:
-        token_B, cache, seen_BV = carry
-        slot = prompt + number
-        visible_BS = in_prompt_BS | ((slots_S >= prompt) & (slots_S < slot))
-        positions_B1 = (lengths_B + number)[:, None]
-        positions_BS = jnp.where(slots_S < prompt, slots_S, lengths_B[:, None] + slots_S - prompt)
-        hidden_B1E, fresh = extend(
-            params,
-            config,
-            compute,
-            token_B[:, None],
-            positions_B1,
-            itself_B11,
-            Past(*cache, visible_BS, positions_BS),
-        )
-        key, value = (
-            jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
-            for old, new in zip(cache, fresh, strict=True)
-        )
-        if seen_BV is not None:
-            seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
-        hidden_BE = hidden_B1E[:, 0]
-        following_B = _next(params, config, compute, hidden_BE, rules, seen_BV, number + 1)
-        return (following_B, (key, value), seen_BV), token_B
-
-    numbers = start + jnp.arange(STRIDE)
-    carry, tokens_GB = jax.lax.scan(step, (token_B, cache, seen_BV), numbers)
-    return tokens_GB.T, *carry
+    B, T = tokens_BT.shape
+    slots_1S = jnp.arange(cache[0].shape[2])[None]
+    place_BT = start_B[:, None] + jnp.arange(T)
+    causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+    past = Past(*cache, slots_1S < start_B[:, None], jnp.broadcast_to(slots_1S, (B, slots_1S.size)))
+    hidden_BTE, fresh = extend(params, config, compute, tokens_BT, place_BT, causal_BTT, past)
+    rows_B1 = jnp.arange(B)[:, None]
+    key, value = (
+        old.at[:, rows_B1, place_BT].set(new, mode="drop")
+        for old, new in zip(cache, fresh, strict=True)
+    )
+    return hidden_BTE, (key, value)

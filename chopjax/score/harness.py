@@ -28,9 +28,10 @@ from chopjax.score.chat import Template
 from chopjax.score.decoding import GENERATION_CONFIG, read_generation_config
 from chopjax.score.encoding import Encoder, Ids, check_pairs
 from chopjax.score.engine import Engine
-from chopjax.score.generation import GenerationSettings, generate, read_settings
+from chopjax.score.generation import Asked, GenerationSettings, generate, read_settings
 from chopjax.score.journal import Journal, pair_key, prompt_key
 from chopjax.score.model import open_engine
+from chopjax.score.next_token import Choice
 
 
 @register_model("chopjax")
@@ -223,14 +224,14 @@ class ChopjaxLM(TemplateLM):
         eos = () if self.eot_token_id is None else (self.eot_token_id,)
         stops = [*setting.until, *(self.tokenizer.decode([token]) for token in eos)]
 
-        def ends(ids: list[int]) -> bool:
+        def ends(prompt: int, ids: list[int]) -> bool:
             text = self.tokenizer.decode(ids)
             return any(stop in text for stop in setting.until)
 
         # The tokenizer's token ends a text, too: the harness has its spelling among the stops.
         eos_ids = frozenset((*setting.rules.eos_token_id, *eos))
-        generated = generate(self.engine, prompts, setting.length, ends, eos_ids, setting.rules)
-        for place, ids in generated:
+        asked = Asked(setting.length, eos_ids, Choice(setting.rules))
+        for place, ids in generate(self.engine, prompts, asked, ends):
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             yield place, postprocess_generated_text(text, stops, None)
 

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 
 from chopjax.errors import UserError
 from chopjax.score.decoding import REFUSED, read_generation_config, refused
-from chopjax.score.generation import generate
+from chopjax.score.generation import Asked, generate
 from chopjax.score.harness import ChopjaxLM
 
 CONTEXTS = ["the cat sat on the mat.", "a bird", "the old tree and the mat " * 3]
@@ -57,7 +57,7 @@ def written(folder: Path) -> list[int]:
     """The ids of the first text, without any rule."""
     ours = ChopjaxLM(str(folder), dtype="float32")
     prompt = ours.encoder.encode(CONTEXTS[:1])
-    ((_, ids),) = generate(ours.engine, prompt, 12, lambda ids: False, frozenset())
+    ((_, ids),) = generate(ours.engine, prompt, Asked(12))
     return ids
 
 

@@ -1,0 +1,1 @@
+"""Text from a model, alone or with a draft beside it."""

@@ -1,0 +1,276 @@
+"""Generating with a draft: round by round, and how many tokens a draft should write.
+
+Expected tokens of a round with K drafted ones are (1 - α^(K+1)) / (1 - α), where α is the share of
+drafted tokens that the model takes (arXiv 2211.17192, section 3.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chopjax import interrupts
+from chopjax.errors import UserError
+from chopjax.models.borrowed import Borrowed
+from chopjax.score.engine import Engine
+from chopjax.score.generation import (
+    STRIDE,
+    Asked,
+    Cache,
+    Ends,
+    GenerationShape,
+    Rows,
+    State,
+    batches,
+    begin,
+    decode,
+    never,
+)
+from chopjax.score.speculative import DraftShape, speculate
+
+FIRST_LENGTH = 4  # where the length is to be found
+ROUNDS = 8  # after which it is
+MOST = 16  # tokens that a draft writes
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """engine: of the model that writes drafts. first: see `speculative.DraftShape`."""
+
+    engine: Engine
+    first: int = 0
+
+
+def of_layers(engine: Engine, keep: Sequence[int]) -> Draft:
+    """Some of a model's layers as its draft, taken out of its own weights as they are needed."""
+    config = engine.config.keep(keep)
+    rows_L = jnp.asarray(np.array(keep, np.int32))
+    blocks = Borrowed(rows_L=rows_L, own={}, stack=engine.params["blocks"])
+    first = len(keep) if list(keep) == list(range(len(keep))) else 0
+    return Draft(_beside(engine, config, {**engine.params, "blocks": blocks}), first)
+
+
+def of_model(engine: Engine, other: Engine) -> Draft:
+    """Another model as draft. Raises UserError where its vocabulary or context is smaller."""
+    for what, theirs, ours in (
+        ("a vocabulary", other.config.vocab_size, engine.config.vocab_size),
+        ("a context", other.config.max_positions, engine.max_length),
+    ):
+        if theirs < ours:
+            raise UserError(
+                f"--draft: it has {what} of {theirs}, the model one of {ours}; a draft needs as "
+                "much"
+            )
+    if other.config.vocab_size > engine.config.vocab_size:
+        raise UserError(
+            f"--draft: its vocabulary has {other.config.vocab_size} tokens, and the model's "
+            f"{engine.config.vocab_size}: it could write what the model does not know"
+        )
+    return Draft(_beside(engine, other.config, other.params))
+
+
+def _beside(engine: Engine, config: Any, params: Any) -> Engine:
+    return Engine(config, params, engine.compute, engine.max_length, engine.mesh, engine.budget)
+
+
+@dataclasses.dataclass
+class Continuation:
+    """New ids of a prompt. rounds: passes of the model that they took after the prompt's; drafted,
+    accepted: tokens."""
+
+    ids: list[int]
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclasses.dataclass
+class Pace:
+    """What is measured on the way. Seconds are of a batch, whatever its rows.
+
+    plain, draft: a token of the model's and of the draft's. round: a round with `length` drafted
+    tokens. rounds: of all rows; accepted: drafted tokens that they took; refused: how many of them
+    ended with a refusal. measuring: what it took to measure the first two.
+    """
+
+    plain: float
+    draft: float
+    length: int
+    measuring: float = 0.0
+    round: float = 0.0
+    rounds: int = 0
+    accepted: int = 0
+    refused: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """α: the likelihood that a token is taken where the ones before it were."""
+        return self.accepted / max(self.accepted + self.refused, 1)
+
+    @property
+    def cost(self) -> float:
+        """c: a token of the draft's in tokens of the model's."""
+        return self.draft / self.plain
+
+    @property
+    def tokens_a_round(self) -> float:
+        return 1 + self.accepted / max(self.rounds, 1)
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast as plain decoding the rounds were."""
+        return self.tokens_a_round * self.plain / self.round if self.rounds else 1.0
+
+    def seconds_a_token(self, length: int) -> float:
+        """Expected, with so many drafted tokens a round; 0: plain decoding."""
+        if not length:
+            return self.plain
+        alpha = min(self.acceptance, 1 - 1e-6)
+        reading = max(self.round - self.length * self.draft, self.plain)
+        tokens = (1 - alpha ** (length + 1)) / (1 - alpha)
+        return (reading + length * self.draft) / tokens
+
+    def best_length(self) -> int:
+        return min(range(MOST + 1), key=self.seconds_a_token)
+
+
+class Drafting:
+    """length: tokens of a draft, from 1; None: what is best by what the first rounds measure, which
+    may be none."""
+
+    def __init__(self, engine: Engine, draft: Draft, length: int | None):
+        self._engine, self._draft = engine, draft
+        self.length, self._fixed = length or FIRST_LENGTH, length is not None
+        self.pace: Pace | None = None
+
+    @property
+    def compile_seconds(self) -> float:
+        return (
+            self._engine.statistics.compile_seconds + self._draft.engine.statistics.compile_seconds
+        )
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], asked: Asked, ends: Ends = never
+    ) -> Iterator[tuple[int, Continuation]]:
+        """As `generation.generate`, with the same text where nothing is drawn."""
+        self._engine.check_ids(prompts)
+        for batch, shape in batches(self._engine, [len(p) for p in prompts], asked.most):
+            given = [prompts[index] for index in batch]
+            yield from zip(batch, self._batch(given, batch, shape, asked, ends), strict=True)
+
+    def _batch(
+        self,
+        prompts: list[np.ndarray],
+        numbers: list[int],
+        shape: GenerationShape,
+        asked: Asked,
+        ends: Ends,
+    ) -> list[Continuation]:
+        engine, draft = self._engine, self._draft
+        state, cache = begin(engine, prompts, numbers, shape, asked)
+        before = np.ones(shape.rows, np.int32)
+        before[: len(prompts)] = [prompt[-1] for prompt in prompts]
+        before_B = engine.place(before)
+        draft_cache = None
+        if not draft.first:
+            _, draft_cache = begin(draft.engine, prompts, numbers, shape, asked)
+        if self.pace is None:
+            held = draft_cache or (cache[0][: draft.first], cache[1][: draft.first])
+            began = time.perf_counter() - self.compile_seconds
+            plain = seconds_a_step(engine, state, cache, shape, asked)
+            drafted = seconds_a_step(draft.engine, state, held, shape, asked)
+            measuring = time.perf_counter() - self.compile_seconds - began
+            self.pace = Pace(plain, drafted, self.length, measuring)
+        rows = Rows(numbers, asked, ends)
+        rows.add([[token] for token in np.asarray(state.token_B).tolist()])
+        made = [Continuation(ids) for ids in rows.ids]
+        rounds: list[float] = []
+        while rows.open():
+            interrupts.check()
+            if not self._fixed and len(rounds) == ROUNDS:
+                self.length, self._fixed = self.pace.best_length(), True
+            if not self.length:
+                static = {"config": engine.config, "compute": engine.compute}
+                static |= {"choice": asked.choice}
+                step = (engine.params, state, cache)
+                key = (shape, asked.choice)
+                new_BG, state, cache = engine.program(decode, key, step, static, donate="cache")
+                _count(made, rows, STRIDE, 0)
+                rows.add(np.asarray(new_BG).tolist())
+                continue
+            start = time.perf_counter()
+            compiled = self.compile_seconds
+            new_BT, taken_B, state, before_B, cache, draft_cache = self._round(
+                state, before_B, cache, draft_cache, shape, asked
+            )
+            new, taken = np.asarray(new_BT), np.asarray(taken_B)
+            seconds = time.perf_counter() - start
+            seconds -= self.compile_seconds - compiled
+            rounds.append(seconds)
+            self.pace.round, self.pace.length = float(np.median(rounds[-ROUNDS:])), self.length
+            for row, one in enumerate(made):
+                if rows.is_open(row):
+                    accepted = int(taken[row]) - 1
+                    one.rounds, one.drafted = one.rounds + 1, one.drafted + self.length
+                    one.accepted += accepted
+                    self.pace.rounds += 1
+                    self.pace.accepted += accepted
+                    self.pace.refused += accepted < self.length
+            rows.add([tokens[:count].tolist() for tokens, count in zip(new, taken, strict=True)])
+        return made
+
+    def _round(
+        self,
+        state: State,
+        before_B: jax.Array,
+        cache: Cache,
+        draft_cache: Cache | None,
+        shape: GenerationShape,
+        asked: Asked,
+    ) -> Any:
+        engine, draft = self._engine, self._draft
+        form = DraftShape(draft.engine.config, draft.first, self.length)
+        static = {
+            "config": engine.config,
+            "compute": engine.compute,
+            "choice": asked.choice,
+            "draft": form,
+        }
+        return engine.program(
+            speculate,
+            (shape, asked.choice, form),
+            (engine.params, draft.engine.params, state, before_B, cache, draft_cache),
+            static,
+            donate=("cache", "draft_cache"),
+        )
+
+
+def _count(made: list[Continuation], rows: Rows, rounds: int, drafted: int) -> None:
+    for row, one in enumerate(made):
+        if rows.is_open(row):
+            one.rounds, one.drafted = one.rounds + rounds, one.drafted + drafted
+
+
+def seconds_a_step(
+    engine: Engine, state: State, cache: Cache, shape: GenerationShape, asked: Asked
+) -> float:
+    """Of plain decoding, measured on copies: the best of three runs of STRIDE tokens."""
+    static = {"config": engine.config, "compute": engine.compute, "choice": asked.choice}
+    key = (shape, asked.choice)
+    seconds = []
+    for turn in range(4):
+        copied = jax.tree.map(jnp.copy, cache)
+        jax.block_until_ready(copied)
+        start = time.perf_counter()
+        jax.block_until_ready(
+            engine.program(decode, key, (engine.params, state, copied), static, donate="cache")
+        )
+        if turn:
+            seconds.append(time.perf_counter() - start)
+    return min(seconds) / STRIDE

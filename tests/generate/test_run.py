@@ -1,0 +1,52 @@
+"""Replies in the prompts' order, and through a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+
+from chopjax.data.tokenizer import build
+from chopjax.generate.run import Clock, replies
+from chopjax.generate.voice import Voice
+from chopjax.score.drafting import Drafting, of_layers
+from chopjax.score.generation import Asked
+from chopjax.score.journal import Journal
+from chopjax.score.model import open_engine
+from chopjax.score.next_token import Choice, Sampling
+
+IDS = [np.array(ids) for ids in ([3], list(range(1, 40)), [5, 9, 4], [3])]
+
+
+@pytest.mark.parametrize("with_draft", [False, True])
+def test_in_order_and_through_a_kill(with_draft: bool, tmp_path: Path) -> None:
+    """The longest prompt, the second, is computed first. Equal prompts have draws of their own."""
+    checkpoints.write_checkpoint(tmp_path / "m", vocab_size=300)
+    checkpoints.write_tokenizer(tmp_path / "m", vocab_size=300)
+    _, engine = open_engine(str(tmp_path / "m"), dtype="float32", rows=1, max_length=64)
+    voice = Voice(build(tmp_path / "m", "m"))
+    asked = Asked(9, choice=Choice(sampling=Sampling(1.0)), seed=2)
+    drafting = Drafting(engine, of_layers(engine, [0, 1]), 2) if with_draft else None
+    clock = Clock()
+
+    def answers(journal: Journal | None = None) -> list[tuple[int, list[int]]]:
+        found = replies(engine, IDS, asked, voice, clock, drafting, journal)
+        return [(number, reply.tokens) for number, reply in found]
+
+    expected = answers()
+    assert [number for number, _ in expected] == [0, 1, 2, 3]
+    assert expected[0][1] != expected[3][1]
+    assert clock.tokens == 4 * 9
+    assert clock.seconds > 0
+
+    journal = Journal(tmp_path, {"model": "m"})
+    some = replies(engine, IDS, asked, voice, clock, drafting, journal)
+    assert next(some)[0] == 0
+    some.close()  # as an exception would
+    journal = Journal(tmp_path, {"model": "m"})
+    assert answers(journal) == expected
+    params, engine.params = engine.params, {}  # nothing is computed again
+    assert answers(Journal(tmp_path, {"model": "m"})) == expected
+    engine.params = params
