@@ -22,8 +22,9 @@ from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute
 from chopjax.models.families import translate
 from chopjax.score.engine import Engine
-from chopjax.score.generation import STRIDE, Asked, generate
+from chopjax.score.generation import Asked, generate
 from chopjax.score.layout import Budget
+from chopjax.score.steps import STRIDE
 from chopjax.train import step as steps
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import ComputeSettings, DataSettings, OptimizerSettings, Settings

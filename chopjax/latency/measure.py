@@ -24,7 +24,11 @@ from chopjax.models.decoder import hidden_states
 from chopjax.models.flops import decode_per_token, forward_per_token
 from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import EXPERTS, Params
-from chopjax.score.generation import STRIDE, State, decode, prefill
+from chopjax.score.engine import Engine
+from chopjax.score.layout import Budget
+from chopjax.score.next_token import LIKELIEST
+from chopjax.score.steps import STRIDE, State, decode, prefill
+from chopjax.score.walk import Walk, of_engine, walks
 
 PHASES = {
     "forward": "hidden states and logits of all positions, as for scoring",
@@ -154,11 +158,14 @@ def _prefill_pass(
 def _decode_pass(
     params: Params, config: ModelConfig, compute: Compute, batch: int, length: int
 ) -> Pass:
-    """STRIDE tokens; the cache of one run is the next one's."""
-    shape = (config.num_layers, batch, length + STRIDE, config.num_kv_heads, config.head_dim)
-    held = [(jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype))]
+    """STRIDE tokens, as text is generated here; the cache of one run is the next one's."""
+    engine = Engine(config, params, compute, budget=Budget())  # no batches are made
     length_B = jnp.full(batch, length, jnp.int32)
     state = State(jnp.zeros(batch, jnp.int32), length_B + 1, length_B, None, None)
+    if walks(engine):
+        return _walk_pass(of_engine(engine), state, length + STRIDE)
+    shape = (config.num_layers, batch, length + STRIDE, config.num_kv_heads, config.head_dim)
+    held = [(jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype))]
     static: dict[str, Any] = {"config": config, "compute": compute}
     program = _compiled(decode, (params, state, held[0]), donate="cache", **static)
 
@@ -166,6 +173,17 @@ def _decode_pass(
         _, _, held[0] = jax.block_until_ready(program(params, state, held[0]))
 
     return run, _memory(program)
+
+
+def _walk_pass(walk: Walk, state: State, slots: int) -> Pass:
+    held = [walk.empty_cache(len(state.token_B), slots)]
+    weights = sum(array.nbytes for array in jax.tree.leaves((walk.outer, walk.blocks)))
+    nbytes = weights + sum(array.nbytes for array in jax.tree.leaves(held[0]))
+
+    def run() -> None:
+        held[0] = jax.block_until_ready(walk.decode(state, held[0], LIKELIEST))[2]
+
+    return run, nbytes
 
 
 _PASSES = {"forward": _forward_pass, "prefill": _prefill_pass, "decode": _decode_pass}

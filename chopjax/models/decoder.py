@@ -84,6 +84,17 @@ class Parts(NamedTuple):
     stack: Layer  # all of them: every leaf with the layer axis L first
 
 
+class Extension(NamedTuple):
+    """`extend` taken apart: finish(block(… block(embed(tokens_BT), layer 0) …, layer L-1))."""
+
+    embed: Callable[[jax.Array], jax.Array]  # tokens_BT → hidden_BTD
+    # hidden_BTD, one of `stack`, its past → hidden_BTD, and the new tokens' key and value
+    block: Callable[
+        [jax.Array, Layer, LayerPast | None], tuple[jax.Array, tuple[jax.Array, jax.Array]]
+    ]
+    finish: Callable[[jax.Array], jax.Array]  # hidden_BTD → what the head reads
+
+
 def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32) -> Params:
     """Random parameters: normal with deviation 0.02, norms at one, biases at zero."""
     rows, shapes = parameters.table(config), parameters.shapes(config)
@@ -193,31 +204,57 @@ def extend(
     [L, B, T, K, H], which a Past of later tokens holds. compute.remat and compute.attention are not
     read.
     """
-    rotations = _rotations(config, positions_BT)
+    taken = extension(params, config, compute, positions_BT, visible_BTT)
     before_L = None if past is None else (past.key_LBSKH, past.value_LBSKH)
-    scores = all_scores(config)[0]  # they differ in their windows alone, which are data here
 
     def step(hidden_BTD: jax.Array, slice_of_L: Any) -> tuple[jax.Array, Any]:
         layer, before = slice_of_L
         layer = layer._replace(params=layer_of(params["blocks"], layer.params))
+        seen = None
+        if past is not None:
+            seen = LayerPast(before[0], before[1], past.visible_BS, past.positions_BS)
+        return taken.block(hidden_BTD, layer, seen)
+
+    hidden_BTD = taken.embed(tokens_BT)
+    hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, (stack(params, config), before_L))
+    return taken.finish(hidden_BTD), fresh
+
+
+def extension(
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    positions_BT: jax.Array,
+    visible_BTT: jax.Array,
+) -> Extension:
+    """`extend` taken apart; see Extension. params: `blocks` is not read."""
+    rotations = _rotations(config, positions_BT)
+    scores = all_scores(config)[0]  # they differ in their windows alone, which are data here
+
+    def embed(tokens_BT: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(compute.precision):
+            return _embed(params["embed"], config, compute, tokens_BT, positions_BT)
+
+    def block(
+        hidden_BTD: jax.Array, layer: Layer, past: LayerPast | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         window = _window(config, layer.kind)
         fresh = []
 
         def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             fresh.append((key, value))
-            seen = None
-            if past is not None:
-                seen = LayerPast(before[0], before[1], past.visible_BS, past.positions_BS)
             return attend_visible(
-                query, key, value, visible_BTT, positions_BT, seen, scores, window
+                query, key, value, visible_BTT, positions_BT, past, scores, window
             )
 
-        return _block(layer, config, hidden_BTD, rotations, mix)[0], fresh[0]
+        with jax.default_matmul_precision(compute.precision):
+            return _block(layer, config, hidden_BTD, rotations, mix)[0], fresh[0]
 
-    with jax.default_matmul_precision(compute.precision):
-        hidden_BTD = _embed(params["embed"], config, compute, tokens_BT, positions_BT)
-        hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, (stack(params, config), before_L))
-        return _finish(params, config, hidden_BTD), fresh
+    def finish(hidden_BTD: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(compute.precision):
+            return _finish(params, config, hidden_BTD)
+
+    return Extension(embed, block, finish)
 
 
 # --------------------------------------------------------------------------- Parts of the above

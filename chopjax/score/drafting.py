@@ -20,19 +20,18 @@ from chopjax.errors import UserError
 from chopjax.models.borrowed import Borrowed
 from chopjax.score.engine import Engine
 from chopjax.score.generation import (
-    STRIDE,
     Asked,
-    Cache,
     Ends,
     GenerationShape,
     Rows,
-    State,
     batches,
     begin,
-    decode,
+    go_on,
     never,
 )
-from chopjax.score.speculative import DraftShape, speculate
+from chopjax.score.speculative import DraftShape, speculate, speculate_walking
+from chopjax.score.steps import STRIDE, State
+from chopjax.score.walk import of_engine, walks
 
 FIRST_LENGTH = 4  # where the length is to be found
 ROUNDS = 8  # after which it is
@@ -52,8 +51,10 @@ def of_layers(engine: Engine, keep: Sequence[int]) -> Draft:
     config = engine.config.keep(keep)
     rows_L = jnp.asarray(np.array(keep, np.int32))
     blocks = Borrowed(rows_L=rows_L, own={}, stack=engine.params["blocks"])
-    first = len(keep) if list(keep) == list(range(len(keep))) else 0
-    return Draft(_beside(engine, config, {**engine.params, "blocks": blocks}), first)
+    made = _beside(engine, config, {**engine.params, "blocks": blocks})
+    if walks(engine):
+        made.walk = of_engine(engine).some(made, keep)
+    return Draft(made, len(keep) if list(keep) == list(range(len(keep))) else 0)
 
 
 def of_model(engine: Engine, other: Engine) -> Draft:
@@ -181,7 +182,7 @@ class Drafting:
         if not draft.first:
             _, draft_cache = begin(draft.engine, prompts, numbers, shape, asked)
         if self.pace is None:
-            held = draft_cache or (cache[0][: draft.first], cache[1][: draft.first])
+            held = draft_cache or _first(cache, draft.first)
             began = time.perf_counter() - self.compile_seconds
             plain = seconds_a_step(engine, state, cache, shape, asked)
             drafted = seconds_a_step(draft.engine, state, held, shape, asked)
@@ -196,11 +197,7 @@ class Drafting:
             if not self._fixed and len(rounds) == ROUNDS:
                 self.length, self._fixed = self.pace.best_length(), True
             if not self.length:
-                static = {"config": engine.config, "compute": engine.compute}
-                static |= {"choice": asked.choice}
-                step = (engine.params, state, cache)
-                key = (shape, asked.choice)
-                new_BG, state, cache = engine.program(decode, key, step, static, donate="cache")
+                new_BG, state, cache = go_on(engine, state, cache, shape, asked.choice)
                 _count(made, rows, STRIDE, 0)
                 rows.add(np.asarray(new_BG).tolist())
                 continue
@@ -229,13 +226,17 @@ class Drafting:
         self,
         state: State,
         before_B: jax.Array,
-        cache: Cache,
-        draft_cache: Cache | None,
+        cache: Any,
+        draft_cache: Any,
         shape: GenerationShape,
         asked: Asked,
     ) -> Any:
         engine, draft = self._engine, self._draft
         form = DraftShape(draft.engine.config, draft.first, self.length)
+        given = state, before_B, cache, draft_cache
+        if walks(engine):
+            walk, draft_walk = of_engine(engine), of_engine(draft.engine)
+            return speculate_walking(walk, draft_walk, given, asked.choice, form)
         static = {
             "config": engine.config,
             "compute": engine.compute,
@@ -245,7 +246,7 @@ class Drafting:
         return engine.program(
             speculate,
             (shape, asked.choice, form),
-            (engine.params, draft.engine.params, state, before_B, cache, draft_cache),
+            (engine.params, draft.engine.params, *given),
             static,
             donate=("cache", "draft_cache"),
         )
@@ -258,19 +259,22 @@ def _count(made: list[Continuation], rows: Rows, rounds: int, drafted: int) -> N
 
 
 def seconds_a_step(
-    engine: Engine, state: State, cache: Cache, shape: GenerationShape, asked: Asked
+    engine: Engine, state: State, cache: Any, shape: GenerationShape, asked: Asked
 ) -> float:
     """Of plain decoding, measured on copies: the best of three runs of STRIDE tokens."""
-    static = {"config": engine.config, "compute": engine.compute, "choice": asked.choice}
-    key = (shape, asked.choice)
     seconds = []
     for turn in range(4):
         copied = jax.tree.map(jnp.copy, cache)
         jax.block_until_ready(copied)
         start = time.perf_counter()
-        jax.block_until_ready(
-            engine.program(decode, key, (engine.params, state, copied), static, donate="cache")
-        )
+        jax.block_until_ready(go_on(engine, state, copied, shape, asked.choice))
         if turn:
             seconds.append(time.perf_counter() - start)
     return min(seconds) / STRIDE
+
+
+def _first(cache: Any, layers: int) -> Any:
+    """The part of a cache that belongs to a model's first layers."""
+    if isinstance(cache, list):
+        return cache[:layers]
+    return cache[0][:layers], cache[1][:layers]

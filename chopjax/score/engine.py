@@ -92,11 +92,13 @@ class Engine:
         self.statistics = Statistics()
         self._programs: dict[Any, Any] = {}
         self._trunk: tuple[Any, Past] | None = None
+        self.walk: Any = None  # of walk.py, once it is asked for
 
     def with_params(self, params: Params) -> Engine:
         """The same programs over other parameters of the same shapes: nothing is compiled again."""
         other = copy.copy(self)
-        other.params, other.statistics, other._trunk = params, Statistics(), None
+        other.params, other.statistics = params, Statistics()
+        other._trunk = other.walk = None
         return other
 
     def plan(self, requests: Sequence[Request]) -> ScoringPlan:

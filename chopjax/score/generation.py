@@ -1,9 +1,6 @@
-"""Decoding with a key/value cache, many prompts at a time.
+"""Text behind many prompts: which go together in a batch, and when each of them ends.
 
-A row's tokens lie in the cache from its first slot on, prompt and new ones alike, so that a token's
-slot is its position. The last token of a row is not in the cache: the next step reads it.
-
-Axes: B rows, T new tokens, S slots, V vocabulary, E table width, L layers, K heads, H head size.
+Axes: B rows, S slots.
 """
 
 from __future__ import annotations
@@ -11,35 +8,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.launch import leader
-from chopjax.models.compute import Compute
-from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Past, extend
-from chopjax.models.head import head_of, logits
-from chopjax.models.parameters import Params
 from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused
 from chopjax.score.engine import Engine
-from chopjax.score.next_token import (
-    LIKELIEST,
-    NO_RULES,
-    Choice,
-    pick,
-    weights,
-    with_token,
-)
+from chopjax.score.next_token import LIKELIEST, NO_RULES, Choice
+from chopjax.score.steps import State, decode, prefill
+from chopjax.score.walk import of_engine, walks
 
-STRIDE = 8  # tokens that the device generates between two looks of the host
 SHORTEST = 32  # slots that a prompt is given at least
-Cache = tuple[jax.Array, jax.Array]  # keys and values, [L, B, S, K, H]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,18 +102,6 @@ class GenerationShape:
     slots: int
 
 
-class State(NamedTuple):
-    """Of every row, between two steps. length_B counts the prompt's tokens and the new ones, of
-    which token_B is the last; prompt_B the prompt's. seen_BV: tokens that a row has, None where no
-    rule asks. keys_B2: see `next_token.pick`."""
-
-    token_B: jax.Array
-    length_B: jax.Array
-    prompt_B: jax.Array
-    keys_B2: jax.Array | None
-    seen_BV: jax.Array | None
-
-
 # A row's new ids as they come; whether what it has is enough.
 Ends = Callable[[int, list[int]], bool]
 
@@ -191,16 +163,25 @@ def generate_batch(
     """A batch of `generate`. With several processes, the first one's `ends` decides for all."""
     rows = Rows(numbers, asked, ends)
     state, cache = begin(engine, prompts, numbers, shape, asked)
-    static = {"config": engine.config, "compute": engine.compute, "choice": asked.choice}
-    first = np.asarray(state.token_B)
-    rows.add([[token] for token in first.tolist()])
+    rows.add([[token] for token in np.asarray(state.token_B).tolist()])
     while leader.from_first(rows.open()):
         interrupts.check()
-        step = (engine.params, state, cache)
-        key = (shape, asked.choice)
-        new_BG, state, cache = engine.program(decode, key, step, static, donate="cache")
+        new_BG, state, cache = go_on(engine, state, cache, shape, asked.choice)
         rows.add(np.asarray(new_BG).tolist())
     return rows.ids
+
+
+def go_on(
+    engine: Engine, state: State, cache: Any, shape: GenerationShape, choice: Choice
+) -> tuple[jax.Array, State, Any]:
+    """The next STRIDE tokens of every row [B, STRIDE]. The cache is used up."""
+    if walks(engine):
+        return of_engine(engine).decode(state, cache, choice)
+    static = {"config": engine.config, "compute": engine.compute, "choice": choice}
+    given = (engine.params, state, cache)
+    found: tuple[jax.Array, State, Any]
+    found = engine.program(decode, (shape, choice), given, static, donate="cache")
+    return found
 
 
 class Rows:
@@ -236,8 +217,9 @@ def begin(
     numbers: Sequence[int],
     shape: GenerationShape,
     asked: Asked,
-) -> tuple[State, Cache]:
-    """Read the prompts. Rows without one have a single token, and nobody looks at them."""
+) -> tuple[State, Any]:
+    """Read the prompts: each row's state, and the cache. Rows without a prompt have a single token,
+    and nobody looks at them."""
     tokens_BS = np.zeros((shape.rows, shape.prompt), np.int32)
     length_B = np.ones(shape.rows, np.int32)
     keys_B2 = None
@@ -249,6 +231,9 @@ def begin(
         length_B[row] = len(prompt)
         if keys_B2 is not None:
             keys_B2[row, 1] = asked.numbers[number] if asked.numbers else number
+    if walks(engine):
+        walk = of_engine(engine)
+        return walk.prefill(tokens_BS, length_B, keys_B2, shape.slots, asked.choice)
     static = {
         "config": engine.config,
         "compute": engine.compute,
@@ -259,88 +244,3 @@ def begin(
     arguments = (engine.params, engine.place(tokens_BS), engine.place(length_B), keys)
     state, cache = engine.program(prefill, (shape, asked.choice), arguments, static)
     return state, cache
-
-
-def prefill(
-    params: Params,
-    tokens_BS: jax.Array,
-    length_B: jax.Array,
-    keys_B2: jax.Array | None,
-    config: ModelConfig,
-    compute: Compute,
-    slots: int,
-    choice: Choice = LIKELIEST,
-) -> tuple[State, Cache]:
-    """Rows with their first new token, and the cache, which has so many slots."""
-    B, S = tokens_BS.shape
-    slots_S = jnp.arange(S)
-    causal_BSS = jnp.broadcast_to(slots_S <= slots_S[:, None], (B, S, S))
-    positions_BS = jnp.broadcast_to(slots_S, (B, S))
-    hidden_BSE, fresh = extend(params, config, compute, tokens_BS, positions_BS, causal_BSS)
-    last_B1E = jnp.take_along_axis(hidden_BSE, length_B[:, None, None] - 1, axis=1)
-    room = ((0, 0), (0, 0), (0, slots - S), (0, 0), (0, 0))
-    cache = jnp.pad(fresh[0], room), jnp.pad(fresh[1], room)
-    seen_BV = None
-    if choice.rules.repetition_penalty != 1:
-        real_BS = jnp.where(slots_S < length_B[:, None], tokens_BS, config.vocab_size)
-        seen_BV = jnp.zeros((B, config.vocab_size), bool)
-        seen_BV = seen_BV.at[jnp.arange(B)[:, None], real_BS].set(True, mode="drop")
-    number_B = jnp.zeros_like(length_B)
-    logit_BV = logits(head_of(params, config), last_B1E[:, 0])
-    token_B = pick(weights(logit_BV, choice, seen_BV, number_B), choice, keys_B2, number_B)
-    seen_BV = with_token(seen_BV, token_B)
-    return State(token_B, length_B + 1, length_B, keys_B2, seen_BV), cache
-
-
-def decode(
-    params: Params,
-    state: State,
-    cache: Cache,
-    config: ModelConfig,
-    compute: Compute,
-    choice: Choice = LIKELIEST,
-) -> tuple[jax.Array, State, Cache]:
-    """The next STRIDE tokens [B, STRIDE] of every row."""
-
-    def step(carry: tuple[State, Cache], _: None) -> tuple[tuple[State, Cache], jax.Array]:
-        state, cache = carry
-        hidden_B1E, cache = read(
-            params, config, compute, state.token_B[:, None], state.length_B - 1, cache
-        )
-        logit_BV = logits(head_of(params, config), hidden_B1E[:, 0])
-        number_B = state.length_B - state.prompt_B
-        weight_BV = weights(logit_BV, choice, state.seen_BV, number_B)
-        token_B = pick(weight_BV, choice, state.keys_B2, number_B)
-        seen_BV = with_token(state.seen_BV, token_B)
-        state = state._replace(token_B=token_B, length_B=state.length_B + 1, seen_BV=seen_BV)
-        return (state, cache), token_B
-
-    (state, cache), tokens_GB = jax.lax.scan(step, (state, cache), length=STRIDE)
-    return tokens_GB.T, state, cache
-
-
-def read(
-    params: Params,
-    config: ModelConfig,
-    compute: Compute,
-    tokens_BT: jax.Array,
-    start_B: jax.Array,
-    cache: Cache,
-) -> tuple[jax.Array, Cache]:
-    """Hidden states [B, T, E] of each row's next tokens, and the cache with them.
-
-    start_B: the slot of the first of them; what the cache has from there on is not read. What does
-    not fit the cache is left out of it.
-    """
-    B, T = tokens_BT.shape
-    slots_1S = jnp.arange(cache[0].shape[2])[None]
-    place_BT = start_B[:, None] + jnp.arange(T)
-    causal_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
-    past = Past(*cache, slots_1S < start_B[:, None], jnp.broadcast_to(slots_1S, (B, slots_1S.size)))
-    hidden_BTE, fresh = extend(params, config, compute, tokens_BT, place_BT, causal_BTT, past)
-    rows_B1 = jnp.arange(B)[:, None]
-    key, value = (
-        old.at[:, rows_B1, place_BT].set(new, mode="drop")
-        for old, new in zip(cache, fresh, strict=True)
-    )
-    return hidden_BTE, (key, value)

@@ -18,8 +18,9 @@ from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import Params
-from chopjax.score.generation import Cache, State, read
-from chopjax.score.next_token import Choice, draws, pick, weights, with_token
+from chopjax.score.next_token import Choice, draws, weights, with_token
+from chopjax.score.steps import Cache, State, next_token, read
+from chopjax.score.walk import LayerCache, Walk
 
 ACCEPT, REPLACE = 1, 2  # what a draw is for, beside the draft's own (0)
 
@@ -49,19 +50,79 @@ def speculate(
     choice: Choice,
     draft: DraftShape,
 ) -> tuple[jax.Array, jax.Array, State, jax.Array, Cache, Cache | None]:
-    """One round: tokens [B, T], of which each row takes the first of a number of them [B].
+    """One round: tokens [B, T], of which each row takes the first of a number of them [B]; the next
+    round's state, before_B and caches.
 
-    before_B: the token before state.token_B. Both are read by the draft, which may not have read
-    the first, where all that it wrote was taken. Also gives the next round's state, before_B and
-    caches.
+    before_B: the token before state.token_B. A draft with a cache of its own reads both, since it
+    has not read the first where all that it wrote was taken.
     """
     own = draft_cache is not None
     held = draft_cache or (cache[0][: draft.first], cache[1][: draft.first])
-    drafted_KB, weight_KBV, held = _draft(
-        draft_params, compute, choice, draft, state, before_B, held
-    )
+    tokens_BT = _unread(state, before_B) if own else state.token_B[:, None]
+    start_B = state.length_B - tokens_BT.shape[1]
+    hidden_BTE, held = read(draft_params, tokens_BT, start_B, held, draft.config, compute)
+    drafted, weight_BV = next_token(draft_params, hidden_BTE[:, -1], state, draft.config, choice)
+
+    def step(carry: tuple[State, Cache], _: None) -> tuple[Any, Any]:
+        ahead, held = carry
+        given = ahead.token_B[:, None], ahead.length_B - 1, held
+        hidden_B1E, held = read(draft_params, *given, draft.config, compute)
+        ahead, weight_BV = next_token(draft_params, hidden_B1E[:, 0], ahead, draft.config, choice)
+        return (ahead, held), (ahead.token_B, weight_BV)
+
+    (_, held), (more_KB, more_KBV) = jax.lax.scan(step, (drafted, held), length=draft.length - 1)
+    drafted_KB = jnp.concatenate([drafted.token_B[None], more_KB])
+    weight_KBV = jnp.concatenate([weight_BV[None], more_KBV])
     tokens_BT = jnp.concatenate([state.token_B[:, None], drafted_KB.T], axis=1)
-    hidden_BTE, cache = read(params, config, compute, tokens_BT, state.length_B - 1, cache)
+    hidden_BTE, cache = read(params, tokens_BT, state.length_B - 1, cache, config, compute)
+    judged = judge(params, hidden_BTE, state, drafted_KB, weight_KBV, config, choice)
+    return *judged, cache, held if own else None
+
+
+def speculate_walking(
+    walk: Walk,
+    draft_walk: Walk,
+    given: tuple[State, jax.Array, list[LayerCache], list[LayerCache] | None],
+    choice: Choice,
+    draft: DraftShape,
+) -> tuple[Any, ...]:
+    """The same, layer by layer: a draft of the model's first layers works in its own cache, where
+    the model then writes the same tokens. given: from state to draft_cache."""
+    state, before_B, cache, draft_cache = given
+    held = cache[: draft.first] if draft_cache is None else draft_cache
+    tokens_BT = state.token_B[:, None] if draft_cache is None else _unread(state, before_B)
+    ahead, drafted, likely = state, [], []
+    start_B = state.length_B - tokens_BT.shape[1]
+    for _ in range(draft.length):
+        hidden, held = draft_walk.read(tokens_BT, start_B, held)
+        ahead, weight_BV = draft_walk.next_token(hidden, tokens_BT.shape[1] - 1, ahead, choice)
+        drafted.append(ahead.token_B)
+        likely.append(weight_BV)
+        tokens_BT, start_B = ahead.token_B[:, None], ahead.length_B - 1
+    if draft_cache is None:
+        cache = [*held, *cache[draft.first :]]
+    tokens_BT = jnp.stack([state.token_B, *drafted], axis=1)
+    hidden, cache = walk.read(tokens_BT, state.length_B - 1, cache)
+    judged = walk.run(judge, hidden, state, jnp.stack(drafted), jnp.stack(likely), choice=choice)
+    return *judged, cache, held if draft_cache is not None else None
+
+
+def _unread(state: State, before_B: jax.Array) -> jax.Array:
+    return jnp.stack([before_B, state.token_B], axis=1)
+
+
+def judge(
+    params: Params,
+    hidden_BTE: jax.Array,
+    state: State,
+    drafted_KB: jax.Array,
+    weight_KBV: jax.Array,
+    config: ModelConfig,
+    choice: Choice,
+) -> tuple[jax.Array, jax.Array, State, jax.Array]:
+    """What of a draft is taken: tokens [B, T], how many of them [B], the state behind them, and the
+    token before its last. weight_KBV: the logits that each token was drafted by. params: `blocks`
+    is not read."""
     logit_BTV = logits(head_of(params, config), hidden_BTE)
 
     def step(carry: Any, given: Any) -> tuple[Any, jax.Array]:
@@ -78,52 +139,18 @@ def speculate(
     tokens_TB, taken_B = _accepted(weight_TBV, drafted_KB, weight_KBV, choice, state, number_B)
     tokens_BT = tokens_TB.T
 
-    last_B = jnp.take_along_axis(tokens_BT, taken_B[:, None] - 1, axis=1)[:, 0]
-    with_last_BT = jnp.concatenate([state.token_B[:, None], tokens_BT], axis=1)
-    before_B = jnp.take_along_axis(with_last_BT, taken_B[:, None] - 1, axis=1)[:, 0]
+    def at(tokens: jax.Array, place_B: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(tokens, place_B[:, None], axis=1)[:, 0]
+
+    last_B = at(tokens_BT, taken_B - 1)
+    before_B = at(jnp.concatenate([state.token_B[:, None], tokens_BT], axis=1), taken_B - 1)
     seen_BV = state.seen_BV
     if seen_BV is not None:
-        rows_B1, is_taken_BT = jnp.arange(len(last_B))[:, None], jnp.arange(draft.length + 1)
-        is_taken_BT = is_taken_BT < taken_B[:, None]
+        is_taken_BT = jnp.arange(tokens_BT.shape[1]) < taken_B[:, None]
         taken_BT = jnp.where(is_taken_BT, tokens_BT, config.vocab_size)
-        seen_BV = seen_BV.at[rows_B1, taken_BT].set(True, mode="drop")
+        seen_BV = seen_BV.at[jnp.arange(len(last_B))[:, None], taken_BT].set(True, mode="drop")
     state = state._replace(token_B=last_B, length_B=state.length_B + taken_B, seen_BV=seen_BV)
-    return tokens_BT, taken_B, state, before_B, cache, held if own else None
-
-
-def _draft(
-    params: Params,
-    compute: Compute,
-    choice: Choice,
-    draft: DraftShape,
-    state: State,
-    before_B: jax.Array,
-    cache: Cache,
-) -> tuple[jax.Array, jax.Array, Cache]:
-    """Drafted tokens [K, B], the logits that each was drawn by [K, B, V], and the draft's cache."""
-    config = draft.config
-    pair_B2 = jnp.stack([before_B, state.token_B], axis=1)
-    hidden_B2E, cache = read(params, config, compute, pair_B2, state.length_B - 2, cache)
-
-    def choose(hidden_BE: jax.Array, seen_BV: Any, number_B: jax.Array) -> tuple[Any, Any]:
-        logit_BV = logits(head_of(params, config), hidden_BE)
-        weight_BV = weights(logit_BV, choice, seen_BV, number_B)
-        token_B = pick(weight_BV, choice, state.keys_B2, number_B)
-        return (token_B, with_token(seen_BV, token_B)), weight_BV
-
-    def step(carry: Any, _: None) -> tuple[Any, Any]:
-        token_B, seen_BV, length_B, cache = carry
-        start_B = length_B - 1
-        hidden_B1E, cache = read(params, config, compute, token_B[:, None], start_B, cache)
-        (token_B, seen_BV), weight_BV = choose(hidden_B1E[:, 0], seen_BV, length_B - state.prompt_B)
-        return (token_B, seen_BV, length_B + 1, cache), (token_B, weight_BV)
-
-    number_B = state.length_B - state.prompt_B
-    (token_B, seen_BV), weight_BV = choose(hidden_B2E[:, 1], state.seen_BV, number_B)
-    carry = (token_B, seen_BV, state.length_B + 1, cache)
-    carry, (more_B, more_BV) = jax.lax.scan(step, carry, length=draft.length - 1)
-    drafted_KB = jnp.concatenate([token_B[None], more_B])
-    return drafted_KB, jnp.concatenate([weight_BV[None], more_BV]), carry[3]
+    return tokens_BT, taken_B, state, before_B
 
 
 def _accepted(

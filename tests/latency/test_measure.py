@@ -20,7 +20,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import hidden_states, init
 from chopjax.models.families import translate
 from chopjax.models.parameters import Params
-from chopjax.score.generation import STRIDE
+from chopjax.score.steps import STRIDE
 
 RAW = {
     "model_type": "llama",
