@@ -1,0 +1,252 @@
+"""How fast is text, beside transformers, and how near is it to what the memory allows?
+
+    python benchmarks/generate.py --model DIR [--draft-keep 0-19 | --draft DIR] [--draft-length 4]
+        [--rows 1 8] [--prompt-length 100] [--new-tokens 64] [--rounds 3] [--json]
+
+    plain       `chopjax generate`'s greedy decoding
+    draft       the same with a draft: a checkpoint, or layers of the model itself
+    hf          transformers' generate, sdpa attention, one call with the whole batch
+    hf-draft    its assisted generation with the same draft, of one row (it takes no more)
+
+Float32. Prompts are random ids of equal length, so that nothing is padded, and nobody ends a text
+early. How many tokens are those of `plain` is printed: a near tie may fall the other way, and all
+tokens behind it. Every contestant is a process of its own, and they take turns.
+
+Floor: bytes of the weights that a token needs (the table alone is not read whole where it is not
+tied) and of half the cache's slots, over the bandwidth of reading memory, which is measured before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+from workers import Worker, serve
+
+READ = 1 << 29  # bytes of a pass over memory
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--draft", type=Path, help="a checkpoint")
+    parser.add_argument("--draft-keep", help="layers of the model itself")
+    parser.add_argument("--draft-length", type=int, default=4)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prompt-length", type=int, default=100)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        name, said = args.worker[0], json.loads(args.worker[1])
+        serve(lambda: CONTESTANTS[name](said))
+        return 0
+    if args.model is None or not (args.model / "config.json").is_file():
+        parser.error(f"--model {args.model}: no config.json there")
+    if args.draft and args.draft_keep:
+        parser.error("one of --draft and --draft-keep")
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(args, Path(folder))
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    draft = args.draft
+    if args.draft_keep:  # for transformers, which has no other way to name these layers
+        from chopjax import cli
+
+        draft = folder / "draft"
+        if code := cli.main(["chop", str(args.model), str(draft), "--keep", args.draft_keep]):
+            raise SystemExit(code)
+    said = {
+        "model": str(args.model),
+        "draft": draft and str(draft),
+        "keep": args.draft_keep,
+        "length": args.draft_length,
+    }
+    names = list(CONTESTANTS) if draft else ["plain", "hf"]
+    workers = {name: Worker(__file__, name, json.dumps(said)) for name in names}
+    bandwidth = memory_bandwidth()
+    print(f"memory is read at {bandwidth / 1e9:.1f} GB/s")
+    try:
+        rows = {rows: side_by_side(workers, rows, args, bandwidth) for rows in args.rows}
+    finally:
+        for worker in workers.values():
+            worker.close()
+    versions = {name: version(name) for name in ("jax", "torch", "transformers")}
+    return {"bandwidth": bandwidth, "rows": rows, "versions": versions}
+
+
+def side_by_side(
+    workers: dict[str, Worker], rows: int, args: argparse.Namespace, bandwidth: float
+) -> dict[str, Any]:
+    asked = {"rows": rows, "prompt": args.prompt_length, "new": args.new_tokens}
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    for turn in range(args.rounds + 1):
+        for name, worker in workers.items():
+            if name == "hf-draft" and rows > 1:
+                continue
+            answer = worker.ask(asked)
+            if turn:  # the first compiles
+                answers[name].append(answer)
+    found: dict[str, Any] = {}
+    plain = answers["plain"][0]
+    floor = plain["bytes"] / bandwidth
+    print(f"{rows} rows of {args.prompt_length} tokens, {args.new_tokens} more")
+    for name, given in answers.items():
+        if not given:
+            continue
+        seconds = statistics.median(answer["seconds"] for answer in given)
+        speed = rows * args.new_tokens / seconds
+        same = np.array(given[0]["ids"]) == np.array(plain["ids"])
+        found[name] = {
+            "tokens_per_second": speed,
+            "of_floor": floor * args.new_tokens / seconds,
+            "same_tokens": int(same.sum()),
+            **given[-1]["more"],
+        }
+        base = found["plain"]["tokens_per_second"]
+        print(
+            f"  {name:9}{speed:9.1f} tokens/s  {speed / base:5.2f}x plain  "
+            f"{found[name]['of_floor']:5.2f} of the floor  "
+            f"{same.sum()} of {same.size} tokens as plain  {words(given[-1]['more'])}",
+            flush=True,
+        )
+    found["plain"]["floor_seconds"] = floor
+    return found
+
+
+def words(more: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in more.items())
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second, by as many threads as there are processors, and by one if that is more."""
+    array = np.ones(READ // 4, np.float32)
+    best = 0.0
+    for threads in (1, len(os.sched_getaffinity(0))):
+        parts = np.array_split(array, threads)
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            for _ in range(5):
+                start = time.perf_counter()
+                list(pool.map(np.sum, parts))
+                best = max(best, array.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def prompts_of(asked: dict[str, int], vocabulary: int) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    return draw.integers(5, vocabulary, (asked["rows"], asked["prompt"]))
+
+
+# ---------------------------------------------------------------------------------- Contestants
+
+Answer = Callable[[Any], dict[str, Any]]
+
+
+def ours(said: dict[str, Any], with_draft: bool) -> Answer:
+    import jax
+
+    from chopjax.keep import parse_layers
+    from chopjax.score.drafting import Drafting, of_layers, of_model
+    from chopjax.score.generation import Asked, generate
+    from chopjax.score.model import open_engine
+
+    _, engine = open_engine(said["model"], dtype="float32")
+    config = engine.config
+    drafting = None
+    if with_draft and said["keep"]:
+        keep = parse_layers("--draft-keep", said["keep"], config.num_layers)
+        drafting = Drafting(engine, of_layers(engine, keep), said["length"])
+    elif with_draft:
+        other = open_engine(said["draft"], dtype="float32")[1]
+        drafting = Drafting(engine, of_model(engine, other), said["length"])
+
+    def answer(asked: dict[str, int]) -> dict[str, Any]:
+        given = list(prompts_of(asked, config.vocab_size).astype(np.int32))
+        wanted = Asked(asked["new"])
+        start = time.perf_counter()
+        if drafting is None:
+            texts = dict(generate(engine, given, wanted))
+        else:
+            texts = {n: one.ids for n, one in drafting.generate(given, wanted)}
+        seconds = time.perf_counter() - start
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.params))
+        if not config.tie_embeddings:
+            weights -= engine.params["embed"]["embedding"].nbytes
+        slots = asked["prompt"] + asked["new"] // 2
+        slot = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+        cache = asked["rows"] * slots * slot * np.dtype(engine.compute.dtype).itemsize
+        more = {}
+        if drafting is not None and (pace := drafting.pace) is not None:
+            more = {"acceptance": pace.acceptance, "cost": pace.cost}
+            more["tokens_a_round"] = pace.tokens_a_round
+        ids = [texts[row] for row in range(asked["rows"])]
+        return {"seconds": seconds, "ids": ids, "bytes": weights + cache, "more": more}
+
+    return answer
+
+
+def theirs(said: dict[str, Any], with_draft: bool) -> Answer:
+    import torch
+    import transformers
+
+    def open_model(folder: str) -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    model = open_model(said["model"])
+    more: dict[str, Any] = {}
+    if with_draft:
+        assistant = open_model(said["draft"])
+        assistant.generation_config.num_assistant_tokens = said["length"]
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        assistant.generation_config.assistant_confidence_threshold = 0.0
+        more["assistant_model"] = assistant
+    model.generation_config.eos_token_id = None
+
+    def answer(asked: dict[str, int]) -> dict[str, Any]:
+        given = torch.from_numpy(prompts_of(asked, model.config.vocab_size))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            made = model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                do_sample=False,
+                max_new_tokens=asked["new"],
+                pad_token_id=0,
+                **more,
+            )
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "ids": made[:, asked["prompt"] :].tolist(), "more": {}}
+
+    return answer
+
+
+CONTESTANTS: dict[str, Callable[[dict[str, Any]], Answer]] = {
+    "plain": lambda said: ours(said, False),
+    "hf": lambda said: theirs(said, False),
+    "draft": lambda said: ours(said, True),
+    "hf-draft": lambda said: theirs(said, True),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
