@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chopjax.classify.examples import Example, fingerprint, read_examples
+from chopjax.classify.examples import Example, check_apart, fingerprint, read_examples
 from chopjax.classify.templates import read_template
 from chopjax.errors import UserError
 
@@ -67,3 +67,13 @@ def test_a_fingerprint_is_of_texts_and_classes() -> None:
     others = ([Example("a", 1), Example("b", 1)], [Example("a", 0)], one[::-1], [Example("a b", 0)])
     assert fingerprint(one) not in {fingerprint(other) for other in others}
     assert fingerprint(list(one)) == fingerprint(one)
+
+
+def test_texts_in_both_files(capsys: pytest.CaptureFixture[str]) -> None:
+    train = [Example("a", 0), Example("b", 1)]
+    check_apart(train, [Example("c", 0), Example("d", 1)])
+    assert capsys.readouterr().err == ""
+    check_apart(train, [Example("c", 0), Example("b", 0)])
+    assert "1 of the 2 texts of --test stand in --train, too" in capsys.readouterr().err
+    with pytest.raises(UserError, match="each of its 2 texts is one of --train's"):
+        check_apart(train, train[::-1])

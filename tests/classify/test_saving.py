@@ -52,7 +52,8 @@ def logits_of(kind: Any, saved: Path, texts: list[str]) -> np.ndarray:
 
 def trained_best(folder: Path, method: Any, head: Any) -> tuple[Depth, Cell, saving.Best]:
     """What begins at random is as good as what is trained, where files are the subject."""
-    asked = material.settings(folder, methods=(method,), heads=(head,), rank=2)
+    rank = {"rank": 2} if method == "lora" else {}
+    asked = material.settings(folder, methods=(method,), heads=(head,), **rank)
     task, _, (cell,) = prepare(asked)
     depth = Depth(task, KEEP, load(task.description, keep=KEEP, dtype="float32").params)
     state = depth.learner(cell).begin(depth.params, jax.random.key(1))
