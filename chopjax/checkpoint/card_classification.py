@@ -45,6 +45,11 @@ def has_classifier(entry: Mapping[str, Any] | None) -> bool:
     return entry is not None and entry.get("head") == CLASSIFIER
 
 
+def has_prefix(entry: Mapping[str, Any] | None) -> bool:
+    """Whether virtual tokens stand before the prompt."""
+    return entry is not None and entry.get("method") == PREFIX
+
+
 def use(entry: Mapping[str, Any]) -> str:
     """The section on how to use it."""
     own = has_classifier(entry)
@@ -52,7 +57,7 @@ def use(entry: Mapping[str, Any]) -> str:
     imports, place = f"from transformers import {kind}, AutoTokenizer", "folder"
     load = f"model = {kind}.from_pretrained(folder)"
     file = "this file"
-    if entry.get("method") == PREFIX:
+    if has_prefix(entry):
         # Where they are loaded says where the model before which they stand is.
         imports, place = f"from peft import PeftModel\n{imports}", 'f"{folder}/base"'
         load = f"model = PeftModel.from_pretrained({kind}.from_pretrained({place}), folder)"

@@ -79,7 +79,7 @@ CLASSIFIERS = {
     "stablelm": "StableLmForSequenceClassification",
     "starcoder2": "Starcoder2ForSequenceClassification",
 }
-# model_types before which peft's virtual tokens give our logits, as tests check.
+# model_types before which peft's virtual tokens were found to give our logits.
 PREFIXES = ("gpt2", "llama", "opt", "qwen3")
 PAPERS = (CARD, PARENT_CARD, "LICENSE", "NOTICE", "USE_POLICY")  # that go with virtual tokens
 TOKENIZER_CONFIG = "tokenizer_config.json"

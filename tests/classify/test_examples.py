@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from chopjax.classify.examples import Example, check_apart, fingerprint, read_examples
+from chopjax.classify.examples import (
+    Example,
+    check_apart,
+    document,
+    fingerprint,
+    read_examples,
+)
 from chopjax.classify.templates import read_template
+from chopjax.data.reader import BadExample
 from chopjax.errors import UserError
 
 SST2 = read_template("sst2")
@@ -60,6 +68,13 @@ def test_labels_of_a_data_set_of_hugging_face(tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     found = read_examples([f"hf:{tmp_path}"], SST2, None, "label")
     assert found == [Example("a", 1), Example("b", 0)]
+
+
+def test_an_example_as_tfds_has_it() -> None:
+    example = {"sentence": "dull é".encode(), "label": np.int64(1), "idx": np.int32(3)}
+    assert json.loads(document(example, "", SST2, "label")) == ["dull é", 1]
+    with pytest.raises(BadExample, match="label -1: no word of template sst2"):
+        document(example | {"label": np.int64(-1)}, "", SST2, "label")  # GLUE's test splits
 
 
 def test_a_fingerprint_is_of_texts_and_classes() -> None:

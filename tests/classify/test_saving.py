@@ -202,7 +202,10 @@ def test_a_prefix_is_what_peft_loads(
     saved = tmp_path / "best"
     saving.save(depth.task.description, best, saved, overwrite=False)
     assert json.loads((saved / "adapter_config.json").read_text())["num_layers"] == 2
-    (code,) = re.findall(r"```python\n(.*?)```", (saved / "README.md").read_text(), re.DOTALL)
+    card = (saved / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "without them `base` does not give these labels" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names: dict[str, Any] = {}
     capsys.readouterr()
     exec(code.replace('folder = "."', f'folder = "{saved}"'), names)
