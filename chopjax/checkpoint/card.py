@@ -211,7 +211,8 @@ def _front_matter(
     task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
     if card_classification.has_classifier(_classifies(record)):
         task = "text-classification"
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
+    library = "peft" if card_classification.has_prefix(_classifies(record)) else "transformers"
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": task}
     front |= header
     if _is_on_hub(record):
         front["base_model"] = record["parent"]["name"]
@@ -415,6 +416,11 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
         first = (
             "In place of the language model's head stands `score.weight`, which tells the classes "
             "apart: this model writes no text."
+        )
+    if card_classification.has_prefix(_classifies(record)):
+        first = (
+            "What was trained are virtual tokens before every prompt: without them `base` does not "
+            "give these labels."
         )
     sentences.insert(0, first)
     if _with_new_biases(record):

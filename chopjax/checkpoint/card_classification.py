@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+PREFIX = "prefix"  # the method whose result are virtual tokens, which peft holds
 CLASSIFIER = "classifier"  # the head that is a linear map of its own
 
 _PROMPT = """\
@@ -25,15 +26,14 @@ _PROMPT = """\
 ```python
 import json
 
-from transformers import {kind}, AutoTokenizer
+{imports}
 
-folder = "."  # where this file is
+folder = "."  # where {file} is
 with open(f"{{folder}}/chopjax.json") as file:
     about = json.load(file)["history"][-1]
 words = list(about["template"]["classes"])
 prompt = about["before"] + about["template"]["text"].replace("{{x}}", "the text to classify")
-model = {kind}.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+{load}
 inputs = tokenizer(prompt, return_tensors="pt")
 print(words[model(**inputs).logits{logits}.argmax()])
 ```"""
@@ -45,11 +45,25 @@ def has_classifier(entry: Mapping[str, Any] | None) -> bool:
     return entry is not None and entry.get("head") == CLASSIFIER
 
 
+def has_prefix(entry: Mapping[str, Any] | None) -> bool:
+    """Whether virtual tokens stand before the prompt."""
+    return entry is not None and entry.get("method") == PREFIX
+
+
 def use(entry: Mapping[str, Any]) -> str:
     """The section on how to use it."""
     own = has_classifier(entry)
     kind = "AutoModelForSequenceClassification" if own else "AutoModelForCausalLM"
-    return _PROMPT.format(kind=kind, logits=_LOGITS[own])
+    imports, place = f"from transformers import {kind}, AutoTokenizer", "folder"
+    load = f"model = {kind}.from_pretrained(folder)"
+    file = "this file"
+    if has_prefix(entry):
+        # Where they are loaded says where the model before which they stand is.
+        imports, place = f"from peft import PeftModel\n{imports}", 'f"{folder}/base"'
+        load = f"model = PeftModel.from_pretrained({kind}.from_pretrained({place}), folder)"
+        file = "adapter_config.json"
+    load += f"\ntokenizer = AutoTokenizer.from_pretrained({place})"
+    return _PROMPT.format(imports=imports, file=file, load=load, logits=_LOGITS[own])
 
 
 def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:

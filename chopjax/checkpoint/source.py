@@ -157,10 +157,13 @@ def _other_kind(folder: Path, names: list[str]) -> str | None:
 
 
 def _adapter_advice(folder: Path) -> str:
-    """A LoRA adapter is a difference to a model, which it names."""
+    """A LoRA adapter is a difference to a model, which it names; virtual tokens are none."""
     path = inside(folder, "adapter_config.json")
-    base = read_json_object(path).get("base_model_name_or_path") if path else None
+    raw = read_json_object(path) if path else {}
+    base = raw.get("base_model_name_or_path")
     name = cut(base, 120) if isinstance(base, str) and base else "BASE"
+    if raw.get("peft_type") in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
+        return f"virtual tokens that peft puts before a prompt, and no weights; give {name} itself"
     return (
         "an adapter (LoRA), which is a difference to a model and not a model. Merge it first, "
         "where torch and peft are installed:\n"

@@ -13,7 +13,7 @@ from chopjax.classify.templates import Template
 from chopjax.data.reader import BadExample, plain
 from chopjax.data.sources import find_sources, read_documents
 from chopjax.errors import UserError
-from chopjax.progress import progress
+from chopjax.progress import progress, say
 
 TEXTS = ("text", "sentence")  # the fields that are looked for where none is named
 
@@ -63,6 +63,18 @@ def document(example: Mapping[str, Any], field: str, template: Template, label_f
             "name another field with --label-field, or give a template of your own"
         )
     return json.dumps([text, label], ensure_ascii=False)
+
+
+def check_apart(train: Sequence[Example], test: Sequence[Example]) -> None:
+    """Say how many texts are tested on that may be trained on. Raises UserError where all are."""
+    known = {example.text for example in train}
+    both = sum(example.text in known for example in test)
+    if both == len(test):
+        raise UserError(
+            f"--test: each of its {len(test):,} texts is one of --train's; test on others"
+        )
+    if both:
+        say(f"note: {both:,} of the {len(test):,} texts of --test stand in --train, too")
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -71,6 +71,16 @@ def label_ids(tokenizer: Tokenizer, template: Template, prompt: str) -> tuple[in
     return tuple(found)
 
 
+def not_longer(tokenizer: Tokenizer, examples: Sequence[Example], most: int) -> list[Example]:
+    """Those whose text has at most so many tokens, in their order."""
+    kept = []
+    for start in range(0, len(examples), BATCH):
+        some = examples[start : start + BATCH]
+        encoded = tokenizer.encode_batch([each.text for each in some])
+        kept += [each for each, ids in zip(some, encoded, strict=True) if len(ids) <= most]
+    return kept
+
+
 def make_material(
     tokenizer: Tokenizer,
     template: Template,
@@ -95,7 +105,8 @@ def make_material(
             advance(len(some))
         for number, each in zip(numbers, ids, strict=True):
             if len(each) > longest:
-                raise UserError(_too_long(part, number, examples[number], len(each), longest))
+                said = _too_long(part, number, examples[number], len(each), longest)
+                raise UserError(f"{said}. {_advice(tokenizer, template, longest)}")
         labels = np.array([examples[number].label for number in numbers], np.int32)
         return Prompts(ids, labels)
 
@@ -123,8 +134,21 @@ def common(sequences: Sequence[np.ndarray]) -> int:
 def _too_long(part: str, number: int, example: Example, length: int, longest: int) -> str:
     return (
         f"{part} example {number + 1} ({cut(escaped(example.text), 60)}): its prompt has {length} "
-        f"tokens, {length - longest} more than the {longest} that there is room for. Leave "
-        "such examples out, give a template with fewer words, or a model with a longer context"
+        f"tokens, {length - longest} more than the {longest} that there is room for"
+    )
+
+
+def _advice(tokenizer: Tokenizer, template: Template, longest: int) -> str:
+    """How long texts may be for all prompts to fit: the room that a template without text leaves,
+    divided among demonstrations and query."""
+    classes = len(template.words)
+    (empty,) = _encode(tokenizer, [template.prompt([""] * classes, "")])
+    each = (longest - len(empty)) // (classes + 1)
+    if each < 1:
+        return "Give a template with fewer words, or a model with a longer context"
+    return (
+        f"Leave long examples out (with --max-tokens {each} every prompt fits), give a template "
+        "with fewer words, or a model with a longer context"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,34 +19,69 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from chopjax.checkpoint.assets import copy_assets
+from chopjax.checkpoint.assets import CARD, PARENT_CARD, assets, copy_assets
+from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.describe import Description, places_of
 from chopjax.checkpoint.export import export
+from chopjax.checkpoint.peft_folder import BASE
 from chopjax.checkpoint.provenance import CLASSIFICATION, add_entry, compose
 from chopjax.checkpoint.writer import Tensor
 from chopjax.chop.choice import Choice
 from chopjax.chop.surgery import chop_config
 from chopjax.classify.learner import Question
 from chopjax.classify.model import SCORE
+from chopjax.classify.prefix_files import write_prefix
 from chopjax.classify.results import Row
 from chopjax.classify.templates import Template
 from chopjax.classify.ways import HeadKind, MethodKind
 from chopjax.data.tokenizer import build
-from chopjax.disk.files import read_json_object
+from chopjax.disk.atomic import new_folder
+from chopjax.disk.files import expanded, read_json_object
 from chopjax.errors import UserError
 from chopjax.models.adapter_settings import scale_of
 from chopjax.models.families.table import Naming
 from chopjax.models.parameters import Params
 
-# model_type → transformers' class with a head that classifies, of those that are tested.
+# model_type → transformers' class with a head that classifies, where it has one.
 CLASSIFIERS = {
+    "arcee": "ArceeForSequenceClassification",
+    "bloom": "BloomForSequenceClassification",
+    "exaone4": "Exaone4ForSequenceClassification",
+    "falcon": "FalconForSequenceClassification",
+    "gemma": "GemmaForSequenceClassification",
+    "gemma2": "Gemma2ForSequenceClassification",
+    "gemma3_text": "Gemma3TextForSequenceClassification",
+    "glm": "GlmForSequenceClassification",
+    "glm4": "Glm4ForSequenceClassification",
     "gpt2": "GPT2ForSequenceClassification",
+    "gpt_neo": "GPTNeoForSequenceClassification",
+    "gpt_neox": "GPTNeoXForSequenceClassification",
+    "gptj": "GPTJForSequenceClassification",
+    "helium": "HeliumForSequenceClassification",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForSequenceClassification",
     "llama": "LlamaForSequenceClassification",
+    "ministral": "MinistralForSequenceClassification",
     "mistral": "MistralForSequenceClassification",
+    "mixtral": "MixtralForSequenceClassification",
+    "mpt": "MptForSequenceClassification",
+    "nemotron": "NemotronForSequenceClassification",
+    "olmo": "OlmoForSequenceClassification",
+    "olmo2": "Olmo2ForSequenceClassification",
+    "olmo3": "Olmo3ForSequenceClassification",
     "opt": "OPTForSequenceClassification",
+    "phi": "PhiForSequenceClassification",
+    "phi3": "Phi3ForSequenceClassification",
     "qwen2": "Qwen2ForSequenceClassification",
     "qwen3": "Qwen3ForSequenceClassification",
+    "qwen3_moe": "Qwen3MoeForSequenceClassification",
+    "seed_oss": "SeedOssForSequenceClassification",
+    "smollm3": "SmolLM3ForSequenceClassification",
+    "stablelm": "StableLmForSequenceClassification",
+    "starcoder2": "Starcoder2ForSequenceClassification",
 }
+# model_types before which peft's virtual tokens were found to give our logits.
+PREFIXES = ("gpt2", "llama", "opt", "qwen3")
+PAPERS = (CARD, PARENT_CARD, "LICENSE", "NOTICE", "USE_POLICY")  # that go with virtual tokens
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -54,15 +90,15 @@ def check_saving(
 ) -> None:
     """Raises UserError where the best of such a grid could not be saved."""
     kind = description.raw_config.get("model_type")
-    if "prefix" in methods:
+    if "prefix" in methods and kind not in PREFIXES:
         raise UserError(
-            "--save: virtual tokens of --method prefix are no part of a checkpoint; leave one of "
-            "the two out"
+            f"--save: virtual tokens of --method prefix before model_type {kind} are not written; "
+            f"of {', '.join(PREFIXES)} they are. Leave --save or the method out"
         )
     if "classifier" in heads and kind not in CLASSIFIERS:
         raise UserError(
-            f"--save: a classifier of model_type {kind} is not written; of "
-            f"{', '.join(CLASSIFIERS)} one is. Leave --save out, or take --head lm"
+            f"--save: transformers has no class for a classifier of model_type {kind}; leave "
+            "--save out, or take --head lm"
         )
     if "classifier" in heads:
         _pad_id(description)
@@ -83,7 +119,31 @@ class Best:
 
 
 def save(description: Description, best: Best, out: Path, overwrite: bool) -> None:
-    """Write the checkpoint, with the template in chopjax.json and on the model card."""
+    """Write the checkpoint, with the template in chopjax.json and on the model card. Virtual tokens
+    stand beside the model that they were trained before, which is in BASE then."""
+    protect, record = (description.folder, *places_of(description)), _record(description, best)
+    if best.question.method != "prefix":
+        _write_model(description, best, record, out, overwrite, protect)
+        return
+    own_head = best.question.head == "classifier"  # which is in that model, too
+    of_base = record if own_head else _chop_record(description, best)
+    with new_folder(out, "export", overwrite, protect) as folder:
+        _write_model(description, best, of_base, folder / BASE)
+        write_prefix(folder, best.trainable, expanded(out).absolute() / BASE)
+        for name in assets(description.folder):
+            if name.startswith(PAPERS):
+                shutil.copyfile(description.folder / name, folder / name)
+        write_record(folder, record)
+
+
+def _write_model(
+    description: Description,
+    best: Best,
+    record: Mapping[str, Any] | None,
+    out: Path,
+    overwrite: bool = False,
+    protect: tuple[Path, ...] = (),
+) -> None:
     family, keep = description.family, best.choice.keep
     config = description.config.keep(keep)
     raw_config = chop_config(description.raw_config, family, keep)
@@ -110,11 +170,11 @@ def save(description: Description, best: Best, out: Path, overwrite: bool) -> No
             out,
             naming,
             "float32",
-            _record(description, best),
+            record,
             more=more,
             metadata=description.metadata,
             overwrite=overwrite,
-            protect=(description.folder, *places_of(description)),
+            protect=protect,
         )
 
 
@@ -178,17 +238,24 @@ def _pad_on_the_right(folder: Path, description: Description, pad_id: int) -> No
     path.write_text(json.dumps(told, indent=2) + "\n")
 
 
-def _record(description: Description, best: Best) -> dict[str, Any]:
-    """chopjax.json: the chop, where there was one, and what was taught."""
-    name, revision, row = description.source, description.revision, best.row
-    total, keep = description.config.num_layers, best.choice.keep
+def _chop_record(description: Description, best: Best) -> dict[str, Any] | None:
+    """chopjax.json of the model before anything was taught; None where it has none."""
+    chosen, total = best.choice, description.config.num_layers
     record = description.provenance
-    if len(keep) < total:
-        chosen = best.choice
-        record = compose(record, name, revision, total, chosen.strategy, chosen.settings, keep)
+    if len(chosen.keep) < total:
+        name, revision = description.source, description.revision
+        strategy, settings = chosen.strategy, chosen.settings
+        record = compose(record, name, revision, total, strategy, settings, chosen.keep)
+    return record
+
+
+def _record(description: Description, best: Best) -> dict[str, Any]:
+    """The same, with what was taught."""
+    name, revision, row = description.source, description.revision, best.row
     own = ("method", "head", "seed", "settings", "train_examples", "epochs", "best_epoch")
     measured = ("held_out_accuracy", "test_examples", "accuracy", "macro_f1")
     about: dict[str, Any] = {"template": best.template.record(), "before": best.before}
     about["label_tokens"] = list(best.question.label_ids)
     about |= {field: row[field] for field in (*own, *measured)}
-    return add_entry(CLASSIFICATION, record, name, revision, len(keep), about)
+    before, kept = _chop_record(description, best), len(best.choice.keep)
+    return add_entry(CLASSIFICATION, before, name, revision, kept, about)

@@ -32,8 +32,9 @@ class TrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifySettings:
-    """One call. field: None looks for the usual names. learning_rate: None is the method's own.
-    rank, targets: of `lora`. analysis, protect: for strategies that measure."""
+    """One call. field: None looks for the usual names. max_tokens: of an example's text; longer
+    ones are left out. learning_rate: None is the method's own. rank, targets: of `lora`. analysis,
+    protect: for strategies that measure."""
 
     model: str
     train: tuple[str, ...]
@@ -43,6 +44,7 @@ class ClassifySettings:
     revision: str | None = None
     field: str | None = None
     label_field: str = "label"
+    max_tokens: int | None = None
     strategies: tuple[str, ...] = ("first",)
     heads: tuple[HeadKind, ...] = ("lm",)
     methods: tuple[MethodKind, ...] = ("full",)
@@ -81,6 +83,7 @@ def check(settings: ClassifySettings) -> None:
         "--patience": settings.training.patience,
         "--batch-size": settings.training.batch_size,
         "--rank": settings.rank,
+        "--max-tokens": 1 if settings.max_tokens is None else settings.max_tokens,
     }
     for flag, value in least.items():
         if not 1 <= value < 2**31:
@@ -106,8 +109,18 @@ def check(settings: ClassifySettings) -> None:
             f"--strategy {measured[0]} looks at what layers do: give --analysis DIR, from "
             "`chopjax analyze`"
         )
-    if settings.analysis is not None and not measured:
-        raise UserError(f"--analysis is for strategies that measure: {', '.join(MEASURED)}")
+    usual = {field.name: field.default for field in dataclasses.fields(settings)}
+    for needed, names, what in (
+        (
+            bool(measured),
+            ("analysis", "protect"),
+            f"strategies that measure: {', '.join(MEASURED)}",
+        ),
+        ("lora" in settings.methods, ("rank", "targets"), "--method lora"),
+    ):
+        for name in names:
+            if not needed and getattr(settings, name) != usual[name]:
+                raise UserError(f"--{name} is for {what}")
 
 
 def cells(settings: ClassifySettings, description: Description) -> list[Cell]:

@@ -12,19 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from chopjax.checkpoint.describe import Description, describe
-from chopjax.classify.examples import Example, fingerprint, read_examples
+from chopjax.classify.examples import Example, check_apart, fingerprint, read_examples
 from chopjax.classify.learner import adapter_of
 from chopjax.classify.parts import bucket_lengths, rounded_up
-from chopjax.classify.prompts import Material, label_ids, make_material
+from chopjax.classify.prompts import Material, label_ids, make_material, not_longer
 from chopjax.classify.settings import Cell, ClassifySettings, cells, check
 from chopjax.classify.split import Split, draw
 from chopjax.classify.templates import Template, read_template
 from chopjax.classify.ways import VIRTUAL_TOKENS
 from chopjax.data.tokenizer import Tokenizer, check_ids, load_tokenizer
+from chopjax.errors import UserError
 from chopjax.models import adapter_settings
 from chopjax.models.compute import Compute
 from chopjax.models.mesh import make_mesh
-from chopjax.progress import progress
+from chopjax.progress import progress, say
 
 PARTS = ("train", "held_out", "test")
 
@@ -57,9 +58,9 @@ def prepare(settings: ClassifySettings) -> tuple[Task, dict[str, Any], list[Cell
         adapter_settings.target_paths(config, adapter)
     tokenizer = load_tokenizer(description.folder)
     train_examples, test_examples = (
-        read_examples(names, template, settings.field, settings.label_field)
-        for names in (settings.train, settings.test)
+        _examples(names, settings, template, tokenizer) for names in (settings.train, settings.test)
     )
+    check_apart(train_examples, test_examples)
     words = label_ids(tokenizer, template, template.query(train_examples[0].text))
     splits = [
         draw(train_examples, test_examples, template, settings.split, seed)
@@ -94,11 +95,30 @@ def prepare(settings: ClassifySettings) -> tuple[Task, dict[str, Any], list[Cell
         "tokenizer": tokenizer.fingerprint,
         "train": fingerprint(train_examples),
         "test": fingerprint(test_examples),
+        "max_tokens": settings.max_tokens,
         **dataclasses.asdict(settings.split),
         **dataclasses.asdict(settings.training),
         "dtype": dtype,
     }
     return task, conditions, wanted
+
+
+def _examples(
+    names: Sequence[str], settings: ClassifySettings, template: Template, tokenizer: Tokenizer
+) -> list[Example]:
+    """Of these files, without those that are longer than asked for, whose number is said."""
+    found = read_examples(names, template, settings.field, settings.label_field)
+    most, where = settings.max_tokens, ", ".join(names)
+    if most is None:
+        return found
+    kept = not_longer(tokenizer, found, most)
+    say(
+        f"note: {where}: {len(found) - len(kept):,} of {len(found):,} examples have more than "
+        f"{most} tokens and are left out (--max-tokens)"
+    )
+    if not kept:
+        raise UserError(f"--max-tokens {most}: none of the {len(found):,} examples is so short")
+    return kept
 
 
 def _materials(

@@ -14,6 +14,7 @@ from chopjax.disk.files import expanded
 from chopjax.errors import UserError, did_you_mean, first_line
 
 OWN = Path(__file__).parent / "templates.yaml"
+KEYS = ("text", "classes")
 PLACE = "{x}"  # where the example goes
 MOST_BYTES = 1 << 20  # of a file
 
@@ -97,8 +98,11 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _template(name: str, content: Any, where: str) -> Template:
-    text = content.get("text") if isinstance(content, dict) else None
-    classes = content.get("classes") if isinstance(content, dict) else None
+    known = content if isinstance(content, dict) else {}
+    if unknown := [str(key) for key in known if key not in KEYS]:
+        near = did_you_mean(unknown[0], KEYS)
+        raise UserError(f"{where}: a template has {' and '.join(KEYS)}, no {unknown[0]!r}{near}")
+    text, classes = (known.get(key) for key in KEYS)
     if not isinstance(text, str) or text.count(PLACE) != 1 or text.endswith((PLACE, " ", "\n")):
         raise UserError(
             f"{where}: `text` must have {PLACE} once, where the example goes, and end in what the "

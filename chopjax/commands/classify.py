@@ -71,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="field with the label (default: label)",
     )
     add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="leave out examples whose text has more tokens, and say how many (default: refuse "
+        "prompts that are longer than the context)",
+    )
+    add(
         "--per-class",
         type=int,
         default=200,
@@ -184,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         field=args.field,
         label_field=args.label_field,
+        max_tokens=args.max_tokens,
         strategies=_listed(args.strategy),
         heads=_listed(args.head),
         methods=_listed(args.method),
@@ -249,7 +257,12 @@ def _listed(text: str) -> Any:
 
 def _check_places(folder: Path) -> None:
     from chopjax.classify.results import read_results
+    from chopjax.errors import UserError
     from chopjax.report.classify import check_report
 
+    if (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} holds a model, and results would stand in it; give another --output"
+        )
     read_results(folder)
     check_report(folder)

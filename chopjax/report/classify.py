@@ -214,5 +214,5 @@ def write_report(folder: Path, results: Mapping[str, Any], command: str) -> None
 def _flat(conditions: Mapping[str, Any]) -> dict[str, Any]:
     template = conditions["template"]
     words = ", ".join(template["classes"])
-    others = {name: value for name, value in conditions.items() if name != "template"}
+    others = {n: value for n, value in conditions.items() if n != "template" and value is not None}
     return {"text": template["text"], "label words": words} | others

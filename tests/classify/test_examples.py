@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from chopjax.classify.examples import Example, fingerprint, read_examples
+from chopjax.classify.examples import (
+    Example,
+    check_apart,
+    document,
+    fingerprint,
+    read_examples,
+)
 from chopjax.classify.templates import read_template
+from chopjax.data.reader import BadExample
 from chopjax.errors import UserError
 
 SST2 = read_template("sst2")
@@ -62,8 +70,25 @@ def test_labels_of_a_data_set_of_hugging_face(tmp_path: Path) -> None:
     assert found == [Example("a", 1), Example("b", 0)]
 
 
+def test_an_example_as_tfds_has_it() -> None:
+    example = {"sentence": "dull é".encode(), "label": np.int64(1), "idx": np.int32(3)}
+    assert json.loads(document(example, "", SST2, "label")) == ["dull é", 1]
+    with pytest.raises(BadExample, match="label -1: no word of template sst2"):
+        document(example | {"label": np.int64(-1)}, "", SST2, "label")  # GLUE's test splits
+
+
 def test_a_fingerprint_is_of_texts_and_classes() -> None:
     one = [Example("a", 0), Example("b", 1)]
     others = ([Example("a", 1), Example("b", 1)], [Example("a", 0)], one[::-1], [Example("a b", 0)])
     assert fingerprint(one) not in {fingerprint(other) for other in others}
     assert fingerprint(list(one)) == fingerprint(one)
+
+
+def test_texts_in_both_files(capsys: pytest.CaptureFixture[str]) -> None:
+    train = [Example("a", 0), Example("b", 1)]
+    check_apart(train, [Example("c", 0), Example("d", 1)])
+    assert capsys.readouterr().err == ""
+    check_apart(train, [Example("c", 0), Example("b", 0)])
+    assert "1 of the 2 texts of --test stand in --train, too" in capsys.readouterr().err
+    with pytest.raises(UserError, match="each of its 2 texts is one of --train's"):
+        check_apart(train, train[::-1])

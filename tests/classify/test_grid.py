@@ -106,15 +106,17 @@ def test_what_two_strategies_keep_is_trained_once(
 def test_programs_of_a_depth_serve_all_seeds(
     folder: Path, tmp_path: Path, lowered: list[str]
 ) -> None:
-    alike = tmp_path / "alike.jsonl"  # in length, whichever a seed draws
-    rows = [{"text": "xyz"[number % 3], "label": number % 3} for number in range(36)]
-    alike.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Alike in length, whichever a seed draws.
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    for file, letters in ((train, "xyz"), (test, "abc")):
+        rows = [{"text": letters[number % 3], "label": number % 3} for number in range(36)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def programs(seeds: int) -> int:
         out = tmp_path / f"{seeds} {len(list(tmp_path.iterdir()))}"
-        options = {"layers": "1", "methods": ("full", "none"), "train": (str(alike),)}
+        options = {"layers": "1", "methods": ("full", "none"), "train": (str(train),)}
         before = len(lowered)
-        run(folder, out, seeds=seeds, test=(str(alike),), **options)
+        run(folder, out, seeds=seeds, test=(str(test),), **options)
         return len(lowered) - before
 
     programs(3)  # what is made once a process
@@ -144,14 +146,15 @@ def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"training": TrainSettings(epochs=2)}, r"epochs: was 1, is 2\nGive another --output"),
         ({"learning_rate": 0.5}, "with learning_rate 0.001; now asked is learning_rate 0.5"),
-        ({"test": "train"}, "test: was '.*', is "),
+        ({"test": "other"}, "test: was '.*', is "),
     ],
 )
 def test_rows_of_other_conditions_do_not_mix(
-    folder: Path, measured: Path, options: dict[str, Any], said: str
+    folder: Path, measured: Path, tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
     if options.get("test"):
-        options = {"test": (str(folder / "train.jsonl"),)}
+        (other := tmp_path / "other.jsonl").write_text('{"text": "a", "label": 0}\n')
+        options = {"test": (str(other),)}
     with pytest.raises(UserError, match=said):
         run(folder, measured, methods=("none",), heads=("classifier",), **options)
 

@@ -123,7 +123,7 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def depth_of(peer: Peer, **options: Any) -> Depth:
-    more = {"learning_rate": RATE, "targets": "mlp", "rank": 2}
+    more = {"methods": ("lora",), "learning_rate": RATE, "targets": "mlp", "rank": 2}
     task, _, _ = prepare(material.settings(peer.folder, **more | options))
     return Depth(task, KEEP, load(task.description, keep=KEEP, dtype="float32").params)
 

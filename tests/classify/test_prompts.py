@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chopjax.classify.examples import Example
-from chopjax.classify.prompts import Material, common, label_ids, make_material
+from chopjax.classify.prompts import Material, common, label_ids, make_material, not_longer
 from chopjax.classify.split import Split
 from chopjax.classify.templates import Template, read_template
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
@@ -121,6 +121,24 @@ def test_a_prompt_longer_than_the_context(toy: tuple[Tokenizer, Template]) -> No
     said = rf"example {number + 1} \(.*\): its prompt has {longest} tokens, 1 more than the"
     with pytest.raises(UserError, match=said):
         made(toy, train, longest - 1)
+
+
+def test_texts_of_the_advised_length_fit(toy: tuple[Tokenizer, Template]) -> None:
+    tokenizer, _ = toy
+    train = [
+        example._replace(text=example.text * (1 + n)) for n, example in enumerate(rows(*[0] * 8))
+    ]
+    room = 100
+    with pytest.raises(UserError, match=r"with --max-tokens \d+ every prompt fits") as error:
+        made(toy, train, room)
+    advised = int(str(error.value).partition("--max-tokens ")[2].split()[0])
+    short = not_longer(tokenizer, train, advised)
+    assert 0 < len(short) < len(train)
+    longest = max(short, key=lambda example: len(example.text))
+    assert len(tokenizer.encode_batch([longest.text])[0]) <= advised
+    assert made(toy, [longest] * 8, room).shared
+    with pytest.raises(UserError, match="Give a template with fewer words"):
+        made(toy, train, 5)
 
 
 def test_common_ids_leave_one() -> None:

@@ -65,6 +65,8 @@ def test_a_strategy_by_measure_reads_an_analysis(model: Description, tmp_path: P
         ({"strategies": ("laco",)}, "--strategy: 'laco' is not one of"),
         ({"strategies": ("taylor",)}, "--strategy taylor .* give --analysis DIR"),
         ({"analysis": "x"}, "--analysis is for strategies that measure"),
+        ({"protect": (2, 1)}, "--protect is for strategies that measure"),
+        ({"rank": 4}, "--rank is for --method lora"),
         ({"seeds": 0}, "--seeds 0: at least 1"),
         ({"training": TrainSettings(batch_size=0)}, "--batch-size 0: at least 1"),
         ({"learning_rate": -1.0}, "--learning-rate -1: a number above 0"),

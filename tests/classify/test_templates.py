@@ -53,6 +53,10 @@ def test_a_file(tmp_path: Path) -> None:
         ("text: '{x}:'\nclasses: {yes: [0], b: [1]}", "True is no label word; write it in quotes"),
         ("text: '{x}:'\nclasses: {a: [0], b: [0]}", "0: more than one class is called that"),
         ("text: '{x}:'\nclasses: {a: [0], b: [1.5]}", "b: a list of texts and whole numbers"),
+        (
+            "text: '{x}:'\nclases: {a: [0], b: [1]}",
+            "has text and classes, no 'clases'; did you mean classes",
+        ),
         ("- a\n- b", "a template has `text` and `classes`"),
         ("{", "not YAML"),
     ],

@@ -42,6 +42,23 @@ def test_a_grid(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "100.0%" in shown
 
 
+def test_long_examples_are_left_out_when_asked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, long = folder / "test.jsonl", tmp_path / "long.jsonl"
+    long.write_text(test.read_text() + json.dumps({"text": "ab" * 60, "label": 1}) + "\n")
+    argv = [*words(folder, tmp_path / "out"), "--seeds", "1", "--layers", "1", "--max-tokens", "20"]
+    argv[argv.index("--test") + 1] = str(long)
+    assert cli.main([*argv, "--json"]) == 0
+    results, said = capsys.readouterr()
+    assert f"{long}: 1 of 13 examples have more than 20 tokens and are left out" in said
+    assert json.loads(results)["tasks"]["toy"]["conditions"]["max_tokens"] == 20
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    assert cli.main([*argv, "--max-tokens", "21"]) == 2
+    assert "max_tokens: was 20, is 21" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -51,9 +68,12 @@ def test_a_grid(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("--held-out 34", "of the 2 training examples that are left behind 34 held out"),
         ("--layers 1,9", "'9' is no number of layers from 1 to 4"),
         ("--test LONG", "test example 14 (ababab"),
+        ("--max-tokens 1", "--max-tokens 1: none of the 36 examples is so short"),
+        ("--max-tokens 0", "--max-tokens 0: at least 1 is needed"),
         ("--method prefix", "more than the 76 that there is room for"),
         ("--method lora --targets gates", "'gates' is not one of"),
         ("--output BAD", "bad.jsonl"),
+        ("--output MODEL", "model holds a model, and results would stand in it"),
     ],
 )
 def test_mistakes(
@@ -64,7 +84,8 @@ def test_mistakes(
     rows = [{"text": "a", "label": 0}, {"text": "ab" * 60, "label": 1}]
     long.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
-    more = flags.replace("BAD", str(bad)).replace("LONG", str(long)).split()
+    places = {"BAD": bad, "LONG": long, "MODEL": folder / "model"}
+    more = [str(places.get(word, word)) for word in flags.split()]
     assert cli.main([*words(folder, out), *more]) == 2
     message = capsys.readouterr().err
     assert said in message
