@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from chopjax.models.dropout import dropped
-from chopjax.models.linear import WeightNode, linear
+from chopjax.models.linear import WeightNode, contract, linear
 
 
 class Adapted(struct.PyTreeNode):
@@ -32,7 +32,8 @@ class Adapted(struct.PyTreeNode):
         if isinstance(self.base, WeightNode):
             y = self.base.product(x, contracted)
         else:
-            y = jnp.tensordot(x, jax.lax.stop_gradient(self.base).astype(x.dtype), contracted)
+            base = jax.lax.stop_gradient(self.base).astype(x.dtype)
+            y = contract(x, base, contracted, precision=None)
         if self.keys_B is not None and self.dropout:  # of the adapter's input alone
             x = dropped(x, self.keys_B, self.dropout)
         low_BTR = linear(x, self.a, contracted)

@@ -96,13 +96,15 @@ def tiles(rows: int, sizes_X: jax.Array) -> Tiles:
 def by_tiles(x_RI: jax.Array, kernels_XIO: jax.Array, sizes_X: jax.Array) -> jax.Array:
     """ragged_dot. What a tile computes past its group's end, the next tile overwrites."""
     (rows, _), outputs = x_RI.shape, kernels_XIO.shape[2]
+    wide = jnp.promote_types(jnp.float32, x_RI.dtype)  # of sums: see linear.contract
     cut = tiles(rows, sizes_X)
     padded = jnp.pad(x_RI, ((0, cut.rows), (0, 0)))
 
     def one(number: jax.Array, made: jax.Array) -> jax.Array:
         start, kernel_IO = cut.start_N[number], kernels_XIO[cut.group_N[number]]
         tile = jax.lax.dynamic_slice_in_dim(padded, start, cut.rows)
-        return jax.lax.dynamic_update_slice_in_dim(made, tile @ kernel_IO, start, 0)
+        product = jnp.matmul(tile, kernel_IO, preferred_element_type=wide).astype(made.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(made, product, start, 0)
 
     made = jnp.zeros((rows + cut.rows, outputs), x_RI.dtype)
     done: jax.Array = jax.lax.fori_loop(0, cut.number, one, made)

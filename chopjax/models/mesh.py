@@ -214,3 +214,10 @@ def constrain(x: jax.Array, *places: Axes) -> jax.Array:
         spec.append(present if present and divides else None)
     constrained: jax.Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
     return constrained
+
+
+def on_processors() -> bool:
+    """Whether the program that is being traced is for CPUs: what is here says so, and so does the
+    mesh in force, whose devices need not be here (chopjax/plan)."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() == "cpu" and (device is None or device.platform == "cpu")

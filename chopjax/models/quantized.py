@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
-from chopjax.models.linear import precision_in_force
+from chopjax.models.linear import contract, precision_in_force
 from chopjax.models.mesh import partition
 
 Kind = Literal["nf4", "int8"]
@@ -115,7 +115,7 @@ class Quantized(struct.PyTreeNode):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, node: Quantized, precision: str | None) -> jax.Array:
     """x [batch…, I] times the kernel: [batch…, O]."""
-    return jnp.tensordot(x, node.unpacked(x.dtype), 1, precision=precision)
+    return contract(x, node.unpacked(x.dtype), 1, precision)
 
 
 def _forward(x: jax.Array, node: Quantized, precision: str | None) -> tuple[jax.Array, Quantized]:
@@ -124,7 +124,7 @@ def _forward(x: jax.Array, node: Quantized, precision: str | None) -> tuple[jax.
 
 def _backward(precision: str | None, node: Quantized, d_y: jax.Array) -> tuple[jax.Array, None]:
     wide = node.unpacked(d_y.dtype)
-    return jnp.tensordot(d_y, wide, ((d_y.ndim - 1,), (1,)), precision=precision), None
+    return contract(d_y, wide, ((d_y.ndim - 1,), (1,)), precision), None
 
 
 _product.defvjp(_forward, _backward)

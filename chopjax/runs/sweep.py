@@ -41,7 +41,7 @@ from chopjax.runs import scored as scores
 from chopjax.runs.budget import Cost, parse_budget
 from chopjax.runs.inputs import WAYS, Inputs, digest
 from chopjax.runs.methods import CHOPPED, SCRATCH, Method
-from chopjax.runs.points import Point, plan
+from chopjax.runs.points import PARENT, Point, plan
 from chopjax.runs.records import AnalysisRecords, PointRecords, read_rows, stage_name
 from chopjax.runs.settings import (
     SweepSettings,
@@ -100,6 +100,11 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         seeds = [int(seed) for seed in split_list(settings.seeds)]
         analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
         points = list(plan(settings, parent.config.num_layers, analyses))
+        if all(point.strategy == PARENT for point in points):
+            raise UserError(
+                f"remove: none of {settings.strategies} can remove {settings.remove} of "
+                f"{parent.config.num_layers} layers"
+            )
         lacking = {m.name for m in methods if m.repaired} - {p.method.name for p in points}
         if settings.methods and lacking:
             raise UserError(f"methods: {some(sorted(lacking))}: no point can be repaired")

@@ -86,3 +86,33 @@ def test_the_backward_pass_keeps_the_precision(wide: bool) -> None:
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) >= 2
     assert all("HIGHEST" in line for line in products)
+
+
+@pytest.mark.parametrize(
+    ("backend", "devices", "sums"),
+    [("cpu", "cpu", "float32"), ("cpu", "tpu", "bfloat16"), ("tpu", "cpu", "bfloat16")],
+    ids=["a processor", "a plan for TPUs on a processor", "a TPU"],
+)
+def test_processors_alone_are_asked_for_float32_sums(monkeypatch, backend, devices, sums) -> None:
+    """Of bfloat16: an accelerator's program does not change for their sake."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    device = jax.sharding.AbstractDevice("", 1, devices)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    half = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((3, 4), (4, 5), (3, 5))]
+
+    def back(x: jax.Array, kernel: jax.Array, d_y: jax.Array) -> object:
+        y, turned = jax.vjp(linear, x, kernel)
+        return y, turned(d_y)
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = str(jax.make_jaxpr(back)(*half))
+    assert text.count("dot_general") == 3
+    assert text.count(f"preferred_element_type={sums}") == 3
+
+
+def test_float32_sums_are_rounded_once() -> None:
+    """To what the exact product of the bfloat16 numbers is rounded to."""
+    random = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(random.normal(size=s), jnp.bfloat16) for s in ((9, 300), (300, 7)))
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_array_equal(jax.jit(linear)(x, kernel), exact.astype(jnp.bfloat16))

@@ -211,6 +211,11 @@ def test_mistakes_are_said(
     assert message in capsys.readouterr().err
 
 
+def test_nothing_to_remove_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "--config.strategies=input", "--config.remove=4") == 2
+    assert "none of input can remove 4 of 5 layers" in capsys.readouterr().err
+
+
 def test_texts_and_tasks_are_found_before_any_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
