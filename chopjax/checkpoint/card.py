@@ -275,7 +275,7 @@ def _facts(
         ]
         facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
     for sparsity in entries(record, SPARSITY):
-        facts += card_sparsity.facts(sparsity)
+        facts += card_sparsity.facts(sparsity, record["history"])
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
         facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
@@ -338,6 +338,7 @@ def _training(entry: Mapping[str, Any]) -> Facts:
         (
             "length",
             f"{_count(entry.get('steps'))} steps, {_count(entry.get('tokens'))} tokens, {kind}"
+            + (", zeros kept" if entry.get("masks") == "fixed" else "")
             + (f"; the first {_count(before)} with all layers" if before else ""),
         ),
         ("optimizer", optimizer),

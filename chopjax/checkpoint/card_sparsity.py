@@ -12,8 +12,10 @@ No jax.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from chopjax.checkpoint.provenance import CLASSIFICATION, TRAINING
 
 NOTE = (
     "Tensors with zeros are stored dense: they are as large as the parent's, and nothing is known "
@@ -22,13 +24,16 @@ NOTE = (
 _METHODS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "magnitude": "magnitude"}
 
 
-def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the card's table, of a record that may be anybody's."""
+def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Rows of the card's table, of a record that may be anybody's. history: all of its entries."""
     method = str(entry.get("method"))
     zeros, weights = entry.get("zeros"), entry.get("weights")
     what = f"{_METHODS.get(method, method)}, {entry.get('pattern')}"
     if isinstance(zeros, int) and isinstance(weights, int):
         what += f": {zeros:,} of the {weights:,} weights of the blocks' matrices are zero"
+    later = history[[step is entry for step in history].index(True) + 1 :]
+    if any(_fills(step) for step in later):
+        what += "; training since then filled some of them"
     rows = [("sparsity", what)]
     loss = entry.get("loss")
     if isinstance(loss, dict) and all(isinstance(loss.get(n), float) for n in ("parent", "pruned")):
@@ -40,3 +45,10 @@ def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _fills(step: Mapping[str, Any]) -> bool:
+    """Whether what was done then did not keep zeros."""
+    if step.get("step") == TRAINING:
+        return step.get("masks") != "fixed"
+    return step.get("step") == CLASSIFICATION and step.get("method") in ("full", "lora")
