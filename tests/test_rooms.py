@@ -17,6 +17,7 @@ ROOMS = (
     "data",
     "launch",
     "chop",
+    "sparsify",
     "score",
     "generate",
     "latency",

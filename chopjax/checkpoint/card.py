@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 
-from chopjax.checkpoint import card_classification, structures
+from chopjax.checkpoint import card_classification, card_sparsity, structures
 from chopjax.checkpoint.assets import CARD, PARENT_CARD
 from chopjax.checkpoint.provenance import (
     CHOP,
     CLASSIFICATION,
     SCRATCH,
+    SPARSITY,
     TRAINING,
     entries,
     read_provenance,
@@ -207,6 +208,7 @@ def _front_matter(
 ) -> dict[str, Any]:
     tags = ["chopjax"]
     tags += ["layer-pruning"] if chops else []
+    tags += ["weight-pruning"] if entries(record, SPARSITY) else []
     tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
     task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
     if card_classification.has_classifier(_classifies(record)):
@@ -273,6 +275,8 @@ def _facts(
             ("strategy", _strategies(chops)),
         ]
         facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
+    for sparsity in entries(record, SPARSITY):
+        facts += card_sparsity.facts(sparsity, record["history"])
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
         facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
@@ -335,6 +339,7 @@ def _training(entry: Mapping[str, Any]) -> Facts:
         (
             "length",
             f"{_count(entry.get('steps'))} steps, {_count(entry.get('tokens'))} tokens, {kind}"
+            + (", zeros kept" if entry.get("masks") == "fixed" else "")
             + (f"; the first {_count(before)} with all layers" if before else ""),
         ),
         ("optimizer", optimizer),
@@ -423,6 +428,8 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
             "give these labels."
         )
     sentences.insert(0, first)
+    if entries(record, SPARSITY):
+        sentences.insert(1, card_sparsity.NOTE)
     if _with_new_biases(record):
         biases = "In the repair, biases were added to the feed-forward (`mlp_bias` in config.json)"
         if lists:

@@ -50,6 +50,7 @@ class AdapterRun:
     keep: Keep | None  # those that the run has; None: all
     settings: AdapterSettings
     fingerprint: dict[str, Any]  # of the base, as the run read it (identity.py)
+    masked: bool = False  # adapters add nothing where the base is zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +169,7 @@ def _adapter_run(name: str, path: Path) -> AdapterRun | None:
         chopped = record["step"] >= record["origin"]["chop_after"]
         keep = tuple(record["kept_layers"]) if chopped and record["kept_layers"] else None
         adapters = AdapterSettings(**settings)
+        masked = record["config"].get("masks") == "fixed"
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path / 'run.json'}: not a record that chopjax wrote ({type(error).__name__}: "
@@ -180,7 +182,7 @@ def _adapter_run(name: str, path: Path) -> AdapterRun | None:
             f"{name}: its checkpoints hold adapters alone, and what they stand on cannot be "
             f"opened: {error}"
         ) from error
-    return AdapterRun(path, base, keep, adapters, fingerprint)
+    return AdapterRun(path, base, keep, adapters, fingerprint, masked)
 
 
 def _kept(run: AdapterRun) -> Description:

@@ -54,6 +54,11 @@ def export_adapter(
         raise UserError(
             f"--adapter is for training runs with adapters (config.adapter.rank); {model} is none"
         )
+    if run.masked:
+        raise UserError(
+            f"{model}: its adapters add nothing where the base is zero (masks=fixed), which peft "
+            "cannot say; export it merged, without --adapter"
+        )
     check_base(run)
     shapes = adapter_settings.shapes(description.config, run.settings)
     own = flatten_dict(unread_params(run.path, shapes), sep="/")

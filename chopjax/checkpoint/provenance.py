@@ -6,13 +6,15 @@
      "kept_layers": […],                                         in the first parent's numbering
      "history": [{"step": "chop", "parent": …, "strategy": …, "settings": …, "kept_layers": …},
                  {"step": "training", "kind": "full", "steps": …, …},
-                 {"step": "classification", "template": {…}, …}, …]}
+                 {"step": "classification", "template": {…}, …},
+                 {"step": "sparsity", "method": …, "pattern": …, …}, …]}
 
-`history` has one entry a chop, one a training run (see training_record.py) and one where a model
-was taught to classify (card_classification.py), oldest first. A
-chop's layers are numbered as its own parent's are. An entry that says no step is a chop, as all of
-an earlier version are. A chop's settings have `repair` where something was folded into the layers
-that stayed: what and how, the tensors `folded` and `added` (chop/folds.py), errors and losses.
+`history` has one entry a chop, one a training run (see training_record.py), one where a model was
+taught to classify (card_classification.py) and one where weights became zero (card_sparsity.py),
+oldest first. A chop's layers are numbered as its own parent's are. An entry that says no step is a
+chop, as all of an earlier version are. A chop's settings have `repair` where something was folded
+into the layers that stayed: what and how, the tensors `folded` and `added` (chop/folds.py), errors
+and losses.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"
 CHOP, TRAINING, CLASSIFICATION = "chop", "training", "classification"
+SPARSITY = "sparsity"
 SCRATCH = "random weights"  # the parent's name where there was none
 
 
@@ -146,8 +149,8 @@ def add_entry(
 ) -> dict[str, Any]:
     """The record of a model of so many layers that was changed and kept them all.
 
-    step: TRAINING, about being what training_record.py says of the run, or CLASSIFICATION, about as
-    card_classification.py has it. The rest is as in `compose`.
+    step: TRAINING, about being what training_record.py says of the run; CLASSIFICATION or SPARSITY,
+    about as card_classification.py or card_sparsity.py has it. The rest is as in `compose`.
     """
     before = _before(previous, name, revision, num_layers)
     return before | {"history": [*before["history"], {"step": step, **about}]}

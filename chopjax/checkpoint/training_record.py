@@ -2,6 +2,7 @@
 
 {"kind": "full" or "adapters",         all weights were trained, or what is added to some
  "adapter": {"rank": …, "alpha": …, "dropout": …, "targets": …, "base": …},   with adapters alone
+ "masks": "fixed",                      where weights that were zero stayed zero; else absent
  "merged_onto": "trained",              weights that they were added to (unread.py), once exported
  "chopjax_version": …, "model": {"name": …, "revision": …},     what the run started from
  "shape_of": {"name": …, "revision": …, "num_layers": …, "kept_layers": […]},   of random weights in
@@ -70,8 +71,10 @@ def _entry(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> d
         }
     adapter = config.get("adapter") or {}  # older records have none
     kind = {"kind": ADAPTERS, "adapter": adapter} if adapter.get("rank") else {"kind": FULL}
+    masks = {"masks": "fixed"} if config.get("masks") == "fixed" else {}
     return {
         **kind,
+        **masks,
         "chopjax_version": record["chopjax_version"],
         "model": {"name": origin["name"], "revision": origin["revision"]},
         **({"shape_of": shape} if (shape := origin.get("shape_of")) else {}),

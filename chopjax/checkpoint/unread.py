@@ -1,9 +1,10 @@
 """The parameters of any model, a matrix at a time: what export, checks and adapters read.
 
-Of a training run with adapters, the merged ones: W + scale·A·B in float32, on the weights that it
-was trained against, which of a quantized base are those that its codes stand for; or on the base's
-own ("original"), which is another model. What compute.param_dtype rounded of a base in floats is
-not rounded here: all that has no adapter stays byte for byte the base's.
+Of a training run with adapters, the merged ones: W + scale·A·B in float32 (where W is not zero, if
+the run's masks are fixed), on the weights that it was trained against, which of a quantized base
+are those that its codes stand for; or on the base's own ("original"), which is another model. What
+compute.param_dtype rounded of a base in floats is not rounded here: all that has no adapter stays
+byte for byte the base's.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def _merged(run: AdapterRun, config: ModelConfig, keep: Keep | None, onto: Onto)
         rows = np.array(chosen)
         added = None if a is None or b is None else (a[rows], b[rows], scale)
         stacked = len(kernels[path].leading)
-        merged[path] = _changed(leaf, stacked, forms.get(path), added)
+        merged[path] = _changed(leaf, stacked, forms.get(path), added, run.masked)
     nested: Params = unflatten_dict(merged, sep="/")
     return nested
 
@@ -128,10 +129,12 @@ def _changed(
     stacked: int,
     form: Form | None,
     added: tuple[np.ndarray, np.ndarray, float] | None,
+    masked: bool,
 ) -> Unread:
     """A kernel as its run had it: through its codes, and with what adapters add. float32.
 
     stacked: its first axes, along which there are many. added: a and b, with these axes, and scale.
+    masked: zeros stay.
     """
 
     def change(kernel: np.ndarray, place: tuple[int, ...]) -> np.ndarray:
@@ -140,7 +143,8 @@ def _changed(
             kernel = _through_codes(kernel, form)
         if added is not None:
             a, b, scale = added[0][place], added[1][place], np.float32(added[2])
-            kernel = kernel + scale * np.tensordot(a, b, 1)
+            new = kernel + scale * np.tensordot(a, b, 1)
+            kernel = np.where(kernel == 0, np.float32(0), new) if masked else new
         return kernel
 
     def read() -> np.ndarray:

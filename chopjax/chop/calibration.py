@@ -20,13 +20,15 @@ class CalibrationBatch(NamedTuple):
     lengths_B: Any  # int32; 0: a row that only fills the batch
 
 
-def make_batches(sequences: Sequence[Sequence[int]], batch_size: int) -> list[CalibrationBatch]:
+def make_batches(
+    sequences: Sequence[Sequence[int]], batch_size: int, length: int | None = None
+) -> list[CalibrationBatch]:
     """Sequences in their order, `batch_size` rows a batch, all batches of one shape.
 
-    T is the longest sequence's length. A causal model's states at a token do not depend on what
-    follows, so rows need no mask but at the loss.
+    T is the longest sequence's length, or `length`. A causal model's states at a token do not
+    depend on what follows, so rows need no mask but at the loss.
     """
-    length = max(len(sequence) for sequence in sequences)
+    length = length or max(len(sequence) for sequence in sequences)
     batches = []
     for start in range(0, len(sequences), batch_size):
         rows = sequences[start : start + batch_size]

@@ -22,6 +22,7 @@ VERBS = {
     "export": "Orbax to Hugging Face checkpoint, byte for byte",
     "analyze": "measure which layers matter, and recommend which to remove",
     "chop": "remove layers from a checkpoint without reading them",
+    "sparsify": "zeros in a checkpoint's matrices: magnitude, Wanda, SparseGPT",
     "prepare": "text or JSONL to token store for training",
     "train": "continue pretraining (healing)",
     "generate": "text from a model, alone or with a chop as its draft",

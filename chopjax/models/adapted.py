@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from chopjax.models.dropout import dropped
-from chopjax.models.linear import WeightNode, contract, linear
+from chopjax.models.linear import WeightNode, contract, linear, precision_in_force
 
 
 class Adapted(struct.PyTreeNode):
@@ -26,9 +26,15 @@ class Adapted(struct.PyTreeNode):
     keys_B: jax.Array | None  # a random key a row, for dropout; None: nothing is dropped
     scale: float = struct.field(pytree_node=False)
     dropout: float = struct.field(pytree_node=False)
+    # Nothing is added where the base is zero. The base is an array, and nothing is dropped.
+    masked: bool = struct.field(pytree_node=False, default=False)
 
     def product(self, x: jax.Array, contracted: int) -> jax.Array:
         """The last `contracted` axes of x [B, T, …] times the kernel, in x's dtype."""
+        if self.masked:
+            base = jax.lax.stop_gradient(self.base).astype(jnp.float32)
+            added = jnp.tensordot(self.a, self.b, 1, precision=precision_in_force()) * self.scale
+            return linear(x, base + jnp.where(base == 0, 0, added), contracted)
         if isinstance(self.base, WeightNode):
             y = self.base.product(x, contracted)
         else:

@@ -76,6 +76,12 @@ def count(config: ModelConfig, settings: AdapterSettings) -> int:
     return sum(map(math.prod, shapes(config, settings).values()))
 
 
+def adapted(config: ModelConfig, settings: AdapterSettings) -> int:
+    """Numbers in the matrices that have one."""
+    size = parameters.shapes(config)
+    return sum(math.prod(size[path]) for path in target_paths(config, settings))
+
+
 def axes(config: ModelConfig, settings: AdapterSettings) -> dict[str, str]:
     """ "PATH/a" and "PATH/b" → axes; R is the rank."""
     present = parameters.kernels(config)

@@ -73,12 +73,16 @@ def abstract_base(
 
 
 def attach(
-    base: Params, adapters: Params, settings: AdapterSettings, keys_B: jax.Array | None = None
+    base: Params,
+    adapters: Params,
+    settings: AdapterSettings,
+    keys_B: jax.Array | None = None,
+    masked: bool = False,
 ) -> Params:
     """The decoder's parameters with adapters in them. keys_B: a random key a row, for dropout;
-    None: nothing is dropped."""
+    None: nothing is dropped. masked: nothing is added where a weight is zero."""
     flat = flatten_dict(base, sep="/")
-    for path, node in _nodes(adapters, settings, keys_B).items():
+    for path, node in _nodes(adapters, settings, keys_B, masked).items():
         flat[path] = node.replace(base=flat[path])
     nested: Params = unflatten_dict(flat, sep="/")
     return nested
@@ -90,15 +94,16 @@ def attach_to_rows(
     adapters: Params,
     settings: AdapterSettings,
     keys_B: jax.Array | None = None,
+    masked: bool = False,
 ) -> Params:
     """`attach` to a chop of `parent` that keeps these of its layers, without a copy of them."""
-    nodes = _nodes(adapters, settings, keys_B)
+    nodes = _nodes(adapters, settings, keys_B, masked)
     own: dict[str, Any] = unflatten_dict(nodes, sep="/")
     return parent | {"blocks": Borrowed(rows_L, own.get("blocks", {}), parent["blocks"])}
 
 
 def _nodes(
-    adapters: Params, settings: AdapterSettings, keys_B: jax.Array | None
+    adapters: Params, settings: AdapterSettings, keys_B: jax.Array | None, masked: bool
 ) -> dict[str, Adapted]:
     """Path → the adapted kernel, its base still missing."""
     added = flatten_dict(adapters, sep="/")
@@ -111,7 +116,7 @@ def _nodes(
             numbers_L = jnp.arange(a.shape[0]) * len(parameters.KERNELS) + place
             each = jax.vmap(jax.random.fold_in, (0, None))
             keys_LB = jax.vmap(each, (None, 0))(keys_B, numbers_L)
-        nodes[path] = Adapted(None, a, b, keys_LB, scale_of(settings), settings.dropout)
+        nodes[path] = Adapted(None, a, b, keys_LB, scale_of(settings), settings.dropout, masked)
     return nodes
 
 
@@ -120,12 +125,13 @@ def student(
     frozen: dict[str, Any],
     batch: dict[str, jax.Array],
     settings: AdapterSettings,
+    masked: bool = False,
 ) -> Params:
     """The parameters of the decoder that a run trains, whether it has adapters or not, and whether
-    these stand on a base or on layers of the teacher."""
+    these stand on a base or on layers of the teacher. masked: adapters add nothing to zeros."""
     if settings.rank and "rows" in frozen:
         parent, rows_L = frozen["teacher"], frozen["rows"]
-        return attach_to_rows(parent, rows_L, trainable, settings, batch.get("keys"))
+        return attach_to_rows(parent, rows_L, trainable, settings, batch.get("keys"), masked)
     if settings.rank:
-        return attach(frozen["base"], trainable, settings, batch.get("keys"))
+        return attach(frozen["base"], trainable, settings, batch.get("keys"), masked)
     return trainable

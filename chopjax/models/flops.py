@@ -18,6 +18,10 @@ FORMULA = "6·N_matmul + 6·L·heads·head_dim·T FLOPs a token (causal attentio
 ADAPTED = (
     "4·N_matmul + 6·N_adapters + 6·L·heads·head_dim·T FLOPs a token (adapters; causal attention)"
 )
+MASKED = (
+    "4·N_matmul + 2·N_adapted + 6·L·heads·head_dim·T FLOPs a token (adapters behind masks, which "
+    "need the gradients of whole matrices; causal attention)"
+)
 TAUGHT = ", and of the teacher 2·N_matmul + 2·L·heads·head_dim·T"  # behind one of them
 PALM = "6·N_matmul + 12·L·heads·head_dim·T FLOPs a token (PaLM, arXiv 2204.02311, appendix B)"
 
@@ -76,6 +80,12 @@ def adapters_per_token(config: ModelConfig, length: int, added: int) -> int:
     4 FLOPs a parameter where a trained one costs 6; attention has no kernels, and costs the same.
     """
     return training_per_token(config, length) - 2 * matmul_parameters(config) + 6 * added
+
+
+def masked_adapters_per_token(config: ModelConfig, length: int, adapted: int) -> int:
+    """The same where adapters add nothing to zeros: the sum is formed once a step and its gradient
+    is that of a whole matrix. adapted: parameters of the matrices that have adapters."""
+    return training_per_token(config, length) - 2 * (matmul_parameters(config) - adapted)
 
 
 def teaching_per_token(teacher: ModelConfig, length: int, head: bool = True) -> int:

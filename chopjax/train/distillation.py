@@ -96,7 +96,7 @@ def distilled(config: ModelConfig, settings: Settings, teacher: Teacher) -> Obje
         terms = terms_of(asked, taught_by, teacher.config.num_layers)
 
     def objective(trainable: Params, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        params = student(trainable, frozen, batch, settings.adapter)
+        params = student(trainable, frozen, batch, settings.adapter, settings.masks == "fixed")
         maps, masked = projections.of(trainable), settings.data.mask_documents
         segments_BT = batch["segments"] if masked else None
         positions_BT = batch["positions"] if masked else None
@@ -142,7 +142,7 @@ def from_top_k(config: ModelConfig, settings: Settings) -> Objective:
     compute = compute_of(settings)
 
     def objective(trainable: Params, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        params = student(trainable, frozen, batch, settings.adapter)
+        params = student(trainable, frozen, batch, settings.adapter, settings.masks == "fixed")
         masked = settings.data.mask_documents
         hidden_BTE = decoder.hidden_states(
             params,

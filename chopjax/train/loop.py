@@ -54,6 +54,7 @@ from chopjax.train.compiler_options import read_options
 from chopjax.train.evaluation import evaluate as evaluate_batches
 from chopjax.train.evaluation import held_out_batches
 from chopjax.train.feed import on_mesh, prefetch, training_batches
+from chopjax.train.fixed_masks import check_zeros
 from chopjax.train.frozen import chop_frozen, read_frozen
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, peak_flops
 from chopjax.train.metrics_file import read_metrics
@@ -224,6 +225,9 @@ def _train(
         state = begin(copied, optimizer, settings, abstract, task.fresh)
     else:
         state = _begin_from_model(description, origin, task, optimizer, settings, abstract)
+
+    if settings.masks == "fixed" and found_step is None:
+        check_zeros(frozen["base"] if settings.adapter.rank else state["params"], mesh)
 
     # ------------------------------------------------------------------- Programs and clocks
     train_step, eval_step = _programs(model, task, optimizer, settings, mesh)

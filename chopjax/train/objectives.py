@@ -32,7 +32,7 @@ def next_token(config: ModelConfig, settings: Settings) -> Objective:
     compute, masked = compute_of(settings), settings.data.mask_documents
 
     def objective(trainable: Params, frozen: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
-        params = student(trainable, frozen, batch, settings.adapter)
+        params = student(trainable, frozen, batch, settings.adapter, settings.masks == "fixed")
         hidden_BTE = decoder.hidden_states(
             params,
             config,

@@ -145,6 +145,8 @@ class Settings:
     from_scratch: bool = False  # random weights in the shape of model and chop
     total_steps: int = 1000  # of training, those before the chop included
     seed: int = 0  # of the order of batches, and of random weights
+    # fixed: weights of the blocks' matrices that are zero in the model stay zero (chopjax sparsify)
+    masks: Literal["none", "fixed"] = "none"
     chop: ChopSettings = ChopSettings()
     teacher: TeacherSettings = TeacherSettings()
     data: DataSettings = DataSettings()
@@ -159,7 +161,7 @@ class Settings:
 
 # These came after 0.1.0. At their defaults they are no part of what a run means, so that what was
 # recorded before them is the same run still.
-LATER = ("from_scratch", "adapter.", "teacher.")
+LATER = ("from_scratch", "masks", "adapter.", "teacher.")
 
 # These may change when a run is resumed. Everything else changes what the run means. Of the data
 # and of a teacher, fingerprints are compared and not where they lie.
@@ -373,6 +375,18 @@ def _contradictions(settings: Settings) -> list[str]:
         (
             adapter.rank == 0 or bool(settings.model and not settings.from_scratch),
             "adapter.rank: adapters go onto a model; random weights have none",
+        ),
+        (
+            settings.masks == "none" or bool(settings.model and not settings.from_scratch),
+            "masks: zeros come with a model; random weights have none",
+        ),
+        (
+            settings.masks == "none" or adapter.dropout == 0,
+            "masks: adapter.dropout must be 0; behind masks whole matrices are added to each other",
+        ),
+        (
+            settings.masks == "none" or adapter.base == "float",
+            "masks: adapter.base must be float; of codes it is not known which stand for zeros",
         ),
         (0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction lies in [0, 1]"),
     ]

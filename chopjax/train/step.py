@@ -24,6 +24,7 @@ from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import BATCH_AXES, batch_sharding, constrain, replicated, shardings
 from chopjax.models.parameters import Params
+from chopjax.train.fixed_masks import without_gradient, zeros_kept
 from chopjax.train.settings import Settings
 
 State = dict[str, Any]
@@ -200,8 +201,12 @@ def make_train_step(
             "keys": _row_keys(settings.seed, state["step"], batch["weights"].shape[0]),
         }
         metrics, grads = gradients(state["params"], frozen, batch)
+        if settings.masks == "fixed":
+            grads = without_gradient(state["params"], grads)
         updates, moved = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
+        if settings.masks == "fixed":
+            params = zeros_kept(state["params"], params)
         new: State = {"params": params, "optimizer": moved, "step": state["step"] + 1}
         metrics = metrics | {"grad_norm": optax.global_norm(grads), "tokens": tokens}
         if settings.optimizer.spike_factor:

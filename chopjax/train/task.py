@@ -50,6 +50,9 @@ def task_of(
         trainable = adapters.abstract(model, adapter, mesh)
         frozen = {"base": adapters.abstract_base(model, adapter, floats, mesh)}
         work = flops.adapters_per_token(model, length, adapter_settings.count(model, adapter))
+        if settings.masks == "fixed":
+            adapted = adapter_settings.adapted(model, adapter)
+            work = flops.masked_adapters_per_token(model, length, adapted)
     else:
         trainable, frozen = floats, {}
         work = flops.training_per_token(model, length)
@@ -73,7 +76,8 @@ def task_of(
 
 def formula_of(settings: Settings) -> str:
     """How Task.flops is counted."""
-    formula = flops.ADAPTED if settings.adapter.rank else flops.FORMULA
+    with_adapters = flops.MASKED if settings.masks == "fixed" else flops.ADAPTED
+    formula = with_adapters if settings.adapter.rank else flops.FORMULA
     return formula + (flops.TAUGHT if settings.teacher.model else "")
 
 

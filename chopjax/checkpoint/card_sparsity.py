@@ -1,0 +1,54 @@
+"""What a model card says of zeros in the weights, from chopjax.json's history (provenance.py).
+No jax.
+
+    {"step": "sparsity", "method": "magnitude", "wanda" or "sparsegpt", "pattern": "2:4" or a share,
+     "zeros": …, "weights": …,               of the blocks' matrices
+     "text": […], "sequences": …, "sequence_length": …, "seed": …, "tokens": …,  what it looked at
+     "loss": {"parent": …, "pruned": …},     nats per predicted token
+     "loss_tokens": …, "loss_held_back": …}  of that text, or of other sequences of it
+
+`text` and what follows it are missing where there was none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chopjax.checkpoint.provenance import CLASSIFICATION, TRAINING
+
+NOTE = (
+    "Tensors with zeros are stored dense: they are as large as the parent's, and nothing is known "
+    "to run them faster."
+)
+_METHODS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "magnitude": "magnitude"}
+
+
+def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Rows of the card's table, of a record that may be anybody's. history: all of its entries."""
+    method = str(entry.get("method"))
+    zeros, weights = entry.get("zeros"), entry.get("weights")
+    what = f"{_METHODS.get(method, method)}, {entry.get('pattern')}"
+    if isinstance(zeros, int) and isinstance(weights, int):
+        what += f": {zeros:,} of the {weights:,} weights of the blocks' matrices are zero"
+    later = history[[step is entry for step in history].index(True) + 1 :]
+    if any(_fills(step) for step in later):
+        what += "; training since then filled some of them"
+    rows = [("sparsity", what)]
+    loss = entry.get("loss")
+    if isinstance(loss, dict) and all(isinstance(loss.get(n), float) for n in ("parent", "pruned")):
+        where = "other text" if entry.get("loss_held_back") else "the text that was looked at"
+        rows.append(
+            (
+                "sparsity: loss",
+                f"{loss['pruned']:.4f} nats per token, {loss['parent']:.4f} before, on {where}",
+            )
+        )
+    return rows
+
+
+def _fills(step: Mapping[str, Any]) -> bool:
+    """Whether what was done then did not keep zeros."""
+    if step.get("step") == TRAINING:
+        return step.get("masks") != "fixed"
+    return step.get("step") == CLASSIFICATION and step.get("method") in ("full", "lora")

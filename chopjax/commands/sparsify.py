@@ -1,0 +1,131 @@
+"""`chopjax sparsify`: zeros in the blocks' matrices, by magnitude, Wanda or SparseGPT."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from chopjax.commands.flags import add_max_shard_size, parse_bytes
+from chopjax.errors import UserError
+
+EXAMPLE = """\
+chopjax sparsify PARENT sparse --method sparsegpt --pattern 2:4 \\
+    --data text.jsonl
+chopjax sparsify PARENT smallest --method magnitude --pattern 0.5
+"""
+_DEFAULTS = {"sequences": 128, "sequence_length": 0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
+    add("out", metavar="OUT", help="folder to write; it appears when it is complete")
+    add = parser.add_argument_group("which weights").add_argument
+    add(
+        "--method",
+        required=True,
+        metavar="NAME",
+        help="magnitude, wanda or sparsegpt; the last changes the weights that stay, too",
+    )
+    add(
+        "--pattern",
+        required=True,
+        metavar="PATTERN",
+        help="2:4 or 4:8, half of every so many consecutive inputs, or a share such as 0.5, "
+        "anywhere in a matrix",
+    )
+    add(
+        "--data",
+        action="append",
+        metavar="FILE",
+        help="text that wanda and sparsegpt look at: .jsonl, .txt, a folder or hf:NAME; may be "
+        "given several times. With it the loss before and after is measured on other text of it",
+    )
+    add("--field", help="with --data: of a JSON line, the field with the text (default: text)")
+    add("--sequences", type=int, metavar="N", help="documents to look at (default: 128)")
+    add(
+        "--sequence-length",
+        type=int,
+        metavar="T",
+        help="tokens of each at most (default: the context length, at most 2048)",
+    )
+    add = parser.add_argument_group("input and output").add_argument
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace OUT if `chopjax sparsify` wrote it, and unfinished work on it",
+    )
+    add_max_shard_size(add)
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    from chopjax.sparsify.pattern import parse_pattern
+
+    pattern = parse_pattern(args.pattern)
+    max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
+    if not args.data:
+        for name in ("field", *_DEFAULTS):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} is for --data")
+    given = {name: getattr(args, name) for name in _DEFAULTS}
+    how = {name: _DEFAULTS[name] if value is None else value for name, value in given.items()}
+
+    from chopjax.sparsify.sparsify import SparsifySettings, sparsify
+    from chopjax.terminal import print_json
+
+    done = sparsify(
+        args.model,
+        Path(args.out),
+        SparsifySettings(args.method, pattern, **how),
+        args.data or (),
+        args.revision,
+        args.field or "text",
+        args.overwrite,
+        max_shard_bytes,
+    )
+    if args.json:
+        print_json(done)
+    else:
+        _print(done)
+    return 0
+
+
+def _print(done: dict[str, Any]) -> None:
+    import math
+
+    from rich.table import Table
+
+    from chopjax.errors import escaped
+    from chopjax.terminal import console
+
+    screen = console(soft_wrap=True)
+    table = Table(
+        "", "weights", "zeros", "share", title=f"{escaped(done['out'])} (written)",
+        title_justify="left",
+    )  # fmt: skip
+    for column in table.columns[1:]:
+        column.justify = "right"
+    kinds = {kind: (about["zeros"], about["weights"]) for kind, about in done["kinds"].items()}
+    rows = kinds | {
+        "all of these": (done["zeros"], done["weights"]),
+        "the whole model": (done["zeros"], done["parameters"]),
+    }
+    for name, (zeros, weights) in rows.items():
+        table.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / weights:.4f}")
+    screen.print(table)
+    if "loss" in done:
+        where = "other sequences of it" if done["loss_held_back"] else "the same text"
+        screen.print(
+            f"looked at {done['tokens']:,} tokens of {done['sequences']} sequences"
+            if done["method"] != "magnitude"
+            else "looked at weights alone"
+        )
+        before, after = done["loss"]["parent"], done["loss"]["pruned"]
+        screen.print(
+            f"loss on {where}, {done['loss_tokens']:,} tokens: parent {before:.4f}, pruned "
+            f"{after:.4f} nats; perplexity {math.exp(before):.3f} and {math.exp(after):.3f}"
+        )
+    screen.print(f"{done['layers']} layers in {done['seconds']:.1f} s")

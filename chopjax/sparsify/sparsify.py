@@ -1,0 +1,176 @@
+"""`chopjax sparsify`: a checkpoint with zeros where weights are least missed.
+
+The tensors stay dense: zeros take the room that numbers take, and the time. Nothing that runs these
+checkpoints today is faster for the zeros in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chopjax import __version__
+from chopjax.checkpoint.assets import copy_assets, write_config
+from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.describe import of_checkpoint
+from chopjax.checkpoint.identity import of_description
+from chopjax.checkpoint.open import open_checkpoint
+from chopjax.checkpoint.provenance import SPARSITY, add_entry, read_provenance
+from chopjax.checkpoint.safetensors_file import TensorInfo, read_header
+from chopjax.checkpoint.source import Checkpoint
+from chopjax.checkpoint.verify import check_tied
+from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
+from chopjax.chop.calibration import predicted_tokens
+from chopjax.disk.atomic import check_free, new_folder
+from chopjax.disk.files import expanded
+from chopjax.models import parameters
+from chopjax.progress import progress
+from chopjax.sparsify.layer import Counts, read_counts
+from chopjax.sparsify.matrices import check, check_method
+from chopjax.sparsify.pattern import Pattern
+from chopjax.sparsify.text import Text, read_text
+from chopjax.sparsify.walk import held_out_losses, prune_layers
+from chopjax.sparsify.work import VERB, held, layer_file
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsifySettings:
+    """method: one of matrices.METHODS."""
+
+    method: str
+    pattern: Pattern
+    sequences: int = 128  # the originals'
+    sequence_length: int = 0  # tokens; 0: the context length, at most 2048
+    seed: int = 0  # which documents
+
+
+def sparsify(
+    model: str,
+    out: Path,
+    settings: SparsifySettings,
+    inputs: Sequence[str] = (),
+    revision: str | None = None,
+    field: str = "text",
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write the pruned checkpoint and say what was done (`--json` has it).
+
+    A run that was killed is taken up again from OUT.partial, where the model, the text and the
+    settings are the same. Raises UserError, before anything is computed where that can be.
+    """
+    begun = time.monotonic()
+    out = Path(os.path.abspath(expanded(out)))
+    check_method(settings.method, bool(inputs))
+    checkpoint = open_checkpoint(model, revision)
+    check(checkpoint, settings.method, settings.pattern)
+    check_free(out, VERB, overwrite, protect=[checkpoint.folder])
+    text = None
+    if inputs:
+        length = settings.sequence_length
+        text = read_text(checkpoint, inputs, settings.sequences, length, settings.seed, field)
+    checkpoint.fetch(checkpoint.tensors)
+    check_tied(checkpoint)
+    same = {
+        "chopjax_version": __version__,
+        "model": of_description(of_checkpoint(checkpoint)),
+        "method": settings.method,
+        "pattern": settings.pattern.name,
+        "text": text and text.sha256,
+    }
+    with held(out, same, overwrite) as work:
+        before = prune_layers(checkpoint, settings.method, settings.pattern, text, work)
+        counts = _counts(checkpoint, work)
+        about = _about(checkpoint, settings, inputs, text, counts, work)
+        _write(checkpoint, out, about, work, overwrite, max_shard_bytes)
+    return {
+        "model": model,
+        "revision": checkpoint.revision,
+        "out": str(out),
+        **about,
+        "kinds": {
+            kind: {"zeros": zeros, "weights": weights} for kind, (zeros, weights) in counts.items()
+        },
+        "parameters": parameters.count(checkpoint.config),
+        "layers": checkpoint.config.num_layers,
+        "layers_from_before": before,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def _counts(checkpoint: Checkpoint, work: Path) -> Counts:
+    total = Counts()
+    for layer in range(checkpoint.config.num_layers):
+        for kind, (zeros, weights) in read_counts(layer_file(work, layer)).items():
+            before = total.get(kind, [0, 0])
+            total[kind] = [before[0] + zeros, before[1] + weights]
+    return total
+
+
+def _about(
+    checkpoint: Checkpoint,
+    settings: SparsifySettings,
+    inputs: Sequence[str],
+    text: Text | None,
+    counts: Counts,
+    work: Path,
+) -> dict[str, Any]:
+    """The entry in chopjax.json. Nothing in it differs when the run was interrupted."""
+    about: dict[str, Any] = {
+        "method": settings.method,
+        "pattern": settings.pattern.name,
+        "zeros": sum(zeros for zeros, _ in counts.values()),
+        "weights": sum(weights for _, weights in counts.values()),
+    }
+    if text is None:
+        return about
+    with progress("loss on other text"):
+        losses = held_out_losses(checkpoint, text, settings.method, work)
+    return about | {
+        "text": list(inputs),
+        "sequences": text.sequences,
+        "sequence_length": text.sequence_length,
+        "seed": settings.seed,
+        "tokens": text.tokens,
+        "loss": losses,
+        "loss_tokens": predicted_tokens(text.held_out),
+        "loss_held_back": text.held_back,
+    }
+
+
+def _write(
+    checkpoint: Checkpoint,
+    out: Path,
+    about: dict[str, Any],
+    work: Path,
+    overwrite: bool,
+    max_shard_bytes: int,
+) -> None:
+    pruned: dict[str, TensorInfo] = {}
+    for layer in range(checkpoint.config.num_layers):
+        pruned |= read_header(layer_file(work, layer))
+    record = add_entry(
+        SPARSITY,
+        read_provenance(checkpoint.folder),
+        checkpoint.name,
+        checkpoint.revision,
+        checkpoint.config.num_layers,
+        about,
+    )
+    tensors = [
+        Tensor(name, tensor.dtype, tensor.shape, pruned.get(name, tensor))
+        for name, tensor in checkpoint.tensors.items()
+    ]
+    with (
+        new_folder(out, VERB, overwrite, protect=[checkpoint.folder, work]) as folder,
+        progress(f"write {out}", sum(tensor.nbytes for tensor in tensors), "B") as bar,
+    ):
+        copy_assets(checkpoint.folder, folder)
+        write_config(folder, checkpoint.raw_config)
+        write_record(folder, record)
+        metadata = {"format": "pt"} | checkpoint.metadata
+        write_safetensors(folder, tensors, max_shard_bytes, metadata, bar.advance)

@@ -1,0 +1,122 @@
+"""Layer by layer, as Wanda and SparseGPT go: what a layer reads comes from layers that are pruned
+already; all of its matrices are pruned by one pass over the text, and then it runs again.
+
+On the device are one layer, what its matrices read summed up, and one batch; on the host the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from chopjax.checkpoint.leaves import unread_checkpoint
+from chopjax.checkpoint.source import Checkpoint
+from chopjax.chop.calibration import predicted_tokens
+from chopjax.chop.prefixes import loss_sum
+from chopjax.models.compute import Compute
+from chopjax.models.parameters import Params
+from chopjax.progress import progress
+from chopjax.sparsify import states
+from chopjax.sparsify.inputs import Sums, input_sums
+from chopjax.sparsify.layer import prune_layer, read_layer, write_layer
+from chopjax.sparsify.matrices import Layer, matrices_of
+from chopjax.sparsify.pattern import Pattern
+from chopjax.sparsify.text import Text
+from chopjax.sparsify.work import layer_file, layers_done, states_file
+
+_COMPUTE = Compute()  # float32
+
+
+def prune_layers(
+    checkpoint: Checkpoint, method: str, pattern: Pattern, text: Text | None, work: Path
+) -> int:
+    """Prune all layers that are not pruned yet, each into a file of the work folder. Returns how
+    many were. text: None for a method that needs none, and then no loss is measured."""
+    num_layers = checkpoint.config.num_layers
+    rows = states.rows_of(text, method != "magnitude") if text else []
+    begin = layers_done(work, num_layers, bool(rows))
+    if rows and not states_file(work, begin).is_file():
+        config = checkpoint.config.keep(())
+        states.embedded(states_file(work, 0), rows, _around_blocks(checkpoint), config, _COMPUTE)
+    with progress(f"{method} {pattern.name}", num_layers, "layers", begin) as bar:
+        for layer in range(begin, num_layers):
+            # Batches that are looked at, matrices, and batches that run again.
+            looked_at = sum(row.kind == states.CALIBRATION for row in rows)
+            pieces = looked_at + len(matrices_of(checkpoint, layer)) + len(rows)
+            done = functools.partial(bar.advance, 1 / pieces)
+            tokens = text.tokens if text else 0
+            _prune_one(checkpoint, layer, method, pattern, rows, tokens, work, done)
+            bar.update(layer + 1)
+    return begin
+
+
+def _prune_one(
+    checkpoint: Checkpoint,
+    layer: int,
+    method: str,
+    pattern: Pattern,
+    rows: list[states.Rows],
+    tokens: int,
+    work: Path,
+    done: Callable[[], None],
+) -> None:
+    config = checkpoint.config.keep((layer,))
+    parents, before = read_layer(checkpoint, layer), states_file(work, layer)
+    on_device = _blocks(parents) if rows else {}
+    sums: Sums = {}
+    if method != "magnitude":
+        looked_at = _counted(states.read(before, rows, states.CALIBRATION), done)
+        products = method == "sparsegpt"
+        sums = input_sums(on_device, config, _COMPUTE, looked_at, products)
+    pruned, tensors, counts = prune_layer(
+        checkpoint, layer, parents, method, pattern, sums, tokens, done
+    )
+    write_layer(layer_file(work, layer), tensors, counts)
+    if not rows:
+        return
+    after = states_file(work, layer + 1)
+    both = _blocks(pruned), on_device
+    states.advanced(after, before, rows, *both, config, _COMPUTE, done)
+    before.unlink()
+
+
+def held_out_losses(
+    checkpoint: Checkpoint, text: Text, method: str, work: Path
+) -> dict[str, float]:
+    """Of parent and pruned model, in nats per predicted token."""
+    rows = states.rows_of(text, method != "magnitude")
+    path = states_file(work, checkpoint.config.num_layers)
+    params, config = _around_blocks(checkpoint), checkpoint.config.keep(())
+    tokens = predicted_tokens(text.held_out)
+
+    def loss(kind: str) -> float:
+        ends = states.read(path, rows, kind)
+        sums = [loss_sum(params, end_BTD, batch, config, _COMPUTE) for batch, end_BTD in ends]
+        return float(sum(map(float, sums)) / tokens)
+
+    return {"parent": loss(states.PARENT), "pruned": loss(states.HELD_OUT)}
+
+
+def _counted(items: Iterator[Any], done: Callable[[], None]) -> Iterator[Any]:
+    for item in items:
+        yield item
+        done()
+
+
+def _blocks(layer: Layer) -> Params:
+    """On the device, as the decoder wants them."""
+    blocks: Params = unflatten_dict(jax.device_put(dict(layer)), sep="/")["blocks"]
+    return blocks
+
+
+def _around_blocks(checkpoint: Checkpoint) -> Params:
+    """Embeddings, last norm and head, for a decoder without layers."""
+    unread = flatten_dict(unread_checkpoint(checkpoint, (0,)), sep="/")
+    outside = {path: leaf.read() for path, leaf in unread.items() if not path.startswith("blocks/")}
+    params: Params = unflatten_dict(jax.device_put(outside), sep="/")
+    return params | {"blocks": {}}

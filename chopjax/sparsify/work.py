@@ -1,0 +1,131 @@
+"""OUT.partial of `chopjax sparsify`: the layers that are pruned already. No jax.
+
+    OUT.partial/.chopjax.json         the mark: it is ours
+    OUT.partial/settings.json         what is pruned, how, on which text
+    OUT.partial/layer-N.safetensors   the pruned tensors of layer N; its metadata counts zeros
+    OUT.partial/states-N.npy          what enters layer N, of every sequence: the latest alone
+
+Files appear whole (new_file), a layer before the states behind it. A run that was killed goes on
+from the latest states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chopjax import interrupts
+from chopjax.disk.atomic import new_file
+from chopjax.disk.files import read_json_object
+from chopjax.disk.mark import MARK, is_unfinished, make_folder, mark_new, some
+from chopjax.errors import UserError
+from chopjax.progress import say
+
+VERB = "sparsify"
+SETTINGS = "settings.json"
+_OURS = re.compile(
+    r"(lock|\.chopjax\.json|settings\.json|layer-\d+\.safetensors|states-\d+\.npy)"
+    r"|\.[\w.-]+\.(partial|json\.new)-[0-9a-f]{8}"
+)
+
+
+def work_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def layer_file(work: Path, layer: int) -> Path:
+    return work / f"layer-{layer}.safetensors"
+
+
+def states_file(work: Path, layer: int) -> Path:
+    return work / f"states-{layer}.npy"
+
+
+def layers_done(work: Path, num_layers: int, with_states: bool) -> int:
+    """How many of the first layers need not be pruned again."""
+    layers = 0
+    while layers < num_layers and layer_file(work, layers).is_file():
+        layers += 1
+    if not with_states:
+        return layers
+    return max((at for at in range(layers + 1) if states_file(work, at).is_file()), default=0)
+
+
+@contextlib.contextmanager
+def held(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+    """OUT's work folder, for this process alone; it stays if the block fails after a layer.
+
+    settings: what the same bytes follow from. Raises UserError where the folder is somebody else's,
+    is in use, or holds unfinished work of other settings and there is no `overwrite`.
+    """
+    work = work_folder(out)
+    try:
+        _make(work)
+        with (work / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is writing {out}; wait for it") from None
+
+            def remove_unless_useful() -> None:
+                if not layer_file(work, 0).is_file():
+                    shutil.rmtree(work, ignore_errors=True)
+
+            with interrupts.at_end(remove_unless_useful):
+                try:
+                    _begin(work, settings, overwrite)
+                    yield work
+                except BaseException:
+                    remove_unless_useful()
+                    raise
+                shutil.rmtree(work)
+    except OSError as error:
+        raise UserError(f"{error.filename or work}: {error.strerror or error}") from error
+
+
+def _make(work: Path) -> None:
+    """Appears with its mark in it."""
+    if not os.path.lexists(work):
+        work.parent.mkdir(parents=True, exist_ok=True)
+        new = work.with_name(f".{work.name}-{secrets.token_hex(4)}")
+        make_folder(new)
+        mark_new(new, VERB)
+        new.rename(work)
+        return
+    if not is_unfinished(work, VERB):
+        raise UserError(
+            f"{work} is in the way: unfinished work would be there, and `chopjax {VERB}` did not "
+            "make it. Move it away or give another OUT"
+        )
+    if others := [name for name in sorted(os.listdir(work)) if not _OURS.fullmatch(name)]:
+        raise UserError(
+            f"{work} holds what `chopjax {VERB}` did not write: {some(others)}. Move that away, "
+            "since the folder goes when the work is done"
+        )
+
+
+def _begin(work: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Empty the folder unless it holds work of the same settings, and write them into it."""
+    before = read_json_object(work / SETTINGS) if (work / SETTINGS).is_file() else None
+    same = before == json.loads(json.dumps(settings))
+    if before is not None and not same and layer_file(work, 0).is_file() and not overwrite:
+        names = [name for name in settings if before.get(name) != settings[name]]
+        raise UserError(
+            f"{work} holds unfinished work that differs in {', '.join(names)}; delete that folder "
+            "or give --overwrite to begin anew, or give another OUT"
+        )
+    for path in work.iterdir():
+        if path.name not in ("lock", MARK) and (not same or path.name.startswith(".")):
+            path.unlink()
+    if same and (work / "layer-0.safetensors").is_file():
+        say(f"going on with what {work} holds")
+    with new_file(work / SETTINGS, overwrite=True) as path:
+        path.write_text(json.dumps(settings))
