@@ -26,7 +26,8 @@ from chopjax.score.engine import Engine
 from chopjax.score.next_token import Choice
 from chopjax.score.steps import STRIDE, State
 
-LayerCache = tuple[jax.Array, jax.Array]  # keys and values, [B, S, K, H]
+# Keys and values, [B, K, S, H]: a head's slots lie together, and no product turns them.
+LayerCache = tuple[jax.Array, jax.Array]
 
 
 def walks(engine: Engine) -> bool:
@@ -69,7 +70,7 @@ class Walk:
 
     def empty_cache(self, rows: int, slots: int) -> list[LayerCache]:
         config = self._engine.config
-        shape = (rows, slots, config.num_kv_heads, config.head_dim)
+        shape = (rows, config.num_kv_heads, slots, config.head_dim)
         dtype = self._engine.compute.dtype
         return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in self.blocks]
 
@@ -128,15 +129,14 @@ class Walk:
         run = self._engine.program
         shape = tokens_BT.shape
         hidden = run(_enter, shape, (self.outer, tokens_BT, start_B), self._static)
-        after = []
         key = (shape, *(held.shape for held, _ in cache[:1]))
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            given = (layer, hidden, start_B, keys, values)
-            donated = ("key_BSKH", "value_BSKH")
-            hidden, held = run(_layer, key, given, self._static, donate=donated)
-            after.append(held)
+        fresh = []
+        for layer, held in zip(self.layers, cache, strict=True):
+            hidden, new = run(_layer, key, (layer, hidden, start_B, held), self._static)
+            fresh.append(new)
+        cache = run(_written, key, (cache, fresh, start_B), {}, donate="cache")
         hidden = run(_leave, shape, (self.outer, hidden), self._static)
-        return hidden, after
+        return hidden, cache
 
 
 def _enter(
@@ -153,29 +153,43 @@ def _first_layer(
     positions_BS, causal_BSS = steps.whole(hidden_BSD[..., 0])
     taken = extension({}, config, compute, positions_BS, causal_BSS)
     hidden_BSD, fresh = taken.block(hidden_BSD, layer, None)
-    room = ((0, 0), (0, slots - hidden_BSD.shape[1]), (0, 0), (0, 0))
-    return hidden_BSD, (jnp.pad(fresh[0], room), jnp.pad(fresh[1], room))
+    room = ((0, 0), (0, 0), (0, slots - hidden_BSD.shape[1]), (0, 0))
+    key_BKSH, value_BKSH = (jnp.pad(new.swapaxes(1, 2), room) for new in fresh)
+    return hidden_BSD, (key_BKSH, value_BKSH)
 
 
 def _layer(
     layer: Layer,
     hidden_BTD: jax.Array,
     start_B: jax.Array,
-    key_BSKH: jax.Array,
-    value_BSKH: jax.Array,
+    held: LayerCache,
     config: ModelConfig,
     compute: Compute,
-) -> tuple[jax.Array, LayerCache]:
-    B = len(hidden_BTD)
-    slots = key_BSKH.shape[1]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Also gives the tokens' keys and values, [B, T, K, H]. To write them here, too, would make XLA
+    copy what it still has to read."""
+    slots = held[0].shape[2]
     places_BT, causal_BTT, seen_BS, slots_BS = steps.behind(hidden_BTD[..., 0], start_B, slots)
     taken = extension({}, config, compute, places_BT, causal_BTT)
-    past = LayerPast(key_BSKH, value_BSKH, seen_BS, slots_BS)
-    hidden_BTD, fresh = taken.block(hidden_BTD, layer, past)
-    rows_B1 = jnp.arange(B)[:, None]
-    key_BSKH = key_BSKH.at[rows_B1, places_BT].set(fresh[0], mode="drop")
-    value_BSKH = value_BSKH.at[rows_B1, places_BT].set(fresh[1], mode="drop")
-    return hidden_BTD, (key_BSKH, value_BSKH)
+    # Turned here and back there: the compiler drops both.
+    key_BSKH, value_BSKH = (array.swapaxes(1, 2) for array in held)
+    return taken.block(hidden_BTD, layer, LayerPast(key_BSKH, value_BSKH, seen_BS, slots_BS))
+
+
+def _written(
+    cache: list[LayerCache], fresh: list[tuple[jax.Array, jax.Array]], start_B: jax.Array
+) -> list[LayerCache]:
+    """The cache with new tokens from slot start_B on; those beyond its end are left out."""
+
+    def one(held_BKSH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
+        B, T = new_BTKH.shape[:2]
+        places_BT = start_B[:, None] + jnp.arange(T)
+        return held_BKSH.at[jnp.arange(B)[:, None], :, places_BT].set(new_BTKH, mode="drop")
+
+    return [
+        (one(key, new_key), one(value, new_value))
+        for (key, value), (new_key, new_value) in zip(cache, fresh, strict=True)
+    ]
 
 
 def _leave(
