@@ -2,7 +2,7 @@
 
     python benchmarks/score.py --data DIR [--model DIR | --shape NAME --tokenizer DIR]
         [--tasks hellaswag,arc_easy,piqa,winogrande,mmlu] [--limit N] [--batch-sizes 1,8,32]
-        [--rounds 3] [--dtype float32] [--device cpu] [--json]
+        [--rounds 3] [--dtype float32] [--device cpu] [--alone] [--json]
     python benchmarks/score.py --data DIR --model DIR --against-float32 [--limit N] [--json]
 
 DIR holds TASK/SPLIT.jsonl as score_tasks.py says. Both sides get the same checkpoint, the same
@@ -10,8 +10,12 @@ tasks and documents, and the harness's own evaluate(): what is timed is that who
 building prompts to metrics, once models and datasets are loaded. Ours compiles in a first run,
 which is reported apart. The peer first runs at each of --batch-sizes; the rounds are at the best of
 them. (`auto` on a CPU takes 64 without a measurement: the harness looks for the largest batch that
-does not run out of memory.) Rounds alternate; figures are medians. Each row also gives the largest
-difference of a request's log-likelihood and whether is_greedy and all metrics agree.
+does not run out of memory.) Rounds alternate; speeds are medians, ratios medians of those of the
+rounds. `CPU` is the same ratio of processor time, which is what a busy machine leaves to measure;
+there, pin the process to one processor (`taskset -c 0`), so that no thread of the peer's spins
+while it waits for another. Each row also gives the largest difference of a request's log-likelihood
+and whether is_greedy and all metrics agree. --alone: the ratio of processor time, too, when we
+share no tokens between requests.
 
 The floor is what nobody can leave out: every distinct token of the requests' prefix tree through
 the blocks, one row of logits for every distinct place that is scored, at the rate of this machine's
@@ -28,6 +32,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -35,7 +40,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -50,6 +56,8 @@ from score_tasks import TASKS, ZERO_SHOT, write_tasks
 
 from chopjax.models.config import ModelConfig
 from chopjax.models.flops import matmul_parameters
+from chopjax.models.linear import linear
+from chopjax.score import planning
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.model import open_engine
 from chopjax.score.planning import Request, distinct_paths, shared_lengths
@@ -100,6 +108,7 @@ def main() -> int:
     add("--rounds", type=int, default=3)
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
+    add("--alone", action="store_true", help="ours once more, no tokens shared")
     add("--against-float32", action="store_true", help="bfloat16 beside float32, without a peer")
     add("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args()
@@ -132,9 +141,11 @@ def read_tasks(folder: Path, data: Path, name: str, limit: int) -> Tasks:
 def against_peer(model: str, tasks: dict[str, Tasks], args: argparse.Namespace) -> int:
     ours = open_ours(model, args.dtype)
     peer = open_peer(model, args.dtype, args.device)
-    rate = matmul_rate(ours.engine.compute.dtype)
+    rates = matmul_rates(ours.engine.compute.dtype)
+    rate = max(rates.values())
     head = f"{model_line(ours, args)}, {args.dtype}, {jax.devices()[0].device_kind}"
-    print(f"{head}; matrix products: {rate / 1e9:,.0f} GFLOP/s")
+    products = ", ".join(f"{name} {made / 1e9:,.0f}" for name, made in rates.items())
+    print(f"{head}; matrix products, GFLOP/s: {products}; {processor()}")
     rows = []
     for name, group in tasks.items():
         rows.append(measure(name, group, ours, peer, rate, args))
@@ -155,7 +166,7 @@ def against_peer(model: str, tasks: dict[str, Tasks], args: argparse.Namespace) 
                     "rows": rows,
                     "settings": {**vars(args), "data": str(args.data), "model": args.model}
                     | {"tokenizer": args.tokenizer and str(args.tokenizer)},
-                    "flops_per_second": rate,
+                    "flops_per_second": rates,
                 }
             )
         )
@@ -169,18 +180,26 @@ def measure(
     first, answers = timed(ours, group)
     compiling = ours.engine.statistics.compile_seconds - before[0]
     programs = ours.engine.statistics.programs - before[1]
-    seconds: dict[str, float] = {}
+    sizes: dict[str, Seconds] = {}
     theirs: Any = None
     for size in args.batch_sizes.split(","):
         set_batch_size(peer, size)
-        seconds[size], theirs = timed(peer, group)
-    best = min(seconds, key=seconds.__getitem__)
+        sizes[size], theirs = timed(peer, group)
+    clock = "cpu" if jax.default_backend() == "cpu" else "wall"
+    best = min(sizes, key=lambda size: getattr(sizes[size], clock))
     set_batch_size(peer, best)
-    our_times, peer_times = [], []
+    sides: dict[str, list[Seconds]] = {"ours": [], "peer": []}
+    if args.alone:
+        with nothing_shared():
+            timed(ours, group)  # compiles
+        sides["alone"] = []
     for number in range(args.rounds):
-        our_times.append(timed(ours, group)[0])
+        sides["ours"].append(timed(ours, group)[0])
+        if args.alone:
+            with nothing_shared():
+                sides["alone"].append(timed(ours, group)[0])
         # The choice of the batch size was a measurement, too.
-        peer_times.append(timed(peer, group)[0] if number else seconds[best])
+        sides["peer"].append(timed(peer, group)[0] if number else sizes[best])
     requests = token_requests(ours, answers)
     flops, tokens, scores = least(ours.engine.config, ours.max_length, requests)
     docs = sum(len(samples) for samples in answers["samples"].values())
@@ -188,12 +207,16 @@ def measure(
         "task": name,
         "documents": docs,
         "requests": len(requests),
-        "ours": docs / statistics.median(our_times),
-        "peer": docs / statistics.median(peer_times),
-        "ratio": statistics.median(peer_times) / statistics.median(our_times),
+        **{side: docs / statistics.median(t.wall for t in times) for side, times in sides.items()},
+        "ratio": ratio(sides["peer"], sides["ours"], "wall"),
+        "cpu_ratio": ratio(sides["peer"], sides["ours"], "cpu"),
+        **({"alone_ratio": ratio(sides["peer"], sides["alone"], "cpu")} if args.alone else {}),
+        "per_cpu_second": {
+            side: docs / statistics.median(t.cpu for t in times) for side, times in sides.items()
+        },
         "floor": docs * rate / flops,
         "batch_size": best,
-        "seconds": {"ours": our_times, "peer": peer_times, "peer by batch size": seconds},
+        "seconds": {**sides, "peer by batch size": sizes},
         "compile": {"seconds": compiling, "programs": programs, "first run": first},
         "tokens": {"least": tokens, "scored places": scores}
         | {"ours": ours.engine.plan(requests).slots, "requests": sum_of_lengths(requests)},
@@ -201,11 +224,34 @@ def measure(
     }
 
 
-def timed(lm: Any, group: Tasks) -> tuple[float, dict[str, Any]]:
+class Seconds(NamedTuple):
+    wall: float
+    cpu: float  # of all threads
+
+
+def timed(lm: Any, group: Tasks) -> tuple[Seconds, dict[str, Any]]:
     with contextlib.redirect_stderr(io.StringIO()):  # bars
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         answers = lm_eval.evaluator.evaluate(lm, dict(group), log_samples=True)
-    return time.perf_counter() - begun, answers
+    return Seconds(time.perf_counter() - begun, time.process_time() - worked), answers
+
+
+def ratio(them: list[Seconds], us: list[Seconds], clock: str) -> float:
+    """How many times as fast we are: the median over the rounds."""
+    pairs = zip(them, us, strict=True)
+    return statistics.median(getattr(t, clock) / getattr(o, clock) for t, o in pairs)
+
+
+def nothing_shared() -> contextlib.AbstractContextManager[Any]:
+    """Every distinct request reads all of its tokens by itself."""
+    return mock.patch.object(planning, "shared_lengths", lambda paths: [0] * len(paths))
+
+
+def processor() -> str:
+    """What kind, how many of them this process may use, and what else wants them."""
+    kind = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    used = len(os.sched_getaffinity(0))
+    return f"{kind[1] if kind else 'processor'} x {used}, load {os.getloadavg()[0]:.0f}"
 
 
 def set_batch_size(peer: Any, size: str) -> None:
@@ -271,8 +317,9 @@ def least(
     return blocks + attention + 2 * head * len(places), tokens, len(places)
 
 
-def matmul_rate(dtype: str) -> float:
-    """FLOP/s of a large product, the better of jax and torch."""
+def matmul_rates(dtype: str) -> dict[str, float]:
+    """FLOP/s of a large product in jax and in torch; on processors by their time, so that others'
+    work does not count."""
     import torch
 
     rng = np.random.default_rng(0)
@@ -282,26 +329,31 @@ def matmul_rate(dtype: str) -> float:
     torch_a, torch_b = (
         torch.tensor(x).to(device=device, dtype=getattr(torch, dtype)) for x in (a, b)
     )
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(linear)
 
     def with_torch() -> None:
         torch_a @ torch_b
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def seconds(run: Callable[[], Any]) -> float:
+    def clock() -> float:
+        if device == "cuda":
+            return time.perf_counter()
+        return time.process_time() / len(os.sched_getaffinity(0))
+
+    def rate(run: Callable[[], Any]) -> float:
         run()
         times = []
-        for _ in range(10):
-            begun = time.perf_counter()
+        for _ in range(5):
+            begun = clock()
             run()
-            times.append(time.perf_counter() - begun)
-        return min(times)
+            times.append(clock() - begun)
+        return 2 * 2048**3 / min(times)
 
-    return float(
-        2 * 2048**3 / min(seconds(lambda: product(jax_a, jax_b).block_until_ready()),
-                          seconds(with_torch))
-    )  # fmt: skip
+    return {
+        "jax": rate(lambda: product(jax_a, jax_b).block_until_ready()),
+        "torch": rate(with_torch),
+    }
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -375,27 +427,37 @@ def against_float32(model: str, tasks: dict[str, Tasks], args: argparse.Namespac
 def mix(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All documents of the full tasks, at the speeds measured."""
     sizes = [TASKS[row["task"]].documents for row in rows]
-    speeds = {
-        side: sum(sizes) / sum(n / row[side] for n, row in zip(sizes, rows, strict=True))
-        for side in ("ours", "peer", "floor")
+
+    def speed(per_second: Callable[[dict[str, Any]], float]) -> float:
+        return sum(sizes) / sum(n / per_second(row) for n, row in zip(sizes, rows, strict=True))
+
+    speeds = {side: speed(lambda row, side=side: row[side]) for side in ("ours", "peer", "floor")}
+    cpu = {
+        side: speed(lambda row, side=side: row["per_cpu_second"][side])
+        for side in rows[0]["per_cpu_second"]
     }
+    alone = {"alone_ratio": cpu["alone"] / cpu["peer"]} if "alone" in cpu else {}
     return {
         "task": "mix",
         "documents": sum(row["documents"] for row in rows),
         "weights": {row["task"]: n for row, n in zip(rows, sizes, strict=True)},
         **speeds,
         "ratio": speeds["ours"] / speeds["peer"],
+        "cpu_ratio": cpu["ours"] / cpu["peer"],
+        **alone,
     }
 
 
 def print_row(row: dict[str, Any], first: bool = False) -> None:
     if first:
         print(
-            f"{'documents/s':12}{'docs':>7}{'ours':>9}{'hf':>9}{'ratio':>7}{'floor':>9}"
-            f"{'batch':>7}{'compile':>13}{'largest Δ':>12}   greedy and metrics"
+            f"{'documents/s':12}{'docs':>7}{'ours':>9}{'hf':>9}{'ratio':>7}{'CPU':>7}{'alone':>7}"
+            f"{'floor':>9}{'batch':>7}{'compile':>13}{'largest Δ':>12}   greedy and metrics"
         )
     line = f"{row['task']:12}{row['documents']:>7,}{row['ours']:>9.1f}{row['peer']:>9.2f}"
-    line += f"{row['ratio']:>7.2f}{row['floor']:>9.1f}"
+    line += f"{row['ratio']:>7.2f}{row['cpu_ratio']:>7.2f}"
+    line += f"{row['alone_ratio']:>7.2f}" if "alone_ratio" in row else f"{'':7}"
+    line += f"{row['floor']:>9.1f}"
     if "agreement" in row:
         found, compiled = row["agreement"], row["compile"]
         equal = not found["is_greedy differs"] and not found["metrics differ"]

@@ -89,7 +89,8 @@ def write_tasks(folder: Path, data: Path, name: str, limit: int) -> tuple[Path, 
     """(folder for --include-path, names of the harness's tasks): about `limit` documents.
 
     They are spread evenly over the file. Of MMLU whole subjects are taken, because the examples in
-    the prompt are those of the subject: subjects of all sizes, as many as make about `limit`.
+    the prompt are those of the subject: subjects of all sizes, as many as make about `limit`; of
+    the only one the first `limit` documents.
     """
     folder.mkdir(parents=True)
     task = TASKS[name]
@@ -107,8 +108,8 @@ def write_tasks(folder: Path, data: Path, name: str, limit: int) -> tuple[Path, 
     names = []
     for subject in subjects(by_size, limit):
         parts = {
-            split: [row for row in rows if row["subject"] == subject]
-            for split, rows in (("dev", dev), ("test", test))
+            split: [row for row in rows if row["subject"] == subject][:most]
+            for split, rows, most in (("dev", dev, None), ("test", test, limit))
         }
         words = subject.replace("_", " ")
         about = "The following are multiple choice questions (with answers) about"

@@ -1,7 +1,9 @@
 """Weights from disk to parameters on devices, each born with its sharding.
 
-From a Hugging Face checkpoint every shard is cut out of the mapped file: of a tensor only the
-pages of this host's shards are read, and at no time is more than one shard on the host.
+From a Hugging Face checkpoint every shard is cut out of the mapped file, and at no time is more
+than one shard on the host. Of a tensor that is cut between its rows this host's are read, and what
+the system reads ahead; one that is cut through its rows comes from the disk whole, for the pieces
+of a row lie closer to each other than what a system reads at a time.
 """
 
 from __future__ import annotations
