@@ -6,7 +6,8 @@
 DIR is a folder with models/mix-llama-12l and corpora/ (see CONTRIBUTING.md). Every rival is made by
 its verb from the same parent, on the same text, without training, and measured by `chopjax
 perplexity` on stories that no rival has seen. May be killed: what is made stays in the workdir, and
-so does what is measured; the same command goes on. At its end stands the table for RESULTS.md.
+so does what is measured; the same command goes on, and other settings want another --workdir. At
+its end stands the table for RESULTS.md.
 
 A row's cost: parameters as the file has them, those that are not zero, and the bytes on disk. The
 bytes of zeros are counted like any others, since no format that is still read leaves them out.
@@ -46,8 +47,8 @@ def rivals(text: Path, sequences: int, length: int) -> list[Rival]:
     """Half of the layers and half of the blocks' weights, by every way that there is."""
     look = ("--data", str(text), "--sequences", str(sequences), "--sequence-length", str(length))
     chop = ("chop", "--strategy", "input", "--remove", "0.5")
-    found = [Rival("parent", ()), Rival("chop, input", chop)]
-    found.append(Rival("chop, input, repaired", (*chop, "--repair", "linear", *look)))
+    found = [Rival("parent", ()), Rival("chop by input", chop)]
+    found.append(Rival("chop by input and repair", (*chop, "--repair", "linear", *look)))
     for pattern in PATTERNS:
         for method in METHODS:
             words = ("sparsify", "--method", method, "--pattern", pattern, *look)
@@ -72,7 +73,10 @@ def main() -> int:
     text, held_out = (shared / "corpora" / name for name in TEXTS)
     wanted = rivals(text, args.sequences, args.sequence_length)
     if args.only:
-        wanted = [rival for rival in wanted if rival.name in args.only.split(",")]
+        names = args.only.split(",")
+        if unknown := set(names) - {rival.name for rival in wanted}:
+            parser.error(f"--only: there is no row {', '.join(sorted(unknown))}")
+        wanted = [rival for rival in wanted if rival.name in names]
     args.workdir.mkdir(parents=True, exist_ok=True)
     rows = {}
     for rival in wanted:
@@ -88,7 +92,7 @@ def made(rival: Rival, model: Path, workdir: Path) -> Path:
     """The rival's folder, made unless it is there."""
     if not rival.words:
         return model
-    out = workdir / rival.name.replace(", ", "-").replace(" ", "-").replace(":", "of")
+    out = workdir / rival.name.replace(" ", "-").replace(":", "of")
     verb, *flags = rival.words
     if not out.exists() and cli.main([verb, str(model), str(out), *flags]):
         raise SystemExit(f"{rival.name}: not made")

@@ -236,6 +236,8 @@ def test_a_chopped_folder_and_a_chop_of_a_sparse_one(
     assert "| sparsity | magnitude, 4:8: " in card
     assert "weight-pruning" in card
     assert "stored dense" in card
+    assert cli.main(["inspect", str(other)]) == 0
+    assert "magnitude, 4:8: " in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
