@@ -71,18 +71,18 @@ MESHES: tuple[dict[str, object], ...] = (
     {"ici_data_parallelism": -1, "ici_fsdp_parallelism": 16},
 )
 # As configs/tpu/CHIP/llama2_7b*.sh of MaxText 0.2.5 have them, with as many tokens a chip at once
-# where the batch has so many. v6e's larger tiles of attention are left out: at 2048 positions they
-# cover more of what the mask hides.
+# where the batch has so many. Left out: v6e's larger tiles of attention, which at 2048 positions
+# cover more of what the mask hides, and the flags of continuation fusion
+# (xla_tpu_enable_async_collective_fusion and two more) but for v5e: libtpu 0.0.52 refuses them.
+_OVERLAP = ("xla_tpu_overlap_compute_collective_tc", "xla_enable_async_all_gather")
+_DATA_PARALLEL = (
+    "xla_tpu_enable_data_parallel_all_reduce_opt",
+    "xla_tpu_data_parallel_opt_different_sized_ops",
+)
 _FUSED = (
     "xla_tpu_enable_async_collective_fusion",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
     "xla_tpu_enable_async_collective_fusion_multiple_steps",
-    "xla_tpu_overlap_compute_collective_tc",
-    "xla_enable_async_all_gather",
-)
-_DATA_PARALLEL = (
-    "xla_tpu_enable_data_parallel_all_reduce_opt",
-    "xla_tpu_data_parallel_opt_different_sized_ops",
 )
 SCRIPTS: dict[str, tuple[dict[str, object], dict[str, str]]] = {
     "v5p": (
@@ -92,7 +92,7 @@ SCRIPTS: dict[str, tuple[dict[str, object], dict[str, str]]] = {
             "gradient_accumulation_steps": 4,
         },
         {
-            **dict.fromkeys((*_FUSED, *_DATA_PARALLEL), "true"),
+            **dict.fromkeys((*_OVERLAP, *_DATA_PARALLEL), "true"),
             "xla_tpu_megacore_fusion_allow_ags": "false",
             "xla_enable_async_collective_permute": "true",
             "xla_tpu_enable_ag_backward_pipelining": "true",
@@ -104,11 +104,11 @@ SCRIPTS: dict[str, tuple[dict[str, object], dict[str, str]]] = {
             "use_iota_embed": True,
             "gradient_accumulation_steps": 2,
         },
-        dict.fromkeys((*_FUSED, *_DATA_PARALLEL), "true"),
+        dict.fromkeys((*_OVERLAP, *_DATA_PARALLEL, *_FUSED), "true"),
     ),
     "v6e": (
         {"remat_policy": "full", "attention": "flash"},
-        {**dict.fromkeys(_FUSED, "true"), "xla_tpu_scoped_vmem_limit_kib": "98304"},
+        {**dict.fromkeys(_OVERLAP, "true"), "xla_tpu_scoped_vmem_limit_kib": "98304"},
     ),
 }
 
@@ -191,6 +191,8 @@ def peer_rows(asked: Job, python: Path, options: dict[str, str]) -> Iterator[Row
             if row and row[0]["fits"]:
                 fitting.append((settings, row[0]))
                 break
+    if not fitting:
+        return
     yield fastest([row for _, row in fitting])
     if options:
         rows = [peer_row("with options", asked, python, one, options) for one, _ in fitting]
@@ -229,7 +231,7 @@ def told(row: Row) -> Row:
         size = row["memory"]["total"] / 2**30
         say(f"  {size:.1f} GiB, {row['step_seconds']:.3f} s, {100 * row['mfu']:.1f} %")
     else:
-        say(f"  does not fit: {row['refusal']}")
+        say(f"  refused: {row['refusal']}")
     return row
 
 

@@ -123,6 +123,8 @@ def peers(
         command += [f"{key}={value}" for key, value in both.items()]
         with _cpu_seconds() as spent:
             compiled = _run(command, dump, asked.topology.chip.usable_hbm)
+        if not (folder / "about.json").exists():
+            raise UserError(f"--peer-python {python}: {compiled}")
         about = json.loads((folder / "about.json").read_text())
     mesh_shape = {axis: size for axis, size in about["mesh"].items() if size > 1}
     torus = torus_dimensions(mesh_of(mesh_shape, about["places"]))
@@ -140,11 +142,9 @@ def mesh_of(mesh_shape: Mapping[str, int], places: Sequence[Sequence[int]]) -> A
     )
 
 
-def _run(command: list[Any], dump: Dump, limit: int) -> Compiled | TooLarge:
-    """Until memory is laid out, as ours; then the process is ended.
-
-    Raises UserError where it ends before and the reason is not memory.
-    """
+def _run(command: list[Any], dump: Dump, limit: int) -> Compiled | TooLarge | str:
+    """Until memory is laid out, as ours; then the process is ended. Its last words where it ends
+    before and the reason is not memory: the compiler may refuse an option."""
     hidden = ("PYTHONPATH", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     said = dump.folder / "output"
@@ -176,8 +176,7 @@ def _run(command: list[Any], dump: Dump, limit: int) -> Compiled | TooLarge:
     text = said.read_text(errors="replace")
     if refusal := too_large(text, seconds):
         return refusal
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no output")
-    raise UserError(f"--peer-python {command[0]}: {last.strip()}")
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
 @contextlib.contextmanager
@@ -195,7 +194,7 @@ def _cpu_seconds() -> Iterator[Callable[[], float]]:
 
 def _read(
     asked: Job,
-    compiled: Compiled | TooLarge,
+    compiled: Compiled | TooLarge | str,
     mesh_shape: Mapping[str, int],
     torus: Mapping[str, frozenset[int]],
 ) -> Row:
@@ -207,10 +206,9 @@ def _read(
         "mesh": {axis: size for axis, size in mesh_shape.items() if size > 1},
         "fits": isinstance(compiled, Compiled),
         "usable": topology.chip.usable_hbm,
-        "compile_seconds": compiled.seconds,
     }
-    if isinstance(compiled, TooLarge):
-        return row | {"refusal": compiled.message}
+    if not isinstance(compiled, Compiled):
+        return row | {"refusal": compiled if isinstance(compiled, str) else compiled.message}
     length = settings.data.sequence_length
     a_token = flops.training_per_token(asked.model, length)
     tokens = settings.data.batch_size * length
@@ -220,6 +218,7 @@ def _read(
         asked.model, settings, topology, a_token, done, collectives, mesh_shape, torus
     )
     return row | {
+        "compile_seconds": compiled.seconds,
         "memory": dataclasses.asdict(compiled.memory) | {"total": compiled.memory.total},
         "largest_temporaries": compiled.largest,
         "flops": done.flops,

@@ -31,7 +31,9 @@ def as_text(rows: list[Row]) -> str:
     lines += [f"- {line}" for line in ratios(rows)]
     for row in rows:
         text = f"{_name(row)}: {' '.join(row['settings']) or 'no settings'}"
-        if row["fits"] and row["unread"]:
+        if not row["fits"]:
+            text += f". The compiler: {row['refusal']}"
+        elif row["unread"]:
             text += f". NOT ALL OF IT READ: {', '.join(row['unread'])}"
         lines.append(f"- {text}")
     for side in dict.fromkeys(row["side"] for row in rows):
@@ -56,7 +58,7 @@ def _name(row: Row) -> str:
 
 def _program(row: Row) -> list[str]:
     if not row["fits"]:
-        return [_name(row), "", "", f"does not fit in {row['usable'] / GIB:.1f}", *[""] * 6]
+        return [_name(row), "", "", "refused", *[""] * 6]
     memory = row["memory"]
     exposed, hidden = (1e3 * row[f"{which}_collectives_seconds"] for which in ("exposed", "hidden"))
     return [

@@ -181,14 +181,29 @@ def test_a_mistake_is_one_message(
     assert message in capsys.readouterr().err
 
 
-def test_what_the_peer_says_when_it_fails(
+def test_what_the_compiler_refuses_is_a_row(
     benchmark: Any,
     python: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(benchmark.SCRIPTS, "v5e", ({}, {"xla_tpu_unheard_of": "true"}))
+    assert _run(benchmark, monkeypatch, "--peer-python", str(python)) == 0
+    said = capsys.readouterr().out
+    assert "its script: --xla_tpu_unheard_of=true. The compiler: ValueError: No such" in said
+    assert "| MaxText, its script |  |  | refused |" in said
+    assert "chopjax tuned / MaxText tuned" in said
+
+
+def test_what_the_peer_says_when_it_fails(
+    benchmark: Any,
+    python: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = python.parent / "site/maxtext/configs/pyconfig.py"
+    broken.write_text("import a_module_that_is_not_there\n")
     with pytest.raises(SystemExit) as ended:
         _run(benchmark, monkeypatch, "--peer-python", str(python))
     assert ended.value.code == 2
-    assert "No such compile option: xla_tpu_unheard_of" in capsys.readouterr().err
+    assert "No module named 'a_module_that_is_not_there'" in capsys.readouterr().err
