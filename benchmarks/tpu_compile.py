@@ -65,7 +65,7 @@ _KEPT = {
     "use_iota_embed": False,
     "sa_use_fused_bwd_kernel": True,
 }
-PARTS = (1, 2, 4)
+PARTS: tuple[int, ...] = (1, 2, 4)
 MESHES: tuple[dict[str, object], ...] = (
     {},
     {"ici_data_parallelism": -1, "ici_fsdp_parallelism": 16},
@@ -184,12 +184,15 @@ def peer_rows(asked: Job, python: Path, options: dict[str, str]) -> Iterator[Row
     for name, (settings, flags) in scripts.items():
         yield from peer_row(name, asked, python, settings, flags)
     fitting: list[tuple[dict[str, object], Row]] = []
+    parts = PARTS
     for mesh in MESHES:
-        for parts in PARTS:
-            settings = {**_KEPT, "gradient_accumulation_steps": parts, **mesh}
+        for number in parts:
+            settings = {**_KEPT, "gradient_accumulation_steps": number, **mesh}
             row = peer_row("tuned", asked, python, settings, {})
             if row and row[0]["fits"]:
                 fitting.append((settings, row[0]))
+                # Parameters over fewer chips take more room, not less.
+                parts = tuple(each for each in parts if each >= number)
                 break
     if not fitting:
         return
