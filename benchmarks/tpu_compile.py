@@ -1,7 +1,7 @@
 """A training step of chopjax and MaxText's, through one TPU compiler, on a machine without a TPU.
 
     python benchmarks/tpu_compile.py [--peer-python PATH] [--topology SLICE ...] [--all-layers]
-        [--config FILE] [--config.NAME=VALUE ...] [--try NAME=VALUE,... ...] [--json]
+        [--config FILE] [--config.NAME=VALUE ...] [--try NAME=VALUE,... ...] [--tuned-only] [--json]
 
 Both compile Llama-2-7B cut to 16 layers (--all-layers: all 32) for the same slice, with AdamW, the
 same batches, bfloat16 products and float32 parameters; one reader (chopjax/plan) reads both
@@ -121,6 +121,7 @@ def main() -> int:
     add("--config", type=Path, default=RECIPE, metavar="FILE", help="the recipe")
     add("--try", dest="tried", action="append", metavar="NAME=VALUE,...")
     add("--peer-python", type=Path, metavar="PATH", help="a Python with MaxText")
+    add("--tuned-only", action="store_true", help="without MaxText's defaults and its script")
     add("--json", action="store_true", help="the last line is one JSON object")
     args, more = parser.parse_known_args()
     if unknown := [flag for flag in more if not flag.startswith("--config.")]:
@@ -173,16 +174,20 @@ def contest(args: argparse.Namespace, topology: Topology) -> Iterator[Row]:
         flags = [*best["settings"], f"compute.compiler_options={as_setting}"]
         yield our_row("with options", with_flags(*flags), flags)
     if args.peer_python is not None:
-        yield from peer_rows(with_flags(*args.flags), args.peer_python, options)
+        asked = with_flags(*args.flags)
+        if not args.tuned_only:
+            yield from untuned(asked, args.peer_python)
+        yield from peer_rows(asked, args.peer_python, options)
+
+
+def untuned(asked: Job, python: Path) -> Iterator[Row]:
+    yield from peer_row("defaults", asked, python, {}, {})
+    if script := SCRIPTS.get(asked.topology.chip.name):
+        yield from peer_row("its script", asked, python, *script)
 
 
 def peer_rows(asked: Job, python: Path, options: dict[str, str]) -> Iterator[Row]:
     """options: of the last row."""
-    scripts: dict[str, tuple[dict[str, object], dict[str, str]]] = {"defaults": ({}, {})}
-    if asked.topology.chip.name in SCRIPTS:
-        scripts["its script"] = SCRIPTS[asked.topology.chip.name]
-    for name, (settings, flags) in scripts.items():
-        yield from peer_row(name, asked, python, settings, flags)
     fitting: list[tuple[dict[str, object], Row]] = []
     parts = PARTS
     for mesh in MESHES:
