@@ -99,7 +99,7 @@ def python(tmp_path: Path) -> Path:
 
 
 def _run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
-    words = ["tpu_compile.py", "--topology", "v5e:2x2", "--config.data.batch_size=8", *flags]
+    words = ["tpu_compile.py", "--topology", "v5e:2x2", "--config.data.batch_size=32", *flags]
     monkeypatch.setattr(sys, "argv", words)
     code: int = benchmark.main()
     return code
@@ -119,7 +119,7 @@ def test_both_programs_and_their_ratio(
         "as shipped", "tuned", "with options",
     ]  # fmt: skip
     # Of the recipe's four parts, one that is too large and two.
-    tuned = ["data.batch_size=8", "compute.microbatches=2"]
+    tuned = ["data.batch_size=32", "compute.microbatches=2"]
     assert rows["chopjax", "tuned"]["settings"] == tuned
     assert rows["chopjax", "with options"]["step_seconds"] == 1.0
 
@@ -153,7 +153,7 @@ def test_without_the_peer_ours_alone(
     assert "pip install 'maxtext[tpu]" in said
     assert "| chopjax, tuned | 2.0 |" in said
     # Eight parts fit, and the recipe's four are faster.
-    assert "- chopjax, tuned: data.batch_size=8\n" in said
+    assert "- chopjax, tuned: data.batch_size=32\n" in said
     assert "MaxText, " not in said
 
 
