@@ -43,7 +43,7 @@ MaxText is not compared. It wants Python 3.12 and an environment of its own:
     python benchmarks/tpu_compile.py --peer-python DIR/bin/python"""
 
 # What the recipe cannot do without: its mesh does not follow the sides of v6e's slices.
-NEEDED = {"v6e": ("mesh.data=16",)}
+NEEDED = {"v6e": ("mesh.data=1",)}
 # Ours is tuned by the first that fits; the recipe itself may be faster still.
 TRIED = ("compute.microbatches=1", "compute.microbatches=2")
 _SPARSE_CORES = {
