@@ -10,11 +10,9 @@ is asked for. The depth of the model and the number of chips change none of this
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -30,7 +28,7 @@ from chopjax.compilation import grouped_products, options_refused
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import make_mesh
-from chopjax.plan import hlo
+from chopjax.plan.dump import Compiled, Dump, Memory, TooLarge, too_large
 from chopjax.plan.topology import Topology, devices, prepare_environment
 from chopjax.train.compiler_options import read_options
 from chopjax.train.optimizer import make_optimizer
@@ -39,43 +37,7 @@ from chopjax.train.step import State, abstract_batch, abstract_state, make_train
 from chopjax.train.task import Task, task_of
 from chopjax.train.teacher import Teacher
 
-CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated
 POLL_SECONDS = 0.1
-# The compiler's dumps, in the order in which it writes them.
-LAYOUT, REPORT = "after_optimizations-buffer-assignment", "after_optimizations-memory-usage-report"
-PROGRAM, LAID_OUT = "after_optimizations", "after_optimizations_after_buffer_assignment"
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes on one chip, as the compiler laid them out."""
-
-    arguments: int  # state, batch, and what is frozen
-    new_outputs: int  # outputs that do not take an argument's place: metrics
-    temporaries: int  # gradients, activations, gathered parameters, everything else
-    code: int  # CODE_RESERVE where none was generated
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.new_outputs + self.temporaries + self.code
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    memory: Memory
-    largest: list[tuple[int, str]]  # the largest temporaries: bytes, shapes
-    program: hlo.Program
-    machine_code: bool  # whether it was generated
-    seconds: float  # that compiling took
-
-
-@dataclasses.dataclass(frozen=True)
-class TooLarge:
-    """The compiler refused: the program does not fit."""
-
-    temporaries: int | None  # bytes that it wanted besides state and batch, where it said so
-    message: str
-    seconds: float
 
 
 def abstract_inputs(
@@ -117,6 +79,7 @@ class Compilation:
         self.limit, self.machine_code = topology.chip.usable_hbm, machine_code
         self.begun = time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="chopjax-plan-")
+        self.dump = Dump(Path(self.folder.name))
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(self.folder)
         self._stack.enter_context(interrupts.at_end(self.folder.cleanup))
@@ -131,12 +94,9 @@ class Compilation:
         """Waits. Raises UserError where the compiler fails for another reason than memory."""
         while not self.answers.poll(POLL_SECONDS):
             interrupts.check()
-            if not self.machine_code and self._dumped(LAID_OUT):
-                arguments, outputs, temporaries = _layout(self._read(LAYOUT))
-                memory = Memory(arguments, outputs, temporaries, CODE_RESERVE)
-                # The compiler dumps a program that is too large, too, and then refuses it.
-                if memory.total <= self.limit:
-                    return self._compiled(memory)
+            memory = None if self.machine_code else self.dump.memory()
+            if memory is not None and memory.total <= self.limit:
+                return self.dump.compiled(memory, time.monotonic() - self.begun)
         seconds = time.monotonic() - self.begun
         try:
             answer = self.answers.recv()
@@ -147,28 +107,14 @@ class Compilation:
                 "needs 2 to 4 GB of this machine's memory"
             ) from None
         if isinstance(answer, Memory):
-            return self._compiled(answer)
-        if "RESOURCE_EXHAUSTED" in answer:
-            return _refusal(answer, seconds)
+            return self.dump.compiled(answer, seconds)
+        if refusal := too_large(answer, seconds):
+            return refusal
         refused = options_refused(answer)
         raise UserError(refused or f"the TPU compiler: {answer.splitlines()[0]}")
 
     def close(self) -> None:
         self._stack.close()
-
-    def _compiled(self, memory: Memory) -> Compiled:
-        seconds = time.monotonic() - self.begun
-        generated = memory.code != CODE_RESERVE
-        program = hlo.parse(self._read(PROGRAM))
-        return Compiled(memory, _largest(self._read(REPORT)), program, generated, seconds)
-
-    def _dumped(self, which: str) -> list[Path]:
-        """Dumps of the step itself; helper programs have dumps of their own, smaller ones."""
-        dumps = Path(self.folder.name).glob(f"*train_step*.{which}.txt")
-        return sorted(dumps, key=lambda path: path.stat().st_size)
-
-    def _read(self, which: str) -> str:
-        return self._dumped(which)[-1].read_text()
 
 
 def _compile(
@@ -193,7 +139,7 @@ def _compile(
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
     # Everything is read from the compiler's dump: jax may be unable to read the program of a newer
     # libtpu back.
-    options: Any = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    options: Any = Dump(Path(folder)).options
     try:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             step = make_train_step(task.objective, optimizer, settings, state, task.frozen, mesh)
@@ -221,35 +167,3 @@ def die_with_parent(folder: str) -> None:
     parent.join()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
-
-
-def _layout(text: str) -> tuple[int, int, int]:
-    """Bytes of arguments, new outputs and temporaries, from the dump of the buffer assignment."""
-    arguments = outputs = temporaries = 0
-    for size, words in re.findall(r"^allocation \d+: size (\d+), (.*)", text, re.MULTILINE):
-        # HBM is color 0, which is not written. What a fusion uses within itself is thread-local.
-        if "color" in words or "thread-local" in words or "constant" in words:
-            continue
-        if "parameter" in words:
-            arguments += int(size)
-        elif "preallocated-temp" in words:
-            temporaries += int(size)
-        else:
-            outputs += int(size)
-    return arguments, outputs, temporaries
-
-
-def _largest(report: str, count: int = 5) -> list[tuple[int, str]]:
-    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    rows = re.findall(r"\);\s*([\d.]+)(B|KiB|MiB|GiB);\s*\d+;\s*\d+; (.*)", report)
-    sized = [(round(float(number) * units[unit]), shapes) for number, unit, shapes in rows]
-    return sorted(sized, key=lambda row: -row[0])[:count]
-
-
-def _refusal(message: str, seconds: float) -> TooLarge:
-    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    match = re.search(r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of", message)
-    temporaries = None
-    if match and match[1]:
-        temporaries = int(float(match[1]) * units[match[2]])
-    return TooLarge(temporaries, message.splitlines()[0], seconds)

@@ -24,13 +24,8 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.scores import all_scores
 from chopjax.plan.chip_memory import Parts, activations, knobs, teaching
 from chopjax.plan.collectives import collect
-from chopjax.plan.compile import (
-    Compilation,
-    Compiled,
-    TooLarge,
-    abstract_inputs,
-    bytes_per_chip,
-)
+from chopjax.plan.compile import Compilation, abstract_inputs, bytes_per_chip
+from chopjax.plan.dump import Compiled, TooLarge
 from chopjax.plan.roofline import (
     ASSUMPTIONS,
     estimate,

@@ -12,7 +12,7 @@ from chopjax.checkpoint.published import CONFIGS as CONFIGS_OF_MODELS
 from chopjax.cli import main
 from chopjax.errors import UserError
 from chopjax.plan import plan as plans
-from chopjax.plan.compile import CODE_RESERVE
+from chopjax.plan.dump import CODE_RESERVE
 from chopjax.plan.tables import show
 from chopjax.plan.topology import GIB, parse
 from chopjax.train.config_file import load_config
