@@ -1,8 +1,7 @@
 """What a GPU or a TPU would get is well-formed: the programs are lowered for both, without either.
 
-The device's own attention on TPUs is among it (splash). That of NVIDIA's GPUs is not: jax asks the
-GPU for its cuDNN before it lowers a call of it. benchmarks/accelerator.py runs it where there is
-one.
+The device's own attention is among it: splash, and cuDNN, for which jax would ask the GPU, and is
+answered for it.
 """
 
 from __future__ import annotations
@@ -15,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from chopjax.models import decoder
 from chopjax.models import mesh as meshes
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute
 from chopjax.models.families import translate
+from chopjax.plan.gpus import answer_for_the_gpu
 from chopjax.score.engine import Engine
 from chopjax.score.generation import STRIDE, generate
 from chopjax.score.layout import Budget
@@ -30,6 +31,16 @@ from chopjax.train.settings import ComputeSettings, DataSettings, OptimizerSetti
 from chopjax.train.task import task_of
 
 BACKENDS = {"cuda": "gpu", "tpu": "tpu"}  # platform → what jax.default_backend() says there
+# Which documents a token sees is a bias to cuDNN.
+CALLS = {
+    "tpu": {"tpu_custom_call"},
+    "cuda": {
+        "cu_threefry2x32_ffi",
+        "__cudnn$fmhaScaleBiasSoftmax",
+        "__cudnn$fmhaScaleBiasSoftmaxBackward",
+    },
+}
+OWN = {"tpu": ("splash", "tpu_custom_call"), "cuda": ("cudnn", "__cudnn$fmhaScaleBiasSoftmax")}
 # With a window in every other layer, and grouped heads.
 CONFIG = translate(
     {
@@ -52,6 +63,9 @@ CONFIG = translate(
 def platform(request, monkeypatch) -> str:
     """One of both; chopjax believes that it is there."""
     monkeypatch.setattr(jax, "default_backend", lambda: BACKENDS[request.param])
+    for asked in ("check_cudnn_version", "check_compute_capability"):  # to be as they were
+        monkeypatch.setattr(cudnn, asked, getattr(cudnn, asked))
+    answer_for_the_gpu()
     return request.param
 
 
@@ -61,7 +75,7 @@ def lowered(traced: Any, platform: str) -> str:
     assert program.compiler_ir("stablehlo").operation.verify()
     text = program.as_text()
     calls = set(re.findall(r"custom_call @([\w$.]+)", text))
-    assert calls <= {"Sharding", "tpu_custom_call" if platform == "tpu" else "cu_threefry2x32_ffi"}
+    assert calls <= {"Sharding", *CALLS[platform]}
     return text
 
 
@@ -71,9 +85,10 @@ def lowered(traced: Any, platform: str) -> str:
     ids=["all weights", "QLoRA"],
 )
 def test_a_training_step(platform, adapter):
-    for attention in ("xla", "splash") if platform == "tpu" else ("xla",):
+    own, call = OWN[platform]
+    for attention in ("xla", own):
         text = lowered(traced_step(attention, adapter), platform)
-        assert ("tpu_custom_call" in text) == (attention == "splash")
+        assert (call in text) == (attention == own)
         assert "bf16" in text
 
 

@@ -5,6 +5,9 @@ lays out a chip's memory in seconds; generating machine code from that then take
 number of a plan but the code's own size comes from there. So a compilation runs in a process of its
 own, whose dump is read as soon as memory is laid out, and which is ended there unless machine code
 is asked for. The depth of the model and the number of chips change none of this.
+
+jax's compiler for CUDA does the same for GPUs, and ends by itself: where there is no CUDA to make
+machine code with, it leaves that out.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import make_mesh
 from chopjax.plan import hlo
-from chopjax.plan.topology import Topology, devices, prepare_environment
+from chopjax.plan.gpu_kernels import work_space
+from chopjax.plan.gpus import Cluster, answer_for_the_gpu
+from chopjax.plan.topology import AnyTopology, devices, prepare_environment
 from chopjax.train.compiler_options import read_options
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings
@@ -53,7 +58,7 @@ class Memory:
     arguments: int  # state, batch, and what is frozen
     new_outputs: int  # outputs that do not take an argument's place: metrics
     temporaries: int  # gradients, activations, gathered parameters, everything else
-    code: int  # CODE_RESERVE where none was generated
+    code: int  # CODE_RESERVE where none was generated; of GPUs, with what libraries work in
 
     @property
     def total(self) -> int:
@@ -110,11 +115,12 @@ class Compilation:
         self,
         model: ModelConfig,
         settings: Settings,
-        topology: Topology,
+        topology: AnyTopology,
         machine_code: bool,
         teacher: Teacher | None = None,
     ):
         self.limit, self.machine_code = topology.chip.usable_hbm, machine_code
+        self.for_gpus = isinstance(topology, Cluster)
         self.begun = time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="chopjax-plan-")
         self._stack = contextlib.ExitStack()
@@ -131,7 +137,7 @@ class Compilation:
         """Waits. Raises UserError where the compiler fails for another reason than memory."""
         while not self.answers.poll(POLL_SECONDS):
             interrupts.check()
-            if not self.machine_code and self._dumped(LAID_OUT):
+            if not (self.machine_code or self.for_gpus) and self._dumped(LAID_OUT):
                 arguments, outputs, temporaries = _layout(self._read(LAYOUT))
                 memory = Memory(arguments, outputs, temporaries, CODE_RESERVE)
                 # The compiler dumps a program that is too large, too, and then refuses it.
@@ -143,7 +149,7 @@ class Compilation:
         except EOFError:
             self.process.join()
             raise UserError(
-                f"the TPU compiler ended without a message (exit code {self.process.exitcode}); it "
+                f"the compiler ended without a message (exit code {self.process.exitcode}); it "
                 "needs 2 to 4 GB of this machine's memory"
             ) from None
         if isinstance(answer, Memory):
@@ -151,20 +157,24 @@ class Compilation:
         if "RESOURCE_EXHAUSTED" in answer:
             return _refusal(answer, seconds)
         refused = options_refused(answer)
-        raise UserError(refused or f"the TPU compiler: {answer.splitlines()[0]}")
+        raise UserError(refused or f"the compiler: {answer.splitlines()[0]}")
 
     def close(self) -> None:
         self._stack.close()
 
     def _compiled(self, memory: Memory) -> Compiled:
         seconds = time.monotonic() - self.begun
-        generated = memory.code != CODE_RESERVE
+        generated = memory.code != CODE_RESERVE and not self.for_gpus
         program = hlo.parse(self._read(PROGRAM))
+        if self.for_gpus:
+            largest = max(work_space(each) for _, each, _ in program.instructions())
+            memory = dataclasses.replace(memory, code=CODE_RESERVE + largest)
         return Compiled(memory, _largest(self._read(REPORT)), program, generated, seconds)
 
     def _dumped(self, which: str) -> list[Path]:
         """Dumps of the step itself; helper programs have dumps of their own, smaller ones."""
-        dumps = Path(self.folder.name).glob(f"*train_step*.{which}.txt")
+        before = "_gpu_" if self.for_gpus else "."
+        dumps = Path(self.folder.name).glob(f"*train_step*{before}{which}.txt")
         return sorted(dumps, key=lambda path: path.stat().st_size)
 
     def _read(self, which: str) -> str:
@@ -175,7 +185,7 @@ def _compile(
     model: ModelConfig,
     teacher: Teacher | None,
     settings: Settings,
-    topology: Topology,
+    topology: AnyTopology,
     folder: str,
     answers: multiprocessing.connection.Connection,
 ) -> None:
@@ -185,6 +195,8 @@ def _compile(
     # Its own flags are in LIBTPU_INIT_ARGS.
     os.environ.pop("XLA_FLAGS", None)
     prepare_environment()
+    if isinstance(topology, Cluster):
+        answer_for_the_gpu()
     sizes = settings.mesh
     where = devices(topology)
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices, devices=where)
