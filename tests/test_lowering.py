@@ -6,6 +6,7 @@ answered for it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -20,6 +21,7 @@ from chopjax.models import decoder
 from chopjax.models import mesh as meshes
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute
+from chopjax.models.config import Layer, ModelConfig
 from chopjax.models.families import translate
 from chopjax.plan.gpus import answer_for_the_gpu
 from chopjax.score.engine import Engine
@@ -36,6 +38,7 @@ CALLS = {
     "tpu": {"tpu_custom_call"},
     "cuda": {
         "cu_threefry2x32_ffi",
+        "__cudnn$fmhaSoftmax",
         "__cudnn$fmhaScaleBiasSoftmax",
         "__cudnn$fmhaScaleBiasSoftmaxBackward",
     },
@@ -123,23 +126,44 @@ class Lowering(Engine):
         return jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
 
 
-@pytest.fixture
-def engine(platform) -> Lowering:
+def engine_of(config: ModelConfig, platform: str) -> Lowering:
     params = jax.tree.map(
-        lambda shape: np.zeros(shape.shape, shape.dtype), decoder.abstract(CONFIG, jnp.bfloat16)
+        lambda shape: np.zeros(shape.shape, shape.dtype), decoder.abstract(config, jnp.bfloat16)
     )
-    budget = Budget(tokens=1024, batch=1, shape=1)  # a trunk pays with few requests
-    made = Lowering(CONFIG, params, Compute(dtype="bfloat16"), budget=budget)
+    # A trunk pays with few requests.
+    budget = Budget(tokens=1024, shortest=128, batch=1, shape=1)
+    made = Lowering(config, params, Compute(dtype="bfloat16"), budget=budget)
     made.platform = platform
     return made
 
 
-def test_scoring(engine):
+@pytest.fixture
+def engine(platform) -> Lowering:
+    return engine_of(CONFIG, platform)
+
+
+def score(engine: Lowering) -> dict[str, str]:
     """Rows, and a trunk that many requests begin with."""
     trunk = list(range(1, 91)) * 2
     requests = [([*trunk, n, n], [n, 1, 2]) for n in range(40)]
     engine.loglikelihood([(np.array(c), np.array(t)) for c, t in requests])
     assert set(engine.texts) == {"_score_rows", "_read_trunk"}
+    return engine.texts
+
+
+def test_scoring(engine):
+    """Windows: no kernel takes them."""
+    assert not any("custom_call @" in text for text in score(engine).values())
+
+
+def test_scoring_with_kernels(platform):
+    """Trees on TPUs, plain text on GPUs."""
+    # Of different depths, so that jax does not find what it traced for the other platform.
+    layers = (Layer(),) * (2 if platform == "tpu" else 3)
+    texts = score(engine_of(dataclasses.replace(CONFIG, layers=layers), platform))
+    call = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmhaSoftmax"}[platform]
+    assert call in texts["_read_trunk"]
+    assert (call in texts["_score_rows"]) == (platform == "tpu")
 
 
 def test_generation(engine):

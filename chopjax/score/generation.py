@@ -28,6 +28,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Past, extend
 from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import Params
+from chopjax.models.tree_attention import Tree
 from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused
 from chopjax.score.engine import Engine
 from chopjax.score.layout import row_length
@@ -218,9 +219,8 @@ def prefill(
     a row has, [B, V], where the rules ask for it."""
     B, S = tokens_BS.shape
     slots_S = jnp.arange(S)
-    causal_BSS = jnp.broadcast_to(slots_S <= slots_S[:, None], (B, S, S))
     positions_BS = jnp.broadcast_to(slots_S, (B, S))
-    hidden_BSE, fresh = extend(params, config, compute, tokens_BS, positions_BS, causal_BSS)
+    hidden_BSE, fresh = extend(params, config, compute, tokens_BS, positions_BS, Tree())
     last_B1E = jnp.take_along_axis(hidden_BSE, lengths_B[:, None, None] - 1, axis=1)
     room = ((0, 0), (0, 0), (0, generated), (0, 0), (0, 0))
     cache = jnp.pad(fresh[0], room), jnp.pad(fresh[1], room)
