@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,6 +20,7 @@ from chopjax.models.scores import PLAIN, Scores
 from chopjax.models.tree_attention import LayerPast, Tree, attend_tree, why_not_tree
 from chopjax.score.engine import Engine
 from chopjax.score.layout import Budget
+from chopjax.score.model import why_plain
 
 T, S, K, G, H = 24, 16, 2, 2, 8
 
@@ -164,6 +166,18 @@ def test_who_takes_what(monkeypatch: pytest.MonkeyPatch):
         assert choose_masked(seen, *shape) == (way, reason)
     windows = (512, 0, jnp.dtype(jnp.bfloat16), 64, PLAIN, True)
     assert choose_masked(Tree(), *windows) == ("plain", "cudnn has no windows that are data")
+
+
+def test_the_scorer_says_why_it_is_plain(monkeypatch: pytest.MonkeyPatch):
+    windowed = dataclasses.replace(
+        CONFIG, layers=(dataclasses.replace(CONFIG.layers[0], window=8),)
+    )
+    assert why_plain(windowed, "bfloat16") is None  # a processor has no kernel to miss
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert why_plain(CONFIG, "bfloat16") is None
+    assert why_plain(windowed, "bfloat16") == "the tree kernel has no windows"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert why_plain(CONFIG, "bfloat16") == "cudnn has no trees and no past"
 
 
 @pytest.mark.parametrize(
