@@ -1,4 +1,4 @@
-"""Do the recipes for TPUs compile with the real TPU compiler, and fit, on a machine without one?
+"""Do the recipes for TPUs and GPUs compile with the real compiler, and fit, without either?
 
     python benchmarks/plan.py [--only NAME ...] [--machine-code] [--json]
 
@@ -6,13 +6,15 @@ Each case is `chopjax plan --json` in a process of its own, with all layers and 
 the recipe trains the parent first. With --machine-code the compiler goes on to the end, some
 minutes a case. Prints memory, the roofline's step time and MFU, and the seconds until compiled and
 in all (process start to exit, both phases); the exit code is 1 if one does not fit. Where the plan
-could not read all of a program, its step is too short, and the line says so.
+could not read all of a program, its step is too short, and the line says so. Cases for GPUs want
+`pip install 'chopjax[gpu-plan]'`, and are planned with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +33,8 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("--config.chop.after_steps=0",),
     ),
     "13b-v5p": ("just_chop_llama2_13b.py", "v5p:4x4x8", ()),
+    "7b-h100": ("just_chop_llama2_7b_h100.py", "h100:8", ()),
+    "13b-h100": ("just_chop_llama2_13b_h100.py", "h100:8", ()),
     "70b-v5p": ("just_chop_llama2_70b.py", "v5p:4x4x8", ()),
     "7b-qlora-v5e": ("deeper_layers_llama2_7b.py", "v5e:1x1", ()),
     "7b-qlora-v6e": ("deeper_layers_llama2_7b.py", "v6e:1x1", ()),
@@ -56,7 +60,9 @@ def plan(name: str, machine_code: bool) -> dict[str, Any]:
         command.append("--machine-code")
     begun = time.monotonic()
     done = subprocess.run(
-        [*command, "--topology", topology, "--json", *flags], stdout=subprocess.PIPE
+        [*command, "--topology", topology, "--json", *flags],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"},
     )
     if done.returncode not in (0, 1):  # 1: it does not fit
         done.check_returncode()

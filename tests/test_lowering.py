@@ -1,12 +1,12 @@
 """What a GPU or a TPU would get is well-formed: the programs are lowered for both, without either.
 
-The device's own attention on TPUs is among it (splash). That of NVIDIA's GPUs is not: jax asks the
-GPU for its cuDNN before it lowers a call of it. benchmarks/accelerator.py runs it where there is
-one.
+The device's own attention is among it: splash, and cuDNN, for which jax would ask the GPU, and is
+answered for it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -15,12 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from chopjax.models import decoder
 from chopjax.models import mesh as meshes
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute
+from chopjax.models.config import Layer, ModelConfig
 from chopjax.models.families import translate
+from chopjax.plan.gpus import answer_for_the_gpu
 from chopjax.score.engine import Engine
 from chopjax.score.generation import Asked, generate
 from chopjax.score.layout import Budget
@@ -31,6 +34,17 @@ from chopjax.train.settings import ComputeSettings, DataSettings, OptimizerSetti
 from chopjax.train.task import task_of
 
 BACKENDS = {"cuda": "gpu", "tpu": "tpu"}  # platform → what jax.default_backend() says there
+# Which documents a token sees is a bias to cuDNN.
+CALLS = {
+    "tpu": {"tpu_custom_call"},
+    "cuda": {
+        "cu_threefry2x32_ffi",
+        "__cudnn$fmhaSoftmax",
+        "__cudnn$fmhaScaleBiasSoftmax",
+        "__cudnn$fmhaScaleBiasSoftmaxBackward",
+    },
+}
+OWN = {"tpu": ("splash", "tpu_custom_call"), "cuda": ("cudnn", "__cudnn$fmhaScaleBiasSoftmax")}
 # With a window in every other layer, and grouped heads.
 CONFIG = translate(
     {
@@ -53,6 +67,9 @@ CONFIG = translate(
 def platform(request, monkeypatch) -> str:
     """One of both; chopjax believes that it is there."""
     monkeypatch.setattr(jax, "default_backend", lambda: BACKENDS[request.param])
+    for asked in ("check_cudnn_version", "check_compute_capability"):  # to be as they were
+        monkeypatch.setattr(cudnn, asked, getattr(cudnn, asked))
+    answer_for_the_gpu()
     return request.param
 
 
@@ -62,7 +79,7 @@ def lowered(traced: Any, platform: str) -> str:
     assert program.compiler_ir("stablehlo").operation.verify()
     text = program.as_text()
     calls = set(re.findall(r"custom_call @([\w$.]+)", text))
-    assert calls <= {"Sharding", "tpu_custom_call" if platform == "tpu" else "cu_threefry2x32_ffi"}
+    assert calls <= {"Sharding", *CALLS[platform]}
     return text
 
 
@@ -72,9 +89,10 @@ def lowered(traced: Any, platform: str) -> str:
     ids=["all weights", "QLoRA"],
 )
 def test_a_training_step(platform, adapter):
-    for attention in ("xla", "splash") if platform == "tpu" else ("xla",):
+    own, call = OWN[platform]
+    for attention in ("xla", own):
         text = lowered(traced_step(attention, adapter), platform)
-        assert ("tpu_custom_call" in text) == (attention == "splash")
+        assert (call in text) == (attention == own)
         assert "bf16" in text
 
 
@@ -109,23 +127,44 @@ class Lowering(Engine):
         return jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
 
 
-@pytest.fixture
-def engine(platform) -> Lowering:
+def engine_of(config: ModelConfig, platform: str) -> Lowering:
     params = jax.tree.map(
-        lambda shape: np.zeros(shape.shape, shape.dtype), decoder.abstract(CONFIG, jnp.bfloat16)
+        lambda shape: np.zeros(shape.shape, shape.dtype), decoder.abstract(config, jnp.bfloat16)
     )
-    budget = Budget(tokens=1024, batch=1, shape=1)  # a trunk pays with few requests
-    made = Lowering(CONFIG, params, Compute(dtype="bfloat16"), budget=budget)
+    # A trunk pays with few requests.
+    budget = Budget(tokens=1024, shortest=128, batch=1, shape=1)
+    made = Lowering(config, params, Compute(dtype="bfloat16"), budget=budget)
     made.platform = platform
     return made
 
 
-def test_scoring(engine):
+@pytest.fixture
+def engine(platform) -> Lowering:
+    return engine_of(CONFIG, platform)
+
+
+def score(engine: Lowering) -> dict[str, str]:
     """Rows, and a trunk that many requests begin with."""
     trunk = list(range(1, 91)) * 2
     requests = [([*trunk, n, n], [n, 1, 2]) for n in range(40)]
     engine.loglikelihood([(np.array(c), np.array(t)) for c, t in requests])
     assert set(engine.texts) == {"_score_rows", "_read_trunk"}
+    return engine.texts
+
+
+def test_scoring(engine):
+    """Windows: no kernel takes them."""
+    assert not any("custom_call @" in text for text in score(engine).values())
+
+
+def test_scoring_with_kernels(platform):
+    """Trees on TPUs, plain text on GPUs."""
+    # Of different depths, so that jax does not find what it traced for the other platform.
+    layers = (Layer(),) * (2 if platform == "tpu" else 3)
+    texts = score(engine_of(dataclasses.replace(CONFIG, layers=layers), platform))
+    call = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmhaSoftmax"}[platform]
+    assert call in texts["_read_trunk"]
+    assert (call in texts["_score_rows"]) == (platform == "tpu")
 
 
 def test_generation(engine):

@@ -1,4 +1,4 @@
-"""`chopjax plan`: a training run on a TPU pod that is not there."""
+"""`chopjax plan`: a training run on a TPU pod or on GPUs that are not there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from chopjax.errors import UserError
 
 EXAMPLE = """\
 chopjax plan --config configs/just_chop_llama2_7b.py --topology v5p:4x4x4
+chopjax plan --config configs/just_chop_llama2_7b.py --topology h100:8
 """
 
 
@@ -20,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="SLICE",
         help="the TPU slice, by its shape (v5p:4x4x4, v5e:16x16) or Cloud's accelerator type "
-        "(v5p-128, v5litepod-256); mesh.slices of the config says how many of them",
+        "(v5p-128, v5litepod-256), or GPUs (h100:8, h200:16); mesh.slices of the config says how "
+        "many of them",
     )
     add("--tokens", type=float, metavar="N", help="token budget (default: the config's steps)")
     add(

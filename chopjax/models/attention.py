@@ -146,15 +146,17 @@ def why_not(
             return "cudnn has no ALiBi but as T x T numbers in memory"
         if capped:
             return "cudnn has no capped scores"
-        if head_dim % 8 or head_dim > (most := _cudnn_head()):
+        if head_dim % 8 or head_dim > (most := _cudnn_head(backend)):
             return f"cudnn takes heads of 8, 16, … {most} dimensions here, not {head_dim}"
     if implementation == "blocked" and _devices_in_mesh() > 1:
         return "blocked takes the batch apart, which must lie on one device"
     return None
 
 
-def _cudnn_head() -> int:
-    """A head's most dimensions on this machine's GPU."""
+def _cudnn_head(backend: str) -> int:
+    """A head's most dimensions on this machine's GPU; without one, for a plan, on Hopper."""
+    if backend != jax.default_backend():
+        return CUDNN_HOPPER_HEAD
     capability = getattr(jax.devices()[0], "compute_capability", "0")
     return CUDNN_HOPPER_HEAD if float(capability) >= 9 else CUDNN_HEAD
 

@@ -24,11 +24,12 @@ from chopjax.models.borrowed import layer_of, without_stack
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
 from chopjax.models.linear import project
-from chopjax.models.masked_attention import LayerPast, attend_visible
+from chopjax.models.masked_attention import attend_visible, choose_masked
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, constrain
 from chopjax.models.parameters import Params
 from chopjax.models.remat import is_kept, kept
 from chopjax.models.scores import all_scores, scores_of
+from chopjax.models.tree_attention import LayerPast, Tree, attend_tree
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
 
@@ -194,17 +195,18 @@ def extend(
     compute: Compute,
     tokens_BT: jax.Array,
     positions_BT: jax.Array,
-    visible_BTT: jax.Array,
+    visible: jax.Array | Tree,
     past: Past | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Hidden states of tokens that see each other by a mask, and a past computed before.
 
-    visible_BTT: bool, [b, t, s]: token t sees token s of its row. Every token must see itself.
+    visible: bool, [b, t, s]: token t sees token s of its row. Every token must see itself. Or the
+    same as a Tree, for which accelerators have kernels; these have no gradient.
     Returns what `hidden_states` returns, and the new tokens' keys (rotated) and values, both
-    [L, B, T, K, H], which a Past of later tokens holds. compute.remat and compute.attention are not
-    read.
+    [L, B, T, K, H], which a Past of later tokens holds. compute.remat is not read; of
+    compute.attention, "xla" asks for no kernel.
     """
-    taken = extension(params, config, compute, positions_BT, visible_BTT)
+    taken = extension(params, config, compute, positions_BT, visible)
     before_L = None if past is None else (past.key_LBSKH, past.value_LBSKH)
 
     def step(hidden_BTD: jax.Array, slice_of_L: Any) -> tuple[jax.Array, Any]:
@@ -225,11 +227,13 @@ def extension(
     config: ModelConfig,
     compute: Compute,
     positions_BT: jax.Array,
-    visible_BTT: jax.Array,
+    visible: jax.Array | Tree,
 ) -> Extension:
     """`extend` taken apart; see Extension. params: `blocks` is not read."""
     rotations = _rotations(config, positions_BT)
     scores = all_scores(config)[0]  # they differ in their windows alone, which are data here
+    tree = visible if isinstance(visible, Tree) else None
+    windows = any(kind.window for kind in config.kinds)
 
     def embed(tokens_BT: jax.Array) -> jax.Array:
         with jax.default_matmul_precision(compute.precision):
@@ -239,10 +243,21 @@ def extension(
         hidden_BTD: jax.Array, layer: Layer, past: LayerPast | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         window = _window(config, layer.kind)
+        (B, T), S = hidden_BTD.shape[:2], 0 if past is None else past.visible_BS.shape[1]
+        kernel = "plain"
+        if compute.attention != "xla":
+            dtype = jnp.dtype(compute.dtype)
+            kernel, _ = choose_masked(tree, T, S, dtype, config.head_dim, scores, windows)
+        shown = visible.visible(T) if isinstance(visible, Tree) else visible
+        visible_BTT = jnp.broadcast_to(shown, (B, T, T))
         fresh = []
 
         def mix(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             fresh.append((key, value))
+            if kernel == "cudnn":
+                return attend(query, key, value, None, kernel, scores)
+            if kernel == "tree" and tree is not None:
+                return attend_tree(query, key, value, tree, past, scores)
             return attend_visible(
                 query, key, value, visible_BTT, positions_BT, past, scores, window
             )

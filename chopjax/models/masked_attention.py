@@ -1,5 +1,8 @@
 """Attention over an explicit mask and over a past: what scoring and generation run on.
 
+Where the mask is that of a tree, or of plain text, a kernel of the accelerator may take it
+(`choose_masked`). The rest of this file is for all others, and for processors.
+
 Every part (the tokens' own row, the past) gives a maximum, a sum of weights and a weighted sum of
 values; they are joined as in FlashAttention (arXiv 2205.14135, section 3.1). On processors the
 rows go in groups and their queries in blocks, so that scores stay in the cache and half of them
@@ -15,23 +18,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from chopjax.models.attention import why_not
 from chopjax.models.groups import in_groups
 from chopjax.models.scores import PLAIN, Scores, shaped
+from chopjax.models.tree_attention import HIDDEN, LayerPast, Tree, why_not_tree
 
 CPU_GROUP = 1024  # tokens of a group of rows, fewer before a long past
 CPU_SCORES = 1 << 22  # of a group over a past
 CPU_BLOCK = 64  # queries of a row at a time; more where a row would have more than MOST_BLOCKS
 MOST_BLOCKS = 16  # every one is compiled by itself
-HIDDEN = -1e30  # score of what is not visible; finite, so that a past without a token weighs 0
-
-
-class LayerPast(NamedTuple):
-    """One layer of decoder.Past. B is 1 where all rows share it."""
-
-    key_BSKH: jax.Array
-    value_BSKH: jax.Array
-    visible_BS: jax.Array  # bool: the slots that hold a token
-    positions_BS: jax.Array
+BLOCK = 512  # of an accelerator; above the diagonal, blocks are not computed
 
 
 class _Near(NamedTuple):
@@ -47,6 +43,36 @@ class _Part(NamedTuple):
     top_BKX1: jax.Array
     total_BKX1: jax.Array
     mixed_BKXH: jax.Array
+
+
+def choose_masked(
+    tree: Tree | None,
+    length: int,
+    past: int,
+    dtype: Any,
+    head_dim: int,
+    scores: Scores,
+    windows: bool,
+) -> tuple[str, str | None]:
+    """What attends best on this backend: "tree" (tree_attention.py), "cudnn" (attention.py) or
+    "plain"; and why it is plain on an accelerator.
+
+    tree: None where a mask says what is visible. past: slots before the row, 0 for none. windows:
+    whether any layer has one.
+    """
+    backend = jax.default_backend()
+    if backend == "cpu" or length == 1:
+        return "plain", None
+    if tree is None:
+        return "plain", "the mask is not that of a tree"
+    if backend == "tpu":
+        reason = why_not_tree(length, past, scores, windows, backend)
+        return ("plain" if reason else "tree"), reason
+    if tree.ends_BT is not None or past:
+        return "plain", "cudnn has no trees and no past"
+    reason = "cudnn has no windows that are data" if windows else None
+    reason = reason or why_not("cudnn", length, dtype, head_dim, [scores], backend)
+    return ("plain" if reason else "cudnn"), reason
 
 
 def attend_visible(
@@ -78,7 +104,7 @@ def attend_visible(
         near = near._replace(within_BTS=None)
     if jax.default_backend() != "cpu" or T == 1:
         whole = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, near, past, past_near)
-        return _attend(*whole, block=T, scores=scores)
+        return _attend(*whole, block=max(BLOCK, -(-T // MOST_BLOCKS)), scores=scores)
     block = max(CPU_BLOCK, -(-T // MOST_BLOCKS))
     tokens = CPU_GROUP
     if past is not None:

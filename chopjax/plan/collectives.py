@@ -40,8 +40,16 @@ class Collectives:
     hidden: int
 
 
-def collect(program: Program, mesh_shape: Mapping[str, int]) -> list[Collectives]:
-    """Largest first. mesh_shape: axis → size, outermost first, as the devices are numbered."""
+def collect(
+    program: Program,
+    mesh_shape: Mapping[str, int],
+    hidden_shares: Mapping[tuple[str, str], float] | None = None,
+) -> list[Collectives]:
+    """Largest first. mesh_shape: axis → size, outermost first, as the devices are numbered.
+
+    hidden_shares: (computation, instruction) → how much of a collective runs beside other work;
+    None: all of what the program starts ahead.
+    """
     sums: dict[tuple[str, tuple[str, ...]], list[int]] = collections.defaultdict(lambda: [0] * 4)
     seen: set[tuple[str, str]] = set()
     for computation, instruction, runs in program.instructions():
@@ -65,19 +73,33 @@ def collect(program: Program, mesh_shape: Mapping[str, int]) -> list[Collectives
                 continue
             seen.add((chain[1], channel[1]))
         # On SparseCores: a custom call within an async-start.
-        hidden = (
+        hidden: float = (
             bool(chain) or instruction.opcode.endswith("-start") or computation in program.beside
         )
+        if hidden_shares is not None:
+            hidden = hidden_shares.get((computation, instruction.name), 0.0)
         # An all-reduce of which each device keeps its slice, fused: a reduce-scatter.
         if computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
-        group = _group(instruction, mesh_shape)
-        payload, wire = _bytes(instruction, kind, len(group))
-        entry = sums[kind, _axes(group, mesh_shape)]
-        for i, amount in enumerate((1, payload, wire, wire if hidden else 0)):
+        axes, payload, wire = one_collective(instruction, mesh_shape, kind)
+        entry = sums[kind, axes]
+        for i, amount in enumerate((1, payload, wire, round(wire * hidden))):
             entry[i] += amount * runs
     rows = [Collectives(kind, axes, *values) for (kind, axes), values in sums.items()]
     return sorted(rows, key=lambda row: -row.wire)
+
+
+def one_collective(
+    instruction: Instruction, mesh_shape: Mapping[str, int], kind: str | None = None
+) -> tuple[tuple[str, ...], int, int]:
+    """Of one instruction, each time that it runs: axes, payload and wire, as in Collectives.
+
+    kind: what it is, where its opcode does not say so.
+    """
+    kind = kind or instruction.opcode.removesuffix("-start")
+    group = _group(instruction, mesh_shape)
+    payload, wire = _bytes(instruction, kind, len(group))
+    return _axes(group, mesh_shape), payload, wire
 
 
 def _bytes(instruction: Instruction, kind: str, group: int) -> tuple[int, int]:

@@ -5,6 +5,9 @@ lays out a chip's memory in seconds; generating machine code from that then take
 number of a plan but the code's own size comes from there. So a compilation runs in a process of its
 own, whose dump is read as soon as memory is laid out, and which is ended there unless machine code
 is asked for. The depth of the model and the number of chips change none of this.
+
+jax's compiler for CUDA does the same for GPUs, and ends by itself: where there is no CUDA to make
+machine code with, it leaves that out.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import make_mesh
 from chopjax.plan.dump import Compiled, Dump, Memory, TooLarge, too_large
-from chopjax.plan.topology import Topology, devices, prepare_environment
+from chopjax.plan.gpus import Cluster, answer_for_the_gpu
+from chopjax.plan.topology import AnyTopology, devices, prepare_environment
 from chopjax.train.compiler_options import read_options
 from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import Settings
@@ -72,14 +76,15 @@ class Compilation:
         self,
         model: ModelConfig,
         settings: Settings,
-        topology: Topology,
+        topology: AnyTopology,
         machine_code: bool,
         teacher: Teacher | None = None,
     ):
         self.limit, self.machine_code = topology.chip.usable_hbm, machine_code
+        self.for_gpus = isinstance(topology, Cluster)
         self.begun = time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="chopjax-plan-")
-        self.dump = Dump(Path(self.folder.name))
+        self.dump = Dump(Path(self.folder.name), self.for_gpus)
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(self.folder)
         self._stack.enter_context(interrupts.at_end(self.folder.cleanup))
@@ -94,7 +99,9 @@ class Compilation:
         """Waits. Raises UserError where the compiler fails for another reason than memory."""
         while not self.answers.poll(POLL_SECONDS):
             interrupts.check()
-            memory = None if self.machine_code else self.dump.memory()
+            memory = None
+            if not (self.machine_code or self.for_gpus):
+                memory = self.dump.memory()
             if memory is not None and memory.total <= self.limit:
                 return self.dump.compiled(memory, time.monotonic() - self.begun)
         seconds = time.monotonic() - self.begun
@@ -103,7 +110,7 @@ class Compilation:
         except EOFError:
             self.process.join()
             raise UserError(
-                f"the TPU compiler ended without a message (exit code {self.process.exitcode}); it "
+                f"the compiler ended without a message (exit code {self.process.exitcode}); it "
                 "needs 2 to 4 GB of this machine's memory"
             ) from None
         if isinstance(answer, Memory):
@@ -111,7 +118,7 @@ class Compilation:
         if refusal := too_large(answer, seconds):
             return refusal
         refused = options_refused(answer)
-        raise UserError(refused or f"the TPU compiler: {answer.splitlines()[0]}")
+        raise UserError(refused or f"the compiler: {answer.splitlines()[0]}")
 
     def close(self) -> None:
         self._stack.close()
@@ -121,7 +128,7 @@ def _compile(
     model: ModelConfig,
     teacher: Teacher | None,
     settings: Settings,
-    topology: Topology,
+    topology: AnyTopology,
     folder: str,
     answers: multiprocessing.connection.Connection,
 ) -> None:
@@ -131,6 +138,8 @@ def _compile(
     # Its own flags are in LIBTPU_INIT_ARGS.
     os.environ.pop("XLA_FLAGS", None)
     prepare_environment()
+    if isinstance(topology, Cluster):
+        answer_for_the_gpu()
     sizes = settings.mesh
     where = devices(topology)
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices, devices=where)

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from chopjax.plan import hlo
+from chopjax.plan.gpu_kernels import work_space
 
 CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated
 # The compiler's dumps, in the order in which it writes them.
@@ -25,7 +26,7 @@ class Memory:
     arguments: int  # state, batch, and what is frozen
     new_outputs: int  # outputs that do not take an argument's place: metrics
     temporaries: int  # gradients, activations, gathered parameters, everything else
-    code: int  # CODE_RESERVE where none was generated
+    code: int  # CODE_RESERVE where none was generated; of GPUs, with what libraries work in
 
     @property
     def total(self) -> int:
@@ -52,10 +53,11 @@ class TooLarge:
 
 class Dump:
     """The folder of the dumps of one training step, which is compiled under a name with
-    `train_step` in it. options: what the compiler must be told, as jax takes it."""
+    `train_step` in it. options: what the compiler must be told, as jax takes it. for_gpus: jax's
+    compiler for CUDA names its files otherwise."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, for_gpus: bool = False):
+        self.folder, self.for_gpus = folder, for_gpus
         self.options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
 
     def memory(self) -> Memory | None:
@@ -66,13 +68,17 @@ class Dump:
         return Memory(*_layout(self._read(LAYOUT)), code=CODE_RESERVE)
 
     def compiled(self, memory: Memory, seconds: float) -> Compiled:
-        generated = memory.code != CODE_RESERVE
+        generated = memory.code != CODE_RESERVE and not self.for_gpus
         program = hlo.parse(self._read(PROGRAM))
+        if self.for_gpus:
+            largest = max(work_space(each) for _, each, _ in program.instructions())
+            memory = dataclasses.replace(memory, code=CODE_RESERVE + largest)
         return Compiled(memory, _largest(self._read(REPORT)), program, generated, seconds)
 
     def _files(self, which: str) -> list[Path]:
         """Dumps of the step itself; helper programs have dumps of their own, smaller ones."""
-        dumps = self.folder.glob(f"*train_step*.{which}.txt")
+        before = "_gpu_" if self.for_gpus else "."
+        dumps = self.folder.glob(f"*train_step*{before}{which}.txt")
         return sorted(dumps, key=lambda path: path.stat().st_size)
 
     def _read(self, which: str) -> str:

@@ -7,6 +7,7 @@ compiled and must fit.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,9 +24,12 @@ from chopjax.models.attention import why_not
 from chopjax.models.config import ModelConfig
 from chopjax.models.scores import all_scores
 from chopjax.plan.chip_memory import Parts, activations, knobs, teaching
-from chopjax.plan.collectives import collect
+from chopjax.plan.collectives import collect, one_collective
 from chopjax.plan.compile import Compilation, abstract_inputs, bytes_per_chip
 from chopjax.plan.dump import Compiled, TooLarge
+from chopjax.plan.gpus import ASSUMPTIONS as GPU_ASSUMPTIONS
+from chopjax.plan.gpus import Cluster
+from chopjax.plan.hlo import Instruction, Program
 from chopjax.plan.roofline import (
     ASSUMPTIONS,
     estimate,
@@ -33,8 +37,9 @@ from chopjax.plan.roofline import (
     tile_share,
     torus_dimensions,
 )
-from chopjax.plan.schedule import work
-from chopjax.plan.topology import Topology, devices
+from chopjax.plan.schedule import operation, work
+from chopjax.plan.streams import hidden_shares
+from chopjax.plan.topology import AnyTopology, devices
 from chopjax.progress import say
 from chopjax.train.origin import Origin, find_origin
 from chopjax.train.settings import Settings, default_config, read
@@ -97,7 +102,7 @@ def _training_part(config: ConfigDict) -> ConfigDict:
 def make_plan(
     settings: Settings,
     origin: Origin,
-    topology: Topology,
+    topology: AnyTopology,
     tokens: float | None = None,
     machine_code: bool = False,
     teacher: Teacher | None = None,
@@ -110,8 +115,9 @@ def make_plan(
     goes on to the end.
     """
     mesh, why_not = _mesh(settings, topology)
-    settings = _with_tpu_attention(settings, origin.config_at(0))
-    _check_sizes(settings, origin, mesh)
+    backend = "gpu" if isinstance(topology, Cluster) else "tpu"
+    settings = _with_its_attention(settings, origin.config_at(0), backend)
+    _check_sizes(settings, origin, mesh, backend)
     budget = tokens or settings.total_steps * _tokens_a_step(settings)
     steps = round(budget / _tokens_a_step(settings))
     first = origin.chop_after if origin.keep is not None else 0
@@ -145,7 +151,7 @@ def make_plan(
         "days": None if seconds is None else seconds / SECONDS_A_DAY,
         "chip_hours": None if seconds is None else seconds / 3600 * topology.chips,
         "flops_formula": formula_of(settings),
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": list(ASSUMPTIONS if backend == "tpu" else GPU_ASSUMPTIONS),
     }
 
 
@@ -153,21 +159,21 @@ def _tokens_a_step(settings: Settings) -> int:
     return settings.data.batch_size * settings.data.sequence_length
 
 
-def _with_tpu_attention(settings: Settings, config: ModelConfig) -> Settings:
+def _with_its_attention(settings: Settings, config: ModelConfig, backend: str) -> Settings:
     """What "auto" will mean there; here it would mean this machine."""
     compute = settings.compute
     if compute.attention != "auto":
         return settings
     length, dtype = settings.data.sequence_length, jax.numpy.dtype(compute.dtype)
     scores = all_scores(config)
-    chosen, reason = choose_attention(length, dtype, config.head_dim, scores, "tpu")
+    chosen, reason = choose_attention(length, dtype, config.head_dim, scores, backend)
     if reason:
         say(f"attention: {chosen} ({reason})")
     attention: Any = chosen
     return dataclasses.replace(settings, compute=dataclasses.replace(compute, attention=attention))
 
 
-def _mesh(settings: Settings, topology: Topology) -> tuple[Any, str | None]:
+def _mesh(settings: Settings, topology: AnyTopology) -> tuple[Any, str | None]:
     """The mesh of the run, or one without devices and why the compiler is not there."""
     sizes = settings.mesh
     asked = (sizes.data, sizes.fsdp, sizes.tensor, sizes.slices)
@@ -183,7 +189,7 @@ def _mesh(settings: Settings, topology: Topology) -> tuple[Any, str | None]:
 def _compile(
     models: list[ModelConfig],
     settings: Settings,
-    topology: Topology,
+    topology: AnyTopology,
     mesh: Any,
     machine_code: bool,
     teacher: Teacher | None,
@@ -210,7 +216,7 @@ def _phase(
     model: ModelConfig,
     teacher: Teacher | None,
     settings: Settings,
-    topology: Topology,
+    topology: AnyTopology,
     mesh: Any,
     steps: int,
     compiled: Compiled | TooLarge | None,
@@ -241,10 +247,13 @@ def _phase(
         **_flops(model, task, settings, topology),
     }
     if isinstance(compiled, Compiled):
-        rows = collect(compiled.program, mesh.shape)
         share = tile_share(model, settings.data.sequence_length)
+        if isinstance(topology, Cluster):
+            beside, torus = _beside(compiled.program, topology, mesh.shape), None
+        else:
+            beside, torus = None, torus_dimensions(mesh)
+        rows = collect(compiled.program, mesh.shape, beside)
         done = work(compiled.program, topology.chip, share)
-        torus = torus_dimensions(mesh)
         roofline = estimate(model, settings, topology, task.flops, done, rows, mesh.shape, torus)
         result["collectives"] = [dataclasses.asdict(row) for row in rows]
         result["executed_flops_per_step_and_chip"] = done.flops
@@ -263,12 +272,27 @@ def _phase(
     }
 
 
+def _beside(
+    program: Program, cluster: Cluster, mesh_shape: Mapping[str, int]
+) -> dict[tuple[str, str], float]:
+    """How much of each collective runs beside other work."""
+
+    def operation_seconds(computation: str, instruction: Instruction) -> float:
+        return operation(program, computation, instruction, cluster.chip, 1.0)[2]
+
+    def collective(computation: str, instruction: Instruction) -> float:
+        axes, _, wire = one_collective(instruction, mesh_shape)
+        return cluster.seconds(wire, axes, mesh_shape)
+
+    return hidden_shares(program, operation_seconds, collective)[0]
+
+
 def _knobs(
     parts: Parts,
     model: ModelConfig,
     teacher: Teacher | None,
     settings: Settings,
-    topology: Topology,
+    topology: AnyTopology,
     mesh: Any,
 ) -> list[dict[str, Any]]:
     """What would make it fit: where there is a compiler, the first that it agrees to."""
@@ -284,7 +308,7 @@ def _knobs(
 
 
 def _flops(
-    model: ModelConfig, task: Task, settings: Settings, topology: Topology
+    model: ModelConfig, task: Task, settings: Settings, topology: AnyTopology
 ) -> dict[str, float]:
     a_token = task.flops
     executed = executed_flops_per_token(model, settings, a_token)
@@ -332,7 +356,7 @@ def _parts(
     )
 
 
-def _check_sizes(settings: Settings, origin: Origin, mesh: Any) -> None:
+def _check_sizes(settings: Settings, origin: Origin, mesh: Any, backend: str) -> None:
     """What a training run would refuse at its start (train/loop.py)."""
     shards, parts = meshes.batch_shards(mesh), settings.compute.microbatches
     if settings.data.batch_size % (shards * parts):
@@ -349,7 +373,7 @@ def _check_sizes(settings: Settings, origin: Origin, mesh: Any) -> None:
     dtype = jax.numpy.dtype(settings.compute.dtype)
     model, length = origin.config_at(0), settings.data.sequence_length
     reason = why_not(
-        settings.compute.attention, length, dtype, model.head_dim, all_scores(model), "tpu"
+        settings.compute.attention, length, dtype, model.head_dim, all_scores(model), backend
     )
     if reason:
         raise UserError(f"compute.attention: {reason}; auto chooses what can run")

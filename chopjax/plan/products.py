@@ -6,6 +6,7 @@ import functools
 import math
 import re
 
+from chopjax.plan.gpu_kernels import library_call, library_flops
 from chopjax.plan.hlo import Instruction, Program, called, members, sides
 
 _KERNEL = 'custom_call_target="tpu_custom_call"'
@@ -30,6 +31,8 @@ def product_flops(
         return count(left, out, instruction.attributes)
     if _KERNEL in instruction.attributes:
         return _kernel(here, instruction, tile_share) or 0
+    if (target := library_call(instruction)) is not None:
+        return library_flops(here, instruction, target) or 0
     return sum(
         product_flops(program, name, within, tile_share)
         for name in called(instruction)
@@ -46,6 +49,11 @@ def unknown_kernels(program: Program) -> list[str]:
         if _KERNEL in instruction.attributes
         and _kernel(program.computations[computation], instruction, 1.0) is None
     }
+    for computation, instruction, _ in program.instructions():
+        target = library_call(instruction)
+        here = program.computations[computation]
+        if target is not None and library_flops(here, instruction, target) is None:
+            found.add(target)
     return sorted(found)
 
 

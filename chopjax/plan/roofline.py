@@ -11,9 +11,11 @@ from chopjax.models import flops, parameters
 from chopjax.models.attention import splash_block
 from chopjax.models.config import ModelConfig
 from chopjax.plan.collectives import Collectives
+from chopjax.plan.gpu_kernels import BACKWARD, FORWARD
+from chopjax.plan.gpus import Cluster
 from chopjax.plan.products import SPLASH_PRODUCTS
 from chopjax.plan.schedule import Work
-from chopjax.plan.topology import Topology
+from chopjax.plan.topology import AnyTopology
 from chopjax.train.settings import Settings
 
 ASSUMPTIONS = (
@@ -49,7 +51,7 @@ def executed_flops_per_token(config: ModelConfig, settings: Settings, a_token: i
     where some of it is frozen.
     remat "full" computes every block's forward pass a second time, but for what no gradient asks
     for: the products that end it. "dots" repeats no weight's product.
-    settings.compute.attention is that of the TPU: attention counts as it is computed there.
+    settings.compute.attention is that of the accelerator: attention counts as it is computed there.
     """
     head = 2 * config.table_dim * config.vocab_size
     products = 2 * flops.matmul_parameters(config)
@@ -72,7 +74,8 @@ def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     """Of all blocks, forward and backward, a token.
 
     splash works off whole tiles, those that the diagonal or a window's edge crosses too, and
-    computes the scores anew in each of its two backward passes (SPLASH_PRODUCTS). Plain attention
+    computes the scores anew in each of its two backward passes (SPLASH_PRODUCTS); cudnn does so in
+    its one, and all of its scores are taken to be visible ones. Plain attention
     computes all T x T scores: 2 products forward and 4 backward, and the scores anew where they
     were not kept.
     """
@@ -86,7 +89,8 @@ def _attention_flops(config: ModelConfig, settings: Settings) -> int:
         areas, number = [1.0] * len(windows), 6 + {"none": 0, "dots": 1, "full": 2}[remat]
     else:
         areas = [(window - window**2 / (2 * length)) / length for window in windows]
-        number = 6 + (2 if remat == "full" else 0)
+        number = FORWARD + BACKWARD if settings.compute.attention == "cudnn" else 6
+        number += FORWARD if remat == "full" else 0
     scores = config.num_heads * config.head_dim * length
     return round(2 * number * sum(areas) * scores)
 
@@ -105,7 +109,7 @@ def tile_share(config: ModelConfig, length: int) -> float:
 def estimate(
     config: ModelConfig,
     settings: Settings,
-    topology: Topology,
+    topology: AnyTopology,
     a_token: int,
     work: Work | None = None,
     collectives: Sequence[Collectives] = (),
@@ -141,10 +145,12 @@ def estimate(
 def _seconds(
     row: Collectives,
     wire: int,
-    topology: Topology,
+    topology: AnyTopology,
     mesh_shape: Mapping[str, int],
     torus: Mapping[str, frozenset[int]],
 ) -> float:
+    if isinstance(topology, Cluster):
+        return topology.seconds(wire, row.axes, mesh_shape)
     within = [axis for axis in row.axes if axis != "slice"]
     dimensions = frozenset().union(*(torus.get(axis, frozenset()) for axis in within))
     seconds = wire / topology.ring_bandwidth(dimensions) if within else 0.0

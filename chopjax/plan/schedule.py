@@ -7,7 +7,7 @@ import dataclasses
 from chopjax.plan.collectives import KINDS
 from chopjax.plan.hlo import Instruction, Program, attribute
 from chopjax.plan.products import product_flops, unknown_kernels
-from chopjax.plan.topology import Chip
+from chopjax.plan.topology import AnyChip
 from chopjax.plan.traffic import bytes_moved
 
 
@@ -21,7 +21,7 @@ class Work:
     unknown_kernels: list[str]  # that count by their bytes alone
 
 
-def work(program: Program, chip: Chip, tile_share: float) -> Work:
+def work(program: Program, chip: AnyChip, tile_share: float) -> Work:
     """Operations run one after the other, each as long as its products take at the chip's peak, or
     its bytes, whichever takes longer. Of a loop, all of its runs.
 
@@ -32,13 +32,23 @@ def work(program: Program, chip: Chip, tile_share: float) -> Work:
     for computation, instruction, runs in program.instructions():
         if computation in program.inner:
             continue
-        products = product_flops(program, computation, instruction, tile_share)
-        moved = bytes_moved(program, computation, instruction)
+        products, moved, alone = operation(program, computation, instruction, chip, tile_share)
         flops += runs * products
         hbm_bytes += runs * moved
-        if not (instruction.opcode.endswith("-start") or _is_collective(program, instruction)):
-            seconds += runs * max(products / chip.flops, moved / chip.hbm_bandwidth)
+        seconds += runs * alone
     return Work(flops, hbm_bytes, seconds, unknown_kernels(program))
+
+
+def operation(
+    program: Program, computation: str, instruction: Instruction, chip: AnyChip, tile_share: float
+) -> tuple[int, int, float]:
+    """FLOPs, bytes and seconds of one instruction, each time that it runs; no seconds for
+    collectives and what runs beside others."""
+    products = product_flops(program, computation, instruction, tile_share)
+    moved = bytes_moved(program, computation, instruction)
+    if instruction.opcode.endswith("-start") or _is_collective(program, instruction):
+        return products, moved, 0.0
+    return products, moved, max(products / chip.flops, moved / chip.hbm_bandwidth)
 
 
 def _is_collective(program: Program, instruction: Instruction) -> bool:

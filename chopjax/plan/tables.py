@@ -22,7 +22,7 @@ _PARTS = {
 }
 _TOO_LOW = (
     "all that follows is a lower bound, and MFU an upper one. Please report it, with the versions "
-    "of jax and libtpu."
+    "of jax and the compiler."
 )
 
 

@@ -1,4 +1,7 @@
-"""TPU slices by name, "v5p:4x4x4" or "v5p-128": what their chips do and how they are wired."""
+"""TPU slices by name, "v5p:4x4x4" or "v5p-128": what their chips do and how they are wired.
+
+GPUs are in gpus.py; `parse` and `devices` know both.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from chopjax.errors import UserError, first_line
 from chopjax.hardware import PEAK_BFLOAT16
+from chopjax.plan.gpus import GPUS, Cluster, Gpu, gpu_devices, parse_gpus
 from chopjax.plan.slices import described, exists, spelled, usual_shape
 
 GIB = 2**30
@@ -141,8 +145,15 @@ class Topology:
         return max(ways, 1) * self.chip.link_bandwidth
 
 
-def parse(name: str, slices: int = 1) -> Topology:
-    """ "v5p:4x4x4" or "v5p-128" → Topology. Raises UserError for a slice that does not exist."""
+AnyChip = Chip | Gpu
+AnyTopology = Topology | Cluster
+
+
+def parse(name: str, slices: int = 1) -> AnyTopology:
+    """ "v5p:4x4x4" or "v5p-128" → Topology, "h100:8" → Cluster. Raises UserError for what does not
+    exist."""
+    if (cluster := parse_gpus(name, slices)) is not None:
+        return cluster
     match = re.fullmatch(r"(\w+)(?::(\d{1,6}(?:x\d{1,6})+)|-(\d{1,6}))", name.strip().lower())
     chip = _chip(match[1]) if match else None
     if match is None or chip is None:
@@ -150,7 +161,8 @@ def parse(name: str, slices: int = 1) -> Topology:
         raise UserError(
             f"--topology {name}: write CHIP:SHAPE with a chip of {', '.join(CHIPS)} and the chips "
             f"along each side, for example v5p:4x4x4 or v5e:16x16; or Cloud's accelerator type "
-            f"({types}), for example v5p-128"
+            f"({types}), for example v5p-128; or GPU:NUMBER with a GPU of {', '.join(GPUS)}, for "
+            "example h100:8"
         )
     there_are = described(chip.name, chip.dimensions, chip.cloud_name, chip.counts, chip.largest)
     if match[3]:
@@ -196,11 +208,14 @@ def prepare_environment() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def devices(topology: Topology) -> list[Any]:
+def devices(topology: AnyTopology) -> list[Any]:
     """Devices that programs can be compiled for and nothing can run on.
 
-    Raises UserError for a shape that does not exist, ModuleNotFoundError without libtpu.
+    Raises UserError for a shape that does not exist and for GPUs without jax's plugin,
+    ModuleNotFoundError for TPUs without libtpu.
     """
+    if isinstance(topology, Cluster):
+        return gpu_devices(topology)
     import libtpu  # noqa: F401
     from jax.experimental import topologies
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from chopjax.plan.collectives import KINDS
+from chopjax.plan.gpu_kernels import library_call
 from chopjax.plan.hlo import Instruction, Program, array_bytes, attribute, elements, members
 
 # Moving nothing, or counted where the instructions inside are.
@@ -64,7 +65,10 @@ def bytes_moved(program: Program, computation: str, instruction: Instruction) ->
     if instruction.opcode.endswith("-start"):
         parts = members(instruction.shape)[:2]  # what is read, what is written
         return sum(array_bytes(part, only_hbm=True) for part in parts)
-    return sum(array_bytes(shape, only_hbm=True) for shape in [*operands, instruction.shape])
+    written = members(instruction.shape)
+    if library_call(instruction) is not None:
+        written = [part for part in written if not part.startswith(("s8", "u8"))]  # its work space
+    return sum(array_bytes(shape, only_hbm=True) for shape in [*operands, *written])
 
 
 def _result(instruction: Instruction) -> str:

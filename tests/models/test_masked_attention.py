@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from chopjax.models import masked_attention
-from chopjax.models.masked_attention import LayerPast, attend_visible
+from chopjax.models.masked_attention import attend_visible
 from chopjax.models.scores import PLAIN, Scores
+from chopjax.models.tree_attention import LayerPast
 
 T, S, K, G, H = 13, 7, 2, 3, 8
 

@@ -24,6 +24,16 @@ LARGE = {"chop.strategy": "input", "chop.remove": "0.5", "compute.loss_chunk": 4
         ("7b", {"chop.keep": "0,17-31"}),
         ("13b", LARGE),
         (
+            "7b_h100",
+            {
+                "chop.keep": "0,17-31",
+                "mesh.data": 1,
+                "compute.microbatches": 32,
+                "compute.loss_chunk": 4096,
+            },
+        ),
+        ("13b_h100", LARGE | {"mesh.data": 1, "compute.microbatches": 128}),
+        (
             "70b",
             LARGE
             | {
@@ -41,7 +51,7 @@ def test_a_copy_in_any_folder_is_the_paper_s_but_for_what_it_says(
     monkeypatch.chdir(tmp_path)
     paper = flat(llama2_config().to_dict())
     assert flat(load_config(copy).to_dict()) == (
-        paper | own | {"model": f"meta-llama/Llama-2-{size}-hf"}
+        paper | own | {"model": f"meta-llama/Llama-2-{size.removesuffix('_h100')}-hf"}
     )
 
 
