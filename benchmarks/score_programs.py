@@ -2,6 +2,8 @@
 
     python benchmarks/score_programs.py [--topology v5e:1x1] [--layers 16] [--only NAME ...]
 
+Minutes for each on a TPU's compiler.
+
 Compiles the forward pass over a batch of 16,384 tokens for a Llama-2-7B with fewer layers in
 bfloat16, with the real compiler of the topology's chip (as `chopjax plan` does), in three ways: all
 scores of a row at once, in blocks of queries (what runs where no kernel does), and with the kernel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -11,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from jax.sharding import NamedSharding, PartitionSpec
 
 from chopjax.models import decoder, tree_attention
 from chopjax.models.compute import Attention, Compute
 from chopjax.models.families import translate
 from chopjax.models.masked_attention import attend_visible, choose_masked
+from chopjax.models.mesh import BATCH_AXES, make_mesh
 from chopjax.models.scores import PLAIN, Scores
 from chopjax.models.tree_attention import LayerPast, Tree, attend_tree, why_not_tree
+from chopjax.plan.topology import devices, parse, prepare_environment
 from chopjax.score.engine import Engine
 from chopjax.score.layout import Budget
 from chopjax.score.model import why_plain
@@ -198,3 +202,30 @@ def test_what_the_kernel_does_not_take(
     monkeypatch.setattr(tree_attention, "BLOCKS", (512, 256, 128))
     found = why_not_tree(length, past, scores, windows, backend)
     assert found == (reason and f"the tree kernel {reason}")
+
+
+def test_the_compiler_takes_it(monkeypatch: pytest.MonkeyPatch):
+    """Rows and heads over four chips, behind a trunk that all rows share: nothing travels."""
+    pytest.importorskip("libtpu")
+    monkeypatch.undo()  # not interpreted
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    prepare_environment()
+    mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=devices(parse("v5e:2x2")))
+
+    whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
+
+    def array(*shape: int, dtype: Any = jnp.bfloat16, spec: PartitionSpec = whole) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def attend(query: Any, key: Any, value: Any, ends: Any, *past: Any) -> jax.Array:
+        return attend_tree(query, key, value, Tree(ends), LayerPast(*past), PLAIN)
+
+    own = (array(4, 192, heads, 64, spec=rows) for heads in (4, 2, 2))
+    trunk = array(1, 256, 2, 64), array(1, 256, 2, 64)
+    slots = array(1, 256, dtype=jnp.bool_), array(1, 256, dtype=jnp.int32)
+    ends = array(4, 192, dtype=jnp.int32, spec=rows)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        program = jax.jit(attend).lower(*own, ends, *trunk, *slots).compile()
+    text = program.as_text() or ""
+    assert text.count("tpu_custom_call") >= 2
+    assert not re.search("all-gather|all-reduce|all-to-all|collective", text)
