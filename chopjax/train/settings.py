@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute, Dtype, Remat
+from chopjax.train.after_chop import AfterChopSettings
 from chopjax.train.compiler_options import read_options
 
 PARENT = "parent"  # teacher.model: what the chop was cut from
@@ -100,6 +101,7 @@ class ComputeSettings(Compute):
     loss_chunk: int = 512  # tokens a device whose logits exist at once
     # options that XLA compiles the training step with, "NAME=VALUE,NAME=VALUE"
     compiler_options: str = ""
+    after_chop: AfterChopSettings = AfterChopSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +158,12 @@ class Settings:
     checkpoints: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
 
+    def after_chop(self) -> Settings:
+        """Those of the steps after the chop. They compute the same numbers: of gradients, the
+        microbatches' are added up in another order."""
+        changes = self.compute.after_chop.given() | {"after_chop": AfterChopSettings()}
+        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, **changes))
+
 
 # These came after 0.1.0. At their defaults they are no part of what a run means, so that what was
 # recorded before them is the same run still.
@@ -173,6 +181,7 @@ MAY_CHANGE = (
     "compute.microbatches",
     "compute.loss_chunk",
     "compute.compiler_options",
+    "compute.after_chop.",
     "mesh.",
     "evaluation.",
     "checkpoints.",
@@ -388,6 +397,7 @@ def _contradictions(settings: Settings) -> list[str]:
         ]
         + [f"{name} is {value}: not below 0" for name, value in not_negative.items() if value < 0]
         + [message for holds, message in checks if not holds]
+        + compute.after_chop.problems(data.batch_size, bool(chop.keep or chop.strategy))
         + _teacher_problems(settings)
     )
 

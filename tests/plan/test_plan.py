@@ -113,6 +113,22 @@ class TestArithmetic:
         assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=64)
         assert memory["total"] < 16e9
 
+    def test_settings_of_their_own_after_the_chop(self):
+        """The parent's phase is as it was; advice for the other one names its own settings."""
+        name, topology = "just_chop_llama2_7b.py", "v5e:8x8"
+        one = plan_of(name, topology, "compute.microbatches=8")["phases"]
+        own = ("compute.after_chop.remat=none", "compute.after_chop.microbatches=1")
+        two = plan_of(name, topology, "compute.microbatches=8", *own)["phases"]
+        assert [phase["name"] for phase in two] == ["all layers", "after the chop"]
+        assert two[0] == one[0]
+        after = one[1]["memory"]["activations"], two[1]["memory"]["activations"]
+        assert after[1] > 8 * after[0]
+        flags = [flag for knob in two[1]["knobs"] for flag in knob["flags"]]
+        assert any(flag.startswith("--config.compute.after_chop.") for flag in flags)
+        assert not any(flag.startswith("--config.compute.microbatches") for flag in flags)
+        with pytest.raises(UserError, match="64 shards x 64 microbatches"):
+            plan_of(name, topology, "compute.after_chop.microbatches=64")
+
     def test_days(self):
         plan = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
         seconds = sum(phase["step_seconds"] * phase["steps"] for phase in plan["phases"])
