@@ -14,7 +14,8 @@ class AfterChopSettings:
     """What of `compute` is another once the layers are gone. A run that trains the parent first
     has settings that fit the parent; half of it has room to keep more. What is not set stays."""
 
-    remat: Literal["same", "none", "dots", "full"] = "same"  # in place of compute.remat
+    # in place of compute.remat
+    remat: Literal["same", "none", "dots", "dots_except_mlp", "full"] = "same"
     microbatches: int = 0  # in place of compute.microbatches; 0: the same
     loss_chunk: int = 0  # in place of compute.loss_chunk; 0: the same
     compiler_options: str = ""  # in place of compute.compiler_options; empty: the same
