@@ -6,6 +6,7 @@ compiled and must fit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -124,13 +125,9 @@ def make_plan(
     tokens: the budget, where it is not that of the settings. machine_code: whether the compiler
     goes on to the end.
     """
-    mesh, why_not = _mesh(settings, topology)
-    settings = _with_tpu_attention(settings, origin.config_at(0))
     budget = tokens or settings.total_steps * _tokens_a_step(settings)
-    run = phases_of(settings, origin, round(budget / _tokens_a_step(settings)))
-    for phase in run:
-        meshes.specs(phase.model, mesh.shape)  # a model that the mesh cannot split is told at once
-        _check_sizes(phase.settings, origin, mesh)
+    steps = round(budget / _tokens_a_step(settings))
+    settings, mesh, why_not, run = outline(settings, origin, topology, steps)
     steps_compiled = _compile(run, topology, mesh, machine_code, teacher)
     phases = [
         _phase(phase, teacher, topology, mesh, compiled)
@@ -158,6 +155,27 @@ def make_plan(
         "flops_formula": formula_of(settings),
         "assumptions": list(ASSUMPTIONS),
     }
+
+
+def outline(
+    settings: Settings, origin: Origin, topology: Topology, steps: int
+) -> tuple[Settings, Any, str | None, list[Phase]]:
+    """The settings with their attention, the mesh, why it has no devices, and the phases of so many
+    steps. Raises UserError for what the mesh cannot split."""
+    mesh, why_not = _mesh(settings, topology)
+    settings = _with_tpu_attention(settings, origin.config_at(0))
+    phases = phases_of(settings, origin, steps)
+    for phase in phases:
+        meshes.specs(phase.model, mesh.shape)
+        _check_sizes(phase.settings, origin, mesh)
+    return settings, mesh, why_not, phases
+
+
+def measure(phase: Phase, topology: Topology, mesh: Any, teacher: Teacher | None) -> dict[str, Any]:
+    """A phase compiled alone, as `chopjax plan` has it, without advice for what does not fit."""
+    running = Compilation(phase.model, phase.settings, topology, False, teacher)
+    with contextlib.closing(running):
+        return _phase(phase, teacher, topology, mesh, running.result(), advice=False)
 
 
 def phases_of(settings: Settings, origin: Origin, steps: int) -> list[Phase]:
@@ -237,6 +255,7 @@ def _phase(
     topology: Topology,
     mesh: Any,
     compiled: Compiled | TooLarge | None,
+    advice: bool = True,
 ) -> dict[str, Any]:
     """Memory, collectives and time of a phase's step."""
     model, settings = phase.model, phase.settings
@@ -253,7 +272,7 @@ def _phase(
         "steps": phase.steps,
         "fits": fits,
         "memory": dataclasses.asdict(parts) | {"total": parts.total, "limit": limit},
-        "knobs": [] if fits else _knobs(parts, phase, teacher, topology, mesh),
+        "knobs": [] if fits or not advice else _knobs(parts, phase, teacher, topology, mesh),
         "refusal": compiled.message if isinstance(compiled, TooLarge) else None,
         "largest_temporaries": [],
         "collectives": [],
