@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chopjax.models import flops, parameters
-from chopjax.models.attention import splash_block
+from chopjax.models.attention import splash_block, splash_is_fused
 from chopjax.models.config import ModelConfig
 from chopjax.plan.collectives import Collectives
 from chopjax.plan.products import SPLASH_PRODUCTS
@@ -83,7 +83,8 @@ def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     """Of all blocks, forward and backward, a token.
 
     splash works off whole tiles, those that the diagonal or a window's edge crosses too, and
-    computes the scores anew in each of its two backward passes (SPLASH_PRODUCTS). Plain attention
+    computes the scores anew in each of its backward passes (SPLASH_PRODUCTS), of which short rows
+    have one: it makes the queries' gradient on top, in one product. Plain attention
     computes all T x T scores: 2 products forward and 4 backward, and the scores anew where they
     were not kept.
     """
@@ -92,6 +93,7 @@ def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     if settings.compute.attention == "splash":
         areas = [tile_share(config, length)] * len(windows)
         number = sum(SPLASH_PRODUCTS.values())
+        number -= SPLASH_PRODUCTS["dq"] - 1 if splash_is_fused(length) else 0
         number += SPLASH_PRODUCTS["fwd"] if remat == "full" else 0
     elif settings.compute.attention == "xla":
         areas, number = [1.0] * len(windows), 6 + {"none": 0, "full": 2}.get(remat, 1)
