@@ -21,6 +21,7 @@ from chopjax.models import families, parameters
 from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
+from chopjax.models.chunks import chunk_of
 from chopjax.models.config import ModelConfig
 from chopjax.models.scores import all_scores
 from chopjax.plan.chip_memory import Parts, activations, knobs, teaching
@@ -160,10 +161,10 @@ def make_plan(
 def outline(
     settings: Settings, origin: Origin, topology: Topology, steps: int
 ) -> tuple[Settings, Any, str | None, list[Phase]]:
-    """The settings with their attention, the mesh, why it has no devices, and the phases of so many
-    steps. Raises UserError for what the mesh cannot split."""
+    """The settings as they will be there, the mesh, why it has no devices, and the phases of so
+    many steps. Raises UserError for what the mesh cannot split."""
     mesh, why_not = _mesh(settings, topology)
-    settings = _with_tpu_attention(settings, origin.config_at(0))
+    settings = _with_chunk(_with_tpu_attention(settings, origin.config_at(0)))
     phases = phases_of(settings, origin, steps)
     for phase in phases:
         meshes.specs(phase.model, mesh.shape)
@@ -209,6 +210,13 @@ def _with_tpu_attention(settings: Settings, config: ModelConfig) -> Settings:
         say(f"attention: {chosen} ({reason})")
     attention: Any = chosen
     return dataclasses.replace(settings, compute=dataclasses.replace(compute, attention=attention))
+
+
+def _with_chunk(settings: Settings) -> Settings:
+    """What 0 will mean there."""
+    chunk = chunk_of(settings.compute.loss_chunk, "accelerator")
+    compute = dataclasses.replace(settings.compute, loss_chunk=chunk)
+    return dataclasses.replace(settings, compute=compute)
 
 
 def _mesh(settings: Settings, topology: Topology) -> tuple[Any, str | None]:

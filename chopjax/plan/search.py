@@ -226,15 +226,16 @@ def _seconds(one: Candidate) -> str:
 def flags(found: list[Found], settings: Settings) -> list[str]:
     """The best of each phase as flags of the command line, where the recipe differs."""
     flags = []
-    compute = dataclasses.asdict(settings.compute)
+    moved: dict[str, Any] = {}  # of compute, which compute.after_chop follows where it is silent
     for each in found:
         if each.best is None:
             continue
         own = settings.compute.after_chop.given() if each.phase.group != "compute" else {}
-        now, best = compute | own, each.best.choice._asdict()
+        now = dataclasses.asdict(each.phase.settings.compute) | moved | own
+        best = each.best.choice._asdict()
         changed = {name: value for name, value in best.items() if now[name] != value}
         flags += [f"--config.{each.phase.group}.{name}={v}" for name, v in changed.items()]
-        compute |= changed
+        moved |= changed
     return flags
 
 

@@ -36,6 +36,7 @@ import numpy as np
 from chopjax.keep import Keep
 from chopjax.models import decoder
 from chopjax.models.adapters import student
+from chopjax.models.chunks import chunk_of
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.distilled_loss import TopK, Whole, distilled_cross_entropy
@@ -115,7 +116,7 @@ def distilled(config: ModelConfig, settings: Settings, teacher: Teacher) -> Obje
             params, config, compute, places, terms, states, maps.get("blocks", {}), batch["weights"]
         )
         head, targets, weights = head_of(params, config), batch["targets"], batch["weights"]
-        z_loss, chunk = settings.optimizer.z_loss, settings.compute.loss_chunk
+        z_loss, chunk = settings.optimizer.z_loss, chunk_of(settings.compute.loss_chunk)
         if asked.logits:
             theirs = Whole(taught.hidden_BTE, head_of(teachers, teacher.config))
             total, nll, kl = distilled_cross_entropy(
@@ -161,7 +162,7 @@ def from_top_k(config: ModelConfig, settings: Settings) -> Objective:
             settings.teacher.logits,
             1.0,
             settings.optimizer.z_loss,
-            settings.compute.loss_chunk,
+            chunk_of(settings.compute.loss_chunk),
         )
         return total, {"loss": nll, "kl": kl}
 

@@ -116,9 +116,10 @@ class TestArithmetic:
     def test_settings_of_their_own_after_the_chop(self):
         """The parent's phase is as it was; advice for the other one names its own settings."""
         name, topology = "just_chop_llama2_7b.py", "v5e:8x8"
-        one = plan_of(name, topology, "compute.microbatches=8")["phases"]
+        parts = ("compute.microbatches=8", "compute.after_chop.microbatches=0")
+        one = plan_of(name, topology, *parts)["phases"]
         own = ("compute.after_chop.remat=none", "compute.after_chop.microbatches=1")
-        two = plan_of(name, topology, "compute.microbatches=8", *own)["phases"]
+        two = plan_of(name, topology, *parts, *own)["phases"]
         assert [phase["name"] for phase in two] == ["all layers", "after the chop"]
         assert two[0] == one[0]
         after = one[1]["memory"]["activations"], two[1]["memory"]["activations"]
@@ -128,6 +129,19 @@ class TestArithmetic:
         assert not any(flag.startswith("--config.compute.microbatches") for flag in flags)
         with pytest.raises(UserError, match="64 shards x 64 microbatches"):
             plan_of(name, topology, "compute.after_chop.microbatches=64")
+
+    def test_the_chunk_is_that_of_an_accelerator(self):
+        """And not of the processor that plans."""
+
+        def chunks(*overrides: str) -> list[int]:
+            config = load_config(CONFIGS / "just_chop_llama2_7b.py", overrides)
+            settings, origin, _ = plans.settings_of(config)
+            phases = plans.outline(settings, origin, parse("v5p:4x4x4"), 1000)[3]
+            return [phase.settings.compute.loss_chunk for phase in phases]
+
+        assert chunks() == [2048, 2048]
+        assert chunks("compute.after_chop.loss_chunk=64") == [2048, 64]
+        assert chunks("compute.loss_chunk=256") == [256, 256]
 
     def test_days(self):
         plan = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
