@@ -120,26 +120,39 @@ def _search_phase(found: Found, topology: Topology, mesh: Mesh, teacher: Teacher
             return known[choice]
 
         compile_(now)
-        walk(parts, now.loss_chunk, compile_, may_fit, may_win)
+        walk(parts, found.tried, compile_, may_fit, may_win)
         tokens = phase.settings.data.batch_size // batch_shards(mesh)
         tokens *= phase.settings.data.sequence_length
         grow_chunk(found, tokens, compile_)
 
 
-def walk(parts: list[int], loss_chunk: int, compile_: Compile, may_fit: May, may_win: May) -> None:
+def walk(
+    parts: list[int], tried: list[Candidate], compile_: Compile, may_fit: May, may_win: May
+) -> None:
     """Compile each policy's fewest microbatches that fit, and few others.
 
-    parts: how many microbatches there can be, ascending.
+    parts: how many microbatches there can be, ascending. tried: at least one candidate, whose chunk
+    all others have; compile_ adds to them.
     """
+    loss_chunk = tried[0].choice.loss_chunk
 
     def fits(remat: Remat, place: int) -> bool:
         choice = Choice(remat, parts[place], loss_chunk)
+        for one in tried:
+            if one.fits and _keeps_no_less(one.choice, choice):
+                return True
+            if not one.fits and _keeps_no_less(choice, one.choice):
+                return False
         return may_fit(choice) and compile_(choice).fits
 
     def fewest(remat: Remat, low: int = 0) -> int:
-        return bisect.bisect_left(
-            range(len(parts)), True, lo=low, key=lambda place: fits(remat, place)
-        )
+        def so_many_fit(place: int) -> bool:
+            return fits(remat, place)
+
+        place = bisect.bisect_left(range(len(parts)), True, lo=low, key=so_many_fit)
+        if place < len(parts):  # which may be known to fit, and no more
+            compile_(Choice(remat, parts[place], loss_chunk))
+        return place
 
     # What "none" takes up is the least known beforehand: it comes last, above "dots".
     of_dots = place = fewest("dots")
@@ -152,6 +165,12 @@ def walk(parts: list[int], loss_chunk: int, compile_: Compile, may_fit: May, may
         while place > 0 and fits(remat, place - 1):
             place -= 1
     fewest("none", of_dots)
+
+
+def _keeps_no_less(one: Choice, other: Choice) -> bool:
+    order = get_args(Remat)
+    fewer_again = order.index(one.remat) <= order.index(other.remat)
+    return fewer_again and one.microbatches <= other.microbatches
 
 
 def grow_chunk(found: Found, tokens: int, compile_: Compile) -> None:

@@ -13,7 +13,7 @@ from chopjax.cli import main
 from chopjax.models.compute import Remat
 from chopjax.plan import plan as plans
 from chopjax.plan.plan import Phase
-from chopjax.plan.search import Candidate, Choice, Found, grow_chunk, walk
+from chopjax.plan.search import Candidate, Choice, Compile, Found, grow_chunk, walk
 from chopjax.plan.topology import GIB
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -38,39 +38,47 @@ def formula(limit: float, gathers: float) -> Callable[[Choice], Candidate]:
     return compile_
 
 
+def adding_to(tried: list[Candidate], compile_: Compile) -> Compile:
+    """Compiles what is not among them, as the search does."""
+
+    def once(choice: Choice) -> Candidate:
+        known = [one for one in tried if one.choice == choice]
+        if not known:
+            tried.append(compile_(choice))
+        return (known or tried)[-1]
+
+    return once
+
+
 @pytest.mark.parametrize("limit", [21, 24, 31, 45, 60, 95, 130, 300])
 @pytest.mark.parametrize("gathers", [0.0, 0.1, 0.8])
 def test_the_best_is_found_with_few_programs(limit: float, gathers: float):
     compile_ = formula(limit, gathers)
     every = [compile_(Choice(r, n, 512)) for r in get_args(Remat) for n in PARTS]
     best = min((one.step_seconds for one in every if one.fits), default=math.inf)
-    tried: list[Candidate] = []
-
-    def counted(choice: Choice) -> Candidate:
-        assert choice not in [one.choice for one in tried if not one.fits]
-        tried.append(compile_(choice))
-        return tried[-1]
+    tried = [compile_(Choice("full", 4, 512))]  # the recipe's
 
     def may_win(choice: Choice) -> bool:
         now = min((one.step_seconds for one in tried), default=math.inf)
         return 10 + AGAIN[choice.remat] < now
 
-    walk(PARTS, 512, counted, lambda choice: True, may_win)
+    walk(PARTS, tried, adding_to(tried, compile_), lambda choice: True, may_win)
     assert min((one.step_seconds for one in tried), default=math.inf) == best
     assert len(tried) <= 10 < len(every)
 
 
 def test_what_arithmetic_rules_out_is_not_compiled():
-    asked: list[Choice] = []
-
-    def compile_(choice: Choice) -> Candidate:
-        asked.append(choice)
-        return formula(60, 0.1)(choice)
-
-    walk(PARTS, 512, compile_, lambda choice: choice.microbatches > 1, lambda choice: False)
-    assert [(one.remat, one.microbatches) for one in asked] == [
-        ("dots", 4), ("dots", 2), ("none", 8), ("none", 4),
-    ]  # fmt: skip
+    """Nor what follows from what is known: that dots in four parts fits, in more does too."""
+    tried = [formula(69, 0.1)(Choice("dots", 4, 512))]
+    walk(
+        PARTS,
+        tried,
+        adding_to(tried, formula(69, 0.1)),
+        lambda choice: choice.microbatches > 1,
+        lambda choice: False,
+    )
+    asked = [(one.choice.remat, one.choice.microbatches) for one in tried[1:]]
+    assert asked == [("dots", 2), ("none", 8), ("none", 4)]
 
 
 def test_the_chunk_grows_as_long_as_that_helps():
