@@ -66,8 +66,9 @@ class Found:
 
     @property
     def best(self) -> Candidate | None:
+        """Of those that are as fast to four digits, the first."""
         fitting = [one for one in self.tried if one.fits]
-        return min(fitting, key=lambda one: one.step_seconds, default=None)
+        return min(fitting, key=lambda one: float(f"{one.step_seconds:.4g}"), default=None)
 
 
 Compile = Callable[[Choice], Candidate]

@@ -23,7 +23,7 @@ AGAIN = {"none": 0.0, "dots": 0.1, "dots_except_mlp": 1.5, "full": 3.0}
 
 
 def seconds(choice: Choice, gathers: float) -> float:
-    return 10 + AGAIN[choice.remat] + gathers * choice.microbatches - choice.loss_chunk / 1e5
+    return 10 + AGAIN[choice.remat] + gathers * choice.microbatches - choice.loss_chunk / 1e4
 
 
 def formula(limit: float, gathers: float) -> Callable[[Choice], Candidate]:
@@ -99,6 +99,7 @@ def test_the_chunk_grows_as_long_as_that_helps():
         (2048, 10**6, [512, 1024, 2048]),
         (10**6, 10**6, [512, 1024, 2048, 4096, 8192]),
         (10**6, 4096, [512, 1024, 2048]),  # a microbatch has no more
+        (0, 10**6, [512, 1024]),
     ):
         here = found()
         grow_chunk(here, tokens, compile_(slower_from))
