@@ -44,8 +44,8 @@ MaxText is not compared. It wants Python 3.12 and an environment of its own:
 
 # What the recipe cannot do without: its mesh does not follow the sides of v6e's slices.
 NEEDED = {"v6e": ("mesh.data=1",)}
-# Ours is tuned by the first that fits; the recipe itself may be faster still.
-TRIED = ("compute.microbatches=1", "compute.microbatches=2")
+# Ours is tuned by the first number of parts that fits; the recipe itself may be faster still.
+TRIED = (1, 2)
 _SPARSE_CORES = {
     f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
     for kind in ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
@@ -167,14 +167,16 @@ def contest(args: argparse.Namespace, topology: Topology) -> Iterator[Row]:
     base = [*NEEDED.get(topology.chip.name, ()), *args.flags]
     shipped = our_row("as shipped", with_flags(*base), base)
     yield shipped
-    tried = ([*base, *one.split(",")] for one in args.tried or TRIED)
+    group = "compute" if args.all_layers else "compute.after_chop"
+    parts = [f"{group}.microbatches={number}" for number in TRIED]
+    tried = ([*base, *one.split(",")] for one in args.tried or parts)
     tuned = first_that_fits(our_row("tuned", with_flags(*flags), flags) for flags in tried)
     best = fastest([shipped, *tuned]) | {"name": "tuned"}
     yield best
     options = OPTIONS.get(topology.chip.name, {})
     if options and best["fits"]:
         as_setting = ",".join(f"{name}={value}" for name, value in options.items())
-        flags = [*best["settings"], f"compute.compiler_options={as_setting}"]
+        flags = [*best["settings"], f"{group}.compiler_options={as_setting}"]
         yield our_row("with options", with_flags(*flags), flags)
     if args.peer_python is not None:
         asked = with_flags(*base)

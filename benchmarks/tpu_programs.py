@@ -18,19 +18,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models import flops
 from chopjax.models.config import ModelConfig
-from chopjax.models.mesh import make_mesh
 from chopjax.plan.collectives import collect
 from chopjax.plan.compile import POLL_SECONDS, Compilation
 from chopjax.plan.dump import Compiled, Dump, TooLarge, too_large
-from chopjax.plan.plan import settings_of
+from chopjax.plan.plan import outline, settings_of
 from chopjax.plan.roofline import estimate, tile_share, torus_dimensions
 from chopjax.plan.schedule import work
-from chopjax.plan.topology import Topology, devices
+from chopjax.plan.topology import Topology
 from chopjax.train.config_file import load_config
 from chopjax.train.settings import Settings
 
@@ -51,32 +51,31 @@ class Job:
     model: ModelConfig
     settings: Settings  # of ours; batch and length are those of both
     topology: Topology
+    mesh: Any  # of ours; without devices where there is no compiler
 
 
 def job(recipe: Path, flags: Sequence[str], topology: Topology, all_layers: bool) -> Job:
     """flags: "data.batch_size=8", as load_config has them. all_layers: the steps before the
     chop."""
-    config = load_config(recipe, [*flags, "compute.attention=splash"])
+    config = load_config(recipe, flags)
     settings, origin, teacher = settings_of(config)
     if teacher is not None or settings.adapter.rank:
         raise UserError(f"--config {recipe}: a full training step without a teacher is compared")
-    model = origin.config_at(0 if all_layers else origin.chop_after)
-    return Job(config.model, model, settings, topology)
+    _, mesh, _, phases = outline(settings, origin, topology, settings.total_steps)
+    phase = phases[0 if all_layers else -1]
+    return Job(config.model, phase.model, phase.settings, topology, mesh)
 
 
 def ours(asked: Job) -> Row:
-    """Compiles chopjax's step."""
-    sizes = asked.settings.mesh
-    where = devices(asked.topology)
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.slices, devices=where)
+    """Compiles chopjax's step. Raises UserError where there is no compiler."""
+    if not isinstance(asked.mesh, Mesh):
+        raise UserError("libtpu is not installed (pip install 'chopjax[tpu]')")
     with _cpu_seconds() as spent:
         compilation = Compilation(asked.model, asked.settings, asked.topology, False)
-        try:
+        with contextlib.closing(compilation):
             compiled = compilation.result()
-        finally:
-            compilation.close()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
-    row = _read(asked, compiled, mesh.shape, torus_dimensions(mesh))
+    row = _read(asked, compiled, asked.mesh.shape, torus_dimensions(asked.mesh))
     return row | {"versions": versions, "compile_cpu_seconds": spent()}
 
 

@@ -17,4 +17,5 @@ def get_config() -> ConfigDict:
     config = llama2_config()
     config.model = "meta-llama/Llama-2-7b-hf"
     config.chop.keep = "0,17-31"
+    config.compute.after_chop.microbatches = 2  # what half of the layers leave room for
     return config

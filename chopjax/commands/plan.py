@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import TYPE_CHECKING
 
 from chopjax.commands.flags import add_recipe
 from chopjax.errors import UserError
 
+if TYPE_CHECKING:
+    from chopjax.plan.topology import AnyTopology
+    from chopjax.train.origin import Origin
+    from chopjax.train.settings import Settings
+    from chopjax.train.teacher import Teacher
+
 EXAMPLE = """\
 chopjax plan --config configs/just_chop_llama2_7b.py --topology v5p:4x4x4
 chopjax plan --config configs/just_chop_llama2_7b.py --topology h100:8
+chopjax plan --config configs/just_chop_llama2_7b.py --topology v5p:4x4x4 --search
 """
 
 
@@ -31,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the compiler go on to the end (minutes): shows that all of it compiles, and how "
         "large the program is",
     )
+    add(
+        "--search",
+        action="store_true",
+        help="try remat, microbatches and loss chunk in each phase, in minutes, and print the "
+        "fastest that fit, as flags",
+    )
     add("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -46,13 +61,40 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.terminal import print_json
     from chopjax.train.config_file import load_config
 
+    if args.search and (args.machine_code or args.tokens is not None):
+        raise UserError("--search: not with --machine-code or --tokens")
     if args.tokens is not None and args.tokens <= 0:
         raise UserError(f"--tokens {args.tokens:g}: a positive number is needed")
     settings, origin, teacher = settings_of(load_config(args.config, args.set))
     topology = parse(args.topology, settings.mesh.slices)
+    if args.search:
+        return _search(settings, origin, topology, teacher, args.json)
     plan = make_plan(settings, origin, topology, args.tokens, args.machine_code, teacher)
     if args.json:
         print_json(plan)
     else:
         show(plan)
     return 0 if plan["fits"] else 1
+
+
+def _search(
+    settings: Settings,
+    origin: Origin,
+    topology: AnyTopology,
+    teacher: Teacher | None,
+    as_json: bool,
+) -> int:
+    from chopjax.plan.search import Found, as_record, search
+    from chopjax.plan.search_table import show_search
+    from chopjax.terminal import print_json
+
+    found: list[Found] = []
+    try:
+        search(settings, origin, topology, teacher, found)
+    finally:  # also what is known when somebody has had enough
+        if found and as_json:
+            print_json(as_record(found, settings))
+        elif found:
+            show_search(found, settings, topology.chip.usable_hbm)
+        sys.stdout.flush()
+    return 0 if all(each.best is not None for each in found) else 1

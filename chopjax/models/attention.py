@@ -26,6 +26,7 @@ from chopjax.models.scores import PLAIN, Scores, shaped
 
 SPLASH_LANES = 128  # the kernel's blocks are multiples of this many positions
 SPLASH_BLOCK = 512
+FUSED_TILES = 8  # of keys, at most, where one kernel makes all three gradients
 OWN = {"tpu": "splash", "gpu": "cudnn", "cpu": "blocked"}  # by backend
 CUDNN_HEAD = 128  # a head's most dimensions, in steps of 8; CUDNN_HOPPER_HEAD from Hopper on
 CUDNN_HOPPER_HEAD = 256
@@ -170,6 +171,12 @@ def splash_block(length: int) -> int:
     return SPLASH_BLOCK if length % SPLASH_BLOCK == 0 else SPLASH_LANES
 
 
+def splash_is_fused(length: int) -> bool:
+    """Whether one kernel makes all three gradients, and computes the scores once less for it. It
+    writes the queries' gradient once for each tile of keys, which is too much for long rows."""
+    return length // splash_block(length) <= FUSED_TILES
+
+
 def _splash(
     query_BTNH: jax.Array,
     key_BTKH: jax.Array,
@@ -211,6 +218,7 @@ def _splash_on_one_device(
 ) -> jax.Array:
     length, num_heads, head_dim = query_BTNH.shape[1:]
     block = splash_block(length)
+    fused = splash_is_fused(length)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -218,8 +226,9 @@ def _splash_on_one_device(
         block_q_dkv=block,
         block_kv_dkv=block,
         block_kv_dkv_compute=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_q_dq=None if fused else block,
+        block_kv_dq=None if fused else block,
+        use_fused_bwd_kernel=fused,
     )
     shape = (length, length)
     one_head: splash.Mask = (

@@ -27,12 +27,19 @@ from chopjax.models.head import Head, d_products, logits, matmul
 from chopjax.models.mesh import BATCH_AXES
 
 CHUNK = 512
+ACCELERATOR_CHUNK = 2048  # larger products, and fewer passes over the head's gradient
 
 # (logits [C, V], the chunk's rows, the other heads, the vocabulary's mesh axis) → (sums over the
 # chunk's tokens, the gradient [C, V] of the first sum by the logits).
 OfChunk = Callable[
     [jax.Array, Any, tuple[Head, ...], str | None], tuple[tuple[jax.Array, ...], jax.Array]
 ]
+
+
+def chunk_of(asked: int, backend: str | None = None) -> int:
+    """Tokens of a chunk; asked is 0 for what suits the backend, by default this one."""
+    on_processor = (backend or jax.default_backend()) == "cpu"
+    return asked or (CHUNK if on_processor else ACCELERATOR_CHUNK)
 
 
 def sums_and_gradients(

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "dots_except_mlp", "full"]  # from what keeps most
 Attention = Literal["auto", "xla", "blocked", "cudnn", "splash"]
 
 
@@ -19,7 +19,8 @@ class Compute:
     remat: what the backward pass keeps of a block. "none" keeps everything; "dots" what the matrix
         products make (rotated queries, keys and values, attention's result, the residual stream
         between attention and feed-forward, gate and up), so that norms, activations and, where
-        attention is "xla", scores are computed again; "full" only the block's input.
+        attention is "xla", scores are computed again; "dots_except_mlp" the same without gate and
+        up, half of it all; "full" only the block's input.
     attention: see attention.py.
     """
 

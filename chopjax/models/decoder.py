@@ -27,7 +27,7 @@ from chopjax.models.linear import project
 from chopjax.models.masked_attention import attend_visible, choose_masked
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, constrain
 from chopjax.models.parameters import Params
-from chopjax.models.remat import is_kept, kept
+from chopjax.models.remat import MLP_NAME, POLICIES, kept
 from chopjax.models.scores import all_scores, scores_of
 from chopjax.models.tree_attention import LayerPast, Tree, attend_tree
 
@@ -41,7 +41,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # Primer (arXiv 2109.08668)
 }
-REMAT_POLICIES = {"dots": is_kept, "full": jax.checkpoint_policies.nothing_saveable}
 
 
 # How a layer's queries meet its keys and values: [B, T, N, H], twice [B, T, K, H] to [B, T, N, H].
@@ -139,7 +138,7 @@ def hidden_states(
         return taken.block(hidden_BTD, layer), None
 
     if compute.remat != "none":
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
+        step = jax.checkpoint(step, policy=POLICIES[compute.remat], prevent_cse=False)
     hidden_BTD, _ = jax.lax.scan(step, taken.embed(tokens_BT), taken.stack)
     return taken.finish(hidden_BTD)
 
@@ -412,10 +411,11 @@ def _mlp(mlp: Params, config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
     if config.experts is not None:
         return experts.feed_forward(mlp, config, activation, x_BTD)
     if config.gated_mlp:
-        gate_BTF, up_BTF = kept(project(mlp, "gate", x_BTD)), kept(project(mlp, "up", x_BTD))
+        gate_BTF = kept(project(mlp, "gate", x_BTD), MLP_NAME)
+        up_BTF = kept(project(mlp, "up", x_BTD), MLP_NAME)
         inner_BTF = activation(gate_BTF) * up_BTF
     else:
-        inner_BTF = activation(kept(project(mlp, "up", x_BTD)))
+        inner_BTF = activation(kept(project(mlp, "up", x_BTD), MLP_NAME))
     return project(mlp, "down", inner_BTF)
 
 

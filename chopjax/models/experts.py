@@ -26,7 +26,7 @@ from chopjax.models.grouped import grouped
 from chopjax.models.linear import linear, stacked
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, partition
 from chopjax.models.parameters import Params
-from chopjax.models.remat import kept
+from chopjax.models.remat import MLP_NAME, kept
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -95,7 +95,8 @@ def _on_one_device(
 
     x_RD = spread(x_MD, order_R, place_R, experts.per_token)
     weight_R1 = spread(weight_MC.reshape(-1, 1), order_R, place_R, 1)
-    gate_RF, up_RF = kept(grouped(x_RD, gate_XDF, size_X)), kept(grouped(x_RD, up_XDF, size_X))
+    gate_RF = kept(grouped(x_RD, gate_XDF, size_X), MLP_NAME)
+    up_RF = kept(grouped(x_RD, up_XDF, size_X), MLP_NAME)
     # Weighted ahead of the last product, whose result the backward pass then has no use for.
     inner_RF = ((activation(gate_RF) * up_RF) * weight_R1).astype(x_BTD.dtype)
     y_RD = grouped(inner_RF, down_XFD, size_X)

@@ -1,26 +1,40 @@
-"""What the backward pass keeps of a block where Compute.remat is "dots"."""
+"""What the backward pass keeps of a block, by Compute.remat."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-NAME = "kept"  # of every array that is kept
+NAME = "kept"  # of every array that "dots" keeps …
+MLP_NAME = "kept_of_mlp"  # … but for gate and up, which "dots_except_mlp" computes again
 # cuDNN's forward pass, whose output and softmax sums have no names: it is kept by its primitive's.
 CUDNN_FORWARD = "dot_product_attention_fwd"
-_by_name = jax.checkpoint_policies.save_only_these_names(NAME)
 
 
-def kept(x: jax.Array) -> jax.Array:
+def kept(x: jax.Array, name: str = NAME) -> jax.Array:
     """x, marked as dearer to compute again than to keep."""
-    marked: jax.Array = checkpoint_name(x, NAME)
+    marked: jax.Array = checkpoint_name(x, name)
     return marked
 
 
-def is_kept(primitive: Any, *inputs: Any, **parameters: Any) -> Any:
-    """jax.checkpoint's policy: what `kept` has marked, and what cuDNN's attention has made."""
-    if primitive.name.startswith(CUDNN_FORWARD):
-        return True
-    return _by_name(primitive, *inputs, **parameters)
+def _keeps(*names: str) -> Callable[..., Any]:
+    """jax.checkpoint's policy: what `kept` has marked so, and what cuDNN's attention has made."""
+    by_name = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def is_kept(primitive: Any, *inputs: Any, **parameters: Any) -> Any:
+        if primitive.name.startswith(CUDNN_FORWARD):
+            return True
+        return by_name(primitive, *inputs, **parameters)
+
+    return is_kept
+
+
+# All but "none", where nothing is computed again.
+POLICIES = {
+    "dots": _keeps(NAME, MLP_NAME),
+    "dots_except_mlp": _keeps(NAME),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}

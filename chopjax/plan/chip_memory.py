@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import get_args
 
+from chopjax.models.compute import Remat
 from chopjax.models.config import ModelConfig
 from chopjax.train.memory import DTYPE_BYTES
 from chopjax.train.settings import Settings
@@ -39,25 +40,15 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
     and the loss.
 
     A token's share of a block: with remat "full" its input; with "dots" the results of the matrix
-    products too; with "none" about twice that. At work: six of the feed-forward and eight of the
-    model's width; with attention "xla" its scores and their gradients, which exist whole in
-    float32 (and stay, with "none"). With experts a token's feed-forwards are several, each with
-    its own copy of the token, and a block's kernels and their gradients are large. The loss holds
-    one chunk of logits, and the head and its gradient in float32; under adapters, the head alone.
+    products too, with "dots_except_mlp" without those of the feed-forward; with "none" about twice
+    that. At work: six of the feed-forward and eight of the model's width; with attention "xla" its
+    scores and their gradients, which exist whole in float32 (and stay, with "none"). With experts a
+    token's feed-forwards are several, each with its own copy of the token, and a block's kernels
+    and their gradients are large. The loss holds one chunk of logits, and the head and its gradient
+    in float32; under adapters, the head alone.
     """
-    tensor = mesh_shape["tensor"]
-    shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
-    tokens = settings.data.batch_size * settings.data.sequence_length
-    tokens //= shards * settings.compute.microbatches
-    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    tensor, tokens = mesh_shape["tensor"], _tokens(settings, mesh_shape)
     copies = config.experts.per_token if config.experts else 1
-    mlp = copies * config.mlp_dim * (2 if config.gated_mlp else 1)
-    products = 2 * config.embed_dim + (heads + mlp) // tensor
-    kept = {
-        "full": config.embed_dim,
-        "dots": config.embed_dim + products,
-        "none": config.embed_dim + 2 * products,
-    }[settings.compute.remat]
     at_work = 8 * config.embed_dim + 6 * copies * config.mlp_dim // tensor
     kernels = 0
     if config.experts is not None:
@@ -75,8 +66,32 @@ def activations(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str
         whole = 2 + (config.num_layers if settings.compute.remat == "none" else 0)
         heads_here = math.ceil(config.num_heads / tensor)
         scores = 4 * whole * tokens * heads_here * settings.data.sequence_length
-    blocks = width * (tokens * (config.num_layers * kept + at_work) + kernels)
+    blocks = kept(config, settings, mesh_shape) + width * (tokens * at_work + kernels)
     return blocks + scores + loss
+
+
+def kept(config: ModelConfig, settings: Settings, mesh_shape: Mapping[str, int]) -> int:
+    """Of that, what the forward pass keeps of the blocks; a guess with remat "none" alone."""
+    tensor, copies = mesh_shape["tensor"], config.experts.per_token if config.experts else 1
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    mlp = copies * config.mlp_dim * (2 if config.gated_mlp else 1)
+    mixed = 2 * config.embed_dim + heads // tensor
+    products = mixed + mlp // tensor
+    a_token = {
+        "full": config.embed_dim,
+        "dots_except_mlp": config.embed_dim + mixed,
+        "dots": config.embed_dim + products,
+        "none": config.embed_dim + 2 * products,
+    }[settings.compute.remat]
+    tokens = _tokens(settings, mesh_shape)
+    return DTYPE_BYTES[settings.compute.dtype] * tokens * config.num_layers * a_token
+
+
+def _tokens(settings: Settings, mesh_shape: Mapping[str, int]) -> int:
+    """Of a microbatch, on one device."""
+    shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
+    tokens = settings.data.batch_size * settings.data.sequence_length
+    return tokens // (shards * settings.compute.microbatches)
 
 
 def teaching(
@@ -84,10 +99,7 @@ def teaching(
 ) -> int:
     """What a teacher adds to that: the states that it leaves for a student of so many layers, one
     block at work, its head and a chunk of its logits in float32."""
-    tensor = mesh_shape["tensor"]
-    shards = mesh_shape["slice"] * mesh_shape["data"] * mesh_shape["fsdp"]
-    tokens = settings.data.batch_size * settings.data.sequence_length
-    tokens //= shards * settings.compute.microbatches
+    tensor, tokens = mesh_shape["tensor"], _tokens(settings, mesh_shape)
     asked = settings.teacher
     states = layers * (bool(asked.hidden) + bool(asked.attention)) + bool(asked.mimic)
     width = DTYPE_BYTES[settings.compute.dtype] * teacher.embed_dim
@@ -134,7 +146,7 @@ def _changes(
 ) -> Iterator[tuple[list[str], Settings, Mapping[str, int]]]:
     """Those that change no result first; of microbatches, from few to many."""
     compute, shards = settings.compute, math.prod(mesh_shape[a] for a in ("slice", "data", "fsdp"))
-    order: list[Literal["none", "dots", "full"]] = ["none", "dots", "full"]
+    order: list[Remat] = list(get_args(Remat))
     for remat in order[order.index(compute.remat) + 1 :]:
         less = dataclasses.replace(compute, remat=remat)
         changed = dataclasses.replace(settings, compute=less)

@@ -6,9 +6,10 @@ compiled and must fit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -21,6 +22,7 @@ from chopjax.models import families, parameters
 from chopjax.models import mesh as meshes
 from chopjax.models.attention import choose as choose_attention
 from chopjax.models.attention import why_not
+from chopjax.models.chunks import chunk_of
 from chopjax.models.config import ModelConfig
 from chopjax.models.scores import all_scores
 from chopjax.plan.chip_memory import Parts, activations, knobs, teaching
@@ -49,6 +51,16 @@ from chopjax.train.teacher import Teacher, lay_beside, place_of
 SECONDS_A_DAY = 86400
 KNOBS_COMPILED = 4  # at most, in search of one that fits
 TIMES = ("step_seconds", "mfu", "tokens_per_second", "seconds")  # of a phase
+
+
+class Phase(NamedTuple):
+    """Steps of a run that are one program."""
+
+    name: str
+    model: ModelConfig
+    settings: Settings  # that hold in it
+    group: str  # where those of its own stand: compute, or compute.after_chop
+    steps: int
 
 
 def settings_of(config: ConfigDict) -> tuple[Settings, Origin, Teacher | None]:
@@ -114,22 +126,13 @@ def make_plan(
     tokens: the budget, where it is not that of the settings. machine_code: whether the compiler
     goes on to the end.
     """
-    mesh, why_not = _mesh(settings, topology)
-    backend = "gpu" if isinstance(topology, Cluster) else "tpu"
-    settings = _with_its_attention(settings, origin.config_at(0), backend)
-    _check_sizes(settings, origin, mesh, backend)
     budget = tokens or settings.total_steps * _tokens_a_step(settings)
     steps = round(budget / _tokens_a_step(settings))
-    first = origin.chop_after if origin.keep is not None else 0
-    spans = [("all layers", 0, first), ("after the chop" if first else "training", first, steps)]
-    spans = [(name, start, end) for name, start, end in spans if end > start]
-    models = [origin.config_at(start) for _, start, _ in spans]
-    for model in models:
-        meshes.specs(model, mesh.shape)  # a model that the mesh cannot split is told at once
-    steps_compiled = _compile(models, settings, topology, mesh, machine_code, teacher)
+    settings, mesh, why_not, run = outline(settings, origin, topology, steps)
+    steps_compiled = _compile(run, topology, mesh, machine_code, teacher)
     phases = [
-        _phase(name, model, teacher, settings, topology, mesh, end - start, compiled)
-        for (name, start, end), model, compiled in zip(spans, models, steps_compiled, strict=True)
+        _phase(phase, teacher, topology, mesh, compiled)
+        for phase, compiled in zip(run, steps_compiled, strict=True)
     ]
     fits = all(phase["fits"] for phase in phases)
     if not fits:
@@ -151,8 +154,47 @@ def make_plan(
         "days": None if seconds is None else seconds / SECONDS_A_DAY,
         "chip_hours": None if seconds is None else seconds / 3600 * topology.chips,
         "flops_formula": formula_of(settings),
-        "assumptions": list(ASSUMPTIONS if backend == "tpu" else GPU_ASSUMPTIONS),
+        "assumptions": list(GPU_ASSUMPTIONS if isinstance(topology, Cluster) else ASSUMPTIONS),
     }
+
+
+def outline(
+    settings: Settings, origin: Origin, topology: AnyTopology, steps: int
+) -> tuple[Settings, Any, str | None, list[Phase]]:
+    """The settings as they will be there, the mesh, why it has no devices, and the phases of so
+    many steps. Raises UserError for what the mesh cannot split."""
+    mesh, why_not = _mesh(settings, topology)
+    backend = "gpu" if isinstance(topology, Cluster) else "tpu"
+    settings = _with_chunk(_with_its_attention(settings, origin.config_at(0), backend))
+    phases = phases_of(settings, origin, steps)
+    for phase in phases:
+        meshes.specs(phase.model, mesh.shape)
+        _check_sizes(phase.settings, origin, mesh, backend)
+    return settings, mesh, why_not, phases
+
+
+def measure(
+    phase: Phase, topology: AnyTopology, mesh: Any, teacher: Teacher | None
+) -> dict[str, Any]:
+    """A phase compiled alone, as `chopjax plan` has it, without advice for what does not fit."""
+    running = Compilation(phase.model, phase.settings, topology, False, teacher)
+    with contextlib.closing(running):
+        return _phase(phase, teacher, topology, mesh, running.result(), advice=False)
+
+
+def phases_of(settings: Settings, origin: Origin, steps: int) -> list[Phase]:
+    """Of a run of so many steps: those with all layers, and those after the chop."""
+    first = min(origin.chop_after, steps) if origin.keep is not None else 0
+    group = "compute.after_chop" if first or settings.compute.after_chop.given() else "compute"
+    phases = []
+    if first:
+        model, own = origin.config_at(0), origin.settings_at(settings, 0)
+        phases.append(Phase("all layers", model, own, "compute", first))
+    if steps > first:
+        name = "after the chop" if first else "training"
+        model, own = origin.config_at(first), origin.settings_at(settings, first)
+        phases.append(Phase(name, model, own, group, steps - first))
+    return phases
 
 
 def _tokens_a_step(settings: Settings) -> int:
@@ -173,6 +215,13 @@ def _with_its_attention(settings: Settings, config: ModelConfig, backend: str) -
     return dataclasses.replace(settings, compute=dataclasses.replace(compute, attention=attention))
 
 
+def _with_chunk(settings: Settings) -> Settings:
+    """What 0 will mean there."""
+    chunk = chunk_of(settings.compute.loss_chunk, "accelerator")
+    compute = dataclasses.replace(settings.compute, loss_chunk=chunk)
+    return dataclasses.replace(settings, compute=compute)
+
+
 def _mesh(settings: Settings, topology: AnyTopology) -> tuple[Any, str | None]:
     """The mesh of the run, or one without devices and why the compiler is not there."""
     sizes = settings.mesh
@@ -187,22 +236,22 @@ def _mesh(settings: Settings, topology: AnyTopology) -> tuple[Any, str | None]:
 
 
 def _compile(
-    models: list[ModelConfig],
-    settings: Settings,
+    phases: list[Phase],
     topology: AnyTopology,
     mesh: Any,
     machine_code: bool,
     teacher: Teacher | None,
 ) -> list[Compiled | TooLarge | None]:
-    """The step of each model, compiled beside each other; None without a compiler."""
+    """The step of each phase, compiled beside each other; None without a compiler."""
     if not isinstance(mesh, Mesh):
-        return [None] * len(models)
-    layers = " and ".join(str(model.num_layers) for model in models)
+        return [None] * len(phases)
+    layers = " and ".join(str(phase.model.num_layers) for phase in phases)
     say(f"compiling the step for {layers} layers on {topology.name}")
     running = []
     try:
-        for model in models:
-            running.append(Compilation(model, settings, topology, machine_code, teacher))
+        for phase in phases:
+            run = phase.model, phase.settings, topology, machine_code, teacher
+            running.append(Compilation(*run))
         compiled: list[Compiled | TooLarge | None] = [one.result() for one in running]
     finally:
         for one in running:
@@ -212,30 +261,29 @@ def _compile(
 
 
 def _phase(
-    name: str,
-    model: ModelConfig,
+    phase: Phase,
     teacher: Teacher | None,
-    settings: Settings,
     topology: AnyTopology,
     mesh: Any,
-    steps: int,
     compiled: Compiled | TooLarge | None,
+    advice: bool = True,
 ) -> dict[str, Any]:
-    """One phase: memory, collectives and time of its step."""
+    """Memory, collectives and time of a phase's step."""
+    model, settings = phase.model, phase.settings
     task = task_of(model, settings, mesh, teacher)
     parts = _parts(model, task, teacher, settings, mesh, compiled)
     limit = topology.chip.usable_hbm
     # The compiler's verdict stands above the sum of our parts.
     fits = parts.total <= limit and not isinstance(compiled, TooLarge)
     result: dict[str, Any] = {
-        "name": name,
+        "name": phase.name,
         "layers": model.num_layers,
         "parameters": parameters.count(model),
         "active_parameters": parameters.count(model, active=True),
-        "steps": steps,
+        "steps": phase.steps,
         "fits": fits,
         "memory": dataclasses.asdict(parts) | {"total": parts.total, "limit": limit},
-        "knobs": [] if fits else _knobs(parts, model, teacher, settings, topology, mesh),
+        "knobs": [] if fits or not advice else _knobs(parts, phase, teacher, topology, mesh),
         "refusal": compiled.message if isinstance(compiled, TooLarge) else None,
         "largest_temporaries": [],
         "collectives": [],
@@ -289,21 +337,26 @@ def _beside(
 
 def _knobs(
     parts: Parts,
-    model: ModelConfig,
+    phase: Phase,
     teacher: Teacher | None,
-    settings: Settings,
     topology: AnyTopology,
     mesh: Any,
 ) -> list[dict[str, Any]]:
     """What would make it fit: where there is a compiler, the first that it agrees to."""
-    fitting = knobs(parts, topology.chip.usable_hbm, model, settings, mesh.shape)
+    fitting = knobs(parts, topology.chip.usable_hbm, phase.model, phase.settings, mesh.shape)
+    own = f"--config.{phase.group}."
+    flags = [[f.replace("--config.compute.", own) for f in knob.flags] for knob in fitting]
     if not isinstance(mesh, Mesh):
-        return [{"flags": knob.flags, "total": knob.total, "compiled": False} for knob in fitting]
-    for knob in fitting[:KNOBS_COMPILED]:
-        say(f"compiling it with {' '.join(knob.flags)}")
-        (compiled,) = _compile([model], knob.settings, topology, mesh, False, teacher)
+        return [
+            {"flags": named, "total": knob.total, "compiled": False}
+            for named, knob in zip(flags, fitting, strict=True)
+        ]
+    for named, knob in list(zip(flags, fitting, strict=True))[:KNOBS_COMPILED]:
+        say(f"compiling it with {' '.join(named)}")
+        other = phase._replace(settings=knob.settings)
+        (compiled,) = _compile([other], topology, mesh, False, teacher)
         if isinstance(compiled, Compiled) and compiled.memory.total <= topology.chip.usable_hbm:
-            return [{"flags": knob.flags, "total": compiled.memory.total, "compiled": True}]
+            return [{"flags": named, "total": compiled.memory.total, "compiled": True}]
     return []
 
 

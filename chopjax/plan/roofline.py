@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chopjax.models import flops, parameters
-from chopjax.models.attention import splash_block
+from chopjax.models.attention import splash_block, splash_is_fused
 from chopjax.models.config import ModelConfig
 from chopjax.plan.collectives import Collectives
 from chopjax.plan.gpu_kernels import BACKWARD, FORWARD
@@ -50,12 +50,17 @@ def executed_flops_per_token(config: ModelConfig, settings: Settings, a_token: i
     a_token: the step's model FLOPs (Task.flops), which are not those of training all of the decoder
     where some of it is frozen.
     remat "full" computes every block's forward pass a second time, but for what no gradient asks
-    for: the products that end it. "dots" repeats no weight's product.
+    for: the products that end it. "dots" repeats no weight's product, "dots_except_mlp" those that
+    begin the feed-forward.
     settings.compute.attention is that of the accelerator: attention counts as it is computed there.
     """
     head = 2 * config.table_dim * config.vocab_size
     products = 2 * flops.matmul_parameters(config)
-    again = products - head - _last_products(config) if settings.compute.remat == "full" else 0
+    again = 0
+    if settings.compute.remat == "full":
+        again = products - head - _last_products(config)
+    elif settings.compute.remat == "dots_except_mlp":
+        again = _products(config, "mlp/gate", "mlp/up")
     other = a_token - flops.training_per_token(config, settings.data.sequence_length)
     return 3 * products + again + other + _attention_flops(config, settings)
 
@@ -65,17 +70,24 @@ def _last_products(config: ModelConfig) -> int:
     needs its result."""
     if config.norm_place in ("after", "both"):
         return 0
+    if config.parallel == "no":
+        return _products(config, "mlp/down")
+    return _products(config, "mlp/down", "attention/output")
+
+
+def _products(config: ModelConfig, *names: str) -> int:
+    """Of all blocks, a token: with these kernels, those of them that there are."""
     shapes = parameters.active_shapes(config)
-    last = ["mlp/down"] if config.parallel == "no" else ["mlp/down", "attention/output"]
-    return 2 * sum(math.prod(shapes[f"blocks/{name}"]) for name in last)
+    return 2 * sum(math.prod(shapes.get(f"blocks/{name}", (0,))) for name in names)
 
 
 def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     """Of all blocks, forward and backward, a token.
 
     splash works off whole tiles, those that the diagonal or a window's edge crosses too, and
-    computes the scores anew in each of its two backward passes (SPLASH_PRODUCTS); cudnn does so in
-    its one, and all of its scores are taken to be visible ones. Plain attention
+    computes the scores anew in each of its backward passes (SPLASH_PRODUCTS), of which short rows
+    have one: it makes the queries' gradient on top, in one product. cudnn does so in its one, and
+    all of its scores are taken to be visible ones. Plain attention
     computes all T x T scores: 2 products forward and 4 backward, and the scores anew where they
     were not kept.
     """
@@ -84,9 +96,10 @@ def _attention_flops(config: ModelConfig, settings: Settings) -> int:
     if settings.compute.attention == "splash":
         areas = [tile_share(config, length)] * len(windows)
         number = sum(SPLASH_PRODUCTS.values())
+        number -= SPLASH_PRODUCTS["dq"] - 1 if splash_is_fused(length) else 0
         number += SPLASH_PRODUCTS["fwd"] if remat == "full" else 0
     elif settings.compute.attention == "xla":
-        areas, number = [1.0] * len(windows), 6 + {"none": 0, "dots": 1, "full": 2}[remat]
+        areas, number = [1.0] * len(windows), 6 + {"none": 0, "full": 2}.get(remat, 1)
     else:
         areas = [(window - window**2 / (2 * length)) / length for window in windows]
         number = FORWARD + BACKWARD if settings.compute.attention == "cudnn" else 6

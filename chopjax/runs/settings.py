@@ -38,6 +38,8 @@ SUITES = sorted(
     path.stem for path in (Path(__file__).parents[1] / "score" / "suites").glob("*.yaml")
 )
 
+NOTHING_BEFORE = "compute.after_chop: nothing is trained before the chop; set compute itself"
+
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
@@ -213,10 +215,13 @@ def methods_of(settings: SweepSettings) -> list[Method]:
 
 def heal_of(settings: SweepSettings, method: Method) -> HealSettings:
     """How a method of training differs from `heal`; without `methods` not at all."""
-    if not settings.methods:
-        return settings.heal
-    overrides = {name: getattr(settings, name) for name in GROUPS}
-    return heal_settings(settings.heal, method, overrides)
+    own = settings.heal
+    if settings.methods:
+        overrides = {name: getattr(settings, name) for name in GROUPS}
+        own = heal_settings(settings.heal, method, overrides)
+    if own.compute.after_chop.given():
+        raise UserError(f"{method.name}: {NOTHING_BEFORE}")
+    return own
 
 
 class Model(NamedTuple):
@@ -257,6 +262,10 @@ def _pipeline_problems(settings: PipelineSettings) -> list[str]:
             bool(chop.keep) or not chop.strategy or chop.strategy in KNOWN,
             f"chop.strategy: {chop.strategy!r} is not one of {', '.join(KNOWN)}"
             + did_you_mean(chop.strategy, KNOWN),
+        ),
+        (
+            bool(chop.after_steps) or not settings.heal.compute.after_chop.given(),
+            f"heal.{NOTHING_BEFORE}",
         ),
         (
             not (chop.after_steps and rounds),

@@ -36,15 +36,16 @@ import numpy as np
 from chopjax.keep import Keep
 from chopjax.models import decoder
 from chopjax.models.adapters import student
+from chopjax.models.chunks import chunk_of
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import REMAT_POLICIES
 from chopjax.models.distilled_loss import TopK, Whole, distilled_cross_entropy
 from chopjax.models.head import head_of
 from chopjax.models.linear import linear
 from chopjax.models.loss import cross_entropy
 from chopjax.models.mesh import BATCH_AXES, constrain
 from chopjax.models.parameters import Params
+from chopjax.models.remat import POLICIES
 from chopjax.models.taps import tapped
 from chopjax.train import projections
 from chopjax.train.objectives import compute_of
@@ -115,7 +116,7 @@ def distilled(config: ModelConfig, settings: Settings, teacher: Teacher) -> Obje
             params, config, compute, places, terms, states, maps.get("blocks", {}), batch["weights"]
         )
         head, targets, weights = head_of(params, config), batch["targets"], batch["weights"]
-        z_loss, chunk = settings.optimizer.z_loss, settings.compute.loss_chunk
+        z_loss, chunk = settings.optimizer.z_loss, chunk_of(settings.compute.loss_chunk)
         if asked.logits:
             theirs = Whole(taught.hidden_BTE, head_of(teachers, teacher.config))
             total, nll, kl = distilled_cross_entropy(
@@ -161,7 +162,7 @@ def from_top_k(config: ModelConfig, settings: Settings) -> Objective:
             settings.teacher.logits,
             1.0,
             settings.optimizer.z_loss,
-            settings.compute.loss_chunk,
+            chunk_of(settings.compute.loss_chunk),
         )
         return total, {"loss": nll, "kl": kl}
 
@@ -222,7 +223,7 @@ def _student_pass(
         return (hidden_BTD, moved), None
 
     if compute.remat != "none":
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[compute.remat], prevent_cse=False)
+        step = jax.checkpoint(step, policy=POLICIES[compute.remat], prevent_cse=False)
     hidden_BTD = parts.embed(tokens_BT)
     # By row, so that devices need not agree on a sum in every layer.
     zeros_B = constrain(jnp.zeros(tokens_BT.shape[0], jnp.float32), BATCH_AXES)

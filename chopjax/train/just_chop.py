@@ -11,6 +11,12 @@ from chopjax.train.settings import default_config
 TOKENS = 160e9  # one epoch of C4
 BATCH, LENGTH = 2048, 2048  # 4M tokens
 
+# Of v5p: collectives that run on the SparseCores, beside the products, and not before them.
+SPARSE_CORE_COLLECTIVES = ",".join(
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}=true"
+    for kind in ("all_gather", "2d_all_gather", "reduce_scatter", "all_reduce")
+)
+
 
 def one_machine_config() -> ConfigDict:
     """All settings but the model, the layers that stay and the data, to heal a small chop where one

@@ -186,7 +186,8 @@ def _train(
     )
     stack.enter_context(jax.set_mesh(mesh))
     say(meshes.describe(model, mesh))
-    _check_sizes(settings, model, mesh, teacher)
+    for later in (step, settings.total_steps):
+        _check_sizes(origin.settings_at(settings, later), model, mesh, teacher)
 
     # ---------------------------------------------------------------------------------- Data
     shape = (settings.data.batch_size, settings.data.sequence_length)
@@ -204,7 +205,8 @@ def _train(
     # -------------------------- Decide how to initialize training. The order is important.
     # 1. A checkpoint of this run.  2. Adapters, on a model.  3. Random weights.  4. A model.
     optimizer = make_optimizer(settings.optimizer, settings.total_steps)
-    task = task_of(model, settings, mesh, teacher)
+    now = origin.settings_at(settings, step)
+    task = task_of(model, now, mesh, teacher)
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
     keep = origin.keep if step >= origin.chop_after else None
     taught_by = None if teacher is None or found is None else (teacher, found)
@@ -230,7 +232,7 @@ def _train(
         check_zeros(frozen["base"] if settings.adapter.rank else state["params"], mesh)
 
     # ------------------------------------------------------------------- Programs and clocks
-    train_step, eval_step = _programs(model, task, optimizer, settings, mesh)
+    train_step, eval_step = _programs(model, task, optimizer, now, mesh)
     peak, peak_source = peak_flops(settings.compute.dtype)
     clock = Clock(task.flops, shape, peak, started)
     # All of them now: one by one, they would wait in the device's queue behind the step at work.
@@ -321,9 +323,10 @@ def _train(
                 say(f"step {step}: chopping; layers {ranges(origin.keep or ())} stay")
                 state = chop_tree(state, origin.keep or ())
                 model = origin.config_at(step)
-                task = task_of(model, settings, mesh, teacher)
+                now = origin.settings_at(settings, step)
+                task = task_of(model, now, mesh, teacher)
                 frozen = chop_frozen(frozen, task, model, origin.keep or (), teacher)
-                train_step, eval_step = _programs(model, task, optimizer, settings, mesh)
+                train_step, eval_step = _programs(model, task, optimizer, now, mesh)
                 clock.now_of(task.flops)
             if is_save or stop:
                 save()

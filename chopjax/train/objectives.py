@@ -8,6 +8,7 @@ import jax
 
 from chopjax.models import decoder
 from chopjax.models.adapters import student
+from chopjax.models.chunks import chunk_of
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.head import head_of
@@ -47,7 +48,7 @@ def next_token(config: ModelConfig, settings: Settings) -> Objective:
             batch["targets"],
             batch["weights"],
             settings.optimizer.z_loss,
-            settings.compute.loss_chunk,
+            chunk_of(settings.compute.loss_chunk),
         )
         return total, {"loss": nll}
 

@@ -45,6 +45,11 @@ class Origin:
             return config
         return config.keep(self.keep)
 
+    def settings_at(self, settings: Settings, step: int) -> Settings:
+        """How such a state is trained on."""
+        chopped = self.keep is not None and step >= self.chop_after
+        return settings.after_chop() if chopped else settings
+
     def record(self) -> dict[str, Any]:
         """For run.json; `from_record` reads it."""
         return dataclasses.asdict(self)

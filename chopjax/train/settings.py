@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute, Dtype, Remat
+from chopjax.train.after_chop import AfterChopSettings
 from chopjax.train.compiler_options import read_options
 
 PARENT = "parent"  # teacher.model: what the chop was cut from
@@ -97,9 +98,11 @@ class ComputeSettings(Compute):
     remat: Remat = "dots"  # what the backward pass computes again
     param_dtype: Dtype = "float32"  # parameters, and with them the updates
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
-    loss_chunk: int = 512  # tokens a device whose logits exist at once
+    # tokens a device whose logits exist at once; 0: 512 on processors, 2,048 on accelerators
+    loss_chunk: int = 0
     # options that XLA compiles the training step with, "NAME=VALUE,NAME=VALUE"
     compiler_options: str = ""
+    after_chop: AfterChopSettings = AfterChopSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +161,12 @@ class Settings:
     checkpoints: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
 
+    def after_chop(self) -> Settings:
+        """Those of the steps after the chop. They compute the same numbers: of gradients, the
+        microbatches' are added up in another order."""
+        changes = self.compute.after_chop.given() | {"after_chop": AfterChopSettings()}
+        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, **changes))
+
 
 # These came after 0.1.0. At their defaults they are no part of what a run means, so that what was
 # recorded before them is the same run still.
@@ -175,6 +184,7 @@ MAY_CHANGE = (
     "compute.microbatches",
     "compute.loss_chunk",
     "compute.compiler_options",
+    "compute.after_chop.",
     "mesh.",
     "evaluation.",
     "checkpoints.",
@@ -308,7 +318,6 @@ def _contradictions(settings: Settings) -> list[str]:
         "data.batch_size": data.batch_size,
         "data.sequence_length": data.sequence_length,
         "compute.microbatches": compute.microbatches,
-        "compute.loss_chunk": compute.loss_chunk,
         "checkpoints.every": checkpoints.every,
         "checkpoints.keep_last": checkpoints.keep_last,
     }
@@ -322,6 +331,7 @@ def _contradictions(settings: Settings) -> list[str]:
         "optimizer.clip_norm": optimizer.clip_norm,
         "optimizer.z_loss": optimizer.z_loss,
         "optimizer.spike_factor": optimizer.spike_factor,
+        "compute.loss_chunk": compute.loss_chunk,
         "adapter.rank": adapter.rank,
         "adapter.alpha": adapter.alpha,
         "evaluation.every": settings.evaluation.every,
@@ -402,6 +412,7 @@ def _contradictions(settings: Settings) -> list[str]:
         ]
         + [f"{name} is {value}: not below 0" for name, value in not_negative.items() if value < 0]
         + [message for holds, message in checks if not holds]
+        + compute.after_chop.problems(data.batch_size, bool(chop.keep or chop.strategy))
         + _teacher_problems(settings)
     )
 

@@ -95,7 +95,7 @@ def test_compute_dtype_is_apart_from_parameter_dtype() -> None:
     assert 0 < float(jnp.abs(wide - narrow.astype(jnp.float32)).max()) < 0.1
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots_except_mlp", "dots"])
 def test_remat_does_not_change_gradients(remat: Any) -> None:
     config, params, tokens = tiny()
 
@@ -118,6 +118,7 @@ def test_dots_computes_no_product_twice() -> None:
 
     assert products("dots", "blocked") == products("none", "blocked")
     assert products("dots", "xla") == products("none", "xla") + 1
+    assert products("dots_except_mlp", "blocked") == products("none", "blocked") + 2  # gate and up
     assert products("full", "blocked") > products("none", "blocked") + 6
 
 

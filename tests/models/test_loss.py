@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chopjax.models.chunks import chunk_of
 from chopjax.models.head import Head
 from chopjax.models.loss import cross_entropy, token_losses
 
@@ -114,3 +115,9 @@ def sizes(jaxpr):
             yield getattr(variable.aval, "size", 0)
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from sizes(inner)
+
+
+def test_a_chunk_is_as_large_as_suits_the_backend() -> None:
+    assert chunk_of(7) == chunk_of(7, "gpu") == 7
+    assert chunk_of(0) == chunk_of(0, "cpu") == 512
+    assert chunk_of(0, "gpu") == chunk_of(0, "tpu") == 2048

@@ -113,6 +113,36 @@ class TestArithmetic:
         assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=64)
         assert memory["total"] < 16e9
 
+    def test_settings_of_their_own_after_the_chop(self):
+        """The parent's phase is as it was; advice for the other one names its own settings."""
+        name, topology = "just_chop_llama2_7b.py", "v5e:8x8"
+        parts = ("compute.microbatches=8", "compute.after_chop.microbatches=0")
+        one = plan_of(name, topology, *parts)["phases"]
+        own = ("compute.after_chop.remat=none", "compute.after_chop.microbatches=1")
+        two = plan_of(name, topology, *parts, *own)["phases"]
+        assert [phase["name"] for phase in two] == ["all layers", "after the chop"]
+        assert two[0] == one[0]
+        after = one[1]["memory"]["activations"], two[1]["memory"]["activations"]
+        assert after[1] > 8 * after[0]
+        flags = [flag for knob in two[1]["knobs"] for flag in knob["flags"]]
+        assert any(flag.startswith("--config.compute.after_chop.") for flag in flags)
+        assert not any(flag.startswith("--config.compute.microbatches") for flag in flags)
+        with pytest.raises(UserError, match="64 shards x 64 microbatches"):
+            plan_of(name, topology, "compute.after_chop.microbatches=64")
+
+    def test_the_chunk_is_that_of_an_accelerator(self):
+        """And not of the processor that plans."""
+
+        def chunks(*overrides: str) -> list[int]:
+            config = load_config(CONFIGS / "just_chop_llama2_7b.py", overrides)
+            settings, origin, _ = plans.settings_of(config)
+            phases = plans.outline(settings, origin, parse("v5p:4x4x4"), 1000)[3]
+            return [phase.settings.compute.loss_chunk for phase in phases]
+
+        assert chunks() == [2048, 2048]
+        assert chunks("compute.after_chop.loss_chunk=64") == [2048, 64]
+        assert chunks("compute.loss_chunk=256") == [256, 256]
+
     def test_days(self):
         plan = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")
         seconds = sum(phase["step_seconds"] * phase["steps"] for phase in plan["phases"])
@@ -122,7 +152,8 @@ class TestArithmetic:
     def test_a_teacher_by_hand(self):
         """In bfloat16 over 16 shards, not among what is saved; its forward pass a third of what
         training it would take. It may be another model than the parent."""
-        plain = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4")["phases"]
+        same = "compute.after_chop.microbatches=0"  # what a teacher leaves no room for
+        plain = plan_of("just_chop_llama2_7b.py", "v5p:4x4x4", same)["phases"]
         taught = plan_of("just_chop_llama2_7b_taught.py", "v5p:4x4x4")["phases"]
         whole = plain[0]
         assert [phase["layers"] for phase in taught] == [32, 16]
@@ -150,7 +181,8 @@ class TestArithmetic:
         (phase,) = plan["phases"]
         assert not plan["fits"]
         assert phase["memory"]["total"] > phase["memory"]["limit"] == int(15.75 * GIB)
-        assert any("--config.compute.remat=full" in knob["flags"] for knob in phase["knobs"])
+        flag = "--config.compute.after_chop.remat=full"  # where the recipe has settings of its own
+        assert any(flag in knob["flags"] for knob in phase["knobs"])
         # What cannot run takes no time.
         assert plan["days"] is plan["chip_hours"] is plan["tokens_per_day"] is None
         assert phase["mfu"] is phase["step_seconds"] is phase["tokens_per_second"] is None
@@ -285,9 +317,8 @@ def test_compiled(tiny: Path):
     With segment ids: the compiler accepts the kernel in its harder form.
     """
     pytest.importorskip("libtpu")
-    plan = compiled(
-        "--config", str(tiny), "--topology", "v5e:2x2", "--config.data.mask_documents=True"
-    )
+    run = ["--config", str(tiny), "--topology", "v5e:2x2", "--config.data.mask_documents=True"]
+    plan = compiled(*run)
     (phase,) = plan["phases"]
     assert plan["compiled"]
     assert plan["attention"] == "splash"
@@ -309,10 +340,13 @@ def test_compiled(tiny: Path):
     assert sum(r["payload"] for r in reduced) >= 2 * phase["parameters"] * 0.95
     assert all(r["axes"] == ["fsdp"] for r in gathered)
     # Three passes, and the blocks' forward pass again but for its last product, which no gradient
-    # asks for. Of attention three of four tiles of 128, in 2 products forward, 2 again, and 7.
+    # asks for. Of attention three of four tiles of 128, in 2 products forward, 2 again, and 5.
     weights = 3 * (kernels + table) + kernels - 2 * 512 * 256
-    scores = 11 * 2 * 2 * 128 * 256 * 3 / 4  # of 2 blocks with 2 heads
-    assert phase["executed_flops_per_step_and_chip"] == 2 * (weights + scores) * 8 * 256 / 4
+    scores = 9 * 2 * 2 * 128 * 256 * 3 / 4  # of 2 blocks with 2 heads
+    # Queries and keys of 3 heads are turned by a product, twice forward and once back.
+    turns = 3 * 3 * 2 * 128**2
+    executed = 2 * (weights + scores + turns) * 8 * 256 / 4
+    assert phase["executed_flops_per_step_and_chip"] == executed
     seconds = phase["seconds"]
     assert seconds["compute"] < seconds["operations"] < seconds["compute"] + seconds["hbm"]
     assert phase["step_seconds"] == pytest.approx(
@@ -321,7 +355,7 @@ def test_compiled(tiny: Path):
     assert 0 < phase["mfu"] < 1
 
     # Reading the layout before there is machine code loses nothing but the code's own size.
-    whole = compiled("--config", str(tiny), "--topology", "v5e:2x2", "--machine-code")["phases"][0]
+    whole = compiled(*run, "--machine-code")["phases"][0]
     assert whole["machine_code"]
     assert not phase["machine_code"]
     assert whole["memory"]["padding_and_code"] < CODE_RESERVE

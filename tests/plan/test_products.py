@@ -149,7 +149,7 @@ def test_splash_s_products_are_those_of_the_kernel():
     names = ("flash_attention_kernel", "_flash_attention_dq_kernel", "_flash_attention_dkv_kernel")
     bodies = [source[source.index(f"def {name}(") :].split("\ndef ")[0] for name in names]
     forward, queries, keys = (len(re.findall(r"lax\.dot(?:_general)?\(", b)) for b in bodies)
-    # The last has the queries' gradient as well, which it leaves to the second as we call it.
+    # The last has the queries' gradient as well, which it leaves to the second in long rows.
     assert {"fwd": forward, "dq": queries, "dkv": keys - 1} == SPLASH_PRODUCTS
 
 

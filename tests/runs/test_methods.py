@@ -131,6 +131,14 @@ def test_which_methods_a_sweep_has(changes: dict[str, object], names: list[str])
         ({"budget": "1e9"}, "budget: nothing is trained; give methods, of repair, full"),
         ({"methods": "ful", "budget": "soon"}, "budget: 'soon' is neither FLOPs"),
         ({"methods": "full", "text.train": ""}, "text.train"),
+        (
+            {"healed": True, "heal.compute.after_chop.microbatches": 2},
+            "full: compute.after_chop: nothing is trained before the chop",
+        ),
+        (
+            {"methods": "distill", "distill.compute.after_chop.remat": "full"},
+            "distill: compute.after_chop: nothing is trained before the chop",
+        ),
         ({"methods": "lora"}, "lora: adapter.rank is 0; give heal.adapter.rank, or lora.adapter"),
     ],
 )

@@ -329,6 +329,7 @@ def test_data_that_are_missing_are_named_before_any_work(
         (["--config.score.suite=just_chopp"], "'just_chopp' is not one of"),
         (["--config.score.text=nowhere.txt"], "nowhere.txt: no such file"),
         (["--config.score.tasks=pikc"], "pick"),
+        (["--config.heal.compute.after_chop.remat=full"], "nothing is trained before the chop"),
         ([f"--config.score.data_dir={empty}", "--config.score.tasks="], "give score.tasks"),
     ):
         assert cli.main(arguments(material, tmp_path / "run", *flags)) == 2, flags

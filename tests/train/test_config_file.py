@@ -75,6 +75,21 @@ def test_a_recipe_that_goes_wrong(tmp_path: Path, text: str | bytes, message: st
             "compiler_options: 'xla_a' is not NAME=VALUE",
         ),
         ("config.compute.compiler_options = 'a=1,=2'", "compiler_options: '=2' is not NAME=VALUE"),
+        (
+            "config.compute.after_chop.microbatch = 2",
+            r"after_chop.microbatch: no such field; did you mean microbatches\?",
+        ),
+        (
+            "config.compute.after_chop.remat = 'dot'",
+            r"after_chop.remat: 'dot' is not one of same, .*; did you mean dots\?",
+        ),
+        (
+            "config.compute.after_chop.microbatches = 3; config.chop.keep = '0'",
+            "batch_size 8: not a multiple of compute.after_chop.microbatches",
+        ),
+        ("config.compute.after_chop.loss_chunk = -1", "after_chop.loss_chunk is -1: not below 0"),
+        ("config.compute.after_chop.remat = 'full'", "after_chop: there is no chop in the run"),
+        ("config.compute.after_chop.compiler_options = 'a'", "'a' is not NAME=VALUE"),
     ],
 )
 def test_fields_that_cannot_be(tmp_path: Path, line: str, message: str) -> None:

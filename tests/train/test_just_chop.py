@@ -11,18 +11,19 @@ import pytest
 from chopjax.models import parameters
 from chopjax.models.families import translate
 from chopjax.train.config_file import load_config
-from chopjax.train.just_chop import llama2_config, palm_shape
+from chopjax.train.just_chop import SPARSE_CORE_COLLECTIVES, llama2_config, palm_shape
 from chopjax.train.settings import flat
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-LARGE = {"chop.strategy": "input", "chop.remove": "0.5", "compute.loss_chunk": 4096}
+LARGE = {"chop.strategy": "input", "chop.remove": "0.5"}
+PARTS, PARTS_LATER = "compute.microbatches", "compute.after_chop.microbatches"
 
 
 @pytest.mark.parametrize(
     ("size", "own"),
     [
-        ("7b", {"chop.keep": "0,17-31"}),
-        ("13b", LARGE),
+        ("7b", {"chop.keep": "0,17-31", PARTS_LATER: 2}),
+        ("13b", LARGE | {PARTS: 2, PARTS_LATER: 1}),
         (
             "7b_h100",
             {
@@ -38,8 +39,9 @@ LARGE = {"chop.strategy": "input", "chop.remove": "0.5", "compute.loss_chunk": 4
             LARGE
             | {
                 "optimizer.peak_learning_rate": 1.5e-4,
-                "compute.remat": "full",
-                "compute.microbatches": 2,
+                PARTS: 16,
+                PARTS_LATER: 4,
+                "compute.compiler_options": SPARSE_CORE_COLLECTIVES,
             },
         ),
     ],

@@ -183,6 +183,33 @@ def test_resuming_gives_the_same_bits_wherever_sigterm_came(
     assert lines(tmp_path, "eval_loss") == pytest.approx(lines(chopped, "eval_loss"), rel=1e-6)
 
 
+def test_after_the_chop_the_run_computes_as_it_is_told(data, chopped, tmp_path, monkeypatch):
+    """As one that is stopped at the chop and goes on with other settings, to the same bits; it may
+    be stopped later, too."""
+    own = ("compute.after_chop.microbatches=2", "compute.after_chop.remat=full")
+    switched = tmp_path / "switched"
+    config = recipe(data, *CHOP, *own, "data.evaluation=")
+    with monkeypatch.context() as patch:
+        signal_after(patch, 7, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(config, switched)
+    train(config, switched)
+
+    resumed = tmp_path / "resumed"
+    with monkeypatch.context() as patch:
+        signal_after(patch, 4, signal.SIGTERM)  # the chop is due
+        with pytest.raises(SystemExit):
+            train(recipe(data, *CHOP, "data.evaluation="), resumed)
+    late = ("compute.microbatches=2", "compute.remat=full")
+    train(recipe(data, *CHOP, *late, "data.evaluation="), resumed)
+
+    assert bits(switched) == bits(resumed)
+    losses, before = lines(switched, "loss"), lines(chopped, "loss")
+    assert [losses[step] for step in range(1, 5)] == [before[step] for step in range(1, 5)]
+    assert losses == pytest.approx(before, rel=1e-4)
+    assert losses != before  # sums have another order
+
+
 @pytest.mark.parametrize(
     "settings",
     [
