@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "7b-h100": ("just_chop_llama2_7b_h100.py", "h100:8", ()),
     "13b-h100": ("just_chop_llama2_13b_h100.py", "h100:8", ()),
     "70b-v5p": ("just_chop_llama2_70b.py", "v5p:4x4x8", ()),
+    "70b-sparse-cores-v5p": ("just_chop_llama2_70b_sparse_cores.py", "v5p:4x4x8", ()),
     "7b-qlora-v5e": ("deeper_layers_llama2_7b.py", "v5e:1x1", ()),
     "7b-qlora-v6e": ("deeper_layers_llama2_7b.py", "v6e:1x1", ()),
     "mistral-qlora-v5e": ("deeper_layers_mistral_7b.py", "v5e:1x1", ()),

@@ -5,11 +5,9 @@ The paper ends at 7B. Carried over from there: `input` (keep 0 and 41-79) and al
 size, 1.5e-4 (arXiv 2307.09288, section 2.1), as the paper does at 7B.
 
 Mesh, remat and microbatches are for 128 chips of v5p (`chopjax plan --config
-configs/just_chop_llama2_70b.py --topology v5p:4x4x8 --search`). Small microbatches gather the
-parameters often, which pays because the SparseCores do it beside the products. That is what the
-compiled program says: these options have not run on hardware yet. Without them
-(--config.compute.compiler_options=) give --config.compute.remat=full
---config.compute.microbatches=2 --config.compute.after_chop.remat=dots as well.
+configs/just_chop_llama2_70b.py --topology v5p:4x4x8 --search`).
+configs/just_chop_llama2_70b_sparse_cores.py is faster still, by options that have not run on
+hardware yet.
 
 chopjax train --config configs/just_chop_llama2_70b.py --workdir runs/llama2-70b-half \\
     --config.data.train=C4_STORE --config.data.evaluation=C4_VALIDATION_STORE
@@ -17,7 +15,7 @@ chopjax train --config configs/just_chop_llama2_70b.py --workdir runs/llama2-70b
 
 from ml_collections import ConfigDict
 
-from chopjax.train.just_chop import SPARSE_CORE_COLLECTIVES, llama2_config
+from chopjax.train.just_chop import llama2_config
 
 
 def get_config() -> ConfigDict:
@@ -26,7 +24,6 @@ def get_config() -> ConfigDict:
     config.chop.strategy = "input"
     config.chop.remove = "0.5"
     config.optimizer.peak_learning_rate = 1.5e-4
-    config.compute.microbatches = 16
-    config.compute.after_chop.microbatches = 4
-    config.compute.compiler_options = SPARSE_CORE_COLLECTIVES
+    config.compute.remat, config.compute.microbatches = "full", 2
+    config.compute.after_chop.remat, config.compute.after_chop.microbatches = "dots", 4
     return config

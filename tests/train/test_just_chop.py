@@ -33,9 +33,23 @@ PARTS, PARTS_LATER = "compute.microbatches", "compute.after_chop.microbatches"
                 "compute.loss_chunk": 4096,
             },
         ),
-        ("13b_h100", LARGE | {"mesh.data": 1, "compute.microbatches": 128}),
+        (
+            "13b_h100",
+            LARGE | {"mesh.data": 1, "compute.microbatches": 128, "compute.loss_chunk": 4096},
+        ),
         (
             "70b",
+            LARGE
+            | {
+                "optimizer.peak_learning_rate": 1.5e-4,
+                "compute.remat": "full",
+                PARTS: 2,
+                "compute.after_chop.remat": "dots",
+                PARTS_LATER: 4,
+            },
+        ),
+        (
+            "70b_sparse_cores",
             LARGE
             | {
                 "optimizer.peak_learning_rate": 1.5e-4,
@@ -53,7 +67,7 @@ def test_a_copy_in_any_folder_is_the_paper_s_but_for_what_it_says(
     monkeypatch.chdir(tmp_path)
     paper = flat(llama2_config().to_dict())
     assert flat(load_config(copy).to_dict()) == (
-        paper | own | {"model": f"meta-llama/Llama-2-{size.removesuffix('_h100')}-hf"}
+        paper | own | {"model": f"meta-llama/Llama-2-{size.split('_')[0]}-hf"}
     )
 
 
