@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from chopjax.score.drafting import Drafting
 
 MOST = 128
+COLDEST = 1e-6  # logits divided by less may be beyond float32
 
 EXAMPLE = """\
 chopjax generate healed --prompts prompts.jsonl --max-new-tokens 100
@@ -93,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import contextlib
     import json
     from pathlib import Path
 
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.generate.draft import DraftChoice, open_draft
     from chopjax.generate.prompts import Prompt, check_room, encode, read_prompts
     from chopjax.generate.run import Clock, corpus_row, journal_folder, replies
-    from chopjax.generate.voice import Stream, Voice
+    from chopjax.generate.voice import Stream, Voice, special_stops
     from chopjax.score.chat import Template
     from chopjax.score.decoding import read_generation_config, read_rules
     from chopjax.score.drafting import Drafting
@@ -117,7 +119,9 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.run import identity
 
     choice, length = _check(args, DraftChoice)
-    output = expanded(args.output) if args.output else None
+    output = expanded(args.output) if args.output is not None else None
+    if output and output.is_dir():
+        raise UserError(f"--output {output} is a folder; a file name is needed")
     if output and output.exists() and not args.overwrite:
         raise UserError(f"--output {output} exists; give another name or --overwrite")
     if args.prompt is not None:
@@ -145,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     most = args.max_new_tokens or rules.max_new_tokens or min(MOST, room)
     check_room(ids, most, engine.max_length)
     ends = () if args.ignore_eos else (*rules.eos_token_id, tokenizer.eos_token_id)
-    eos_ids = frozenset(token for token in ends if token is not None)
+    eos_ids = special_stops(tokenizer, args.stop).union(one for one in ends if one is not None)
     sampling = Sampling(args.temperature, args.top_p)
     asked = Asked(most, eos_ids, Choice(rules, sampling), args.seed)
     voice, clock = Voice(tokenizer, args.stop), Clock()
@@ -153,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     if choice.given:
         backend = whole_text_backend(tokenizer)
         mark = fingerprint(backend, backend.encode_special_tokens)
-        named, draft = open_draft(choice, engine, mark, engine.compute.dtype)
+        named, draft = open_draft(choice, engine, mark, args.fsdp, args.tensor)
         drafting = Drafting(engine, draft, length)
     journal = None
     if output:
@@ -170,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     for number, reply in replies(engine, ids, asked, voice, clock, drafting, journal, hear):
         prompt = prompts[number]
         if output:
-            rows.append(corpus_row(prompt, ids[number], reply, voice))
+            rows.append(corpus_row(prompt, ids[number], reply, voice, args.chat))
         if args.json:
             print(json.dumps({"prompt": prompt.said, **vars(reply)}), flush=True)
         elif alone:
@@ -180,9 +184,10 @@ def run(args: argparse.Namespace) -> int:
     if output and journal:
         with new_file(output, args.overwrite) as path:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            Path(path).write_text("".join(lines))
+            Path(path).write_text("".join(lines), encoding="utf-8")
         journal.remove()
-        journal.path.parent.rmdir()
+        with contextlib.suppress(OSError):  # a run with another setting has its replies there
+            journal.path.parent.rmdir()
     summary = _summary(args.model, len(prompts), clock, drafting, named)
     if args.json:
         print(json.dumps(summary))
@@ -202,8 +207,14 @@ def _check(args: argparse.Namespace, choice_of: Any) -> tuple[Any, int | None]:
     check_count("--max-new-tokens", args.max_new_tokens)
     if (args.prompt is None) == (args.prompts is None):
         raise UserError("one of --prompt and --prompts is needed")
-    if not (math.isfinite(args.temperature) and args.temperature >= 0):
-        raise UserError(f"--temperature {args.temperature}: a number from 0 is needed")
+    if args.prompt is not None:
+        try:
+            args.prompt.encode()
+        except UnicodeEncodeError:
+            raise UserError("--prompt: it is no text in UTF-8") from None
+    heat = args.temperature
+    if heat and not (math.isfinite(heat) and heat >= COLDEST):
+        raise UserError(f"--temperature {heat}: 0, or a number from {COLDEST} is needed")
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top-p {args.top_p}: above 0, and 1 at most")
     if args.top_p < 1 and not args.temperature:
@@ -220,10 +231,8 @@ def _check(args: argparse.Namespace, choice_of: Any) -> tuple[Any, int | None]:
         return choice, None
     if not choice.given:
         raise UserError("--draft-length is for a draft; give --draft or --draft-keep, too")
-    if not args.draft_length.isascii() or not args.draft_length.isdigit():
-        raise UserError(f"--draft-length {args.draft_length}: a number or auto is needed")
-    if not 1 <= int(args.draft_length) <= LONGEST:
-        raise UserError(f"--draft-length {args.draft_length}: from 1 to {LONGEST}")
+    if args.draft_length not in map(str, range(1, LONGEST + 1)):
+        raise UserError(f"--draft-length {args.draft_length}: from 1 to {LONGEST}, or auto")
     return choice, int(args.draft_length)
 
 
@@ -254,20 +263,20 @@ def _summary(
     summary: dict[str, Any] = {
         "model": model,
         "prompts": prompts,
+        "resumed": prompts - clock.prompts,
         "tokens": clock.tokens,
         "seconds": clock.seconds,
         "tokens_per_second": clock.tokens_per_second,
         "draft": None,
     }
     if drafting is not None and (pace := drafting.pace) is not None:
-        summary["draft"] = {
-            "name": named,
-            "length": drafting.length,
-            "tokens_per_round": pace.tokens_a_round,
-            "acceptance": pace.acceptance,
-            "cost": pace.cost,
-            "ratio": pace.gain,
-            "best_length": pace.best_length(),
+        summary["draft"] = {"name": named, "length": drafting.length, "cost": pace.cost}
+        measured = bool(pace.round)  # not where texts end with their first token
+        summary["draft"] |= {
+            "tokens_per_round": pace.tokens_a_round if measured else None,
+            "acceptance": pace.acceptance if measured else None,
+            "ratio": pace.gain if measured else None,
+            "best_length": pace.best_length() if measured else None,
         }
     return summary
 
@@ -281,18 +290,24 @@ def _show(summary: dict[str, Any]) -> None:
     from chopjax.terminal import console
 
     table = Table(box=None, show_header=False)
+    if summary["resumed"]:
+        table.add_row("prompts of an earlier run", f"{summary['resumed']:,}")
     table.add_row("new tokens", f"{summary['tokens']:,}")
     table.add_row("tokens/s", f"{summary['tokens_per_second']:.1f}")
     if draft := summary["draft"]:
         table.add_row("draft", draft["name"])
         length = draft["length"] or f"{FIRST_LENGTH} for {ROUNDS} rounds, then none"
         table.add_row("tokens of a draft", str(length))
-        table.add_row("tokens a round", f"{draft['tokens_per_round']:.2f}")
-        table.add_row("acceptance α", f"{draft['acceptance']:.3f}")
         table.add_row("a draft token's cost c", f"{draft['cost']:.3f} of the model's")
-        table.add_row("to plain decoding", f"{draft['ratio']:.2f}x its speed, measured in this run")
+        if draft["ratio"] is None:
+            table.add_row("acceptance α", "not measured: there were too few rounds")
+        else:
+            table.add_row("tokens a round", f"{draft['tokens_per_round']:.2f}")
+            table.add_row("acceptance α", f"{draft['acceptance']:.3f}")
+            faster = f"{draft['ratio']:.2f}x its speed, measured in this run"
+            table.add_row("to plain decoding", faster)
     console(stderr=True).print(table)
-    if (draft := summary["draft"]) and not draft["best_length"]:
+    if (draft := summary["draft"]) and draft["best_length"] == 0:
         say(
             "There is nothing to win with this draft: it costs as much as it brings (α must be "
             "well above c)."

@@ -40,17 +40,19 @@ class DraftChoice:
 
     @property
     def given(self) -> bool:
-        return any((self.model, self.keep, self.strategy))
+        return any(one is not None for one in (self.model, self.keep, self.strategy))
 
 
 def open_draft(
-    choice: DraftChoice, engine: Engine, fingerprint: str, dtype: str
+    choice: DraftChoice, engine: Engine, fingerprint: str, fsdp: int = 1, tensor: int = 1
 ) -> tuple[str, Draft]:
-    """Its name for people, and the draft. fingerprint: of the model's tokenizer. Raises UserError
-    for another tokenizer, and for layers that the model does not have."""
+    """Its name for people, and the draft. fingerprint: of the model's tokenizer. fsdp, tensor: how
+    the model lies on the devices. Raises UserError for another tokenizer, and for layers that the
+    model does not have."""
     depth = engine.config.num_layers
     if choice.model is not None:
-        loaded, other = open_engine(choice.model, dtype=dtype)
+        dtype = engine.compute.dtype
+        loaded, other = open_engine(choice.model, dtype=dtype, fsdp=fsdp, tensor=tensor)
         if load_tokenizer(loaded.folder).fingerprint != fingerprint:
             raise UserError(
                 f"--draft {choice.model}: it has another tokenizer than the model; a draft writes "

@@ -28,12 +28,15 @@ class Prompt:
     kind: str
     said: Any
 
-    def with_answer(self, answer: str, whole: str) -> dict[str, Any]:
-        """A document as `chopjax prepare` takes it. whole: prompt and answer as one text, where the
-        prompt is ids."""
-        if self.kind == "messages":
-            return {"messages": [*self.said, {"role": messages.ASSISTANT, "content": answer}]}
-        return {"text": self.said + answer if self.kind == "prompt" else whole}
+    @property
+    def talk(self) -> list[messages.Message]:
+        """As a conversation; not of ids."""
+        said: list[messages.Message] = self.said
+        return [{"role": USER, "content": self.said}] if self.kind == "prompt" else said
+
+    def with_answer(self, answer: str) -> dict[str, Any]:
+        """A conversation as `chopjax prepare` takes it."""
+        return {"messages": [*self.talk, {"role": messages.ASSISTANT, "content": answer}]}
 
 
 def read_prompts(inputs: Sequence[str]) -> list[Prompt]:
@@ -57,14 +60,15 @@ def document(example: Mapping[str, Any], field: str) -> str:
     (kind,) = kinds
     said = plain(example[kind])
     if kind == "messages":
-        return json.dumps([kind, json.loads(messages.as_text(said))])
+        said = json.loads(messages.as_text(said))
     if kind == "prompt" and not isinstance(said, str):
         raise BadExample(f"field 'prompt' is {reprlib.repr(said)}, no text")
     if kind == "tokens":
         ids = said if isinstance(said, list) else []
         if not ids or not all(type(token) is int and 0 <= token < 1 << 31 for token in ids):
             raise BadExample(f"field 'tokens' is {reprlib.repr(said)}, no list of token ids")
-    return json.dumps([kind, said])
+    # As they are, for the source to look for what is no character.
+    return json.dumps([kind, said], ensure_ascii=False)
 
 
 def encode(
@@ -78,10 +82,7 @@ def encode(
         if prompt.kind == "tokens":
             ids[number] = np.array(prompt.said, np.int32)
         elif prompt.kind == "messages" or chat:
-            said = prompt.said
-            if prompt.kind == "prompt":
-                said = [{"role": USER, "content": prompt.said}]
-            texts.append((number, template.apply(said, opens_answer=True), False))
+            texts.append((number, template.apply(prompt.talk, opens_answer=True), False))
         else:
             texts.append((number, prompt.said, None))
     for special in (False, None):

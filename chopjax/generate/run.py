@@ -36,10 +36,12 @@ class Reply:
 
 @dataclasses.dataclass
 class Clock:
-    """seconds: of generating, without compiling and measuring. tokens: written in them."""
+    """seconds: of generating, without compiling and measuring. tokens, prompts: done in them, what
+    is known from an earlier run left out."""
 
     seconds: float = 0.0
     tokens: int = 0
+    prompts: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -124,6 +126,7 @@ def _fresh(
             idle = spent
         tokens, text = voice.cut(one.ids)
         clock.tokens += len(tokens)
+        clock.prompts += 1
         seconds = heard[place] - began
         yield todo[place], Reply(text, tokens, one.rounds, one.drafted, one.accepted, seconds)
 
@@ -141,6 +144,17 @@ def journal_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.replies")
 
 
-def corpus_row(prompt: Prompt, ids: np.ndarray, reply: Reply, voice: Voice) -> dict[str, object]:
-    """A line for `chopjax prepare`."""
-    return prompt.with_answer(reply.text, voice.text([*ids.tolist(), *reply.tokens]))
+def corpus_row(
+    prompt: Prompt, ids: np.ndarray, reply: Reply, voice: Voice, chat: bool = False
+) -> dict[str, object]:
+    """A line for `chopjax prepare`. chat: whether texts are what a user says."""
+    if prompt.kind == "messages" or (chat and prompt.kind == "prompt"):
+        return prompt.with_answer(reply.text)
+    before, whole = voice.text(ids.tolist()), voice.text([*ids.tolist(), *reply.tokens])
+    beyond = len(voice.text(reply.tokens)) - len(reply.text)  # from the stop string on
+    whole = whole[: len(whole) - beyond]
+    if prompt.kind == "tokens":
+        return {"text": whole}
+    # SentencePiece's decoders drop the space that a reply alone begins with.
+    begins = whole.startswith(before)
+    return {"text": prompt.said + (whole[len(before) :] if begins else reply.text)}

@@ -15,7 +15,10 @@ class Voice:
         self._tokenizer, self.stops = tokenizer, tuple(stops)
 
     def text(self, ids: Sequence[int]) -> str:
-        decoded: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        # To clean spaces up would change what has been written, and what the tokens say.
+        decoded: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return decoded
 
     def has_stop(self, ids: Sequence[int]) -> bool:
@@ -49,6 +52,12 @@ class Voice:
     def _end(self, text: str) -> int | None:
         places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         return min(places, default=None)
+
+
+def special_stops(tokenizer: Any, stops: Sequence[str]) -> frozenset[int]:
+    """The stop strings that are special tokens, by id: a text does not show them."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(id for id, token in added if token.special and token.content in stops)
 
 
 class Stream:

@@ -96,16 +96,20 @@ class Pace:
     """What is measured on the way. Seconds are of a batch, whatever its rows.
 
     plain, draft: a token of the model's and of the draft's. round: a round with `length` drafted
-    tokens. rounds: of all rows; accepted: drafted tokens that they took; refused: how many of them
-    ended with a refusal. measuring: what it took to measure the first two.
+    tokens, in batches of the shape that the first two were measured in; 0 before there was one.
+    rounds: of that length, of all rows; taken: drafted tokens that they took. accepted: those of
+    all lengths; refused: how many rounds ended with a refusal. measuring: what it took to measure
+    the first two.
     """
 
     plain: float
     draft: float
     length: int
+    shape: GenerationShape | None = None
     measuring: float = 0.0
     round: float = 0.0
     rounds: int = 0
+    taken: int = 0
     accepted: int = 0
     refused: int = 0
 
@@ -121,12 +125,19 @@ class Pace:
 
     @property
     def tokens_a_round(self) -> float:
-        return 1 + self.accepted / max(self.rounds, 1)
+        return 1 + self.taken / max(self.rounds, 1)
 
     @property
     def gain(self) -> float:
         """How many times as fast as plain decoding the rounds were."""
-        return self.tokens_a_round * self.plain / self.round if self.rounds else 1.0
+        return self.tokens_a_round * self.plain / self.round if self.round else 1.0
+
+    def count(self, accepted: int) -> None:
+        """A row's round, of which so many drafted tokens were taken."""
+        self.rounds += 1
+        self.taken += accepted
+        self.accepted += accepted
+        self.refused += accepted < self.length
 
     def seconds_a_token(self, length: int) -> float:
         """Expected, with so many drafted tokens a round; 0: plain decoding."""
@@ -177,7 +188,8 @@ class Drafting:
         state, cache = begin(engine, prompts, numbers, shape, asked)
         before = np.ones(shape.rows, np.int32)
         before[: len(prompts)] = [prompt[-1] for prompt in prompts]
-        before_B = engine.place(before)
+        # As a round gives it, whole everywhere: a program is compiled for where its arrays lie.
+        before_B = jax.device_put(before, state.token_B.sharding)
         draft_cache = None
         if not draft.first:
             _, draft_cache = begin(draft.engine, prompts, numbers, shape, asked)
@@ -187,7 +199,7 @@ class Drafting:
             plain = seconds_a_step(engine, state, cache, shape, asked)
             drafted = seconds_a_step(draft.engine, state, held, shape, asked)
             measuring = time.perf_counter() - self.compile_seconds - began
-            self.pace = Pace(plain, drafted, self.length, measuring)
+            self.pace = Pace(plain, drafted, self.length, shape, measuring)
         rows = Rows(numbers, asked, ends)
         rows.add([[token] for token in np.asarray(state.token_B).tolist()])
         made = [Continuation(ids) for ids in rows.ids]
@@ -196,6 +208,10 @@ class Drafting:
             interrupts.check()
             if not self._fixed and len(rounds) == ROUNDS:
                 self.length, self._fixed = self.pace.best_length(), True
+                if self.length not in (0, self.pace.length):  # what was measured is of another
+                    self.pace.length, self.pace.round = self.length, 0.0
+                    self.pace.rounds = self.pace.taken = 0
+                    rounds.clear()
             if not self.length:
                 new_BG, state, cache = go_on(engine, state, cache, shape, asked.choice)
                 _count(made, rows, STRIDE, 0)
@@ -210,15 +226,14 @@ class Drafting:
             seconds = time.perf_counter() - start
             seconds -= self.compile_seconds - compiled
             rounds.append(seconds)
-            self.pace.round, self.pace.length = float(np.median(rounds[-ROUNDS:])), self.length
+            if shape == self.pace.shape:
+                self.pace.round = float(np.median(rounds[-ROUNDS:]))
             for row, one in enumerate(made):
                 if rows.is_open(row):
                     accepted = int(taken[row]) - 1
                     one.rounds, one.drafted = one.rounds + 1, one.drafted + self.length
                     one.accepted += accepted
-                    self.pace.rounds += 1
-                    self.pace.accepted += accepted
-                    self.pace.refused += accepted < self.length
+                    self.pace.count(accepted)
             rows.add([tokens[:count].tolist() for tokens, count in zip(new, taken, strict=True)])
         return made
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from chopjax.cli import main
+from chopjax.generate.voice import special_stops
 
 PROMPTS = ["the cat sat", "a bird", "the old tree and the mat " * 3]
 
@@ -80,7 +81,11 @@ def test_a_corpus_for_prepare(
     assert "tokens/s" in printed.err
     assert main(command) == 2, "it is there already"
     before = output.read_bytes()
+    other = tmp_path / ".texts.jsonl.replies" / "journal-of-another-setting.txt"
+    other.parent.mkdir()
+    other.write_text("{}\n")
     assert main([*command, "--overwrite"]) == 0
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
     assert output.read_bytes() == before, "the same seed"
     store = tmp_path / "tokens"
     assert main(["prepare", str(output), "--tokenizer", str(model), "--output", str(store)]) == 0
@@ -97,12 +102,32 @@ def test_one_prompt_is_written_as_it_grows(model: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == text[: text.index(stop)] + "\n"
 
 
+def test_a_draft_without_a_round(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was not measured has no figure."""
+    command = ["generate", str(model), "--prompt", "a", "--max-new-tokens", "1"]
+    assert main([*command, "--draft-keep", "0-1", "--json"]) == 0
+    draft = json.loads(capsys.readouterr().out.splitlines()[-1])["draft"]
+    assert draft["cost"] > 0
+    assert draft["ratio"] is draft["acceptance"] is draft["best_length"] is None
+
+
+def test_a_stop_string_that_is_a_special_token(model: Path) -> None:
+    """No text shows it."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    assert special_stops(tokenizer, ["the", tokenizer.eos_token]) == {tokenizer.eos_token_id}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "one of --prompt and --prompts is needed"),
         (["--prompt", "a", "--top-p", "0.5"], "--top-p is for drawing"),
-        (["--prompt", "a", "--temperature", "-1"], "--temperature -1.0: a number from 0"),
+        (["--prompt", "a", "--temperature", "-1"], "--temperature -1.0: 0, or a number from"),
+        (["--prompt", "a", "--temperature", "1e-40"], "--temperature 1e-40: 0, or a number from"),
+        (["--prompt", "a \udc80"], "--prompt: it is no text in UTF-8"),
+        (["--prompt", "a", "--draft-keep", ""], "--draft-keep ''"),
+        (["--prompt", "a", "--output", ".", "--overwrite"], "--output . is a folder"),
+        (["--prompt", "a", "--output", ""], "--output . is a folder"),
         (["--prompt", "a", "--stop", ""], "--stop: an empty string"),
         (["--prompt", "a", "--overwrite"], "--overwrite is for --output"),
         (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens 0: at least 1"),
@@ -110,6 +135,7 @@ def test_one_prompt_is_written_as_it_grows(model: Path, capsys: pytest.CaptureFi
         (["--prompt", "a", "--chat"], "chat template"),
         (["--prompt", "a", "--draft-length", "3"], "--draft-length is for a draft"),
         (["--prompt", "a", "--draft-keep", "0-1", "--draft-length", "0"], "from 1 to 16"),
+        (["--prompt", "a", "--draft-keep", "0", "--draft-length", "9" * 5000], "from 1 to 16"),
         (["--prompt", "a", "--draft-keep", "0-1", "--draft", "x"], "one draft at a time"),
         (["--prompt", "a", "--draft-keep", "0-9"], "--draft-keep '0-9': there is no layer 9"),
         (["--prompt", "a", "--draft-strategy", "imput", "--draft-remove", "1"], "input"),

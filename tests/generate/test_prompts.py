@@ -55,6 +55,8 @@ def test_kinds(tmp_path: Path) -> None:
         ({"text": "x"}, r"one of the fields prompt, messages, tokens is needed \(here: text\)"),
         ({"prompt": "x", "tokens": [1]}, "one of the fields"),
         ({"prompt": 3}, "field 'prompt' is 3, no text"),
+        ({"prompt": "a \ud800"}, "half of a surrogate pair"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
         ({"tokens": []}, r"field 'tokens' is \[\], no list of token ids"),
         ({"tokens": [1, -2]}, "no list of token ids"),
         ({"tokens": [True]}, "no list of token ids"),
@@ -81,7 +83,6 @@ def test_room() -> None:
 
 
 def test_rows_for_prepare() -> None:
-    assert Prompt("prompt", "a").with_answer("b", "?") == {"text": "ab"}
-    assert Prompt("tokens", [1]).with_answer("b", "whole") == {"text": "whole"}
     answer = {"role": "assistant", "content": "b"}
-    assert Prompt("messages", TALK).with_answer("b", "?") == {"messages": [*TALK, answer]}
+    for prompt in (Prompt("messages", TALK), Prompt("prompt", "the cat")):
+        assert prompt.with_answer("b") == {"messages": [*TALK, answer]}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from chopjax.data.tokenizer import build
-from chopjax.generate.run import Clock, replies
+from chopjax.generate.prompts import Prompt
+from chopjax.generate.run import Clock, Reply, corpus_row, replies
 from chopjax.generate.voice import Voice
 from chopjax.score.drafting import Drafting, of_layers
 from chopjax.score.generation import Asked
@@ -50,3 +51,22 @@ def test_in_order_and_through_a_kill(with_draft: bool, tmp_path: Path) -> None:
     params, engine.params = engine.params, {}  # nothing is computed again
     assert answers(Journal(tmp_path, {"model": "m"})) == expected
     engine.params = params
+
+
+class Pieces:
+    """A tokenizer of SentencePiece's kind: a text's first space is not written."""
+
+    def decode(self, ids: list[int], **options: bool) -> str:
+        pieces = {1: "", 2: "▁the", 3: "▁cat", 4: "▁sat", 5: "▁."}
+        return "".join(pieces[one] for one in ids).replace("▁", " ").removeprefix(" ")
+
+
+def test_rows_of_a_corpus() -> None:
+    """With the space between prompt and reply, and without a stop string."""
+    voice, ids = Voice(Pieces(), ["."]), np.array([1, 2, 3])
+    reply = Reply("sat ", [4, 5], 0, 0, 0, 0.0)
+    assert voice.cut([4, 5, 4]) == (reply.tokens, reply.text)
+    prompt = Prompt("prompt", "the cat")
+    assert corpus_row(prompt, ids, reply, voice) == {"text": "the cat sat "}
+    assert corpus_row(Prompt("tokens", [1, 2, 3]), ids, reply, voice) == {"text": "the cat sat "}
+    assert corpus_row(prompt, ids, reply, voice, chat=True) == prompt.with_answer("sat ")

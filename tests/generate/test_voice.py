@@ -11,8 +11,11 @@ from chopjax.generate.voice import Stream, Voice
 class Bytes:
     """A tokenizer whose tokens are bytes."""
 
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+    def decode(
+        self, ids: list[int], skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str:
         assert skip_special_tokens
+        assert not clean_up_tokenization_spaces, "it would take back what was written"
         return bytes(ids).decode(errors="replace")
 
 

@@ -201,11 +201,37 @@ def test_the_length_of_drafts_follows_what_they_bring() -> None:
     assert Pace(plain=1.0, draft=0.6, length=4, round=3.4, accepted=5, refused=5).best_length() == 0
 
 
-def test_a_useless_draft_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [0, 2])
+def test_a_useless_draft_is_given_up(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or shortened, and then nothing of the first length is in the figures of a round."""
     engine = engine_of(tmp_path, "llama", max_position_embeddings=256)
-    monkeypatch.setattr(Pace, "best_length", lambda pace: 0)
+    monkeypatch.setattr(Pace, "best_length", lambda pace: length)
     asked = Asked(60)
-    found = dict(Drafting(engine, draft_of("other layers", engine), None).generate(PROMPTS, asked))
+    drafting = Drafting(engine, draft_of("other layers", engine), None)
+    found = dict(drafting.generate(PROMPTS, asked))
     expected = dict(generate(engine, PROMPTS, asked))
     assert {index: one.ids for index, one in found.items()} == expected
-    assert all(one.drafted == 4 * 8 for one in found.values())
+    after = sum(one.rounds - 8 for one in found.values())
+    assert sum(one.drafted for one in found.values()) == 4 * 4 * 8 + length * after
+    assert drafting.pace is not None
+    assert drafting.pace.length == (length or 4)
+    assert drafting.pace.rounds == (after if length else 4 * 8)
+
+
+def test_a_round_is_timed_where_a_token_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of the first one's shape: of two batches here, only the first has it."""
+    engine = engine_of(tmp_path, "llama")
+    engine.budget = dataclasses.replace(engine.budget, tokens=96)
+    drafting = Drafting(engine, draft_of("first layers", engine), 4)
+    made = drafting.generate(PROMPTS[:3], Asked(9))
+    assert next(made)[0] == 2, "the longest"
+    assert drafting.pace is not None
+    drafting.pace.round = 123.0
+    rounds = drafting.pace.rounds
+    assert len(list(made)) == 2
+    assert drafting.pace.round == 123.0
+    assert drafting.pace.rounds > rounds

@@ -20,6 +20,7 @@ from chopjax.models.config import Experts, Layer, ModelConfig, Norm, Rope
 from chopjax.models.head import head_of
 from chopjax.models.parameters import Params
 from chopjax.score.engine import Engine
+from chopjax.score.generation import Asked, generate
 from chopjax.score.layout import Budget
 from chopjax.score.planning import Request
 
@@ -54,6 +55,7 @@ GPT2 = dataclasses.replace(
 EXPERTS = dataclasses.replace(LLAMA, family="mixtral", experts=Experts(4, 2, True))
 
 BUDGET = Budget(tokens=1024, shortest=32, shape=256, shards=4)
+PROMPTS = [np.arange(1, 9), np.array([3])]  # to be gone on with
 
 
 def random_params(config: ModelConfig) -> Params:
@@ -173,8 +175,10 @@ def test_bfloat16_is_near() -> None:
 ON_EIGHT = """
 import json, sys
 import jax
-from test_engine import BUDGET, EXPERTS, GPT2, LLAMA, random_params, random_requests
+from test_engine import BUDGET, EXPERTS, GPT2, LLAMA, PROMPTS, random_params, random_requests
+from chopjax.score.drafting import Drafting, of_layers
 from chopjax.score.engine import Engine
+from chopjax.score.generation import Asked
 from chopjax.models.mesh import make_mesh, shardings
 assert len(jax.devices()) == 8
 found = {}
@@ -183,6 +187,9 @@ for config in (LLAMA, GPT2, EXPERTS):
     params = jax.device_put(random_params(config), shardings(config, mesh))
     engine = Engine(config, params, mesh=mesh, budget=BUDGET)
     found[config.family] = engine.loglikelihood(random_requests())
+    if config is LLAMA:
+        drafting = Drafting(engine, of_layers(engine, [1]), 2)
+        found["drafted"] = [one.ids for _, one in drafting.generate(PROMPTS, Asked(9))]
 print(json.dumps(found))
 """
 
@@ -202,3 +209,5 @@ def test_no_result_depends_on_the_devices() -> None:
         ):
             assert abs(total - wide_total) <= 1e-4
             assert greedy == wide_greedy
+    texts = generate(Engine(LLAMA, random_params(LLAMA)), PROMPTS, Asked(9))
+    assert wide["drafted"] == [ids for _, ids in texts]
