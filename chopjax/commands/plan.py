@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLE = """\
 chopjax plan --config configs/just_chop_llama2_7b.py --topology v5p:4x4x4
 chopjax plan --config configs/just_chop_llama2_7b.py --topology h100:8
-chopjax plan --config configs/just_chop_llama2_7b.py --topology v5p:4x4x4 --search
+chopjax plan --config configs/just_chop_1b.py --topology v5p:2x2x2 --search
 """
 
 
