@@ -31,6 +31,7 @@ from chopjax.models.decoder import Past, extend
 from chopjax.models.head import head_of, logits
 from chopjax.models.mesh import batch_sharding, batch_shards, replicated
 from chopjax.models.parameters import Params
+from chopjax.models.tree_attention import Tree
 from chopjax.score.layout import Budget, Shape
 from chopjax.score.packing import Packed, pack_batch
 from chopjax.score.planning import Request, ScoringPlan, Tokens, make_plan
@@ -225,9 +226,11 @@ class Engine:
         return program(*arguments)
 
     def _mesh_in_force(self) -> contextlib.AbstractContextManager[Any]:
-        """For experts, whose tokens every device then sorts for itself. Anything else the compiler
-        divides well by where the arguments lie."""
-        if self.mesh is None or self.config.experts is None:
+        """For experts, whose tokens every device then sorts for itself, and for kernels on TPUs,
+        which the compiler cannot divide. Anything else it divides well by where the arguments lie.
+        """
+        kernels = jax.default_backend() == "tpu"
+        if self.mesh is None or not (kernels or self.config.experts is not None):
             return contextlib.nullcontext()
         return jax.set_mesh(self.mesh)
 
@@ -281,10 +284,9 @@ def _score_rows(
 
     Only the first steps · chunk of each group are computed.
     """
-    T, (G, R) = tokens_BT.shape[1], sources_GR.shape
-    slots_T = jnp.arange(T)
-    visible_BTT = (slots_T <= slots_T[:, None]) & (slots_T[:, None] < ends_BT[:, None])
-    hidden_BTE, _ = extend(params, config, compute, tokens_BT, positions_BT, visible_BTT, past)
+    G, R = sources_GR.shape
+    tree = Tree(ends_BT)
+    hidden_BTE, _ = extend(params, config, compute, tokens_BT, positions_BT, tree, past)
     hidden_GRE = hidden_BTE.reshape(G, R, -1)
     token_V = jnp.arange(config.vocab_size)
 
@@ -319,6 +321,5 @@ def _read_trunk(
 ) -> Past:
     """Keys and values of the first `length` tokens."""
     slots_S = jnp.arange(tokens_1S.shape[1])
-    visible_1SS = (slots_S <= slots_S[:, None])[None]
-    _, (key, value) = extend(params, config, compute, tokens_1S, slots_S[None], visible_1SS)
+    _, (key, value) = extend(params, config, compute, tokens_1S, slots_S[None], Tree())
     return Past(key, value, (slots_S < length)[None], slots_S[None])

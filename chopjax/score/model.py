@@ -7,13 +7,19 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 
 from chopjax.checkpoint.load import Description, Loaded, describe, load
 from chopjax.data.tokenizer import Tokenizer, load_tokenizer
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.models.compute import Compute
+from chopjax.models.config import ModelConfig
+from chopjax.models.masked_attention import choose_masked
 from chopjax.models.mesh import make_mesh, shardings
+from chopjax.models.scores import all_scores
+from chopjax.models.tree_attention import BLOCKS, Tree
+from chopjax.progress import say
 from chopjax.score.engine import Engine, fitted_budget
 
 
@@ -51,12 +57,25 @@ def open_engine(
         mesh = make_mesh(fsdp=fsdp, tensor=tensor)
         loaded = load(description, shardings=shardings(config, mesh), dtype=dtype)
     compute = Compute(dtype=dtype)
+    if reason := why_plain(config, dtype):
+        say(f"attention over rows: plain ({reason})")
     tokenizer = functools.partial(_tokenizer, loaded)
     engine = Engine(loaded.config, loaded.params, compute, max_length, mesh, tokenizer=tokenizer)
     if rows is not None:
         tokens = rows * engine.max_length
         engine.budget = dataclasses.replace(fitted_budget(config, mesh), tokens=tokens)
     return loaded, engine
+
+
+def why_plain(config: ModelConfig, dtype: str) -> str | None:
+    """What keeps this accelerator's kernels from the scorer's rows; None for nothing, and where
+    there are none."""
+    windows = any(layer.window for layer in config.layers)
+    scores = all_scores(config)[0]
+    trees = Tree(jnp.zeros((1, 1), jnp.int32))
+    length = BLOCKS[0]
+    wanted = (trees, length, 0, jnp.dtype(dtype), config.head_dim, scores, windows)
+    return choose_masked(*wanted)[1]
 
 
 def _tokenizer(loaded: Loaded) -> Tokenizer:

@@ -18,6 +18,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Past, extend
 from chopjax.models.head import head_of, logits
 from chopjax.models.parameters import Params
+from chopjax.models.tree_attention import Tree
 from chopjax.score.next_token import LIKELIEST, Choice, pick, weights, with_token
 
 STRIDE = 8  # tokens that are generated between two looks of the host
@@ -47,18 +48,11 @@ def prefill(
     choice: Choice = LIKELIEST,
 ) -> tuple[State, Cache]:
     """Rows with their first new token, and the cache, which has so many slots."""
-    positions_BS, causal_BSS = whole(tokens_BS)
-    hidden_BSE, fresh = extend(params, config, compute, tokens_BS, positions_BS, causal_BSS)
+    positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+    hidden_BSE, fresh = extend(params, config, compute, tokens_BS, positions_BS, Tree())
     room = ((0, 0), (0, 0), (0, slots - tokens_BS.shape[1]), (0, 0), (0, 0))
     cache = jnp.pad(fresh[0], room), jnp.pad(fresh[1], room)
     return first_token(params, hidden_BSE, tokens_BS, length_B, keys_B2, config, choice), cache
-
-
-def whole(tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Positions, and who sees whom, of rows that begin with their text."""
-    B, T = tokens_BT.shape
-    positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-    return positions_BT, jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
 
 
 def first_token(

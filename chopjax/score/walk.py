@@ -18,9 +18,9 @@ import numpy as np
 
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Extension, Layer, extension
-from chopjax.models.masked_attention import LayerPast
+from chopjax.models.decoder import Layer, extension
 from chopjax.models.parameters import Params
+from chopjax.models.tree_attention import LayerPast, Tree
 from chopjax.score import steps
 from chopjax.score.engine import Engine
 from chopjax.score.next_token import Choice
@@ -144,14 +144,15 @@ def _enter(
 ) -> jax.Array:
     B, T = tokens_BT.shape
     places_BT = jnp.broadcast_to(start_B, (B,))[:, None] + jnp.arange(T)
-    return _taken(outer, config, compute, tokens_BT, places_BT).embed(tokens_BT)
+    return extension(outer, config, compute, places_BT, Tree()).embed(tokens_BT)
 
 
 def _first_layer(
     layer: Layer, hidden_BSD: jax.Array, config: ModelConfig, compute: Compute, slots: int
 ) -> tuple[jax.Array, LayerCache]:
-    positions_BS, causal_BSS = steps.whole(hidden_BSD[..., 0])
-    taken = extension({}, config, compute, positions_BS, causal_BSS)
+    B, S = hidden_BSD.shape[:2]
+    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    taken = extension({}, config, compute, positions_BS, Tree())
     hidden_BSD, fresh = taken.block(hidden_BSD, layer, None)
     room = ((0, 0), (0, 0), (0, slots - hidden_BSD.shape[1]), (0, 0))
     key_BKSH, value_BKSH = (jnp.pad(new.swapaxes(1, 2), room) for new in fresh)
@@ -195,8 +196,8 @@ def _written(
 def _leave(
     outer: Params, hidden_BTD: jax.Array, config: ModelConfig, compute: Compute
 ) -> jax.Array:
-    places_BT, _ = steps.whole(hidden_BTD[..., 0])
-    return _taken(outer, config, compute, hidden_BTD, places_BT).finish(hidden_BTD)
+    places_1T = jnp.arange(hidden_BTD.shape[1])[None]
+    return extension(outer, config, compute, places_1T, Tree()).finish(hidden_BTD)
 
 
 def _first_token(
@@ -222,11 +223,3 @@ def _next_token(
     place: int,
 ) -> tuple[State, jax.Array]:
     return steps.next_token(outer, hidden_BTE[:, place], state, config, choice)
-
-
-def _taken(
-    outer: Params, config: ModelConfig, compute: Compute, x: jax.Array, places_BT: jax.Array
-) -> Extension:
-    """The parts before and behind the layers, which see no mask."""
-    T = x.shape[1]
-    return extension(outer, config, compute, places_BT, jnp.ones((1, T, T), bool))

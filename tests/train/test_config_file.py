@@ -81,7 +81,7 @@ def test_a_recipe_that_goes_wrong(tmp_path: Path, text: str | bytes, message: st
         ),
         (
             "config.compute.after_chop.remat = 'dot'",
-            r"after_chop.remat: 'dot' is not one of same, .*; did you mean dots or dots_except_mlp\?",
+            r"after_chop.remat: 'dot' is not one of .*; did you mean dots or dots_except_mlp\?",
         ),
         (
             "config.compute.after_chop.microbatches = 3; config.chop.keep = '0'",
