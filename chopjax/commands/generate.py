@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from chopjax.commands.flags import add_scoring_model, check_count, check_scoring_model
 
 if TYPE_CHECKING:
+    from chopjax.generate.draft import DraftChoice
     from chopjax.generate.run import Clock
     from chopjax.score.drafting import Drafting
 
@@ -94,19 +95,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import contextlib
     import json
-    from pathlib import Path
 
     from chopjax import interrupts
     from chopjax.data.chat_template import choose_template
     from chopjax.data.tokenizer import build, fingerprint, whole_text_backend
-    from chopjax.disk.atomic import new_file
     from chopjax.disk.files import expanded
     from chopjax.errors import UserError
-    from chopjax.generate.draft import DraftChoice, open_draft
+    from chopjax.generate.draft import open_draft
     from chopjax.generate.prompts import Prompt, check_room, encode, read_prompts
-    from chopjax.generate.run import Clock, corpus_row, journal_folder, replies
+    from chopjax.generate.run import Clock, corpus_row, journal_folder, replies, write_corpus
     from chopjax.generate.voice import Stream, Voice, special_stops
     from chopjax.score.chat import Template
     from chopjax.score.decoding import read_generation_config, read_rules
@@ -118,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.next_token import Choice, Sampling
     from chopjax.score.run import identity
 
-    choice, length = _check(args, DraftChoice)
+    choice, length = _check(args)
     output = expanded(args.output) if args.output is not None else None
     if output and output.is_dir():
         raise UserError(f"--output {output} is a folder; a file name is needed")
@@ -182,12 +180,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"[{number + 1}] {_short(prompt.said)}\n{reply.text}\n", flush=True)
     if output and journal:
-        with new_file(output, args.overwrite) as path:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            Path(path).write_text("".join(lines), encoding="utf-8")
-        journal.remove()
-        with contextlib.suppress(OSError):  # a run with another setting has its replies there
-            journal.path.parent.rmdir()
+        write_corpus(output, rows, journal, args.overwrite)
     summary = _summary(args.model, len(prompts), clock, drafting, named)
     if args.json:
         print(json.dumps(summary))
@@ -196,11 +189,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, choice_of: Any) -> tuple[Any, int | None]:
+def _check(args: argparse.Namespace) -> tuple[DraftChoice, int | None]:
     """The draft, and its length, None for auto. Raises UserError for flags that make no sense."""
     import math
 
     from chopjax.errors import UserError
+    from chopjax.generate.draft import DraftChoice
     from chopjax.score.drafting import MOST as LONGEST
 
     check_scoring_model(args)
@@ -225,7 +219,7 @@ def _check(args: argparse.Namespace, choice_of: Any) -> tuple[Any, int | None]:
         raise UserError("--stop: an empty string would end every text at once")
     if args.overwrite and not args.output:
         raise UserError("--overwrite is for --output")
-    choice = choice_of(args.draft, args.draft_keep, args.draft_strategy, args.draft_remove)
+    choice = DraftChoice(args.draft, args.draft_keep, args.draft_strategy, args.draft_remove)
     choice.check()
     if args.draft_length == "auto":
         return choice, None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from chopjax.disk.atomic import new_file
 from chopjax.generate.prompts import Prompt
 from chopjax.generate.voice import Voice
 from chopjax.progress import progress
@@ -158,3 +161,15 @@ def corpus_row(
     # SentencePiece's decoders drop the space that a reply alone begins with.
     begins = whole.startswith(before)
     return {"text": prompt.said + (whole[len(before) :] if begins else reply.text)}
+
+
+def write_corpus(
+    output: Path, rows: Sequence[dict[str, object]], journal: Journal, overwrite: bool
+) -> None:
+    """All lines at once; the replies that were kept until then go."""
+    with new_file(output, overwrite) as path:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text("".join(lines), encoding="utf-8")
+    journal.remove()
+    with contextlib.suppress(OSError):  # a run with another setting has its replies there
+        journal.path.parent.rmdir()

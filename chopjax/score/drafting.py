@@ -58,7 +58,8 @@ def of_layers(engine: Engine, keep: Sequence[int]) -> Draft:
 
 
 def of_model(engine: Engine, other: Engine) -> Draft:
-    """Another model as draft. Raises UserError where its vocabulary or context is smaller."""
+    """Another model as draft. Raises UserError where its vocabulary is not the model's, and where
+    its context is shorter."""
     for what, theirs, ours in (
         ("a vocabulary", other.config.vocab_size, engine.config.vocab_size),
         ("a context", other.config.max_positions, engine.max_length),

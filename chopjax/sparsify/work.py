@@ -125,7 +125,7 @@ def _begin(work: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     for path in work.iterdir():
         if path.name not in ("lock", MARK) and (not same or path.name.startswith(".")):
             path.unlink()
-    if same and (work / "layer-0.safetensors").is_file():
+    if same and layer_file(work, 0).is_file():
         say(f"going on with what {work} holds")
     with new_file(work / SETTINGS, overwrite=True) as path:
         path.write_text(json.dumps(settings))
