@@ -5,7 +5,6 @@ store lies in OUT.top_k.partial until it is complete.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chopjax import interrupts
+from chopjax.disk.lock import locked
 from chopjax.disk.mark import (
     MARK,
     check_own,
@@ -57,11 +57,7 @@ def held(work: Path, final: Path) -> Iterator[Path]:
     """A work folder of OUT's, for this process alone. Stays while it holds unfinished work."""
     try:
         make_work_folder(work)
-        with (work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is preparing {final}; wait for it") from None
+        with locked(work / "lock", f"another process is preparing {final}; wait for it"):
 
             def remove_unless_useful() -> None:
                 if not holds_work(work) and not foreign_in(work):

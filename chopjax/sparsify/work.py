@@ -12,7 +12,6 @@ from the latest states.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from typing import Any
 from chopjax import interrupts
 from chopjax.disk.atomic import new_file
 from chopjax.disk.files import read_json_object
+from chopjax.disk.lock import locked
 from chopjax.disk.mark import MARK, is_unfinished, make_folder, mark_new, some
 from chopjax.errors import UserError
 from chopjax.progress import say
@@ -69,11 +69,7 @@ def held(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[Pa
     work = work_folder(out)
     try:
         _make(work)
-        with (work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is writing {out}; wait for it") from None
+        with locked(work / "lock", f"another process is writing {out}; wait for it"):
 
             def remove_unless_useful() -> None:
                 if not layer_file(work, 0).is_file():
