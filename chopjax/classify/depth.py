@@ -10,7 +10,7 @@ import numpy as np
 from chopjax.classify import metrics
 from chopjax.classify.features import Reader, make_reader, read_features
 from chopjax.classify.learner import Learner, Question, adapter_of, make_learner
-from chopjax.classify.parts import FeaturePart, Part, token_part
+from chopjax.classify.parts import FeaturePart, Part, Shown, shown, token_part
 from chopjax.classify.settings import Cell
 from chopjax.classify.task import PARTS, Task
 from chopjax.classify.training import Trained, predict, train
@@ -44,15 +44,29 @@ class Depth:
     def learner(self, cell: Cell) -> Learner:
         question = self.question(cell)
         if question not in self._learners:
-            self._learners[question] = make_learner(self.config, question, self.task.mesh)
+            self._learners[question] = make_learner(
+                self.config, question, self.task.slots, self.task.mesh
+            )
         return self._learners[question]
+
+    def before(self, seed: int) -> Shown:
+        """What all prompts of a seed begin with."""
+        material = self.task.materials[seed]
+        return shown(material.train, material.shared, self.task.slots)
+
+    def frozen(self, cell: Cell) -> Any:
+        """What the cell's learner only reads."""
+        return self.learner(cell).frozen(self.params, self.before(cell.seed))
 
     def parts(self, cell: Cell, bar: Counted) -> dict[str, Part]:
         """Training, held-out and test examples of a cell's seed."""
         material = self.task.materials[cell.seed]
         prompts = {name: getattr(material, name) for name in PARTS}
         if cell.method != "none":
-            return {name: token_part(each, self.task.buckets) for name, each in prompts.items()}
+            return {
+                name: token_part(each, self.task.tails, skip=material.shared)
+                for name, each in prompts.items()
+            }
         if cell.seed not in self._features:
             if self._reader is None:
                 self._reader = make_reader(self.config, self.task.compute)
@@ -60,8 +74,7 @@ class Depth:
                 self._reader,
                 self.params,
                 prompts,
-                material.shared,
-                self.task.slots,
+                self.before(cell.seed),
                 self.task.tails,
                 bar.advance,
             )
@@ -82,13 +95,14 @@ class Counted:
 def run_cell(depth: Depth, cell: Cell, counted: Counted) -> tuple[Trained | None, dict[str, Any]]:
     """Train a cell, if anything is trained, and test its best state."""
     settings, learner = depth.task.settings.training, depth.learner(cell)
-    parts = depth.parts(cell, counted)
+    parts, frozen = depth.parts(cell, counted), depth.frozen(cell)
     trained: Trained | None = None
     if trains(cell.method, cell.head):
         epochs = settings.epochs
         trained = train(
             learner,
             depth.params,
+            frozen,
             parts["train"],
             parts["held_out"],
             settings,
@@ -98,7 +112,7 @@ def run_cell(depth: Depth, cell: Cell, counted: Counted) -> tuple[Trained | None
     trainable = {} if trained is None else jax.device_put(trained.trainable)
 
     def predicted(name: str) -> np.ndarray:
-        return predict(learner, trainable, learner.frozen(depth.params), parts[name])
+        return predict(learner, trainable, frozen, parts[name])
 
     if trained is not None:
         held_out = trained.held_out_accuracy

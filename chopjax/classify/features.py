@@ -14,7 +14,7 @@ import numpy as np
 
 from chopjax import interrupts
 from chopjax.classify.model import last_hidden, read_past
-from chopjax.classify.parts import FeaturePart, by_length, token_part
+from chopjax.classify.parts import FeaturePart, Shown, by_length, token_part
 from chopjax.classify.prompts import Prompts
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
@@ -22,8 +22,8 @@ from chopjax.models.parameters import Params
 
 
 class Reader(NamedTuple):
-    """Two programs of one depth. past: (params, tokens_1S, length) → decoder.Past. hidden: (params,
-    batch, past) → [B, E]."""
+    """Two programs of one depth. past: (params, Shown) → decoder.Past. hidden: (params, batch,
+    past) → [B, E]."""
 
     past: Callable[..., Any]
     hidden: Callable[..., jax.Array]
@@ -31,8 +31,8 @@ class Reader(NamedTuple):
 
 def make_reader(config: ModelConfig, compute: Compute) -> Reader:
     @jax.jit
-    def past(params: Params, tokens_1S: Any, length: Any) -> Any:
-        return read_past(params, config, compute, tokens_1S, length)
+    def past(params: Params, before: Shown) -> Any:
+        return read_past(params, config, compute, before.tokens_1S, before.length)
 
     @jax.jit
     def hidden(params: Params, batch: Mapping[str, Any], past: Any) -> jax.Array:
@@ -45,24 +45,20 @@ def read_features(
     reader: Reader,
     params: Params,
     parts: Mapping[str, Prompts],
-    shared: int,
-    slots: int,
+    before: Shown,
     buckets: tuple[int, ...],
     advance: Callable[[float], None] = lambda share: None,
 ) -> dict[str, FeaturePart]:
     """Name → features of its prompts.
 
-    shared: so many first ids are the same in all prompts. slots: what these are padded to. buckets:
-    what the others are padded to. advance: told of shares of the work.
+    before: what all prompts begin with. buckets: what the rest of each is padded to. advance: told
+    of shares of the work.
     """
-    first = next(iter(parts.values())).ids[0][:shared]
-    tokens_1S = np.zeros((1, slots), np.int32)
-    tokens_1S[0, :shared] = first
-    past = reader.past(params, tokens_1S, np.int32(shared))
+    past = reader.past(params, before)
     total = sum(len(prompts.ids) for prompts in parts.values())
     features = {}
     for name, prompts in parts.items():
-        part = token_part(prompts, buckets, skip=shared)
+        part = token_part(prompts, buckets, skip=int(before.length))
         rows: list[tuple[list[int], jax.Array]] = []
         for numbers, batch in by_length(part):
             interrupts.check()

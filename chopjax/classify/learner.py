@@ -1,11 +1,13 @@
 """What a method trains, what it only carries, and the programs that do it: one set for all seeds.
 
-    full    all weights                     tokens in, no past
-    lora    low-rank additions              tokens in, no past
-    prefix  keys and values before prompts  tokens in, behind a past that is trained
+    full    all weights                     tokens in
+    lora    low-rank additions              tokens in
+    prefix  keys and values before prompts  tokens in
     none    nothing                         features in: what the head reads, computed once
 
-The classifier head is trained by all of them, by `none` alone.
+The classifier head is trained by all of them, by `none` alone. The demonstrations, which all
+prompts of a seed begin with, are computed once a batch, not once a prompt: their keys and values
+are what every prompt sees, and gradients flow back through them.
 
 Axes: B batch, C classes.
 """
@@ -19,11 +21,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from chopjax.classify import model
 from chopjax.classify.model import SCORE, class_logits, last_hidden
+from chopjax.classify.parts import Shown
 from chopjax.classify.ways import VIRTUAL_TOKENS, HeadKind, MethodKind
 from chopjax.models import adapters
 from chopjax.models.adapter_settings import AdapterSettings
@@ -51,20 +55,20 @@ class Question:
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """begin: (the decoder's parameters, key) → the first state, as train/step.py has it. frozen:
-    the same parameters → what is only read. step: (state, frozen, batch) → (state, metrics).
-    logits: (trainable, frozen, batch) → [B, C] float32."""
+    (the same parameters, what all prompts begin with) → what is only read. step: (state, frozen,
+    batch) → (state, metrics). logits: (trainable, frozen, batch) → [B, C] float32."""
 
     question: Question
     config: ModelConfig
     begin: Callable[[Params, jax.Array], steps.State]
-    frozen: Callable[[Params], Any]
+    frozen: Callable[[Params, Shown], Any]
     step: Callable[[steps.State, Any, Any], tuple[steps.State, steps.Metrics]]
     logits: Callable[[Params, Any, Any], jax.Array]
 
 
-def make_learner(config: ModelConfig, question: Question, mesh: Mesh) -> Learner:
-    """The programs of one depth, method and head. Raises UserError for an adapter that the model
-    cannot have."""
+def make_learner(config: ModelConfig, question: Question, slots: int, mesh: Mesh) -> Learner:
+    """The programs of one depth, method and head. slots: what the demonstrations are padded to.
+    Raises UserError for an adapter that the model cannot have."""
     logits = functools.partial(_logits, config=config, question=question)
     settings = Settings()  # of which a step reads what is off by default alone
     optimizer = optax.adamw(question.learning_rate, weight_decay=WEIGHT_DECAY)
@@ -78,9 +82,14 @@ def make_learner(config: ModelConfig, question: Question, mesh: Mesh) -> Learner
         loss = jnp.sum(losses_B * batch["weights"])
         return loss, {"loss": loss}
 
-    divide = functools.partial(_divided, config=config, question=question)
+    divide = functools.partial(_trainable, config=config, question=question)
     floats = steps.abstract_params(config, "float32", mesh)
-    shapes = jax.eval_shape(divide, floats, jax.random.key(0))
+    before = Shown(np.zeros((1, slots), np.int32), np.int32(0))
+    shapes = jax.eval_shape(
+        lambda params, key: (divide(params, key), _frozen(params, before, question)),
+        floats,
+        jax.random.key(0),
+    )
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     trainable, frozen = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
@@ -89,7 +98,7 @@ def make_learner(config: ModelConfig, question: Question, mesh: Mesh) -> Learner
 
     @jax.jit
     def begin(params: Params, key: jax.Array) -> steps.State:
-        own = divide(params, key)[0]
+        own = divide(params, key)
         # Copies: the step takes its state's memory, and these are the parent's parameters.
         return steps.initial_state(jax.tree.map(jnp.copy, own), optimizer, settings)
 
@@ -103,10 +112,8 @@ def make_learner(config: ModelConfig, question: Question, mesh: Mesh) -> Learner
     )
 
 
-def _divided(
-    params: Params, key: jax.Array, config: ModelConfig, question: Question
-) -> tuple[Params, Any]:
-    """(what is trained, what is not) of a decoder's parameters."""
+def _trainable(params: Params, key: jax.Array, config: ModelConfig, question: Question) -> Params:
+    """What is trained, of a decoder's parameters or beside them."""
     own, of_score = jax.random.split(key)
     trainable: Params = {}
     if question.method == "full":
@@ -120,11 +127,12 @@ def _divided(
     if question.head == "classifier":
         score = model.init_score(config, len(question.label_ids), of_score)
         trainable = trainable | {SCORE: score}
-    return trainable, _frozen(params, question)
+    return trainable
 
 
-def _frozen(params: Params, question: Question) -> Any:
-    return {} if question.method == "full" else {"base": params}
+def _frozen(params: Params, before: Shown, question: Question) -> Any:
+    base = {} if question.method == "full" else {"base": params}
+    return base if question.method == "none" else base | {"before": before}
 
 
 def _without_kernel(head: Params) -> Params:
@@ -154,9 +162,11 @@ def _logits(
     if question.method == "none":
         hidden_BE = batch["features"].astype(question.compute.dtype)
     else:
-        past = None
+        prefix = None
         if question.method == "prefix":
-            past = model.prefix_past(trainable["prefix"], question.compute)
+            prefix = model.prefix_past(trainable["prefix"], question.compute)
+        tokens_1S, length = frozen["before"]
+        past = model.read_past(params, config, question.compute, tokens_1S, length, prefix)
         hidden_BE = last_hidden(params, config, question.compute, batch, past)
     return class_logits(params, trainable.get(SCORE), config, question.label_ids, hidden_BE)
 

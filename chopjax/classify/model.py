@@ -31,7 +31,7 @@ def last_hidden(
     config: ModelConfig,
     compute: Compute,
     batch: Mapping[str, jax.Array],
-    past: Past | None = None,
+    past: Past,
 ) -> jax.Array:
     """What the head reads at the end of each prompt, [B, E] in compute.dtype.
 
@@ -39,17 +39,14 @@ def last_hidden(
     what stands before all of them; the prompts' positions go on behind its visible tokens.
     """
     tokens_BT, last_B = batch["tokens"], batch["last"]
-    if past is None:
-        hidden_BTE = decoder.hidden_states(params, config, compute, tokens_BT)
-    else:
-        B, T = tokens_BT.shape
-        positions_1T = jnp.sum(past.visible_BS[:1], axis=1, keepdims=True) + jnp.arange(T)
-        causal_BTT = jnp.broadcast_to(jnp.tri(T, dtype=bool), (B, T, T))
-        positions_BT = jnp.broadcast_to(positions_1T.astype(jnp.int32), (B, T))
-        hidden_BTE, _ = decoder.extend(
-            params, config, compute, tokens_BT, positions_BT, causal_BTT, past
-        )
-    return hidden_BTE[jnp.arange(tokens_BT.shape[0]), last_B]
+    B, T = tokens_BT.shape
+    positions_1T = jnp.sum(past.visible_BS[:1], axis=1, keepdims=True) + jnp.arange(T)
+    causal_BTT = jnp.broadcast_to(jnp.tri(T, dtype=bool), (B, T, T))
+    positions_BT = jnp.broadcast_to(positions_1T.astype(jnp.int32), (B, T))
+    hidden_BTE, _ = decoder.extend(
+        params, config, compute, tokens_BT, positions_BT, causal_BTT, past
+    )
+    return hidden_BTE[jnp.arange(B), last_B]
 
 
 def class_logits(
@@ -78,17 +75,31 @@ def init_score(config: ModelConfig, classes: int, key: jax.Array) -> Params:
 
 
 def read_past(
-    params: Params, config: ModelConfig, compute: Compute, tokens_1S: Any, length: Any
+    params: Params,
+    config: ModelConfig,
+    compute: Compute,
+    tokens_1S: Any,
+    length: Any,
+    prefix: Past | None = None,
 ) -> Past:
     """The keys and values of the first `length` of these tokens, once for all prompts that begin
-    with them. The others are padding."""
+    with them. The others are padding. prefix: what stands before them, and in what is returned."""
     S = tokens_1S.shape[1]
-    positions_1S = jnp.arange(S, dtype=jnp.int32)[None]
+    numbers_1S = jnp.arange(S, dtype=jnp.int32)[None]
+    positions_1S = numbers_1S if prefix is None else numbers_1S + prefix.visible_BS.shape[1]
     causal_1SS = jnp.tri(S, dtype=bool)[None]
     _, (key_LBSKH, value_LBSKH) = decoder.extend(
-        params, config, compute, tokens_1S, positions_1S, causal_1SS
+        params, config, compute, tokens_1S, positions_1S, causal_1SS, prefix
     )
-    return Past(key_LBSKH, value_LBSKH, positions_1S < length, positions_1S)
+    past = Past(key_LBSKH, value_LBSKH, numbers_1S < length, positions_1S)
+    if prefix is None:
+        return past
+    return Past(
+        jnp.concatenate([prefix.key_LBSKH, past.key_LBSKH], axis=2),
+        jnp.concatenate([prefix.value_LBSKH, past.value_LBSKH], axis=2),
+        jnp.concatenate([prefix.visible_BS, past.visible_BS], axis=1),
+        jnp.concatenate([prefix.positions_BS, past.positions_BS], axis=1),
+    )
 
 
 def init_prefix(config: ModelConfig, tokens: int, key: jax.Array) -> Params:

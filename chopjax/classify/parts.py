@@ -57,6 +57,14 @@ class TokenPart(NamedTuple):
         return batch
 
 
+class Shown(NamedTuple):
+    """What all prompts of a seed begin with: the first `length` of the tokens [1, S]; the others
+    are padding."""
+
+    tokens_1S: np.ndarray  # int32
+    length: np.int32
+
+
 class FeaturePart(NamedTuple):
     """What the head reads of each, computed already. A batch has `features` [B, E] float32."""
 
@@ -90,6 +98,13 @@ def bucket_lengths(lengths: Iterable[int], longest: int) -> tuple[int, ...]:
 
 def rounded_up(length: int) -> int:
     return -(-length // MULTIPLE) * MULTIPLE
+
+
+def shown(prompts: Prompts, shared: int, slots: int) -> Shown:
+    """The first ids, which all prompts share, padded to `slots`."""
+    tokens_1S = np.zeros((1, slots), np.int32)
+    tokens_1S[0, :shared] = prompts.ids[0][:shared]
+    return Shown(tokens_1S, np.int32(shared))
 
 
 def token_part(prompts: Prompts, buckets: Sequence[int], skip: int = 0) -> TokenPart:

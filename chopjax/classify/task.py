@@ -39,8 +39,7 @@ class Task:
     template: Template
     label_ids: tuple[int, ...]
     materials: list[Material]
-    buckets: tuple[int, ...]  # that whole prompts are padded to
-    tails: tuple[int, ...]  # that they are padded to without what all of a seed share
+    tails: tuple[int, ...]  # that prompts are padded to, without what all of a seed share
     slots: int  # that this is padded to
     compute: Compute
     mesh: Mesh
@@ -73,7 +72,7 @@ def prepare(settings: ClassifySettings) -> tuple[Task, dict[str, Any], list[Cell
         config.vocab_size,
         lambda: tokenizer,
     )
-    lengths = [(len(ids), m.shared) for m in materials for ids in _ids(m)]
+    tails = [len(ids) - m.shared for m in materials for ids in _ids(m)]
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -83,8 +82,7 @@ def prepare(settings: ClassifySettings) -> tuple[Task, dict[str, Any], list[Cell
         template,
         words,
         materials,
-        bucket_lengths([whole for whole, _ in lengths], longest),
-        bucket_lengths([whole - shared for whole, shared in lengths], longest),
+        bucket_lengths(tails, longest),
         rounded_up(max(1, *(material.shared for material in materials))),
         Compute(dtype=dtype),
         make_mesh(devices=jax.local_devices()[:1]),

@@ -37,18 +37,20 @@ class Trained(NamedTuple):
 def train(
     learner: Learner,
     params: Params,
+    frozen: Any,
     training: Part,
     held_out: Part,
     settings: TrainSettings,
     seed: int,
     advance: Callable[[float, dict[str, Any]], None] = lambda epochs, values: None,
 ) -> Trained:
-    """params: the decoder's. seed: of the order of examples and of what begins at random.
+    """params: the decoder's. frozen: what the learner only reads. seed: of the order of examples
+    and of what begins at random.
 
     advance: told how much of an epoch was done, and what to show. Raises UserError where the loss
     is no number.
     """
-    state, frozen = learner.begin(params, jax.random.key(seed)), learner.frozen(params)
+    state = learner.begin(params, jax.random.key(seed))
     share = 1 / (-(-len(training.labels_X) // settings.batch_size) + 1)
     best: Trained | None = None
     losses: list[np.ndarray] = []

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from chopjax.classify.features import make_reader, read_features
-from chopjax.classify.model import last_hidden
-from chopjax.classify.parts import bucket_lengths, by_length, rounded_up, token_part
+from chopjax.classify.parts import bucket_lengths, by_length, rounded_up, shown, token_part
 from chopjax.classify.prompts import Prompts
+from chopjax.models import decoder
 from chopjax.models.compute import Compute
 
 SHARED = 41
@@ -36,15 +36,15 @@ def test_beside_whole_prompts(family: str) -> None:
         make_reader(config, Compute()),
         params,
         parts,
-        SHARED,
-        rounded_up(SHARED),
+        shown(parts["train"], SHARED, rounded_up(SHARED)),
         bucket_lengths([3, 20, 9, 1, 25], 400),
         done.append,
     )
     assert sum(done) == pytest.approx(1)
-    whole = jax.jit(lambda batch: last_hidden(params, config, Compute(), batch))
+    whole = jax.jit(lambda tokens_BT: decoder.hidden_states(params, config, Compute(), tokens_BT))
     for name, prompts in parts.items():
         for numbers, batch in by_length(token_part(prompts, (80,))):
-            expected_BE = np.asarray(whole(batch))[: len(numbers)]
+            hidden_BTE = np.asarray(whole(batch["tokens"]))
+            expected_BE = hidden_BTE[np.arange(len(hidden_BTE)), batch["last"]][: len(numbers)]
             found_BE = features[name].features_XE[numbers]
             assert np.abs(found_BE - expected_BE).max() < 1e-4 * np.abs(expected_BE).max()

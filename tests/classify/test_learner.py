@@ -56,15 +56,19 @@ class Peer(NamedTuple):
         count = len(self.labels["train"])
         return np.random.default_rng([0, 1]).permutation(count).tolist()
 
-    def losses(self, model: Any, logits_of: Callable[[torch.Tensor], torch.Tensor]) -> list[float]:
-        """Of the first steps. logits_of: ids [1, T] → [C]."""
+    def losses(
+        self, model: Any, logits_of: Callable[[torch.Tensor], torch.Tensor], batch: int = 1
+    ) -> list[float]:
+        """Of the first steps, of an epoch at most. logits_of: ids [1, T] → [C]."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
-        losses = []
-        for number in self.order()[:STEPS]:
-            logits_C = logits_of(torch.tensor([self.prompts["train"][number]]))
+        losses, order = [], self.order()
+        for start in range(0, len(order), batch)[:STEPS]:
+            some = order[start : start + batch]
+            prompts = [torch.tensor([self.prompts["train"][number]]) for number in some]
             loss = torch.nn.functional.cross_entropy(
-                logits_C[None], torch.tensor([self.labels["train"][number]])
+                torch.stack([logits_of(ids) for ids in prompts]),
+                torch.tensor([self.labels["train"][number] for number in some]),
             )
             optimizer.zero_grad()
             loss.backward()
@@ -171,7 +175,7 @@ def test_predictions_without_training(peer: Peer) -> None:
     parts = depth.parts(cell, Counted(Bar("", 1, "cells", 0), 1))
     assert depth.task.materials[0].shared > 20
     learner = depth.learner(cell)
-    frozen = learner.frozen(depth.params)
+    frozen = depth.frozen(cell)
     for name, part in parts.items():
         with torch.no_grad():
             logits = [peer.words(model)(torch.tensor([ids])) for ids in peer.prompts[name]]
@@ -204,8 +208,9 @@ def test_the_classifier_head(peer: Peer, method: Any) -> None:
 
 
 def test_a_prefix_is_pefts(peer: Peer) -> None:
-    """From the same virtual tokens."""
-    depth = depth_of(peer)
+    """From the same virtual tokens; and demonstrations computed once a batch, behind them, learn
+    what they do in prompts that are computed whole."""
+    depth = depth_of(peer, training=TrainSettings(epochs=1, batch_size=3))
     learner = depth.learner(Cell("first", KEEP, "prefix", "lm", 0))
     state = learner.begin(depth.params, jax.random.key(0))
     prefix = {name: np.asarray(x) for name, x in state["params"]["prefix"].items()}
@@ -215,8 +220,8 @@ def test_a_prefix_is_pefts(peer: Peer) -> None:
     table_S = np.moveaxis(both_LPSKH, 2, 0).reshape(20, -1)
     with torch.no_grad():
         model.prompt_encoder["default"].embedding.weight.copy_(torch.tensor(table_S))
-    expected = peer.losses(model.eval(), peer.words(model))
-    assert np.abs(ours(depth, "prefix")[:STEPS] - expected).max() < 1e-5
+    expected = peer.losses(model.eval(), peer.words(model), batch=3)
+    assert np.abs(ours(depth, "prefix") - expected).max() < 1e-5
 
 
 def test_lora_is_pefts(peer: Peer) -> None:
@@ -256,6 +261,7 @@ def test_training_keeps_the_best_epoch(peer: Peer) -> None:
     cell = Cell("first", KEEP, "none", "classifier", 0)
     learner = depth.learner(cell)
     parts = depth.parts(cell, Counted(Bar("", 1, "cells", 0), 1))
+    frozen = depth.frozen(cell)
     found: list[float] = []
     settings = TrainSettings(epochs=30, patience=3, batch_size=4)
 
@@ -263,12 +269,11 @@ def test_training_keeps_the_best_epoch(peer: Peer) -> None:
         found.extend([values["held-out"]] if values else [])
 
     best = training.train(
-        learner, depth.params, parts["train"], parts["held_out"], settings, 0, advance
+        learner, depth.params, frozen, parts["train"], parts["held_out"], settings, 0, advance
     )
     assert best.held_out_accuracy == max(found)
     assert best.best_epoch == 1 + found.index(max(found))
     assert best.epochs == len(found) == min(30, best.best_epoch + 3)
     assert len(best.losses) == 3 * best.epochs  # twelve examples
-    frozen = learner.frozen(depth.params)
     again = training.predict(learner, best.trainable, frozen, parts["held_out"])
     assert np.mean(again == parts["held_out"].labels_X) == max(found)

@@ -92,11 +92,12 @@ def ours(depth: Depth, cell: Cell, best: saving.Best, texts: list[str]) -> np.nd
 
     tokenizer = load_tokenizer(depth.task.description.folder)
     ids = [np.array(each, np.int32) for each in tokenizer.encode_batch(texts)]
-    part = token_part(Prompts(ids, np.zeros(len(ids), np.int32)), (512,))
-    learner = depth.learner(cell)
+    shared = depth.task.materials[cell.seed].shared
+    part = token_part(Prompts(ids, np.zeros(len(ids), np.int32)), (512,), skip=shared)
+    learner, frozen = depth.learner(cell), depth.frozen(cell)
     logits_XC = np.zeros((len(ids), 3), np.float32)
     for numbers, batch in by_length(part):
-        logits = learner.logits(best.trainable, learner.frozen(depth.params), batch)
+        logits = learner.logits(best.trainable, frozen, batch)
         logits_XC[numbers] = np.asarray(logits)[: len(numbers)]
     return logits_XC
 
