@@ -78,6 +78,24 @@ def attend(
     return mixed_BTNH if implementation == "cudnn" else kept(mixed_BTNH)
 
 
+def before_keeping(
+    query_BTNH: jax.Array, implementation: str, several: Sequence[Scores]
+) -> tuple[jax.Array, Sequence[Scores]]:
+    """Queries as the implementation takes them, and the scores that are left to make of them.
+
+    splash does not scale. Its queries are scaled where they are made, before a backward pass keeps
+    them: later it would be one more way through memory, in both passes. several: of all layers;
+    their scale is one.
+    """
+    length, head_dim = query_BTNH.shape[1], query_BTNH.shape[-1]
+    if implementation == "auto":
+        implementation, _ = choose(length, query_BTNH.dtype, head_dim, several)
+    if implementation != "splash":
+        return query_BTNH, several
+    scaled_BTNH = query_BTNH * several[0].scale_of(head_dim)
+    return scaled_BTNH, [dataclasses.replace(scores, scale=1.0) for scores in several]
+
+
 def _capped(
     query_BTNH: jax.Array,
     key_BTKH: jax.Array,

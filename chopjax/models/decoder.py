@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from chopjax.models import experts, parameters, positions
-from chopjax.models.attention import attend
+from chopjax.models.attention import attend, before_keeping
 from chopjax.models.borrowed import layer_of, without_stack
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
@@ -139,7 +139,9 @@ def hidden_states(
 
     if compute.remat != "none":
         step = jax.checkpoint(step, policy=POLICIES[compute.remat], prevent_cse=False)
-    hidden_BTD, _ = jax.lax.scan(step, taken.embed(tokens_BT), taken.stack)
+    hidden_BTD, _ = jax.lax.scan(
+        step, taken.embed(tokens_BT), taken.stack, unroll=compute.layers == "unrolled"
+    )
     return taken.finish(hidden_BTD)
 
 
@@ -364,9 +366,10 @@ def _norm(params: Params | None, norm: Norm, x: jax.Array, axes: int = 1) -> jax
     """
     over = tuple(range(-axes, 0))
     wide = x.astype(jnp.float32)
+    # A number or two for each vector, without which a backward pass reads all of x once more.
     if norm.kind == "layer":
-        wide -= wide.mean(axis=over, keepdims=True)
-    variance = jnp.square(wide).mean(axis=over, keepdims=True)
+        wide -= kept(wide.mean(axis=over, keepdims=True))
+    variance = kept(jnp.square(wide).mean(axis=over, keepdims=True))
     wide *= jax.lax.rsqrt(variance + norm.epsilon)
     if params is not None and norm.scale:
         scale = params["scale"].astype(jnp.float32)
@@ -401,7 +404,7 @@ def _attention(
         key_BTKH = positions.rotate(key_BTKH, *rotation, interleaved)
     if config.qk_norm is not None and config.qk_norm.after_rope:
         query_BTNH, key_BTKH = normed("query_norm", query_BTNH), normed("key_norm", key_BTKH)
-    mixed_BTNH = mix(kept(query_BTNH), kept(key_BTKH), kept(value_BTKH))
+    mixed_BTNH = mix(query_BTNH, key_BTKH, value_BTKH)
     return project(attention, "output", mixed_BTNH, contracted=2)
 
 
@@ -461,16 +464,23 @@ def _training_mix(
     choose between as many programs.
     """
     several = all_scores(config)
-    mixes = [
-        functools.partial(
-            attend, segments_BT=segments_BT, implementation=implementation, scores=scores
-        )
-        for scores in several
-    ]
-    if len(mixes) == 1:
-        return mixes[0]
-    which = jnp.asarray([several.index(scores_of(config, each)) for each in config.kinds])[kind]
-    return lambda query, key, value: jax.lax.switch(which, mixes, query, key, value)
+
+    def mix(query_BTNH: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array) -> jax.Array:
+        query_BTNH, left = before_keeping(query_BTNH, implementation, several)
+        inputs = kept(query_BTNH), kept(key_BTKH), kept(value_BTKH)
+        attends = [
+            functools.partial(
+                attend, segments_BT=segments_BT, implementation=implementation, scores=scores
+            )
+            for scores in left
+        ]
+        if len(attends) == 1:
+            return attends[0](*inputs)
+        which = [several.index(scores_of(config, each)) for each in config.kinds]
+        mixed_BTNH: jax.Array = jax.lax.switch(jnp.asarray(which)[kind], attends, *inputs)
+        return mixed_BTNH
+
+    return mix
 
 
 def _window(config: ModelConfig, kind: jax.Array) -> jax.Array | None:

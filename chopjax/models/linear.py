@@ -78,7 +78,8 @@ def product(
     Reverse mode only. jax's own rule makes a kernel's gradient as (dyᵀ·x)ᵀ. The product is the
     same as xᵀ·dy, but on processors its left side is transposed in memory, with what makes it (an
     activation and its derivative, say) computed down the columns. Here the smaller side is, once
-    it is made.
+    it is made. Accelerators compute either side within the product: made beforehand it would only
+    travel to memory and back.
     """
     return contract(x, kernel, contracted, precision)
 
@@ -112,6 +113,8 @@ def _backward(
     rows = tuple(range(x.ndim - contracted))
     made = tuple(range(len(rows), d_y.ndim))
     d_x = tensordot(d_y, kernel, (made, tuple(range(contracted, kernel.ndim))))
+    if not on_processors():
+        return d_x, tensordot(x, d_y, (rows, rows))
     if x.size <= d_y.size:
         return d_x, tensordot(jax.lax.optimization_barrier(x), d_y, (rows, rows))
     d_kernel = tensordot(jax.lax.optimization_barrier(d_y), x, (rows, rows))

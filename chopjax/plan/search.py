@@ -5,7 +5,7 @@ either. So of each of remat's policies only the fewest microbatches that fit mat
 that keeps less needs no more of them. `walk` follows that staircase. What arithmetic rules out is
 not compiled: where state and kept activations alone are too much, and where the matrix products
 alone take longer than the best step so far. At the corner that is best, the loss's chunk grows for
-as long as that helps.
+as long as that helps, and then the layers are unrolled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_args
 from jax.sharding import Mesh
 
 from chopjax.errors import UserError
-from chopjax.models.compute import Remat
+from chopjax.models.compute import Layers, Remat
 from chopjax.models.mesh import batch_shards
 from chopjax.plan.chip_memory import kept
 from chopjax.plan.compile import abstract_inputs, bytes_per_chip
@@ -42,6 +42,7 @@ class Choice(NamedTuple):
     remat: Remat
     microbatches: int
     loss_chunk: int
+    layers: Layers = "loop"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def search(
 def _search_phase(found: Found, topology: AnyTopology, mesh: Mesh, teacher: Teacher | None) -> None:
     phase, known = found.phase, dict[Choice, Candidate]()
     compute = phase.settings.compute
-    now = Choice(compute.remat, compute.microbatches, compute.loss_chunk)
+    now = Choice(compute.remat, compute.microbatches, compute.loss_chunk, compute.layers)
     parts = _parts(phase, mesh)
 
     def may_fit(choice: Choice) -> bool:
@@ -125,6 +126,8 @@ def _search_phase(found: Found, topology: AnyTopology, mesh: Mesh, teacher: Teac
         tokens = phase.settings.data.batch_size // batch_shards(mesh)
         tokens *= phase.settings.data.sequence_length
         grow_chunk(found, tokens, compile_)
+        if found.best is not None:
+            compile_(found.best.choice._replace(layers="unrolled"))
 
 
 def walk(
@@ -132,13 +135,15 @@ def walk(
 ) -> None:
     """Compile each policy's fewest microbatches that fit, and few others.
 
-    parts: how many microbatches there can be, ascending. tried: at least one candidate, whose chunk
-    all others have; compile_ adds to them.
+    parts: how many microbatches there can be, ascending. tried: at least one candidate, from which
+    the others differ in nothing else; compile_ adds to them.
     """
-    loss_chunk = tried[0].choice.loss_chunk
+
+    def of(remat: Remat, place: int) -> Choice:
+        return tried[0].choice._replace(remat=remat, microbatches=parts[place])
 
     def fits(remat: Remat, place: int) -> bool:
-        choice = Choice(remat, parts[place], loss_chunk)
+        choice = of(remat, place)
         for one in tried:
             if one.fits and _keeps_no_less(one.choice, choice):
                 return True
@@ -152,13 +157,13 @@ def walk(
 
         place = bisect.bisect_left(range(len(parts)), True, lo=low, key=so_many_fit)
         if place < len(parts):  # which may be known to fit, and no more
-            compile_(Choice(remat, parts[place], loss_chunk))
+            compile_(of(remat, place))
         return place
 
     # What "none" takes up is the least known beforehand: it comes last, above "dots".
     of_dots = place = fewest("dots")
     for remat in get_args(Remat)[2:]:
-        if not may_win(Choice(remat, parts[0], loss_chunk)):
+        if not may_win(of(remat, 0)):
             continue
         if place == len(parts):
             place = fewest(remat)
@@ -233,7 +238,8 @@ def _products(phase: Phase, topology: AnyTopology, mesh: Mesh, teacher: Teacher 
 
 
 def _words(choice: Choice) -> str:
-    return f"{choice.remat}, {choice.microbatches} parts, chunk {choice.loss_chunk}"
+    parts, chunk = choice.microbatches, choice.loss_chunk
+    return f"{choice.remat}, {parts} parts, chunk {chunk}, {choice.layers}"
 
 
 def _seconds(one: Candidate) -> str:

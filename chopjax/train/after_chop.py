@@ -18,6 +18,7 @@ class AfterChopSettings:
     remat: Literal["same", "none", "dots", "dots_except_mlp", "full"] = "same"
     microbatches: int = 0  # in place of compute.microbatches; 0: the same
     loss_chunk: int = 0  # in place of compute.loss_chunk; 0: the same
+    layers: Literal["same", "loop", "unrolled"] = "same"  # in place of compute.layers
     compiler_options: str = ""  # in place of compute.compiler_options; empty: the same
 
     def given(self) -> dict[str, Any]:

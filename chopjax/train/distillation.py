@@ -228,7 +228,9 @@ def _student_pass(
     # By row, so that devices need not agree on a sum in every layer.
     zeros_B = constrain(jnp.zeros(tokens_BT.shape[0], jnp.float32), BATCH_AXES)
     start = (hidden_BTD, {term.name: zeros_B for term in terms})
-    (hidden_BTD, sums), _ = jax.lax.scan(step, start, (parts.stack, slots, is_held, maps))
+    (hidden_BTD, sums), _ = jax.lax.scan(
+        step, start, (parts.stack, slots, is_held, maps), unroll=compute.layers == "unrolled"
+    )
     return parts.finish(hidden_BTD), {name: jnp.sum(sum_B) for name, sum_B in sums.items()}
 
 

@@ -21,7 +21,7 @@ from chopjax.train.step import Batch, Metrics, Objective
 def compute_of(settings: Settings) -> Compute:
     """How the decoder computes."""
     chosen = settings.compute
-    return Compute(dtype=chosen.dtype, remat=chosen.remat, attention=chosen.attention)
+    return Compute(chosen.dtype, chosen.remat, chosen.attention, chosen.layers)
 
 
 def next_token(config: ModelConfig, settings: Settings) -> Objective:

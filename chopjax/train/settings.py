@@ -181,6 +181,7 @@ MAY_CHANGE = (
     "teacher.revision",
     "compute.remat",
     "compute.attention",
+    "compute.layers",
     "compute.microbatches",
     "compute.loss_chunk",
     "compute.compiler_options",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -95,26 +96,40 @@ def test_compute_dtype_is_apart_from_parameter_dtype() -> None:
     assert 0 < float(jnp.abs(wide - narrow.astype(jnp.float32)).max()) < 0.1
 
 
-@pytest.mark.parametrize("remat", ["full", "dots_except_mlp", "dots"])
-def test_remat_does_not_change_gradients(remat: Any) -> None:
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Compute(remat="full"),
+        Compute(remat="dots_except_mlp"),
+        Compute(remat="dots"),
+        Compute(remat="dots", layers="unrolled"),
+    ],
+    ids=lambda compute: f"{compute.remat}, {compute.layers}",
+)
+def test_how_it_is_computed_does_not_change_gradients(compute: Compute) -> None:
     config, params, tokens = tiny()
 
     def loss(params: Any, compute: Compute) -> jax.Array:
         return jnp.square(decoder.hidden_states(params, config, compute, tokens)).mean()
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    plain, saved = gradient(params, Compute()), gradient(params, Compute(remat=remat))
+    plain, saved = gradient(params, Compute()), gradient(params, compute)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, saved)
 
 
 def test_dots_computes_no_product_twice() -> None:
-    """Only attention's scores, where it is XLA's: one product of its own in a block."""
+    """Only attention's scores, where it is XLA's: one product of its own in a block. Nor a norm's
+    mean square."""
     config, params, tokens = tiny()
 
-    def products(remat: Any, attention: Any) -> int:
+    def count(operation: str, remat: Any, attention: Any) -> int:
         compute = Compute(remat=remat, attention=attention)
         loss = lambda p: decoder.hidden_states(p, config, compute, tokens).sum()  # noqa: E731
-        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count(f" {operation}")
+
+    products = functools.partial(count, "dot_general[")
+    squares = functools.partial(count, "square ", attention="blocked")
+    assert squares(remat="dots") == squares(remat="none") < squares(remat="full")
 
     assert products("dots", "blocked") == products("none", "blocked")
     assert products("dots", "xla") == products("none", "xla") + 1

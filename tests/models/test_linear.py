@@ -9,6 +9,7 @@ import pytest
 from flax import struct
 
 from chopjax.models import decoder
+from chopjax.models import linear as linears
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.linear import linear
@@ -22,7 +23,11 @@ from chopjax.models.linear import linear
         ("BTNH,NHD->BTD", (2, 5, 2, 3), (2, 3, 6), 2),
     ],
 )
-def test_value_and_gradients_are_einsum_s(equation, x, kernel, contracted):
+@pytest.mark.parametrize("on_processors", [True, False], ids=["processor", "accelerator"])
+def test_value_and_gradients_are_einsum_s(
+    monkeypatch, equation, x, kernel, contracted, on_processors
+):
+    monkeypatch.setattr(linears, "on_processors", lambda: on_processors)
     random = np.random.default_rng(0)
     x, kernel = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in (x, kernel))
     got, back = jax.vjp(lambda x, k: linear(x, k, contracted), x, kernel)

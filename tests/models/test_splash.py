@@ -22,7 +22,7 @@ def test_value_and_gradients(monkeypatch: pytest.MonkeyPatch, fused: bool, windo
     segments = jnp.asarray(np.arange(256)[None] >= 200, jnp.int32)
 
     def sums(query: jax.Array, key: jax.Array, value: jax.Array, how: str) -> jax.Array:
-        scores = Scores(window=window)
+        query, (scores,) = attention.before_keeping(query, how, [Scores(window=window)])
         mixed = attention.attend(query, key, value, segments, how, scores)
         return jnp.sum(mixed * weights)
 

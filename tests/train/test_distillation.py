@@ -224,4 +224,4 @@ def test_one_traced_block_of_each_model() -> None:
         step = jax.grad(lambda p, f: objective(p, {"teacher": f}, batch_of())[0])
         return len(str(jax.make_jaxpr(step)(*shapes)).splitlines())
 
-    assert length(4) == length(40)
+    assert length(20) == length(40)  # of as many digits: lines are broken by their width
