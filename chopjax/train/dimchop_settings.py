@@ -15,10 +15,10 @@ class DimChopSettings:
 
     final: float = 0.0  # share of each matrix's columns that is masked in the end; 0: no DimCHOP
     start: int = 0  # steps before the first column is masked
-    end: int = 0  # the step by which the share is `final`; every step from there on masks
+    end: int = 0  # the step by which the share is `final`; from there on every step masks
     interval: int = 10  # steps from one choice of columns to the next
     beta1: float = 0.85  # decay of the mean of |weight x gradient|
-    beta2: float = 0.95  # decay of the mean of how far that lies from its mean
+    beta2: float = 0.95  # decay of the mean distance of |weight x gradient| from that mean
     columns: Literal["input", "output"] = "input"  # which side of a matrix a column belongs to
 
     def problems(
