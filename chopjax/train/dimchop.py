@@ -64,7 +64,6 @@ def kernels_of(params: Params) -> Params:
 
 def no_scores(params: Params) -> Params:
     """The state before the first step."""
-
     scored = kernels_of(params)
     zeros = {
         name: jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), scored) for name in TREES
@@ -131,7 +130,8 @@ def masked(
 def _masks(
     scores: Mapping[str, jax.Array], matrix: Matrix, columns: str, now: jax.Array
 ) -> dict[str, jax.Array]:
-    """Path → bool, of size 1 along the axes that a column runs over: the `now` lowest columns."""
+    """Path → bool, of size 1 along the axes that a column runs over: the share `now` of the
+    matrix's columns, those that score lowest."""
     sums, flat = {}, []
     for path, axes in matrix.items():
         first = len(axes.leading)

@@ -1,4 +1,5 @@
-"""DimCHOP in plain torch, on transformers' models: written from METHODS and PLATON's formulas.
+"""DimCHOP in plain torch, on transformers' models, written from the papers' formulas (arXiv
+2305.14864, 2206.12562).
 
 A matrix is the weight of a linear map of a block, [out, in]; GPT-2's Conv1D is transposed first.
 """

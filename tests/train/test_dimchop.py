@@ -87,21 +87,19 @@ def batches() -> list[np.ndarray]:
     return [random.integers(0, V, (B, T + 1), dtype=np.int32) for _ in range(STEPS)]
 
 
-def in_files(tree: Any, model: Any, config: Any) -> dict[str, np.ndarray]:
+def in_files(tree: Any, config: Any) -> dict[str, np.ndarray]:
     """What is like the parameters of the blocks' matrices, as the family's tensors: [out, in]."""
     flat, sizes = flatten_dict(tree, sep="/"), parameters.sizes(config)
-    kernels = parameters.kernels(config)
     family = families.FAMILIES[config.family]
-    names = families.table.usual_naming(family)
     found = {}
-    for binding in families.table.bind(family, config, names):
+    for binding in families.table.bind(family, config, families.table.usual_naming(family)):
         paths = binding.row.targets
-        if paths[0] in kernels:
+        if paths[0] in parameters.kernels(config):
             arrays = [np.asarray(flat[path][binding.place]) for path in paths]
             tensor = binding.row.to_tensor(arrays, sizes)
-            place = binding.source.split(f"{binding.layer}.", 1)[1].removesuffix(".weight")
+            name = binding.source.partition(f"{binding.layer}.")[2].removesuffix(".weight")
             conv = config.family == "gpt2"
-            found[f"{binding.layer}.{place}"] = tensor.T if conv else tensor
+            found[f"{binding.layer}.{name}"] = tensor.T if conv else tensor
     return found
 
 
@@ -120,7 +118,7 @@ def test_scores_masks_and_losses_are_those_of_plain_torch(family: str, columns: 
         metrics = steps(tokens)
         assert metrics["loss"] == pytest.approx(theirs["losses"][number], abs=1e-5)
         zero = theirs["zero"][number]
-        ours = in_files(dimchop.kernels_of(steps.state["params"]), model, config)
+        ours = in_files(dimchop.kernels_of(steps.state["params"]), config)
         assert ours.keys() == zero.keys()
         for name, weight in ours.items():
             mine = (weight == 0).all(0 if columns == "input" else 1)
@@ -130,7 +128,7 @@ def test_scores_masks_and_losses_are_those_of_plain_torch(family: str, columns: 
         assert bool(share) == (number + 1 in (3, 6, 8, 9, 10))
     importance = steps.state["importance"]
     scores = in_files(
-        jax.tree.map(jnp.multiply, importance["mean"], importance["uncertainty"]), model, config
+        jax.tree.map(jnp.multiply, importance["mean"], importance["uncertainty"]), config
     )
     for name, want in theirs["scores"].items():
         np.testing.assert_allclose(scores[name], want, rtol=1e-5, atol=1e-5 * want.max().item())
