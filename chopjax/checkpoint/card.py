@@ -20,7 +20,6 @@ from chopjax.checkpoint.provenance import (
     CHOP,
     CLASSIFICATION,
     SCRATCH,
-    SPARSITY,
     TRAINING,
     entries,
     read_provenance,
@@ -208,7 +207,7 @@ def _front_matter(
 ) -> dict[str, Any]:
     tags = ["chopjax"]
     tags += ["layer-pruning"] if chops else []
-    tags += ["weight-pruning"] if entries(record, SPARSITY) else []
+    tags += ["weight-pruning"] if card_sparsity.with_zeros(record) else []
     tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
     task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
     if card_classification.has_classifier(_classifies(record)):
@@ -275,7 +274,7 @@ def _facts(
             ("strategy", _strategies(chops)),
         ]
         facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
-    for sparsity in entries(record, SPARSITY):
+    for sparsity in card_sparsity.with_zeros(record):
         facts += card_sparsity.facts(sparsity, record["history"])
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
@@ -428,7 +427,7 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
             "give these labels."
         )
     sentences.insert(0, first)
-    if entries(record, SPARSITY):
+    if card_sparsity.with_zeros(record):
         sentences.insert(1, card_sparsity.NOTE)
     if _with_new_biases(record):
         biases = "In the repair, biases were added to the feed-forward (`mlp_bias` in config.json)"

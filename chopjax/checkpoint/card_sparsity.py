@@ -7,7 +7,8 @@ No jax.
      "loss": {"parent": …, "pruned": …},     nats per predicted token
      "loss_tokens": …, "loss_held_back": …}  of that text, or of other sequences of it
 
-`text` and what follows it are missing where there was none.
+`text` and what follows it are missing where there was none. A training run with DimCHOP leaves
+zeros as well; its entry has `dimchop` (training_record.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chopjax.checkpoint.provenance import CLASSIFICATION, TRAINING
+from chopjax.checkpoint.provenance import CLASSIFICATION, SPARSITY, TRAINING
 
 NOTE = (
     "Tensors with zeros are stored dense: they are as large as the parent's, and nothing is known "
@@ -24,13 +25,16 @@ NOTE = (
 _METHODS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "magnitude": "magnitude"}
 
 
+def with_zeros(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a history after which there were zeros, oldest first."""
+    steps = (SPARSITY, TRAINING)
+    found = [entry for entry in record["history"] if entry.get("step") in steps]
+    return [entry for entry in found if entry["step"] == SPARSITY or _dimchop(entry)]
+
+
 def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Rows of the card's table, of a record that may be anybody's. history: all of its entries."""
-    method = str(entry.get("method"))
-    zeros, weights = entry.get("zeros"), entry.get("weights")
-    what = f"{_METHODS.get(method, method)}, {entry.get('pattern')}"
-    if isinstance(zeros, int) and isinstance(weights, int):
-        what += f": {zeros:,} of the {weights:,} weights of the blocks' matrices are zero"
+    what = _columns(entry) if _dimchop(entry) else _weights(entry)
     later = history[[step is entry for step in history].index(True) + 1 :]
     if any(_fills(step) for step in later):
         what += "; training since then filled some of them"
@@ -45,6 +49,32 @@ def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> lis
             )
         )
     return rows
+
+
+def _weights(entry: Mapping[str, Any]) -> str:
+    method = str(entry.get("method"))
+    zeros, weights = entry.get("zeros"), entry.get("weights")
+    what = f"{_METHODS.get(method, method)}, {entry.get('pattern')}"
+    if isinstance(zeros, int) and isinstance(weights, int):
+        what += f": {zeros:,} of the {weights:,} weights of the blocks' matrices are zero"
+    return what
+
+
+def _columns(entry: Mapping[str, Any]) -> str:
+    about, steps = _dimchop(entry), entry.get("steps")
+    final, end, side = about.get("final"), about.get("end"), about.get("columns")
+    if not (isinstance(final, float) and isinstance(end, int) and isinstance(steps, int)):
+        return "DimCHOP"
+    share = f"{100 * final:g} % of the {side} columns of each of the blocks' matrices"
+    if steps < end:
+        return f"DimCHOP, after {steps:,} of the {end:,} steps that lead to zeros in {share}"
+    return f"DimCHOP: {share} are zero"
+
+
+def _dimchop(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training run's entry says of it; nothing where there was none."""
+    about = entry.get("dimchop")
+    return about if isinstance(about, dict) else {}
 
 
 def _fills(step: Mapping[str, Any]) -> bool:

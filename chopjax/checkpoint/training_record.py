@@ -3,6 +3,8 @@
 {"kind": "full" or "adapters",         all weights were trained, or what is added to some
  "adapter": {"rank": …, "alpha": …, "dropout": …, "targets": …, "base": …},   with adapters alone
  "masks": "fixed",                      where weights that were zero stayed zero; else absent
+ "dimchop": {"final": …, "end": …, "columns": …, …},   where columns became zero, as the settings
+                                        have it (dimchop_settings.py); else absent
  "merged_onto": "trained",              weights that they were added to (unread.py), once exported
  "chopjax_version": …, "model": {"name": …, "revision": …},     what the run started from
  "shape_of": {"name": …, "revision": …, "num_layers": …, "kept_layers": […]},   of random weights in
@@ -72,9 +74,11 @@ def _entry(record: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> d
     adapter = config.get("adapter") or {}  # older records have none
     kind = {"kind": ADAPTERS, "adapter": adapter} if adapter.get("rank") else {"kind": FULL}
     masks = {"masks": "fixed"} if config.get("masks") == "fixed" else {}
+    dimchop = config.get("dimchop") or {}
     return {
         **kind,
         **masks,
+        **({"dimchop": dimchop} if dimchop.get("final") else {}),
         "chopjax_version": record["chopjax_version"],
         "model": {"name": origin["name"], "revision": origin["revision"]},
         **({"shape_of": shape} if (shape := origin.get("shape_of")) else {}),

@@ -37,7 +37,8 @@ def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
     """What chopjax did to it, from chopjax.json."""
     from chopjax.checkpoint.card_classification import facts as taught
     from chopjax.checkpoint.card_sparsity import facts as pruned
-    from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, SPARSITY, TRAINING, entries
+    from chopjax.checkpoint.card_sparsity import with_zeros
+    from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, TRAINING, entries
     from chopjax.keep import ranges
 
     if record is None:
@@ -46,7 +47,7 @@ def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
     if entries(record, CHOP):
         kept = ranges(record["kept_layers"])
         facts["chopped"] = f"from {parent}, {record['strategy']}: layers {kept}"
-    for entry in entries(record, SPARSITY):
+    for entry in with_zeros(record):
         facts |= pruned(entry, record["history"])
     for number, entry in enumerate(entries(record, TRAINING), 1):
         loss = (entry.get("held_out") or {}).get("window_loss")

@@ -151,7 +151,9 @@ def _compile(
     options: Any = Dump(Path(folder)).options
     try:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            step = make_train_step(task.objective, optimizer, settings, state, task.frozen, mesh)
+            step = make_train_step(
+                task.objective, optimizer, settings, state, task.frozen, mesh, task.matrices
+            )
             lowered = step.lower(state, task.frozen, batch)
             options |= grouped_products(lowered) | read_options(settings.compute.compiler_options)
             stats: Any = lowered.compile(compiler_options=options).memory_analysis()

@@ -1,6 +1,6 @@
 """Checkpoints of a run: whole and verified under their name, or not there.
 
-    CHECKPOINTS/STEP/               Orbax: params, optimizer, step (and the spike guard)
+    CHECKPOINTS/STEP/               Orbax: params, optimizer, step (and spike guard, scores)
     CHECKPOINTS/STEP/run.json       of which run: settings, kept layers, tokenizer, data
     CHECKPOINTS/STEP/sha256.json    size and digest of every file; written last
     CHECKPOINTS/.saving-TOKEN/STEP  a save that is going on, or one that was killed; the folder

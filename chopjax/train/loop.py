@@ -59,13 +59,7 @@ from chopjax.train.frozen import chop_frozen, read_frozen
 from chopjax.train.metrics import Clock, Guard, MetricsWriter, peak_flops
 from chopjax.train.metrics_file import read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
-from chopjax.train.origin import (
-    Origin,
-    find_origin,
-    from_record,
-    run_record,
-    write_assets,
-)
+from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
 from chopjax.train.own_files import check_workdir
 from chopjax.train.settings import Settings, differences, read, reshaped
 from chopjax.train.space import check_training
@@ -375,7 +369,9 @@ def _programs(
     batch = abstract_batch(settings, mesh)
     abstract = abstract_state(task.trainable, optimizer, settings, mesh)
     with progress("compile the step"):
-        step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
+        step = make_train_step(
+            task.objective, optimizer, settings, abstract, task.frozen, mesh, task.matrices
+        )
         lowered = step.lower(abstract, task.frozen, batch)
         train_step = compiled(lowered, read_options(settings.compute.compiler_options))
     say(f"compiled in {time.monotonic() - begun:.1f} s")

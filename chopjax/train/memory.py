@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from chopjax.models import parameters
@@ -49,6 +50,13 @@ def of_numbers(
     if optimizer == "adamw":
         moments += params
     return TrainingMemory(optimizer, param_dtype, momentum_dtype, params, params, moments)
+
+
+def of_scores(config: ModelConfig) -> int:
+    """Bytes of DimCHOP's state (dimchop.py): three float32 numbers a weight of the blocks'
+    matrices."""
+    shapes = parameters.shapes(config)
+    return 3 * 4 * sum(math.prod(shapes[path]) for path in parameters.kernels(config))
 
 
 def choices(config: ModelConfig) -> list[TrainingMemory]:

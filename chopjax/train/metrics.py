@@ -1,11 +1,11 @@
 """What a run reports: metrics.jsonl, TensorBoard, wandb, the progress bar, times.
 
 metrics.jsonl has one JSON object a line: one for every step ({"step", "loss", "grad_norm",
-"learning_rate", "tokens" so far, and those of Clock}), one for every evaluation ({"step",
-"eval_loss", the window loss of the held-out text, "eval_tokens"}), and at the end one of the whole
-run, with percentiles of the step time (those of Clock.summary, "run_" before each). TensorBoard and
-wandb get the same. Losses are in nats per token. A run that is resumed cuts off the lines after the
-checkpoint that it starts from, so that no step stands twice.
+"learning_rate", "tokens" so far, what else the step measures (step.py), and those of Clock}), one
+for every evaluation ({"step", "eval_loss", the window loss of the held-out text, "eval_tokens"}),
+and at the end one of the whole run, with percentiles of the step time (those of Clock.summary,
+"run_" before each). TensorBoard and wandb get the same. Losses are in nats per token. A run that is
+resumed cuts off the lines after the checkpoint that it starts from, so that no step stands twice.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -20,6 +21,7 @@ from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute, Dtype, Remat
 from chopjax.train.after_chop import AfterChopSettings
 from chopjax.train.compiler_options import read_options
+from chopjax.train.dimchop_settings import DimChopSettings
 
 PARENT = "parent"  # teacher.model: what the chop was cut from
 MOST = 2**53  # of any number: JSON's are exact up to there
@@ -150,6 +152,7 @@ class Settings:
     seed: int = 0  # of the order of batches, and of random weights
     # fixed: weights of the blocks' matrices that are zero in the model stay zero (chopjax sparsify)
     masks: Literal["none", "fixed"] = "none"
+    dimchop: DimChopSettings = DimChopSettings()
     chop: ChopSettings = ChopSettings()
     teacher: TeacherSettings = TeacherSettings()
     data: DataSettings = DataSettings()
@@ -170,7 +173,7 @@ class Settings:
 
 # These came after 0.1.0. At their defaults they are no part of what a run means, so that what was
 # recorded before them is the same run still.
-LATER = ("from_scratch", "masks", "adapter.", "teacher.")
+LATER = ("from_scratch", "masks", "dimchop.", "adapter.", "teacher.")
 
 # These may change when a run is resumed. Everything else changes what the run means. Of the data
 # and of a teacher, fingerprints are compared and not where they lie.
@@ -340,6 +343,11 @@ def _contradictions(settings: Settings) -> list[str]:
         "evaluation.max_batches": settings.evaluation.max_batches,
         "checkpoints.keep_every": checkpoints.keep_every,
     }
+    looked_at = {
+        "evaluation.every": settings.evaluation.every,
+        "checkpoints.every": checkpoints.every,
+        "chop.after_steps": chop.after_steps,
+    }
     checks = [
         (bool(settings.model) != bool(settings.scratch), "give either model or scratch"),
         (bool(data.train), "data.train: the token store to train on is missing"),
@@ -414,6 +422,9 @@ def _contradictions(settings: Settings) -> list[str]:
         + [f"{name} is {value}: not below 0" for name, value in not_negative.items() if value < 0]
         + [message for holds, message in checks if not holds]
         + compute.after_chop.problems(data.batch_size, bool(chop.keep or chop.strategy))
+        + settings.dimchop.problems(
+            settings.total_steps, adapter.rank > 0, settings.masks == "fixed", looked_at
+        )
         + _teacher_problems(settings)
     )
 
@@ -476,13 +487,13 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]
 
 
-# These say which arrays are trained: what was saved with others cannot be gone on with.
-SHAPES = ("adapter.rank", "adapter.targets")
+# These say which arrays a state has: what was saved with others cannot be gone on with.
+SHAPES = r"adapter\.(rank|targets): |dimchop\.final: (0\.0 -> |.* -> 0\.0$)"
 
 
 def reshaped(changes: Sequence[str]) -> bool:
     """Whether one of `differences` is of that kind, which no --force gets over."""
-    return any(change.startswith(tuple(f"{name}: " for name in SHAPES)) for change in changes)
+    return any(re.match(SHAPES, change) for change in changes)
 
 
 def meaning(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from chopjax.train.settings import Settings
 
 
 def checkpoint_bytes(config: ModelConfig, settings: Settings, beside: int = 0) -> int:
-    """One checkpoint of a training run: what is trained and the optimizer's moments, uncompressed.
-    Under adapters these are the adapters alone.
+    """One checkpoint of a training run: what is trained, the optimizer's moments and DimCHOP's
+    scores, uncompressed. Under adapters these are the adapters alone.
 
     beside: so many numbers that are trained beside the decoder's, in float32 (projections.py).
     """
@@ -28,7 +28,8 @@ def checkpoint_bytes(config: ModelConfig, settings: Settings, beside: int = 0) -
     if adapter.rank:
         return saved(adapter_settings.count(config, adapter) + beside, "float32")
     own = saved(parameters.count(config), settings.compute.param_dtype)
-    return own + saved(beside, "float32")
+    scores = memory.of_scores(config) if settings.dimchop.final else 0
+    return own + saved(beside, "float32") + scores
 
 
 def run_bytes(config: ModelConfig, settings: Settings) -> int:

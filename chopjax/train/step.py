@@ -2,17 +2,18 @@
 
 What is trained, what is carried and what is minimised are three arguments. State is a plain nested
 dict: `params` (the trainable part), `optimizer` (optax's state, whose momenta mirror params),
-`step` (updates done so far) and, with a spike guard, `guard`. The frozen part is any pytree that
-the objective reads: it is neither differentiated nor donated nor saved. Batches are dicts as
-data/batches.py makes them: tokens, targets, segments, positions [B, T] int32 and weights [B, T]
-float32. A training step adds `keys` [B], a random key a row.
+`step` (updates done so far) and, with a spike guard, `guard`; with DimCHOP, `importance`
+(dimchop.py). The frozen part is any pytree that the objective reads: it is neither differentiated
+nor donated nor saved. Batches are dicts as data/batches.py makes them: tokens, targets, segments,
+positions [B, T] int32 and weights [B, T] float32. A training step adds `keys` [B], a random key a
+row.
 
 Axes: B batch, T time, A microbatches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +25,10 @@ from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import BATCH_AXES, batch_sharding, constrain, replicated, shardings
 from chopjax.models.parameters import Params
+from chopjax.train import dimchop
 from chopjax.train.fixed_masks import without_gradient, zeros_kept
 from chopjax.train.settings import Settings
+from chopjax.train.spike_guard import first_guard, guarded
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -46,8 +49,6 @@ BATCH_DTYPES = {
     "positions": jnp.int32,
     "weights": jnp.float32,
 }
-
-GUARD_DECAY = 0.99  # of the running mean of the loss that the spike guard compares with
 
 
 def batch_fields(top_k: int = 0) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -81,11 +82,9 @@ def initial_state(
         "step": jnp.zeros((), jnp.int32),
     }
     if settings.optimizer.spike_factor:
-        state["guard"] = {
-            "mean_loss": jnp.zeros((), jnp.float32),
-            "steps": jnp.zeros((), jnp.int32),
-            "skipped": jnp.zeros((), jnp.int32),
-        }
+        state["guard"] = first_guard()
+    if settings.dimchop.final:
+        state["importance"] = dimchop.no_scores(params)
     return state
 
 
@@ -100,7 +99,8 @@ def abstract_state(
 ) -> State:
     """Shapes, dtypes and shardings of the state around a trainable part that has them.
 
-    Momenta are sharded like the parameters that they belong to; all else is whole everywhere.
+    Momenta and scores are sharded like the parameters that they belong to; all else is whole
+    everywhere.
     """
     shapes = jax.eval_shape(lambda p: initial_state(p, optimizer, settings), params)
     whole = replicated(mesh)
@@ -113,6 +113,10 @@ def abstract_state(
         shardings_of(params),
         transform_non_params=lambda shape: _placed(shape, whole),
     )
+    if "importance" in shapes:
+        where = shardings_of(dimchop.kernels_of(params))
+        for name in dimchop.TREES:
+            placed["importance"][name] = jax.tree.map(_placed, shapes["importance"][name], where)
     return placed
 
 
@@ -167,14 +171,18 @@ def make_train_step(
     abstract: State,
     frozen: Any,
     mesh: Mesh,
+    matrices: Sequence[dimchop.Matrix] = (),
 ) -> jax.stages.Wrapped:
     """The jitted step: (state, frozen, batch) → (state, metrics). The old state is donated.
 
     abstract, frozen: shapes and shardings of the first two (abstract_state; {} for nothing). What
     is minimised is divided by the whole batch's weights, whatever the number of microbatches.
-    Metrics, float32 scalars: the objective's, `grad_norm` (before clipping), `tokens` (the
-    weights' sum) and, with a spike guard, `skipped` (updates left out so far).
+    matrices: with DimCHOP, those that columns are masked in (Task has them). Metrics, float32
+    scalars: the objective's, `grad_norm` (before clipping), `tokens` (the weights' sum), with a
+    spike guard `skipped` (updates left out so far) and with DimCHOP `zero_columns` (of the
+    matrices', the share that this step has set to zero).
     """
+    assert bool(matrices) == bool(settings.dimchop.final)
     parts = settings.compute.microbatches
     gradient_of = jax.value_and_grad(objective, has_aux=True)
 
@@ -208,10 +216,18 @@ def make_train_step(
         if settings.masks == "fixed":
             params = zeros_kept(state["params"], params)
         new: State = {"params": params, "optimizer": moved, "step": state["step"] + 1}
+        if matrices:
+            new["importance"] = dimchop.with_scores(
+                state["importance"], params, grads, settings.dimchop, new["step"]
+            )
         metrics = metrics | {"grad_norm": optax.global_norm(grads), "tokens": tokens}
         if settings.optimizer.spike_factor:
-            new = _guarded(state, new, metrics, settings.optimizer.spike_factor)
+            new = guarded(state, new, metrics, settings.optimizer.spike_factor)
             metrics["skipped"] = new["guard"]["skipped"].astype(jnp.float32)
+        if matrices:  # of a step that was left out as well: where zeros are due, they are there
+            new["params"], metrics["zero_columns"] = dimchop.masked(
+                new["params"], new["importance"], matrices, settings.dimchop, new["step"]
+            )
         return new, metrics
 
     where = shardings_of(abstract)
@@ -267,29 +283,3 @@ def _microbatches(batch: Batch, parts: int) -> Batch:
 
     split: Batch = jax.tree.map(cut, batch)
     return split
-
-
-def _guarded(old: State, new: State, metrics: Metrics, factor: float) -> State:
-    """The old parameters and optimizer state where the loss is a spike or not a number."""
-    guard, loss = old["guard"], metrics["loss"]
-    # A mean over few steps says little: the first hundred pass unless they are not numbers.
-    spike = (guard["steps"] >= 1 / (1 - GUARD_DECAY)) & (loss > factor * guard["mean_loss"])
-    skip = spike | ~jnp.isfinite(loss) | ~jnp.isfinite(metrics["grad_norm"])
-    steps = guard["steps"] + jnp.where(skip, 0, 1)
-    # A plain mean at first, then an exponential one.
-    weight = jnp.maximum(1 / jnp.maximum(steps, 1), 1 - GUARD_DECAY)
-    moved = guard["mean_loss"] + weight * (loss - guard["mean_loss"])
-
-    def choose(kept: Any, changed: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(skip, a, b), kept, changed)
-
-    return {
-        "params": choose(old["params"], new["params"]),
-        "optimizer": choose(old["optimizer"], new["optimizer"]),
-        "step": new["step"],
-        "guard": {
-            "mean_loss": jnp.where(skip, guard["mean_loss"], moved),
-            "steps": steps,
-            "skipped": guard["skipped"] + jnp.where(skip, 1, 0),
-        },
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from chopjax.models import adapter_settings, adapters, flops
 from chopjax.models.config import ModelConfig
 from chopjax.models.mesh import replicated
 from chopjax.models.parameters import Params
-from chopjax.train import projections
+from chopjax.train import dimchop, projections
 from chopjax.train.distillation import distilled, from_top_k
 from chopjax.train.objectives import next_token
 from chopjax.train.settings import Settings
@@ -27,7 +28,8 @@ class Task:
     the objective only reads: `base` under adapters, `teacher`; where the base is a chop of the
     teacher `rows`, which of its layers, in place of `base`. held_out: the objective that
     evaluation measures, next-token loss whatever is minimised. fresh: a random key → what of the
-    trainable part no model brings along. flops: of one token of a training step, by `formula`."""
+    trainable part no model brings along. flops: of one token of a training step, by `formula`.
+    matrices: with DimCHOP, those that columns are masked in."""
 
     objective: Objective
     held_out: Objective
@@ -36,6 +38,7 @@ class Task:
     fresh: Fresh
     flops: int
     formula: str
+    matrices: Sequence[dimchop.Matrix] = ()
 
 
 def task_of(
@@ -68,6 +71,7 @@ def task_of(
         fresh=fresh,
         flops=work,
         formula=formula_of(settings),
+        matrices=dimchop.matrices_of(model) if settings.dimchop.final else (),
     )
     if settings.teacher.top_k:
         return dataclasses.replace(task, objective=from_top_k(model, settings))

@@ -42,7 +42,9 @@ def step_seconds(model: ModelConfig, settings: Settings, teacher: Teacher | None
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
             for name, dtype in BATCH_DTYPES.items()
         }
-        step = make_train_step(task.objective, optimizer, settings, abstract, task.frozen, mesh)
+        step = make_train_step(
+            task.objective, optimizer, settings, abstract, task.frozen, mesh, task.matrices
+        )
         lowered = step.lower(abstract, task.frozen, batch)
         program = compiled(lowered, read_options(settings.compute.compiler_options))
         state = begin(_made_up(task.trainable), optimizer, settings, abstract)

@@ -83,6 +83,16 @@ class TestArithmetic:
         assert memory["gradients"] == memory["parameters"]
         assert memory["batch"] == 5 * 4 * 2048 * 2048 / 64
 
+    def test_dimchop_s_scores_are_part_of_the_state(self):
+        """Three float32 numbers a weight of the blocks' matrices."""
+        plain, scored = (
+            plan_of("just_chop_llama2_7b.py", "v5p:4x4x4", *more)["phases"][0]["memory"]
+            for more in ((), ("dimchop.final=0.5", "dimchop.end=1000"))
+        )
+        matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+        more = scored["optimizer"] - plain["optimizer"]
+        assert more == pytest.approx(3 * 4 * matrices / 16, abs=8)
+
     @pytest.mark.parametrize(
         ("model", "topology", "layers"),
         [

@@ -20,6 +20,7 @@ import numpy as np
 from chopjax.models import families, mesh
 from chopjax.models.config import ModelConfig
 from chopjax.train import optimizer, step
+from chopjax.train.dimchop_settings import DimChopSettings
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,
@@ -72,6 +73,8 @@ RUNS: dict[str, tuple[int, int, int, int, dict]] = {
     "experts": (2, 2, 2, 1, EXPERTS),
     "teacher, one device": (1, 1, 1, 1, {}),
     "teacher": (2, 2, 2, 2, {}),
+    "teacher and DimCHOP, one device": (1, 1, 1, 1, {}),
+    "teacher and DimCHOP": (2, 2, 2, 2, {}),
 }
 
 
@@ -118,6 +121,8 @@ def run(name: str, data: int, fsdp: int, tensor: int, parts: int, extra: dict) -
     if name.startswith("teacher"):
         settings = dataclasses.replace(settings, teacher=TeacherSettings(model="t", **TAUGHT))
         teacher = Teacher("t", None, RAW | WIDE, None, (0, 3), {})
+    if "DimCHOP" in name:
+        settings = dataclasses.replace(settings, dimchop=DimChopSettings(0.5, 0, 2, 1))
     devices = jax.devices()[: data * fsdp * tensor]
     made = mesh.make_mesh(data, fsdp, tensor, devices=devices)
     with jax.set_mesh(made):
@@ -134,7 +139,7 @@ def run(name: str, data: int, fsdp: int, tensor: int, parts: int, extra: dict) -
         asked = step.shardings_of(abstract)
         sharded = all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, state, asked)))
         train_step = step.make_train_step(
-            task.objective, rule, settings, abstract, task.frozen, made
+            task.objective, rule, settings, abstract, task.frozen, made, task.matrices
         )
         first = jax.device_put(batch_of(0), mesh.batch_sharding(made))
         text = train_step.lower(abstract, task.frozen, first).compile().as_text()

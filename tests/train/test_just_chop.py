@@ -12,7 +12,7 @@ from chopjax.models import parameters
 from chopjax.models.families import translate
 from chopjax.train.config_file import load_config
 from chopjax.train.just_chop import SPARSE_CORE_COLLECTIVES, llama2_config, palm_shape
-from chopjax.train.settings import flat
+from chopjax.train.settings import flat, read
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LARGE = {"chop.strategy": "input", "chop.remove": "0.5"}
@@ -106,3 +106,15 @@ def test_the_paper_s_own_decoders_are_trained_chopped_and_healed(size: str, rate
         assert (optimizer.name, optimizer.b1, optimizer.b2) == ("lion", 0.9, 0.95)
         assert (optimizer.peak_learning_rate, optimizer.weight_decay) == (rate, 1e-4)
         assert config.data.batch_size * config.data.sequence_length == 2**21  # "2M tokens"
+
+
+def test_dimchop_differs_from_the_chop_in_what_goes_alone() -> None:
+    layers, columns = (
+        load_config(CONFIGS / f"{name}_300m.py", ["data.train=C4"])
+        for name in ("just_chop", "dimchop")
+    )
+    one, other = flat(layers.to_dict()), flat(columns.to_dict())
+    differs = {name.split(".")[0] for name in one if one[name] != other[name]}
+    assert differs == {"chop", "dimchop"}
+    asked = read(columns).dimchop  # nothing in it contradicts itself
+    assert (asked.final, asked.start) == (0.5, layers.chop.after_steps)

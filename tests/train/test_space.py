@@ -7,14 +7,17 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chopjax.errors import UserError
-from chopjax.models import families, parameters
+from chopjax.models import families, mesh, parameters
 from chopjax.models.adapter_settings import AdapterSettings
-from chopjax.train import space
+from chopjax.train import space, step
+from chopjax.train.dimchop_settings import DimChopSettings
+from chopjax.train.optimizer import make_optimizer
 from chopjax.train.settings import (
     CheckpointSettings,
     ComputeSettings,
@@ -78,6 +81,16 @@ def test_bytes_of_adapters_are_theirs_alone() -> None:
     count = 4 * 3 * 2 * (16 + 24)
     assert space.checkpoint_bytes(CONFIG, adapted) == 3 * 4 * count
     assert space.checkpoint_bytes(CONFIG, adapted, beside=5) == 3 * 4 * (count + 5)
+
+
+def test_bytes_of_dimchop_s_scores_are_those_of_its_state() -> None:
+    asked = dataclasses.replace(settings(), dimchop=DimChopSettings(0.5, 0, 10))
+    made = mesh.make_mesh(devices=jax.devices()[:1])
+    rule = make_optimizer(asked.optimizer, asked.total_steps)
+    params = step.abstract_params(CONFIG, "float32", made)
+    state = step.abstract_state(params, rule, asked, made)
+    arrays = sum(leaf.size * 4 for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert space.checkpoint_bytes(CONFIG, asked) == arrays
 
 
 def test_refused_with_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

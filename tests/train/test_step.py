@@ -18,7 +18,7 @@ from trees import structure
 from chopjax.models import decoder, families, mesh
 from chopjax.models.compute import Compute
 from chopjax.models.head import head_of, logits
-from chopjax.train import objectives, optimizer, step
+from chopjax.train import objectives, optimizer, spike_guard, step
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,
@@ -41,10 +41,10 @@ def runs() -> dict:
 @pytest.mark.parametrize(
     ("name", "one"),
     [(name, "one device") for name in ("data", "fsdp", "all", "kv heads whole")]
-    + [("teacher", "teacher, one device")],
+    + [(name, f"{name}, one device") for name in ("teacher", "teacher and DimCHOP")],
 )
 def test_the_same_curve_on_every_mesh(runs, name, one):
-    """With a teacher, each term of the loss as well."""
+    """With a teacher, each term of the loss as well; with DimCHOP, after each choice of columns."""
     np.testing.assert_allclose(runs[name]["curve"], runs[one]["curve"], rtol=2e-4)
     np.testing.assert_allclose(runs[name]["evaluation"], runs[one]["evaluation"], rtol=2e-4)
 
@@ -144,7 +144,7 @@ def test_microbatches_are_one_batch():
 
 
 def test_the_spike_guard_leaves_updates_out_and_counts_them(monkeypatch):
-    monkeypatch.setattr(step, "GUARD_DECAY", 0.5)  # the guard is awake after two steps
+    monkeypatch.setattr(spike_guard, "DECAY", 0.5)  # the guard is awake after two steps
     made, state, train_step = make(optimizer=OptimizerSettings(name="lion", spike_factor=3.0))
     good = jax.device_put(batch_of(0), mesh.batch_sharding(made))
     for _ in range(2):
