@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
-from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.describe import of_checkpoint
 from chopjax.checkpoint.identity import of_description
 from chopjax.checkpoint.open import open_checkpoint
@@ -23,8 +23,7 @@ from chopjax.checkpoint.provenance import SPARSITY, add_entry, read_provenance
 from chopjax.checkpoint.safetensors_file import TensorInfo, read_header
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.verify import check_tied
-from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
-from chopjax.chop.calibration import predicted_tokens
+from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor
 from chopjax.disk.atomic import check_free, new_folder
 from chopjax.disk.files import expanded
 from chopjax.models import parameters
@@ -130,16 +129,7 @@ def _about(
         return about
     with progress("loss on other text"):
         losses = held_out_losses(checkpoint, text, settings.method, work)
-    return about | {
-        "text": list(inputs),
-        "sequences": text.sequences,
-        "sequence_length": text.sequence_length,
-        "seed": settings.seed,
-        "tokens": text.tokens,
-        "loss": losses,
-        "loss_tokens": predicted_tokens(text.held_out),
-        "loss_held_back": text.held_back,
-    }
+    return about | {"loss": losses} | text.record(inputs, settings.seed)
 
 
 def _write(
@@ -165,12 +155,9 @@ def _write(
         Tensor(name, tensor.dtype, tensor.shape, pruned.get(name, tensor))
         for name, tensor in checkpoint.tensors.items()
     ]
-    with (
-        new_folder(out, VERB, overwrite, protect=[checkpoint.folder, work]) as folder,
-        progress(f"write {out}", sum(tensor.nbytes for tensor in tensors), "B") as bar,
-    ):
-        copy_assets(checkpoint.folder, folder)
-        write_config(folder, checkpoint.raw_config)
+    with new_folder(out, VERB, overwrite, protect=[checkpoint.folder, work]) as folder:
+        with progress(f"write {out}", sum(tensor.nbytes for tensor in tensors), "B") as bar:
+            write_changed(
+                folder, checkpoint, checkpoint.raw_config, tensors, max_shard_bytes, bar.advance
+            )
         write_record(folder, record)
-        metadata = {"format": "pt"} | checkpoint.metadata
-        write_safetensors(folder, tensors, max_shard_bytes, metadata, bar.advance)

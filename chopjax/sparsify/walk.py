@@ -29,7 +29,7 @@ from chopjax.sparsify.pattern import Pattern
 from chopjax.sparsify.text import Text
 from chopjax.sparsify.work import layer_file, layers_done, states_file
 
-_COMPUTE = Compute()  # float32
+COMPUTE = Compute()  # float32
 
 
 def prune_layers(
@@ -42,7 +42,7 @@ def prune_layers(
     begin = layers_done(work, num_layers, bool(rows))
     if rows and not states_file(work, begin).is_file():
         config = checkpoint.config.keep(())
-        states.embedded(states_file(work, 0), rows, _around_blocks(checkpoint), config, _COMPUTE)
+        states.embedded(states_file(work, 0), rows, around_blocks(checkpoint), config, COMPUTE)
     with progress(f"{method} {pattern.name}", num_layers, "layers", begin) as bar:
         for layer in range(begin, num_layers):
             # Batches that are looked at, matrices, and batches that run again.
@@ -67,12 +67,12 @@ def _prune_one(
 ) -> None:
     config = checkpoint.config.keep((layer,))
     parents, before = read_layer(checkpoint, layer), states_file(work, layer)
-    on_device = _blocks(parents) if rows else {}
+    blocks = on_device(parents) if rows else {}
     sums: Sums = {}
     if method != "magnitude":
         looked_at = _counted(states.read(before, rows, states.CALIBRATION), done)
         products = method == "sparsegpt"
-        sums = input_sums(on_device, config, _COMPUTE, looked_at, products)
+        sums = input_sums(blocks, config, COMPUTE, looked_at, products)
     pruned, tensors, counts = prune_layer(
         checkpoint, layer, parents, method, pattern, sums, tokens, done
     )
@@ -80,8 +80,8 @@ def _prune_one(
     if not rows:
         return
     after = states_file(work, layer + 1)
-    both = _blocks(pruned), on_device
-    states.advanced(after, before, rows, *both, config, _COMPUTE, done)
+    both = on_device(pruned), blocks
+    states.advanced(after, before, rows, *both, config, COMPUTE, done)
     before.unlink()
 
 
@@ -91,15 +91,17 @@ def held_out_losses(
     """Of parent and pruned model, in nats per predicted token."""
     rows = states.rows_of(text, method != "magnitude")
     path = states_file(work, checkpoint.config.num_layers)
-    params, config = _around_blocks(checkpoint), checkpoint.config.keep(())
-    tokens = predicted_tokens(text.held_out)
+    kinds = {"parent": states.PARENT, "pruned": states.HELD_OUT}
+    return {name: loss_at_end(checkpoint, path, rows, kind) for name, kind in kinds.items()}
 
-    def loss(kind: str) -> float:
-        ends = states.read(path, rows, kind)
-        sums = [loss_sum(params, end_BTD, batch, config, _COMPUTE) for batch, end_BTD in ends]
-        return float(sum(map(float, sums)) / tokens)
 
-    return {"parent": loss(states.PARENT), "pruned": loss(states.HELD_OUT)}
+def loss_at_end(checkpoint: Checkpoint, path: Path, rows: list[states.Rows], kind: str) -> float:
+    """Of the rows of a kind, in nats per predicted token, from the states behind the last layer."""
+    params, config = around_blocks(checkpoint), checkpoint.config.keep(())
+    ends = states.read(path, rows, kind)
+    sums = [loss_sum(params, end_BTD, batch, config, COMPUTE) for batch, end_BTD in ends]
+    batches = [row.batch for row in rows if row.kind == kind]
+    return float(sum(map(float, sums)) / predicted_tokens(batches))
 
 
 def _counted(items: Iterator[Any], done: Callable[[], None]) -> Iterator[Any]:
@@ -108,13 +110,13 @@ def _counted(items: Iterator[Any], done: Callable[[], None]) -> Iterator[Any]:
         done()
 
 
-def _blocks(layer: Layer) -> Params:
+def on_device(layer: Layer) -> Params:
     """On the device, as the decoder wants them."""
     blocks: Params = unflatten_dict(jax.device_put(dict(layer)), sep="/")["blocks"]
     return blocks
 
 
-def _around_blocks(checkpoint: Checkpoint) -> Params:
+def around_blocks(checkpoint: Checkpoint) -> Params:
     """Embeddings, last norm and head, for a decoder without layers."""
     unread = flatten_dict(unread_checkpoint(checkpoint, (0,)), sep="/")
     outside = {path: leaf.read() for path, leaf in unread.items() if not path.startswith("blocks/")}
