@@ -18,6 +18,7 @@ ROOMS = (
     "launch",
     "chop",
     "sparsify",
+    "narrow",
     "score",
     "generate",
     "latency",

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from chopjax.checkpoint import card_classification, card_sparsity, structures
+from chopjax.checkpoint import card_classification, card_sparsity, card_width, structures
 from chopjax.checkpoint.assets import CARD, PARENT_CARD
 from chopjax.checkpoint.provenance import (
     CHOP,
@@ -22,6 +22,7 @@ from chopjax.checkpoint.provenance import (
     SCRATCH,
     SPARSITY,
     TRAINING,
+    WIDTH,
     entries,
     read_provenance,
     write_provenance,
@@ -209,6 +210,7 @@ def _front_matter(
     tags = ["chopjax"]
     tags += ["layer-pruning"] if chops else []
     tags += ["weight-pruning"] if entries(record, SPARSITY) else []
+    tags += ["width-pruning"] if entries(record, WIDTH) else []
     tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
     task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
     if card_classification.has_classifier(_classifies(record)):
@@ -277,6 +279,8 @@ def _facts(
         facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
     for sparsity in entries(record, SPARSITY):
         facts += card_sparsity.facts(sparsity, record["history"])
+    for width in entries(record, WIDTH):
+        facts += card_width.facts(width)
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
         facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
@@ -411,6 +415,8 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
         "Nothing but weights and the number of layers differs from the parent, so whatever runs "
         "the parent runs this."
     )
+    if entries(record, WIDTH):
+        first = card_width.NOTE
     if lists:
         first = (
             f"Which layer is of which kind is spelled out in config.json ({', '.join(lists)}): the "

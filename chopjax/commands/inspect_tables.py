@@ -37,7 +37,15 @@ def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
     """What chopjax did to it, from chopjax.json."""
     from chopjax.checkpoint.card_classification import facts as taught
     from chopjax.checkpoint.card_sparsity import facts as pruned
-    from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, SPARSITY, TRAINING, entries
+    from chopjax.checkpoint.card_width import facts as narrowed
+    from chopjax.checkpoint.provenance import (
+        CHOP,
+        CLASSIFICATION,
+        SPARSITY,
+        TRAINING,
+        WIDTH,
+        entries,
+    )
     from chopjax.keep import ranges
 
     if record is None:
@@ -48,6 +56,8 @@ def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
         facts["chopped"] = f"from {parent}, {record['strategy']}: layers {kept}"
     for entry in entries(record, SPARSITY):
         facts |= pruned(entry, record["history"])
+    for entry in entries(record, WIDTH):
+        facts |= narrowed(entry)
     for number, entry in enumerate(entries(record, TRAINING), 1):
         loss = (entry.get("held_out") or {}).get("window_loss")
         measured = "" if loss is None else f"; window loss {loss:.4f} nats per token"

@@ -138,6 +138,10 @@ class Family:
     # They carry no information: imports leave them out, chopping copies them along.
     buffers: tuple[str, ...] = ()
     heads: tuple[str, ...] = ("lm_head",)  # names of the head; the usual one first
+    # What a narrower model changes: the feed-forward's width in config.json, None where no key says
+    # it; and whether transformers refuses heads whose number does not divide the model's width.
+    mlp_key: str | None = "intermediate_size"
+    heads_divide_width: bool = False
 
     @property
     def embedding_row(self) -> Row:

@@ -1,0 +1,191 @@
+"""How many units of a layer go, and what the narrower decoder is. No jax.
+
+A unit of `mlp` is a hidden unit of the feed-forward. One of `heads` is a key/value head with the
+query heads that read it; where all read the same one, a query head. All layers lose equally many:
+config.json has one width for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from chopjax.errors import UserError
+from chopjax.models.config import ModelConfig
+from chopjax.models.families.table import Family
+
+KINDS = ("mlp", "heads")
+MULTIPLE = 8  # of the feed-forward's width, where the parent's is one: matrix units want it
+_DIGITS = 4  # to which a share of the heads must give a whole number
+
+Counts = Mapping[str, int]  # kind → units of a layer
+
+
+def units(config: ModelConfig) -> dict[str, int]:
+    """How many a layer has."""
+    one_for_all = config.num_kv_heads == 1
+    return {
+        "mlp": config.mlp_dim,
+        "heads": config.num_heads if one_for_all else config.num_kv_heads,
+    }
+
+
+def narrower(config: ModelConfig, kept: Counts) -> ModelConfig:
+    """The decoder of which each layer keeps so many units; of a kind that is missing, all."""
+    each = dataclasses.replace(config, mlp_dim=kept.get("mlp", config.mlp_dim))
+    if "heads" not in kept:
+        return each
+    if config.num_kv_heads == 1:
+        return dataclasses.replace(each, num_heads=kept["heads"])
+    queries = config.num_heads // config.num_kv_heads
+    return dataclasses.replace(each, num_heads=kept["heads"] * queries, num_kv_heads=kept["heads"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """kept: units that stay in each layer, of the kinds that are narrowed."""
+
+    kept: Counts
+    config: ModelConfig
+    raw_config: dict[str, Any]
+
+
+def make_plan(
+    family: Family, raw: Mapping[str, Any], config: ModelConfig, shares: Mapping[str, float]
+) -> Plan:
+    """shares: kind → share of its units that goes. raw, config: the parent's.
+
+    Raises UserError where the family's config.json could not say it, or a share gives no whole
+    number, with the shares that do.
+    """
+    if not shares:
+        raise UserError("nothing is asked for: give --mlp SHARE, --heads SHARE, or both")
+    for kind, share in shares.items():
+        if not 0 < share < 1:
+            raise UserError(f"--{kind} {share}: a share between 0 and 1 is needed, such as 0.25")
+    if "mlp" in shares:
+        _check_mlp(family, config)
+    choices = {kind: _choices(kind, family, config) for kind in shares}
+    any_heads = next(iter(choices.get("heads", ())), None)
+    if any_heads and _said(family, raw, config, {"heads": any_heads}) is None:
+        raise UserError(
+            f"--heads: config.json of {family.model_type} has no key for the size of a head, which "
+            f"is the model's width divided by the number of heads, {config.head_dim} here"
+        )
+    kept = {
+        kind: _kept(kind, share, choices[kind], family, config) for kind, share in shares.items()
+    }
+    said = _said(family, raw, config, kept)
+    if said is None:
+        raise UserError(
+            f"config.json of {family.model_type} cannot say a width of {kept}; chopjax would read "
+            "another model from it"
+        )
+    return Plan(kept, narrower(config, kept), said)
+
+
+def shares_that_work(family: Family, config: ModelConfig, kind: str) -> list[float]:
+    """Of the units that go, ascending."""
+    total = units(config)[kind]
+    return [_rounded(kept, total) for kept in _choices(kind, family, config)]
+
+
+def strongest(scores: np.ndarray, kept: int) -> np.ndarray:
+    """The units with the highest scores, ascending; of equal scores the first go."""
+    order = np.argsort(scores, kind="stable")
+    return np.sort(order[len(order) - kept :])
+
+
+def as_bits(stayed: np.ndarray, total: int) -> str:
+    """Which of a layer's units stayed: a bit each, the first one highest, in hexadecimal."""
+    bits = np.zeros(total, bool)
+    bits[stayed] = True
+    return np.packbits(bits).tobytes().hex()
+
+
+def _check_mlp(family: Family, config: ModelConfig) -> None:
+    if config.experts is not None:
+        raise UserError(
+            f"--mlp: this {family.model_type} has {config.experts.count} experts in a layer, each "
+            "with hidden units of its own that only some tokens meet"
+        )
+    if family.mlp_key is None:
+        raise UserError(
+            f"--mlp: config.json of {family.model_type} has no key for the feed-forward's width, "
+            f"which is a multiple of the model's ({config.mlp_dim} and {config.embed_dim})"
+        )
+
+
+def _choices(kind: str, family: Family, config: ModelConfig) -> list[int]:
+    """The numbers of units that may stay, descending."""
+    total = units(config)[kind]
+    if kind == "mlp":
+        step = math.gcd(total, MULTIPLE)
+        return list(range(total - step, 0, -step))
+    width = config.embed_dim if family.heads_divide_width else 0
+    fewer = range(total - 1, 0, -1)
+    return [kept for kept in fewer if width % narrower(config, {"heads": kept}).num_heads == 0]
+
+
+def _kept(kind: str, share: float, choices: list[int], family: Family, config: ModelConfig) -> int:
+    """How many units stay: of heads as many as the share says, of hidden units about as many."""
+    total = units(config)[kind]
+    if kind == "mlp":
+        step = math.gcd(total, MULTIPLE)
+        kept = round((1 - share) * total / step) * step
+    else:
+        kept = next((n for n in choices if _rounded(n, total) == round(share, _DIGITS)), 0)
+    if kept not in choices:
+        rule = ""
+        if kind == "heads" and family.heads_divide_width:
+            rule = f" (transformers wants heads to divide hidden_size, {config.embed_dim})"
+        raise UserError(
+            f"--{kind} {share:g}: a layer has {_names(kind, config)}, of which {share * total:g} "
+            f"would go{rule}; {_that_work(share, [_rounded(n, total) for n in choices])}"
+        )
+    return kept
+
+
+def _names(kind: str, config: ModelConfig) -> str:
+    """What the units are, and what is asked of their number."""
+    total = units(config)[kind]
+    if kind == "mlp":
+        return f"{total} hidden units, which go {math.gcd(total, MULTIPLE)} at a time"
+    queries = config.num_heads // total
+    if queries == 1:
+        return f"{total} heads"
+    return f"{total} groups of {queries} query heads with their key and value"
+
+
+def _that_work(share: float, others: list[float]) -> str:
+    if not others:
+        return "no share works"
+    near = sorted(sorted(others, key=lambda other: abs(other - share))[:2])
+    return f"the nearest shares that work: {' and '.join(map(str, near))}"
+
+
+def _rounded(kept: int, total: int) -> float:
+    """The share that goes."""
+    return round((total - kept) / total, _DIGITS)
+
+
+def _said(
+    family: Family, raw: Mapping[str, Any], config: ModelConfig, kept: Counts
+) -> dict[str, Any] | None:
+    """config.json of the narrower decoder; None where it would mean another one."""
+    wanted, said = narrower(config, kept), dict(raw)
+    if "mlp" in kept:
+        assert family.mlp_key is not None
+        said[family.mlp_key] = kept["mlp"]
+    if "heads" in kept:  # as the families have them that say the size of a head
+        said["num_attention_heads"] = wanted.num_heads
+        said["num_key_value_heads"] = wanted.num_kv_heads
+        said["head_dim"] = wanted.head_dim
+    try:
+        return said if family.translate(said) == wanted else None
+    except UserError:
+        return None
