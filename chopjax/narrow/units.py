@@ -67,15 +67,10 @@ def make_plan(
     for kind, share in shares.items():
         if not 0 < share < 1:
             raise UserError(f"--{kind} {share}: a share between 0 and 1 is needed, such as 0.25")
-    if "mlp" in shares:
-        _check_mlp(family, config)
+    for kind in shares:
+        if reason := _why_not(kind, family, raw, config):
+            raise UserError(f"--{kind}: {reason}")
     choices = {kind: _choices(kind, family, config) for kind in shares}
-    any_heads = next(iter(choices.get("heads", ())), None)
-    if any_heads and _said(family, raw, config, {"heads": any_heads}) is None:
-        raise UserError(
-            f"--heads: config.json of {family.model_type} has no key for the size of a head, which "
-            f"is the model's width divided by the number of heads, {config.head_dim} here"
-        )
     kept = {
         kind: _kept(kind, share, choices[kind], family, config) for kind, share in shares.items()
     }
@@ -88,8 +83,12 @@ def make_plan(
     return Plan(kept, narrower(config, kept), said)
 
 
-def shares_that_work(family: Family, config: ModelConfig, kind: str) -> list[float]:
-    """Of the units that go, ascending."""
+def shares_that_work(
+    family: Family, raw: Mapping[str, Any], config: ModelConfig, kind: str
+) -> list[float]:
+    """Of the units that go, ascending; none where there is no way to have fewer of them."""
+    if _why_not(kind, family, raw, config):
+        return []
     total = units(config)[kind]
     return [_rounded(kept, total) for kept in _choices(kind, family, config)]
 
@@ -107,17 +106,26 @@ def as_bits(stayed: np.ndarray, total: int) -> str:
     return np.packbits(bits).tobytes().hex()
 
 
-def _check_mlp(family: Family, config: ModelConfig) -> None:
-    if config.experts is not None:
-        raise UserError(
-            f"--mlp: this {family.model_type} has {config.experts.count} experts in a layer, each "
-            "with hidden units of its own that only some tokens meet"
+def _why_not(kind: str, family: Family, raw: Mapping[str, Any], config: ModelConfig) -> str:
+    """Why the family cannot have fewer of these units; empty where it can."""
+    if kind == "heads":
+        fewest = {"heads": 1}
+        if _said(family, raw, config, fewest) is None:
+            return (
+                f"config.json of {family.model_type} has no key for the size of a head, which is "
+                f"the model's width divided by the number of heads, {config.head_dim} here"
+            )
+    elif config.experts is not None:
+        return (
+            f"this {family.model_type} has {config.experts.count} experts in a layer, each with "
+            "hidden units of its own that only some tokens meet"
         )
-    if family.mlp_key is None:
-        raise UserError(
-            f"--mlp: config.json of {family.model_type} has no key for the feed-forward's width, "
-            f"which is a multiple of the model's ({config.mlp_dim} and {config.embed_dim})"
+    elif family.mlp_key is None:
+        return (
+            f"config.json of {family.model_type} has no key for the feed-forward's width, which is "
+            f"a multiple of the model's ({config.mlp_dim} and {config.embed_dim})"
         )
+    return ""
 
 
 def _choices(kind: str, family: Family, config: ModelConfig) -> list[int]:

@@ -64,12 +64,13 @@ def test_logits_are_the_parents_without_what_went(family: str, tmp_path: Path) -
     checkpoint = open_checkpoint(str(parent))
     config, shares = checkpoint.config, {}
     for kind, refused in (("mlp", NO_MLP), ("heads", NO_HEADS)):
-        share = shares_that_work(checkpoint.family, config, kind)[0]
-        if family not in refused:
-            shares[kind] = share
+        works = shares_that_work(checkpoint.family, checkpoint.raw_config, config, kind)
+        assert bool(works) == (family not in refused)
+        if works:
+            shares[kind] = works[0]
             continue
         with pytest.raises(UserError, match=f"--{kind}"):
-            make_plan(checkpoint.family, checkpoint.raw_config, config, {kind: share})
+            make_plan(checkpoint.family, checkpoint.raw_config, config, {kind: 0.5})
     if not shares:
         return
     plan = make_plan(checkpoint.family, checkpoint.raw_config, config, shares)

@@ -53,7 +53,7 @@ def test_shares_give_whole_units(
     raw = QWEN3 | {"num_attention_heads": kv_heads * queries, "num_key_value_heads": kv_heads}
     raw |= {"intermediate_size": mlp}
     config = family.translate(raw)
-    total, heads = units(config)["heads"], shares_that_work(family, config, "heads")
+    total, heads = units(config)["heads"], shares_that_work(family, raw, config, "heads")
     assert total == (queries if kv_heads == 1 else kv_heads)
     assert heads == [round(gone / total, 4) for gone in range(1, total)]
     asked = {"heads": data.draw(st.sampled_from(heads))} if heads else {}
