@@ -35,7 +35,8 @@ SEQUENCES = {"activation": 1024, "gradient": 10}  # the originals'
 
 @dataclasses.dataclass(frozen=True)
 class NarrowSettings:
-    """shares: of units.KINDS, how much of each goes. method: one of walk.METHODS."""
+    """shares: "mlp", "heads" → the share of these units (units.py) that goes. method: one of
+    walk.METHODS."""
 
     shares: Mapping[str, float]
     method: str

@@ -18,7 +18,6 @@ from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family
 
-KINDS = ("mlp", "heads")
 MULTIPLE = 8  # of the feed-forward's width, where the parent's is one: matrix units want it
 _DIGITS = 4  # to which a share of the heads must give a whole number
 
@@ -67,19 +66,11 @@ def make_plan(
     for kind, share in shares.items():
         if not 0 < share < 1:
             raise UserError(f"--{kind} {share}: a share between 0 and 1 is needed, such as 0.25")
-    for kind in shares:
         if reason := _why_not(kind, family, raw, config):
             raise UserError(f"--{kind}: {reason}")
-    choices = {kind: _choices(kind, family, config) for kind in shares}
-    kept = {
-        kind: _kept(kind, share, choices[kind], family, config) for kind, share in shares.items()
-    }
+    kept = {kind: _kept(kind, share, family, config) for kind, share in shares.items()}
     said = _said(family, raw, config, kept)
-    if said is None:
-        raise UserError(
-            f"config.json of {family.model_type} cannot say a width of {kept}; chopjax would read "
-            "another model from it"
-        )
+    assert said is not None, "it can say each of them"
     return Plan(kept, narrower(config, kept), said)
 
 
@@ -108,24 +99,18 @@ def as_bits(stayed: np.ndarray, total: int) -> str:
 
 def _why_not(kind: str, family: Family, raw: Mapping[str, Any], config: ModelConfig) -> str:
     """Why the family cannot have fewer of these units; empty where it can."""
-    if kind == "heads":
-        fewest = {"heads": 1}
-        if _said(family, raw, config, fewest) is None:
-            return (
-                f"config.json of {family.model_type} has no key for the size of a head, which is "
-                f"the model's width divided by the number of heads, {config.head_dim} here"
-            )
-    elif config.experts is not None:
+    if kind == "mlp" and config.experts is not None:
         return (
             f"this {family.model_type} has {config.experts.count} experts in a layer, each with "
             "hidden units of its own that only some tokens meet"
         )
-    elif family.mlp_key is None:
-        return (
-            f"config.json of {family.model_type} has no key for the feed-forward's width, which is "
-            f"a multiple of the model's ({config.mlp_dim} and {config.embed_dim})"
-        )
-    return ""
+    if _said(family, raw, config, {kind: 1}) is not None:
+        return ""
+    missing = {
+        "mlp": "the feed-forward's width, which follows from the model's",
+        "heads": "the size of a head, which is the model's width divided by the number of heads",
+    }
+    return f"config.json of {family.model_type} has no key for {missing[kind]}"
 
 
 def _choices(kind: str, family: Family, config: ModelConfig) -> list[int]:
@@ -139,9 +124,9 @@ def _choices(kind: str, family: Family, config: ModelConfig) -> list[int]:
     return [kept for kept in fewer if width % narrower(config, {"heads": kept}).num_heads == 0]
 
 
-def _kept(kind: str, share: float, choices: list[int], family: Family, config: ModelConfig) -> int:
+def _kept(kind: str, share: float, family: Family, config: ModelConfig) -> int:
     """How many units stay: of heads as many as the share says, of hidden units about as many."""
-    total = units(config)[kind]
+    total, choices = units(config)[kind], _choices(kind, family, config)
     if kind == "mlp":
         step = math.gcd(total, MULTIPLE)
         kept = round((1 - share) * total / step) * step
@@ -186,8 +171,7 @@ def _said(
 ) -> dict[str, Any] | None:
     """config.json of the narrower decoder; None where it would mean another one."""
     wanted, said = narrower(config, kept), dict(raw)
-    if "mlp" in kept:
-        assert family.mlp_key is not None
+    if "mlp" in kept and family.mlp_key is not None:
         said[family.mlp_key] = kept["mlp"]
     if "heads" in kept:  # as the families have them that say the size of a head
         said["num_attention_heads"] = wanted.num_heads

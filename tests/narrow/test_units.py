@@ -120,7 +120,7 @@ def test_narrower_counts() -> None:
         ("mistral", {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8},
          {"heads": 0.5}, "no share works"),
         ("gpt2", {}, {"heads": 0.5}, "config.json of gpt2 has no key for the size of a head"),
-        ("opt", {}, {"heads": 0.5}, "divided by the number of heads, 8 here"),
+        ("opt", {}, {"heads": 0.5}, "the model's width divided by the number of heads"),
         ("falcon", {}, {"heads": 0.25}, "config.json of falcon has no key"),
         ("bloom", {}, {"mlp": 0.5}, "no key for the feed-forward's width"),
         ("mixtral", {}, {"mlp": 0.5}, "4 experts in a layer"),
