@@ -6,9 +6,10 @@
      "parameters": {"before": …, "after": …},
      "text": […], …, "loss": {…}, …}         as card_sparsity.py has them
 
-units: of a layer, hidden units of the feed-forward, and key/value heads with the `queries` query
-heads of each, or query heads alone where all share one key and value. stayed: for each layer the
-units that stayed, a bit each in hexadecimal, the first unit highest.
+units: of a layer, hidden units of the feed-forward (mlp), and key/value heads with the `queries`
+query heads of each, or query heads alone where all share one key and value (heads); dimensions of
+the residual stream (embed). stayed: for each layer the units that stayed, a bit each in
+hexadecimal, the first unit highest; of embed one for all.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ NOTE = (
 
 def name_of(kind: str, about: Mapping[str, Any]) -> str:
     """What these units are."""
-    if kind == "mlp":
-        return "hidden units"
+    if kind != "heads":
+        return {"mlp": "hidden units", "embed": "dimensions"}.get(kind, kind)
     queries = about.get("queries")
     return "heads" if queries in (None, 1) else f"groups of {queries} query heads"
 

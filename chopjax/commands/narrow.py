@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the attention heads: key/value heads with all queries that read them",
     )
+    add("--embed", type=float, metavar="SHARE", help="of the model's width, alike in all layers")
     add(
         "--method",
         required=True,
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.narrow.narrow import NarrowSettings, narrow
     from chopjax.terminal import print_json
 
-    shares = {"mlp": args.mlp, "heads": args.heads}
+    shares = {"mlp": args.mlp, "heads": args.heads, "embed": args.embed}
     done = narrow(
         args.model,
         Path(args.out),

@@ -23,7 +23,7 @@ VERBS = {
     "analyze": "measure which layers matter, and recommend which to remove",
     "chop": "remove layers from a checkpoint without reading them",
     "sparsify": "zeros in a checkpoint's matrices: magnitude, Wanda, SparseGPT",
-    "narrow": "layers with fewer hidden units and heads, the same in each",
+    "narrow": "fewer hidden units, heads or dimensions, alike in every layer",
     "prepare": "text or JSONL to token store for training",
     "train": "continue pretraining (healing)",
     "generate": "text from a model, alone or with a chop as its draft",

@@ -17,8 +17,12 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.sparsify.inputs import watched
 
-# Kind of units → the kernel that reads what they give.
-_READERS = {"mlp": "down", "heads": "output"}
+
+def readers(kind: str, config: ModelConfig) -> tuple[str, ...]:
+    """The kernels that read what the units give: of `embed` what the norms give."""
+    if kind == "embed":
+        return "query", "router" if config.experts else "up"
+    return {"mlp": ("down",), "heads": ("output",)}[kind]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "kinds"))
@@ -30,19 +34,20 @@ def observed(
     compute: Compute,
     kinds: Sequence[str],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What leaves the one layer of `blocks`, and for each kind the sum over the batch's sequences
-    of the squared mean over a sequence's tokens: of |x| of what a hidden unit gives, after
-    activation and gate [F]; of ‖x‖₂ of what a head gives, before attention's output matrix [N].
+    """What leaves the one layer of `blocks`, and for each kernel of `readers` the sum over the
+    batch's sequences of the squared mean over a sequence's tokens: of |x| of what a hidden unit
+    gives, after activation and gate [F], or a norm [D]; of ‖x‖₂ of what a head gives, before
+    attention's output matrix [N].
     """
-    names = frozenset(_READERS[kind] for kind in kinds)
+    names = frozenset(name for kind in kinds for name in readers(kind, config))
     left_BTD, seen = watched(blocks, batch, hidden_BTD, config, compute, names)
     real_BT1 = real_tokens(batch)[..., None]
     lengths_B1 = jnp.maximum(batch.lengths_B, 1)[:, None]
 
-    def squares(kind: str) -> jax.Array:
-        x = seen[_READERS[kind]].astype(jnp.float32)
-        size_BTU = jnp.abs(x) if kind == "mlp" else jnp.linalg.norm(x, axis=-1)
+    def squares(x: jax.Array, by_head: bool) -> jax.Array:
+        x = x.astype(jnp.float32)
+        size_BTU = jnp.linalg.norm(x, axis=-1) if by_head else jnp.abs(x)
         mean_BU = jnp.where(real_BT1, size_BTU, 0).sum(axis=1) / lengths_B1
         return jnp.square(mean_BU).sum(axis=0)
 
-    return left_BTD, {kind: squares(kind) for kind in kinds}
+    return left_BTD, {name: squares(x, name == "output") for name, x in seen.items()}

@@ -20,7 +20,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import Params
 from chopjax.narrow.units import units
 
-_AXES = {"mlp": "F", "heads": "NK"}
+_AXES = {"mlp": "F", "heads": "NK", "embed": "D"}
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
@@ -44,7 +44,7 @@ def first_order(
     blocks: Params, gradients: Params, config: ModelConfig, kinds: Sequence[str]
 ) -> dict[str, jax.Array]:
     """Kind → Σ|w·∂loss/∂w| over the rows and columns of every unit, summed over the matrices that
-    have them, [U]. Biases and norms are not counted.
+    have them, [U]. Biases, norms, embeddings and head are not counted.
 
     gradients: of the one layer of `blocks`, as `pulled` gives them.
     """

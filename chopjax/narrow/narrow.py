@@ -1,4 +1,4 @@
-"""`chopjax narrow`: a checkpoint with fewer hidden units and heads in each of its layers."""
+"""`chopjax narrow`: a checkpoint with fewer hidden units, heads and dimensions in each layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from chopjax.errors import UserError, did_you_mean
 from chopjax.models import parameters
 from chopjax.narrow.slices import Stayed, narrowed_tensors
 from chopjax.narrow.units import Plan, as_bits, make_plan, strongest, units
-from chopjax.narrow.walk import METHODS, Scores, loss
+from chopjax.narrow.walk import METHODS, Scores, loss, unit_scores
 from chopjax.progress import progress
 from chopjax.sparsify.text import read_text
 
@@ -35,7 +35,7 @@ SEQUENCES = {"activation": 1024, "gradient": 10}  # the originals'
 
 @dataclasses.dataclass(frozen=True)
 class NarrowSettings:
-    """shares: "mlp", "heads" → the share of these units (units.py) that goes. method: one of
+    """shares: "mlp", "heads", "embed" → how much of these units (units.py) goes. method: one of
     walk.METHODS."""
 
     shares: Mapping[str, float]
@@ -72,8 +72,8 @@ def narrow(
     check_tied(checkpoint)
     with new_folder(out, VERB, overwrite, protect=[checkpoint.folder]) as folder:
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            scored = METHODS[settings.method]
-            scores = scored(checkpoint, text.calibration, tuple(plan.kept), Path(work))
+            kinds = tuple(plan.kept)
+            scores = unit_scores(checkpoint, settings.method, text.calibration, kinds, Path(work))
             stayed = [_stayed(each, plan, layer) for layer, each in enumerate(scores)]
             _write(checkpoint, plan, stayed, folder, out, max_shard_bytes)
             losses = {
@@ -135,9 +135,15 @@ def _stayed(scores: Scores, plan: Plan, layer: int) -> Stayed:
 def _with_bits(
     counts: Mapping[str, Mapping[str, int]], stayed: Sequence[Stayed]
 ) -> dict[str, dict[str, Any]]:
-    """The counts, and which units stayed in each layer."""
+    """The counts, and which units stayed in each layer; of `embed` once, since it is the same."""
     return {
-        kind: {**about, "stayed": [as_bits(each[kind], about["before"]) for each in stayed]}
+        kind: {
+            **about,
+            "stayed": [
+                as_bits(each[kind], about["before"])
+                for each in (stayed[:1] if kind == "embed" else stayed)
+            ],
+        }
         for kind, about in counts.items()
     }
 

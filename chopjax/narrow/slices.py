@@ -18,7 +18,7 @@ from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Binding
 
-Stayed = Mapping[str, np.ndarray]  # kind → units of one layer, ascending
+Stayed = Mapping[str, np.ndarray]  # kind → units of one layer, ascending; of `embed` of all alike
 Places = dict[str, np.ndarray]  # axis letter of parameters.py → what of it stays
 
 
@@ -27,6 +27,8 @@ def places(config: ModelConfig, stayed: Stayed) -> Places:
     found: Places = {}
     if "mlp" in stayed:
         found["F"] = stayed["mlp"]
+    if "embed" in stayed:
+        found["D"] = stayed["embed"]
     if "heads" not in stayed:
         return found
     if config.num_kv_heads == 1:
@@ -47,8 +49,8 @@ def narrowed_tensors(
     axes, tensors = parameters.axes(checkpoint.config), []
     for name, about in checkpoint.tensors.items():
         tensor, binding = Tensor(name, about.dtype, about.shape, about), bindings.get(name)
-        if binding is not None and binding.layer is not None:
-            row, here = binding.row, by_layer[binding.layer]
+        if binding is not None:
+            row, here = binding.row, by_layer[binding.layer or 0]
             letters = [axes[path].split()[row.stacked :] for path in row.targets]
             if any(letter in here for each in letters for letter in each):
                 shape = row.source_shape(parameters.sizes(config))

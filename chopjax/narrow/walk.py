@@ -20,7 +20,7 @@ from chopjax.chop.calibration import CalibrationBatch, predicted_tokens
 from chopjax.chop.prefixes import loss_sum
 from chopjax.disk.atomic import check_room
 from chopjax.models.parameters import Params
-from chopjax.narrow.activation import observed
+from chopjax.narrow.activation import observed, readers
 from chopjax.narrow.gradient import first_order, pulled
 from chopjax.narrow.units import units
 from chopjax.progress import progress
@@ -37,7 +37,7 @@ def activation_scores(
     checkpoint: Checkpoint, batches: Batches, kinds: Kinds, folder: Path
 ) -> list[Scores]:
     """Of every layer: the root of what `observed` gives, summed over all sequences; of a group of
-    heads the sum of its query heads'."""
+    heads the sum of its query heads', of a dimension that of the two norms'."""
     rows, num_layers = _rows(batches), checkpoint.config.num_layers
     _embed(checkpoint, rows, folder)
     found = []
@@ -59,19 +59,22 @@ def _observe(
     """One layer's scores; the states behind it are written."""
     config = checkpoint.config.keep((layer,))
     blocks = on_device(read_layer(checkpoint, layer))
-    squares = {kind: np.zeros(()) for kind in kinds}
+    squares: dict[str, np.ndarray] = {}
 
     def run(at: int, hidden_BTD: jax.Array) -> jax.Array:
         left_BTD, more = observed(blocks, rows[at].batch, hidden_BTD, config, COMPUTE, kinds)
-        for kind in kinds:
-            squares[kind] = squares[kind] + np.asarray(more[kind], np.float64)
+        for name, values in more.items():
+            squares[name] = squares.get(name, 0) + np.asarray(values, np.float64)
         done()
         made: jax.Array = left_BTD
         return made
 
     states.mapped(_behind(folder, layer + 1), _behind(folder, layer), rows, config, run)
-    count = units(config)
-    return {kind: np.sqrt(squares[kind]).reshape(count[kind], -1).sum(axis=1) for kind in kinds}
+    count, scores = units(config), Scores()
+    for kind in kinds:
+        roots = [np.sqrt(squares[name]) for name in readers(kind, config)]
+        scores[kind] = sum(root.reshape(count[kind], -1).sum(axis=1) for root in roots)
+    return scores
 
 
 def gradient_scores(
@@ -141,6 +144,17 @@ METHODS: dict[str, Callable[[Checkpoint, Batches, Kinds, Path], list[Scores]]] =
     "activation": activation_scores,
     "gradient": gradient_scores,
 }
+
+
+def unit_scores(
+    checkpoint: Checkpoint, method: str, batches: Batches, kinds: Kinds, folder: Path
+) -> list[Scores]:
+    """Of every layer; of `embed`, which all layers share, the sum over them."""
+    found = METHODS[method](checkpoint, batches, kinds, folder)
+    if "embed" not in kinds:
+        return found
+    everywhere = np.sum([scores["embed"] for scores in found], axis=0)
+    return [scores | {"embed": everywhere} for scores in found]
 
 
 def loss(checkpoint: Checkpoint, batches: Batches, folder: Path, label: str) -> float:

@@ -129,14 +129,18 @@ def test_a_chopped_folder_by_gradient(
     chopped, out = tmp_path / "c", tmp_path / "o"
     assert cli.main(["chop", str(parent), str(chopped), "--keep", "0,2"]) == 0
     capsys.readouterr()
-    words = ["--mlp", "0.7", "--max-shard-size", "10KB", "--json"]
+    words = ["--mlp", "0.7", "--embed", "0.25", "--max-shard-size", "10KB", "--json"]
     assert narrow(chopped, out, text, *words, method="gradient") == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["units"] == {"mlp": {"before": 56, "after": 16}}
+    widths = {"mlp": {"before": 56, "after": 16}, "embed": {"before": 32, "after": 24}}
+    assert said["units"] == widths
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert sum(p.numel() for p in model.parameters()) == said["parameters"]["after"]
     assert said["loss"]["pruned"] != said["loss"]["parent"]
     record = json.loads((out / "chopjax.json").read_text())
     assert [step["step"] for step in record["history"]] == ["chop", "width"]
     last = record["history"][-1]
+    assert [len(last["units"][kind]["stayed"]) for kind in widths] == [2, 1]
     assert {k: said[k] for k in last if k not in ("step", "units")} == {
         k: last[k] for k in last if k not in ("step", "units")
     }

@@ -18,13 +18,15 @@ from chopjax.errors import UserError
 from chopjax.models import parameters
 from chopjax.models.families import FAMILIES
 from chopjax.narrow.slices import Stayed, narrowed_tensors, places
-from chopjax.narrow.units import make_plan, shares_that_work, units
+from chopjax.narrow.units import Plan, make_plan, shares_that_work, units
 
 # Families whose config.json has no width of the feed-forward, or whose layers have experts.
 NO_MLP = {"bloom", "mpt", "mixtral", "olmoe", "qwen3_moe"}
 # Those whose heads are as large as the model's width says.
 NO_HEADS = {"bloom", "mpt", "gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "falcon", "stablelm"}
 NO_HEADS |= {"cohere2", "helium", "olmoe"}
+# Where the embeddings' scale follows from the width.
+NO_EMBED = NO_HEADS | {"gemma", "gemma2", "gemma3_text"}
 # A norm over the queries of all heads is another one over fewer.
 ONE_NORM = {"olmo2", "olmo3"}
 
@@ -58,6 +60,37 @@ def silence(model: Any, checkpoint: Any, stayed: list[Stayed]) -> None:
             assert (tensor == 0).any(), "a view of the model's own memory"
 
 
+def write(out: Path, checkpoint: Any, plan: Plan, stayed: list[Stayed]) -> None:
+    tensors = narrowed_tensors(checkpoint, plan.config, stayed)
+    out.mkdir()
+    write_changed(out, checkpoint, plan.raw_config, tensors, 10**9, lambda nbytes: None)
+    assert open_checkpoint(str(out)).config == plan.config
+
+
+@pytest.mark.parametrize("family", families.NAMES)
+def test_dimensions_go_wherever_transformers_has_the_width(family: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(checkpoints.write_checkpoint(tmp_path / "p", family)))
+    raw, config = checkpoint.raw_config, checkpoint.config
+    works = shares_that_work(checkpoint.family, raw, config, "embed")
+    assert bool(works) == (family not in NO_EMBED)
+    if not works:
+        with pytest.raises(UserError, match="--embed: "):
+            make_plan(checkpoint.family, raw, config, {"embed": 0.25})
+        return
+    plan = make_plan(checkpoint.family, raw, config, {"embed": 0.25})
+    assert plan.config.embed_dim == 24
+    kept = np.sort(np.random.default_rng(0).permutation(32)[:24])
+    write(tmp_path / "o", checkpoint, plan, [{"embed": kept}] * config.num_layers)
+    made = open_checkpoint(str(tmp_path / "o"))
+    assert torch.isfinite(logits(loaded(tmp_path / "o"))).all(), "its shapes are transformers'"
+    for name in checkpoint.tensors:
+        expected, found = checkpoint.array(name), made.array(name)
+        for axis, (before, after) in enumerate(zip(expected.shape, found.shape, strict=True)):
+            if before != after:
+                expected = np.take(expected, kept, axis)
+        assert expected.tobytes() == found.tobytes(), name
+
+
 @pytest.mark.parametrize("family", families.NAMES)
 def test_logits_are_the_parents_without_what_went(family: str, tmp_path: Path) -> None:
     parent = checkpoints.write_checkpoint(tmp_path / "p", family)
@@ -79,10 +112,7 @@ def test_logits_are_the_parents_without_what_went(family: str, tmp_path: Path) -
         {k: np.sort(draw.permutation(units(config)[k])[:n]) for k, n in plan.kept.items()}
         for _ in config.layers
     ]
-    tensors = narrowed_tensors(checkpoint, plan.config, stayed)
-    (tmp_path / "o").mkdir()
-    write_changed(tmp_path / "o", checkpoint, plan.raw_config, tensors, 10**9, lambda nbytes: None)
-    assert open_checkpoint(str(tmp_path / "o")).config == plan.config
+    write(tmp_path / "o", checkpoint, plan, stayed)
     narrow, whole = loaded(tmp_path / "o"), loaded(parent)
     silence(whole, checkpoint, stayed)
     off = (logits(narrow) - logits(whole)).abs().max()

@@ -94,11 +94,22 @@ def test_the_strongest_stay_in_their_order(scores: list[float], data: st.DataObj
 
 
 def test_narrower_counts() -> None:
-    assert units(LLAMA) == {"mlp": 56, "heads": 2}
+    assert units(LLAMA) == {"mlp": 56, "heads": 2, "embed": 32}
     assert narrower(LLAMA, {"heads": 1}).num_heads == 2
     shared = dataclasses.replace(LLAMA, num_kv_heads=1)
     made = narrower(shared, {"heads": 3, "mlp": 8})
     assert (made.num_heads, made.num_kv_heads, made.mlp_dim) == (3, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "width"), [("llama", 4, 24), ("llama", 6, 24), ("llama", 5, 40)]
+)
+def test_the_width_is_one_that_the_heads_that_stay_divide(
+    family: str, heads: int, width: int
+) -> None:
+    raw = raw_of(family, hidden_size=48, num_attention_heads=12, num_key_value_heads=12)
+    plan = plan_of(raw, heads=round(1 - heads / 12, 4), embed=1 - width / 48)
+    assert (plan.config.num_heads, plan.config.embed_dim) == (heads, width)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +119,13 @@ def test_narrower_counts() -> None:
         ("llama", {}, {"mlp": 1.0}, "--mlp 1.0: a share between 0 and 1"),
         ("llama", {}, {"heads": 0.0}, "--heads 0.0: a share between"),
         ("llama", {}, {"mlp": float("nan")}, "--mlp nan"),
-        ("llama", {}, {"mlp": 0.01}, "56 hidden units, which go 8 at a time.* 0.1429 and 0.2857"),
+        ("llama", {}, {"mlp": 0.01}, "56 hidden units .* in steps of 8; .* 0.1429 and 0.2857"),
         ("llama", {}, {"heads": 0.25}, "2 groups of 2 query heads.* of which 0.5 .* work: 0.5$"),
         (
             "llama",
             {"num_key_value_heads": 4},
             {"heads": 0.25},
-            r"4 heads, .* divide hidden_size, 32\); .* work: 0.5 and 0.75",
+            r"4 heads in a layer, .* divide hidden_size, 32\); .* work: 0.5 and 0.75",
         ),
         ("mistral", {"num_key_value_heads": 4}, {"heads": 0.3}, "work: 0.25 and 0.5"),
         ("mistral", {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8},
@@ -122,6 +133,8 @@ def test_narrower_counts() -> None:
         ("gpt2", {}, {"heads": 0.5}, "config.json of gpt2 has no key for the size of a head"),
         ("opt", {}, {"heads": 0.5}, "the model's width divided by the number of heads"),
         ("falcon", {}, {"heads": 0.25}, "config.json of falcon has no key"),
+        ("gemma", {}, {"embed": 0.25}, "the embeddings' scale"),
+        ("llama", {}, {"embed": 0.01}, "32 dimensions, .* in steps of 8"),
         ("bloom", {}, {"mlp": 0.5}, "no key for the feed-forward's width"),
         ("mixtral", {}, {"mlp": 0.5}, "4 experts in a layer"),
     ],

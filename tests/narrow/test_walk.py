@@ -14,7 +14,7 @@ import transformers
 
 from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.calibration import make_batches
-from chopjax.narrow.walk import METHODS, loss
+from chopjax.narrow.walk import loss, unit_scores
 
 # Family → the modules of a block that read what heads and hidden units give.
 READERS = {
@@ -25,6 +25,9 @@ READERS = {
     "gpt2": ("attn.c_proj", "mlp.c_proj"),
     "opt": ("self_attn.out_proj", "fc2"),
 }
+# Those that read what the two norms of a block give.
+NORMED = dict.fromkeys(("llama", "gemma2"), ("self_attn.q_proj", "mlp.up_proj"))
+NORMED["opt"] = ("self_attn.q_proj", "fc1")
 N, K, LAYERS = 4, 2, 2
 TWO: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": LAYERS},
@@ -62,7 +65,15 @@ def activations(folder: Path, family: str) -> list[dict[str, torch.Tensor]]:
 
         for name, hook in zip(READERS[family], (of_heads, of_mlp), strict=True):
             block.get_submodule(name).register_forward_pre_hook(hook)
-        found.append((heads, mlp))
+        normed: list[list[torch.Tensor]] = []
+        for name in NORMED[family]:
+            normed.append([])
+
+            def of_norm(module: Any, inputs: Any, means: list[Any] = normed[-1]) -> None:
+                means.append(inputs[0].abs().reshape(-1, inputs[0].shape[-1]).mean(dim=0))
+
+            block.get_submodule(name).register_forward_pre_hook(of_norm)
+        found.append((heads, mlp, normed))
     with torch.no_grad():
         for ids in sequences():
             model(torch.tensor([ids]), use_cache=False)
@@ -70,8 +81,9 @@ def activations(folder: Path, family: str) -> list[dict[str, torch.Tensor]]:
         {
             "heads": torch.stack(heads).norm(dim=0).reshape(groups(family), -1).sum(dim=1),
             "mlp": torch.stack(mlp).norm(dim=0),
+            "embed": torch.stack([torch.stack(means).norm(dim=0) for means in normed]).sum(dim=0),
         }
-        for heads, mlp in found
+        for heads, mlp, normed in found
     ]
 
 
@@ -123,7 +135,8 @@ def gradients(folder: Path, family: str) -> list[dict[str, torch.Tensor]]:
         count = groups(family)
         heads = torch.stack([summed(x, count) for x in inner]).sum(dim=0)
         mlp = torch.stack([summed(x, len(down)) for x in hidden]).sum(dim=0)
-        found.append({"heads": heads, "mlp": mlp})
+        embed = torch.stack([x.sum(dim=0) for x in [*inner, *hidden]]).sum(dim=0)
+        found.append({"heads": heads, "mlp": mlp, "embed": embed})
     return found
 
 
@@ -143,13 +156,15 @@ def test_scores_are_those_of_plain_torch(family: str, method: str, tmp_path: Pat
     layers = TWO.get(family, {"num_hidden_layers": LAYERS})
     checkpoints.write_checkpoint(tmp_path / "p", family, **layers)
     checkpoint = open_checkpoint(str(tmp_path / "p"))
-    kinds = ("heads", "mlp")
+    kinds = ("heads", "mlp", "embed")
     # Two batches, the second half empty.
     batches = make_batches(sequences(), 2)
     (tmp_path / "work").mkdir()
-    ours = METHODS[method](checkpoint, batches, kinds, tmp_path / "work")
+    ours = unit_scores(checkpoint, method, batches, kinds, tmp_path / "work")
     theirs = {"activation": activations, "gradient": gradients}[method](tmp_path / "p", family)
     assert len(ours) == len(theirs) == LAYERS
+    everywhere = torch.stack([one["embed"] for one in theirs]).sum(dim=0)
+    theirs = [one | {"embed": everywhere} for one in theirs]
     for one, other in zip(ours, theirs, strict=True):
         for kind in kinds:
             np.testing.assert_allclose(one[kind], other[kind].detach().numpy(), rtol=1e-4)
