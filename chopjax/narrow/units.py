@@ -146,7 +146,7 @@ def _kept(kind: str, share: float, choices: list[int], config: ModelConfig) -> i
     if kind == "heads":
         kept = next((n for n in choices if _rounded(n, total) == round(share, _DIGITS)), 0)
     else:
-        kept = min([total, 0, *choices], key=lambda n: abs(n - (1 - share) * total))
+        kept = min([*choices, total, 0], key=lambda n: abs(n - (1 - share) * total))
     if kept in choices:
         return kept
     rule = f" in steps of {choices[-1]}" if kind != "heads" and choices else ""

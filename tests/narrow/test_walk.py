@@ -26,7 +26,7 @@ READERS = {
     "opt": ("self_attn.out_proj", "fc2"),
 }
 # Those that read what the two norms of a block give.
-NORMED = dict.fromkeys(("llama", "gemma2"), ("self_attn.q_proj", "mlp.up_proj"))
+NORMED = dict.fromkeys(("qwen3", "gemma2"), ("self_attn.q_proj", "mlp.up_proj"))
 NORMED["opt"] = ("self_attn.q_proj", "fc1")
 N, K, LAYERS = 4, 2, 2
 TWO: dict[str, dict[str, Any]] = {
@@ -146,9 +146,8 @@ def gradients(folder: Path, family: str) -> list[dict[str, torch.Tensor]]:
         ("llama", "gradient"),
         ("phi3", "gradient"),  # fused matrices
         ("gpt2", "gradient"),  # Conv1D
-        ("llama", "activation"),
+        ("qwen3", "activation"),
         ("gemma2", "activation"),  # layers of two kinds, norms around
-        ("qwen3", "gradient"),
         ("opt", "activation"),
     ],
 )
