@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from chopjax.checkpoint.shards import Index, shards_of
-from chopjax.models.quantized import Quantized, code_dtype, quantize
+from chopjax.models.formats import FORMATS, quantize
+from chopjax.models.quantized import Quantized
 
 
 def read_quantized(
@@ -36,7 +37,7 @@ def read_quantized(
     }
     codes_parts, scales_parts = [], []
     for index, devices in shards_of(where.codes, codes_shape).items():
-        codes = np.empty(_sizes(index), code_dtype(form.kind))
+        codes = np.empty(_sizes(index), FORMATS[form.kind].codes)
         of_scales = scales_of[next(iter(devices[0].device_set))]
         scales = np.empty(_sizes(of_scales), np.float32)
 
@@ -67,12 +68,12 @@ def _part(kernel: np.ndarray, where: Quantized, cut: Index) -> tuple[np.ndarray,
     rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
     rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
     if not form.by_row:
-        return quantize(rows, form.kind)
+        return quantize(rows, form.kind, form.block)
     (first, last), makes = cut
     rows = rows[slice(*makes)]
-    if form.kind == "nf4":
-        return quantize(rows[:, 2 * first : 2 * last], form.kind)
-    codes, scales = quantize(rows, form.kind)  # a scale is that of the whole row
+    if form.block:
+        return quantize(rows[:, 2 * first : 2 * last], form.kind, form.block)
+    codes, scales = quantize(rows, form.kind, 0)  # a scale is that of the whole row
     return codes[first:last], scales
 
 

@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         args.fsdp,
         args.tensor,
+        args.weights,
     )
     tokenizer = load_tokenizer(loaded.folder)
     figures = perplexity(engine, tokenizer, texts, args.truncate)
-    result = {"model": args.model, "data": args.data} | figures
+    result = {"model": args.model, "weights": args.weights, "data": args.data} | figures
     if args.json:
         print_json(result)
         return 0

@@ -8,6 +8,7 @@ from chopjax.chop.configurations import STRATEGIES, choose
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, did_you_mean
 from chopjax.keep import parse_layers, ranges
+from chopjax.models.quantized import kind_of
 from chopjax.score.drafting import Draft, of_layers, of_model
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
@@ -52,7 +53,10 @@ def open_draft(
     depth = engine.config.num_layers
     if choice.model is not None:
         dtype = engine.compute.dtype
-        loaded, other = open_engine(choice.model, dtype=dtype, fsdp=fsdp, tensor=tensor)
+        weights = kind_of(engine.params)
+        loaded, other = open_engine(
+            choice.model, dtype=dtype, fsdp=fsdp, tensor=tensor, weights=weights
+        )
         if load_tokenizer(loaded.folder).fingerprint != fingerprint:
             raise UserError(
                 f"--draft {choice.model}: it has another tokenizer than the model; a draft writes "

@@ -15,8 +15,10 @@ from chopjax.disk.files import expanded
 from chopjax.errors import UserError
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
+from chopjax.models.formats import Kind
 from chopjax.models.masked_attention import choose_masked
 from chopjax.models.mesh import make_mesh, shardings
+from chopjax.models.quantized import places
 from chopjax.models.scores import all_scores
 from chopjax.models.tree_attention import BLOCKS, Tree
 from chopjax.progress import say
@@ -31,13 +33,15 @@ def open_engine(
     rows: int | None = None,
     fsdp: int = 1,
     tensor: int = 1,
+    weights: Kind | None = None,
 ) -> tuple[Loaded, Engine]:
     """Load a model over all devices and make an engine for it.
 
     model: by name, or as `describe` gave it, then with its revision. dtype: "auto" is float32 on
     CPU and bfloat16 elsewhere. rows: sequences of max_length tokens that a forward pass may hold;
     by default what fits the device. fsdp, tensor: devices that share the parameters, and each
-    layer's work; the rest share the batch.
+    layer's work; the rest share the batch. weights: the format that the blocks' matrices are
+    quantized to while they are read.
     """
     description = model if isinstance(model, Description) else describe(model, revision)
     config = description.config
@@ -50,12 +54,11 @@ def open_engine(
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype {dtype}: choose float32, bfloat16 or auto")
-    if len(jax.devices()) == 1:
-        loaded = load(description, dtype=dtype)
-        mesh = None
-    else:
-        mesh = make_mesh(fsdp=fsdp, tensor=tensor)
-        loaded = load(description, shardings=shardings(config, mesh), dtype=dtype)
+    mesh = None if len(jax.devices()) == 1 else make_mesh(fsdp=fsdp, tensor=tensor)
+    where = None if mesh is None else shardings(config, mesh)
+    if weights is not None:
+        where = places(config, weights, mesh or make_mesh())
+    loaded = load(description, shardings=where, dtype=dtype)
     compute = Compute(dtype=dtype)
     if reason := why_plain(config, dtype):
         say(f"attention over rows: plain ({reason})")
