@@ -19,6 +19,7 @@ ROOMS = (
     "chop",
     "sparsify",
     "narrow",
+    "quantize",
     "score",
     "generate",
     "latency",

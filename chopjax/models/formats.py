@@ -5,7 +5,7 @@
           largest magnitude is kept, and of each number, divided by that, the nearest of 16 values.
           The same codes and scales as bitsandbytes'; scales are not quantized themselves. Where 64
           does not divide the inputs, blocks cross rows.
-    int4  of every 128 (or 64, or 32) inputs of an output the largest magnitude / 7 is the scale,
+    int4  of every 128 (or 64, 32, 16) inputs of an output the largest magnitude / 7 is the scale,
           and a code the nearest multiple of it, from -7 to 7.
     int8  a scale for every output, its largest magnitude / 127, and the nearest multiple of it.
     fp8   a scale for every output, its largest magnitude / 448, and the nearest of e4m3's values
@@ -17,6 +17,7 @@ Axes: O outputs, I inputs, S scales of an output.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -42,7 +43,7 @@ class Format(NamedTuple):
 
 FORMATS: dict[Kind, Format] = {
     "nf4": Format(4, np.dtype(np.uint8), 1.0, (64,)),
-    "int4": Format(4, np.dtype(np.uint8), 7.0, (128, 64, 32)),
+    "int4": Format(4, np.dtype(np.uint8), 7.0, (128, 64, 32, 16)),
     "int8": Format(8, np.dtype(np.int8), 127.0),
     "fp8": Format(8, np.dtype(ml_dtypes.float8_e4m3fn), 448.0),
 }
@@ -99,22 +100,30 @@ def forms(config: ModelConfig, kind: Kind) -> dict[str, Form]:
     return {path: Form(kind, *both, block) for path, both in sizes.items()}
 
 
-def choose_block(kind: Kind, inputs: dict[str, int]) -> int:
-    """The best block of a format that fits all matrices, 0 where it has none. inputs: of each.
+def choose_block(kind: Kind, inputs: Mapping[str, int], wanted: int | None = None) -> int:
+    """How many inputs share a scale: the best block of the format that fits all matrices, or the
+    wanted one; 0 where an output has one scale. inputs: of each matrix.
 
-    Raises UserError that names those which no block of int4 divides.
+    Raises UserError for a block that the format does not have, and where none divides all widths;
+    then it names the matrices.
     """
     blocks = FORMATS[kind].blocks
+    if wanted is not None and wanted not in blocks:
+        known = f"one of {', '.join(map(str, blocks))}" if blocks else "for int4"
+        raise UserError(f"--group {wanted}: with --weights {kind} it is {known}")
     if kind == "nf4" or not blocks:
         return next(iter(blocks), 0)
-    for block in blocks:
-        if all(number % block == 0 for number in inputs.values()):
-            return block
-    smallest = min(blocks)
-    problems = [f"{name} has {n:,} inputs" for name, n in inputs.items() if n % smallest]
+    fitting = [block for block in blocks if not any(n % block for n in inputs.values())]
+    if wanted is None and fitting:
+        return fitting[0]
+    if wanted in fitting:
+        return wanted
+    least = wanted or min(blocks)
+    problems = [f"{name} has {n:,} inputs" for name, n in inputs.items() if n % least]
+    smaller = f"Take --group {fitting[0]}, or" if fitting else "Take"
     raise UserError(
-        f"--weights {kind}: {smallest} inputs share a scale, or more, and do not divide every "
-        f"width of this model:\n{listing(problems)}\nTake int8 or fp8, which fit any width"
+        f"--weights {kind}: {least} inputs that share a scale do not divide every width of this "
+        f"model:\n{listing(problems)}\n{smaller} int8 or fp8, which fit any width"
     )
 
 
@@ -146,9 +155,9 @@ def encode(
     """Codes [O, I], one a number, and scales [O, S] of the type that they will be kept in. Blocks
     are whole: `block` divides I, or is 0."""
     about = FORMATS[kind]
+    scales = scales_of(rows_OI, kind, block, scale_type)
     wide = rows_OI.astype(np.float32)
     blocks = wide.reshape(len(wide), -1, block or wide.shape[1])
-    scales = (np.abs(blocks).max(axis=2) / np.float32(about.largest)).astype(scale_type)
     steps = scales.astype(np.float32)[..., None]
     steps = np.where(steps, steps, np.float32(1))
     if kind == "nf4":
@@ -165,6 +174,16 @@ def encode(
             scaled = np.rint(scaled)
         codes = scaled.astype(about.codes)
     return codes.reshape(wide.shape), scales
+
+
+def scales_of(
+    rows_OI: np.ndarray, kind: Kind, block: int, scale_type: Any = np.float32
+) -> np.ndarray:
+    """The scales of `encode` alone."""
+    blocks = rows_OI.reshape(len(rows_OI), -1, block or rows_OI.shape[1])
+    largest = np.abs(blocks).max(axis=2).astype(np.float32)
+    scales: np.ndarray = (largest / np.float32(FORMATS[kind].largest)).astype(scale_type)
+    return scales
 
 
 _VALUES = np.array(NF4, np.float32)

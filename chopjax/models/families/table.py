@@ -55,6 +55,12 @@ class Row:
         """How many of the parameter's leading axes (L, X) the file has a tensor for each of."""
         return self.per_layer + ("{e}" in self.source)
 
+    def is_linear(self, inputs: Sequence[str]) -> bool:
+        """Whether the tensor is [outputs, inputs], as torch's Linear has it. inputs: the axes of
+        the kernel that are these."""
+        left, _ = _sides(self.axes)
+        return len(left) == 2 and left[1] == tuple(inputs)
+
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The tensor's shape in the checkpoint."""
         left, _ = _sides(self.axes)
