@@ -16,7 +16,8 @@ Axes: O outputs, I inputs, S scales of an output.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,9 @@ FORMAT: dict[Kind, str] = {
 PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
 
 
-def describe(kind: Kind, block: int, ignore: list[str]) -> dict[str, Any]:
-    """What config.json says under KEY. ignore: modules that are Linear and are not quantized."""
+def describe(kind: Kind, block: int, ignore: Any) -> dict[str, Any]:
+    """What config.json says under KEY. ignore: names of modules that are
+    Linear and are not quantized."""
     weights = {
         "num_bits": FORMATS[kind].bits,
         "type": "float" if kind == "fp8" else "int",
@@ -58,6 +60,23 @@ def describe(kind: Kind, block: int, ignore: list[str]) -> dict[str, Any]:
     }
 
 
+class Held(NamedTuple):
+    """How a checkpoint's matrices are quantized. block: inputs that share a scale; 0: all."""
+
+    kind: Kind
+    block: int
+
+
+def held_as(raw_config: Mapping[str, Any]) -> Held | None:
+    """What config.json says, where it says it as `describe` does; None for a checkpoint that is not
+    quantized, or otherwise."""
+    said = raw_config.get(KEY)
+    if not isinstance(said, dict):
+        return None
+    ways = [Held(kind, block) for kind in FORMAT for block in FORMATS[kind].blocks or (0,)]
+    return next((way for way in ways if said == describe(*way, said.get("ignore"))), None)
+
+
 def packed_width(kind: Kind, inputs: int) -> int:
     """int32 words of a row."""
     return -(-inputs * FORMATS[kind].bits // 32)
@@ -73,3 +92,11 @@ def pack(codes_OI: np.ndarray, kind: Kind) -> np.ndarray:
     if kind == "int4":
         padded = padded[:, ::2] | padded[:, 1::2] << 4
     return np.ascontiguousarray(padded).view("<i4")
+
+
+def unpack(packed_OW: np.ndarray, kind: Kind) -> np.ndarray:
+    """The inverse of `pack`, with what was added to fill the last word: uint8 or int8 [O, I]."""
+    plain = np.ascontiguousarray(packed_OW, "<i4").view(np.uint8)
+    if kind == "int8":
+        return (plain ^ 0x80).view(np.int8)
+    return np.stack([plain & 15, plain >> 4], axis=-1).reshape(len(plain), -1)

@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     if choice.given:
         backend = whole_text_backend(tokenizer)
         mark = fingerprint(backend, backend.encode_special_tokens)
-        named, draft = open_draft(choice, engine, mark, args.fsdp, args.tensor)
+        named, draft = open_draft(choice, engine, mark, args.fsdp, args.tensor, args.weights)
         drafting = Drafting(engine, draft, length)
     journal = None
     if output:

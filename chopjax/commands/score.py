@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     model, tasks, texts = args.model, None, []
     # A typo is found before the others are waited for; only the first process needs the data.
     if process_group is None or process_group.index == 0:
-        model = describe(args.model, args.revision)
+        model = describe(args.model, args.revision, quantized=True)
         tasks = load_tasks(
             names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
         )

@@ -21,6 +21,7 @@ from chopjax.models.formats import Kind
 from chopjax.models.mesh import make_mesh
 from chopjax.models.parameters import Params
 from chopjax.models.quantized import places
+from chopjax.score.model import where_quantized
 
 Model = tuple[Params, ModelConfig]
 
@@ -59,8 +60,8 @@ def open_model(
     """A model by name, or random weights of its shapes."""
     one = make_mesh(devices=jax.local_devices()[:1])
     if not random:
-        description = describe(name, revision)
-        where = None if weights is None else places(description.config, weights, one)
+        description = describe(name, revision, quantized=True)
+        where = where_quantized(description, weights, one)
         return load(description, dtype=dtype, shardings=where).params, description.config
     config = _config(name, revision, random)
     params: Params = jax.jit(lambda key: init(config, key, dtype))(jax.random.key(0))
@@ -74,7 +75,7 @@ def _config(name: str, revision: str | None, random: bool) -> ModelConfig:
     """What a model computes; for random weights its config.json is enough."""
     if random and (raw_config := local_config(name)) is not None:
         return translate(raw_config)[1]
-    return describe(name, revision).config
+    return describe(name, revision, quantized=True).config
 
 
 def first_layers(params: Params, config: ModelConfig, count: int) -> Model:

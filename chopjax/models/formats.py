@@ -89,14 +89,16 @@ class Form(NamedTuple):
         return (blocks * self.block // 2,), (blocks,)
 
 
-def forms(config: ModelConfig, kind: Kind) -> dict[str, Form]:
-    """Path → form, of every kernel of the blocks. Raises UserError where a width does not fit."""
+def forms(config: ModelConfig, kind: Kind, block: int | None = None) -> dict[str, Form]:
+    """Path → form, of every kernel of the blocks. block: as `choose_block` is told. Raises
+    UserError where a width does not fit."""
     size = parameters.sizes(config)
     sizes = {
         path: (tuple(size[a] for a in axes.inputs), tuple(size[a] for a in axes.outputs))
         for path, axes in parameters.kernels(config).items()
     }
-    block = choose_block(kind, {path: math.prod(inputs) for path, (inputs, _) in sizes.items()})
+    widths = {path: math.prod(inputs) for path, (inputs, _) in sizes.items()}
+    block = choose_block(kind, widths, block)
     return {path: Form(kind, *both, block) for path, both in sizes.items()}
 
 
@@ -143,9 +145,7 @@ def quantize(rows_OI: np.ndarray, kind: Kind, block: int) -> tuple[np.ndarray, n
     step = max(_CHUNK // reads, 1)
     for first in range(0, makes, step):
         part = slice(first, first + step)
-        made, own = encode(rows_OI[part], kind, block)
-        codes[:, part] = (in_bytes(made, block) if block else made).T
-        scales[..., part] = own.T if block else own[:, 0]
+        codes[:, part], scales[..., part] = held(*encode(rows_OI[part], kind, block), block)
     return codes, scales
 
 
@@ -188,6 +188,13 @@ def scales_of(
 
 _VALUES = np.array(NF4, np.float32)
 _EDGES = (_VALUES[:-1] + _VALUES[1:]) / 2
+
+
+def held(codes_OI: np.ndarray, scales_OS: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `encode` gives, as `Form.shapes` has it; blocks are whole."""
+    if not block:
+        return codes_OI.T, scales_OS[:, 0]
+    return in_bytes(codes_OI, block).T, scales_OS.T
 
 
 def in_bytes(codes_OI: np.ndarray, block: int) -> np.ndarray:

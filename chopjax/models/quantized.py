@@ -137,11 +137,12 @@ def abstract(config: ModelConfig, path: str, form: Form, mesh: Mesh) -> Quantize
     return Quantized(codes_like, scales_like, form)
 
 
-def places(config: ModelConfig, kind: Kind, mesh: Mesh) -> Params:
-    """Where every parameter lies of a model whose blocks' kernels are quantized: Shardings, and a
-    Quantized of two where `load` is to quantize. Raises UserError where a width does not fit."""
+def places(config: ModelConfig, kind: Kind, mesh: Mesh, block: int | None = None) -> Params:
+    """Where every parameter lies of a model whose blocks' kernels are quantized, as `load` takes
+    it: Shardings, and a Quantized of two for a kernel. block: of a checkpoint that has its own.
+    Raises UserError where a width does not fit."""
     flat: dict[str, Any] = flatten_dict(shardings(config, mesh), sep="/")
-    for path, form in forms(config, kind).items():
+    for path, form in forms(config, kind, block).items():
         flat[path] = jax.tree.map(lambda of: of.sharding, abstract(config, path, form, mesh))
     nested: Params = unflatten_dict(flat, sep="/")
     return nested

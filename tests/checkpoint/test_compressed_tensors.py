@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chopjax.checkpoint.compressed_tensors import pack
+from chopjax.checkpoint.compressed_tensors import describe, held_as, pack, unpack
 from chopjax.models.formats import FORMATS, ZERO, Kind
 
 
@@ -31,6 +31,15 @@ def test_a_row_is_one_long_number(kind: Kind, makes: int, reads: int, seed: int)
     for row, words in zip(codes.tolist(), packed, strict=True):
         number = sum((code + shift) << (at * bits) for at, code in enumerate(row))
         assert int.from_bytes(words.tobytes(), "little") == number
+    np.testing.assert_array_equal(unpack(packed, kind)[:, :reads], codes)
+
+
+@pytest.mark.parametrize(("kind", "block"), [("int4", 64), ("int8", 0), ("fp8", 0)])
+def test_what_config_json_says_is_read_back(kind: Kind, block: int) -> None:
+    said = describe(kind, block, ["lm_head"])
+    assert held_as({"quantization_config": said}) == (kind, block)
+    assert held_as({"quantization_config": said | {"kv_cache_scheme": {"num_bits": 8}}}) is None
+    assert held_as({}) is None
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])

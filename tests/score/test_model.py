@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from score import quantized_on_eight_devices as eight
 
+from chopjax.errors import UserError
 from chopjax.models import parameters
 from chopjax.models.formats import FORMATS, Kind
 from chopjax.models.quantized import Quantized
+from chopjax.quantize.quantize import quantize_checkpoint
 from chopjax.score.drafting import Drafting, of_layers
 from chopjax.score.engine import Engine
 from chopjax.score.generation import Asked, generate
@@ -101,8 +103,28 @@ def test_text_with_a_draft_and_without(
     assert {index: one.ids for index, one in drafted} == found
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", "int4"), ("phi3", "int8"), ("bloom", "fp8"), ("gpt_neox", "int8"), ("opt", "fp8")],
+)
+def test_a_quantized_folder_is_what_the_flag_makes(family: str, kind: Kind, tmp_path: Path) -> None:
+    """Bit for bit, where the parent is float32 and so the folder's scales are."""
+    sizes: dict[str, Any] = {}
+    if family == "llama":
+        sizes = {"hidden_size": 64, "intermediate_size": 96}
+    checkpoints.write_checkpoint(tmp_path / "parent", family, **sizes)
+    quantize_checkpoint(str(tmp_path / "parent"), tmp_path / "out", kind)
+    _, want = open_engine(str(tmp_path / "parent"), dtype="float32", weights=kind)
+    _, found = open_engine(str(tmp_path / "out"), dtype="float32")
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found.params, want.params)))
+    with pytest.raises(UserError, match=f"has its weights in {kind} already; leave the flag out"):
+        open_engine(str(tmp_path / "out"), weights="int8")
+
+
 def test_eight_devices_score_as_one(tmp_path: Path) -> None:
-    checkpoints.write_checkpoint(tmp_path, **eight.MODEL)
+    checkpoints.write_checkpoint(tmp_path / "m", **eight.MODEL)
+    for kind in eight.STORED:
+        quantize_checkpoint(str(tmp_path / "m"), tmp_path / kind, kind)
     script = Path(__file__).with_name("quantized_on_eight_devices.py")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(
@@ -110,6 +132,8 @@ def test_eight_devices_score_as_one(tmp_path: Path) -> None:
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout)
-    for kind, want in eight.scores(str(tmp_path)).items():
+    for kind in FORMATS:
+        want = eight.score(eight.engine_of(tmp_path, kind))
         np.testing.assert_allclose(found["scores"][kind], want, rtol=1e-5)
-    assert found["split"] == {"nf4": 4, "int4": 4, "int8": 4, "fp8": 4}
+    assert set(found["split"].values()) == {4}
+    assert found["same"] == dict.fromkeys(eight.STORED, True)
