@@ -1,14 +1,20 @@
 """What a model card says of quantized weights, from chopjax.json's history (provenance.py). No jax.
 
-{"step": "quantization", "weights": "int4", "int8" or "fp8", "group": …, null for a scale a row,
- "method": "nearest", "format": compressed-tensors' name of it,
- "matrices": …, "numbers": …}            how many, and how many weights they hold
+    {"step": "quantization", "weights": "int4", "int8" or "fp8",
+     "group": …,                             inputs that share a scale; null: all of an output
+     "method": "nearest" or "gptq", "format": compressed-tensors' name of it,
+     "matrices": …, "numbers": …,            how many, and how many weights they hold
+     "text": […], …, "loss": {"parent": …, "quantized": …}, …}   as card_sparsity.py has them
+
+`text` and what follows it are missing where no text was looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from chopjax.checkpoint.card_sparsity import loss_facts
 
 NOTE = (
     "The blocks' matrices are quantized: transformers reads them where `compressed-tensors` is "
@@ -23,4 +29,5 @@ def facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     what = f"{entry.get('weights')}, a scale for {shared}, {entry.get('method')}"
     if isinstance(numbers := entry.get("numbers"), int):
         what += f": {numbers:,} weights of the blocks' matrices"
-    return [("quantization", f"{what} ({entry.get('format')})")]
+    rows = [("quantization", f"{what} ({entry.get('format')})")]
+    return rows + loss_facts("quantization", entry, "quantized")

@@ -37,15 +37,16 @@ def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> lis
     return [("sparsity", what), *loss_facts("sparsity", entry)]
 
 
-def loss_facts(name: str, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A row with the losses before and after, where a record has them."""
+def loss_facts(name: str, entry: Mapping[str, Any], after: str = "pruned") -> list[tuple[str, str]]:
+    """A row with the losses before and after, where a record has them. after: what the record calls
+    the latter."""
     loss = entry.get("loss")
     if not isinstance(loss, dict):
         return []
-    if not all(isinstance(loss.get(which), float) for which in ("parent", "pruned")):
+    if not all(isinstance(loss.get(which), float) for which in ("parent", after)):
         return []
     where = "other text" if entry.get("loss_held_back") else "the text that was looked at"
-    said = f"{loss['pruned']:.4f} nats per token, {loss['parent']:.4f} before, on {where}"
+    said = f"{loss[after]:.4f} nats per token, {loss['parent']:.4f} before, on {where}"
     return [(f"{name}: loss", said)]
 
 

@@ -30,14 +30,14 @@ def add_text(group: argparse._ArgumentGroup, looks: str, sequences: str) -> None
     )
 
 
-def print_losses(screen: Any, done: Mapping[str, Any]) -> None:
-    """The losses of parent and pruned model, on which text."""
+def print_losses(screen: Any, done: Mapping[str, Any], changed: str = "pruned") -> None:
+    """The losses of the parent and of the model that was changed, on which text."""
     import math
 
     where = "other sequences of it" if done["loss_held_back"] else "the same text"
-    before, after = done["loss"]["parent"], done["loss"]["pruned"]
+    before, after = done["loss"]["parent"], done["loss"][changed]
     screen.print(
-        f"loss on {where}, {done['loss_tokens']:,} tokens: parent {before:.4f}, pruned "
+        f"loss on {where}, {done['loss_tokens']:,} tokens: parent {before:.4f}, {changed} "
         f"{after:.4f} nats; perplexity {math.exp(before):.3f} and {math.exp(after):.3f}"
     )
 

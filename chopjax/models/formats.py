@@ -154,36 +154,37 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes [O, I], one a number, and scales [O, S] of the type that they will be kept in. Blocks
     are whole: `block` divides I, or is 0."""
-    about = FORMATS[kind]
-    scales = scales_of(rows_OI, kind, block, scale_type)
-    wide = rows_OI.astype(np.float32)
-    blocks = wide.reshape(len(wide), -1, block or wide.shape[1])
-    steps = scales.astype(np.float32)[..., None]
+    scales_OS = scales_of(rows_OI, kind, block, scale_type)
+    return codes_of(rows_OI, scales_OS, kind, block), scales_OS
+
+
+def scales_of(
+    rows_OI: np.ndarray, kind: Kind, block: int, scale_type: Any = np.float32
+) -> np.ndarray:
+    """The scales of `encode`."""
+    blocks = rows_OI.reshape(len(rows_OI), -1, block or rows_OI.shape[1])
+    largest_OS = np.abs(blocks).max(axis=2).astype(np.float32)
+    scales_OS: np.ndarray = largest_OS / np.float32(FORMATS[kind].largest)
+    return scales_OS.astype(scale_type)
+
+
+def codes_of(rows_OI: np.ndarray, scales_OS: np.ndarray, kind: Kind, block: int) -> np.ndarray:
+    """The codes of `encode`: the nearest ones, by these scales."""
+    about, wide_OI = FORMATS[kind], rows_OI.astype(np.float32)
+    blocks = wide_OI.reshape(len(wide_OI), -1, block or wide_OI.shape[1])
+    steps = scales_OS.astype(np.float32)[..., None]
     steps = np.where(steps, steps, np.float32(1))
     if kind == "nf4":
         scaled = blocks * (1 / steps)  # as bitsandbytes does it
         codes = np.zeros(scaled.shape, np.uint8)
         for edge in _EDGES:
             codes += scaled > edge
-    else:
-        # A scale that was rounded down would ask for more than the largest code.
-        scaled = np.clip(blocks / steps, -about.largest, about.largest)
-        if kind == "int4":
-            scaled = np.rint(scaled) + ZERO
-        elif kind == "int8":
-            scaled = np.rint(scaled)
-        codes = scaled.astype(about.codes)
-    return codes.reshape(wide.shape), scales
-
-
-def scales_of(
-    rows_OI: np.ndarray, kind: Kind, block: int, scale_type: Any = np.float32
-) -> np.ndarray:
-    """The scales of `encode` alone."""
-    blocks = rows_OI.reshape(len(rows_OI), -1, block or rows_OI.shape[1])
-    largest = np.abs(blocks).max(axis=2).astype(np.float32)
-    scales: np.ndarray = (largest / np.float32(FORMATS[kind].largest)).astype(scale_type)
-    return scales
+        return codes.reshape(wide_OI.shape)
+    # A scale that was rounded down would ask for more than the largest code.
+    scaled = np.clip(blocks / steps, -about.largest, about.largest)
+    if kind != "fp8":
+        scaled = np.rint(scaled) + (ZERO if kind == "int4" else 0)
+    return scaled.astype(about.codes).reshape(wide_OI.shape)
 
 
 _VALUES = np.array(NF4, np.float32)

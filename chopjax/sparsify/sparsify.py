@@ -20,7 +20,6 @@ from chopjax.checkpoint.describe import of_checkpoint
 from chopjax.checkpoint.identity import of_description
 from chopjax.checkpoint.open import open_checkpoint
 from chopjax.checkpoint.provenance import SPARSITY, add_entry, read_provenance
-from chopjax.checkpoint.safetensors_file import TensorInfo, read_header
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.verify import check_tied
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor
@@ -31,9 +30,12 @@ from chopjax.progress import progress
 from chopjax.sparsify.layer import Counts, read_counts
 from chopjax.sparsify.matrices import check, check_method
 from chopjax.sparsify.pattern import Pattern
-from chopjax.sparsify.text import Text, read_text
-from chopjax.sparsify.walk import held_out_losses, prune_layers
-from chopjax.sparsify.work import VERB, held, layer_file
+from chopjax.sparsify.text import read_text
+from chopjax.sparsify.walk import change_layers, losses_on
+from chopjax.sparsify.ways import way_of
+from chopjax.sparsify.work import held, layer_file, tensors_in
+
+VERB = "sparsify"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +83,19 @@ def sparsify(
         "pattern": settings.pattern.name,
         "text": text and text.sha256,
     }
-    with held(out, same, overwrite) as work:
-        before = prune_layers(checkpoint, settings.method, settings.pattern, text, work)
+    with held(out, VERB, same, overwrite) as work:
+        way = way_of(settings.method, settings.pattern)
+        before = change_layers(checkpoint, way, text, work)
         counts = _counts(checkpoint, work)
-        about = _about(checkpoint, settings, inputs, text, counts, work)
+        about: dict[str, Any] = {
+            "method": settings.method,
+            "pattern": settings.pattern.name,
+            "zeros": sum(zeros for zeros, _ in counts.values()),
+            "weights": sum(weights for _, weights in counts.values()),
+        }
+        if text is not None:
+            about |= losses_on(text, checkpoint, way, work, "pruned")
+            about |= text.record(inputs, settings.seed)
         _write(checkpoint, out, about, work, overwrite, max_shard_bytes)
     return {
         "model": model,
@@ -110,28 +121,6 @@ def _counts(checkpoint: Checkpoint, work: Path) -> Counts:
     return total
 
 
-def _about(
-    checkpoint: Checkpoint,
-    settings: SparsifySettings,
-    inputs: Sequence[str],
-    text: Text | None,
-    counts: Counts,
-    work: Path,
-) -> dict[str, Any]:
-    """The entry in chopjax.json. Nothing in it differs when the run was interrupted."""
-    about: dict[str, Any] = {
-        "method": settings.method,
-        "pattern": settings.pattern.name,
-        "zeros": sum(zeros for zeros, _ in counts.values()),
-        "weights": sum(weights for _, weights in counts.values()),
-    }
-    if text is None:
-        return about
-    with progress("loss on other text"):
-        losses = held_out_losses(checkpoint, text, settings.method, work)
-    return about | {"loss": losses} | text.record(inputs, settings.seed)
-
-
 def _write(
     checkpoint: Checkpoint,
     out: Path,
@@ -140,9 +129,7 @@ def _write(
     overwrite: bool,
     max_shard_bytes: int,
 ) -> None:
-    pruned: dict[str, TensorInfo] = {}
-    for layer in range(checkpoint.config.num_layers):
-        pruned |= read_header(layer_file(work, layer))
+    pruned = tensors_in(work, checkpoint.config.num_layers)
     record = add_entry(
         SPARSITY,
         read_provenance(checkpoint.folder),

@@ -58,7 +58,7 @@ def test_codes_scales_and_values_are_bitsandbytes(shape: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     sides=st.lists(st.integers(1, 9), min_size=2, max_size=4),
     inputs=st.integers(1, 2),
