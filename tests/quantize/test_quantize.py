@@ -157,8 +157,11 @@ def test_what_is_recorded(parent: Path, tmp_path: Path, capsys: pytest.CaptureFi
     }  # fmt: skip
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"int4, a scale for 16 inputs of an output, nearest: {numbers:,} weights" in card
-    assert main(["inspect", str(tmp_path / "out"), "--json"]) == 0
-    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "and it is scored" in capsys.readouterr().out
+    assert main(["chop", str(tmp_path / "out"), str(tmp_path / "chop"), "--keep", "0"]) == 0
+    said = capsys.readouterr().err
+    assert "chopjax can chop and score model_type llama, and not train it" in said
     assert main(words) == 2, "it is there already"
     assert main([*words, "--overwrite", "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
