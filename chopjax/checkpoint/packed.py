@@ -27,6 +27,7 @@ from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.checkpoint.source import Checkpoint, Found, Opening, assemble
 from chopjax.errors import UserError, listing
+from chopjax.models import parameters
 from chopjax.models.formats import FORMATS
 
 
@@ -78,7 +79,25 @@ def _assemble(found: Found) -> Checkpoint:
     checkpoint = assemble(
         dataclasses.replace(found, tensors=tensors, raw_config=computed, fetcher=fetch)
     )
+    _check_kernels(checkpoint)
     return dataclasses.replace(checkpoint, raw_config=found.raw_config)
+
+
+def _check_kernels(checkpoint: Checkpoint) -> None:
+    """Raises UserError unless the blocks' kernels are all quantized, and nothing else is."""
+    kernels = parameters.kernels(checkpoint.config)
+    packed = {name for name, found in checkpoint.tensors.items() if isinstance(found, Packed)}
+    expected = {
+        binding.source
+        for binding in checkpoint.match.bindings
+        if (path := binding.row.targets[0]) in kernels
+        and binding.row.is_linear(kernels[path].inputs)
+    }
+    if others := sorted(packed ^ expected):
+        raise UserError(
+            f"{checkpoint.name}: `chopjax quantize` would have quantized these, and did not, or "
+            f"the other way round:\n{listing(others)}"
+        )
 
 
 def _matrices(found: Found, held: Held) -> dict[str, TensorInfo]:

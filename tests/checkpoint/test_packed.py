@@ -12,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.open import open_checkpoint, open_to_score
-from chopjax.checkpoint.packed import Packed
+from chopjax.checkpoint.packed import TO_SCORE, Packed
+from chopjax.checkpoint.safetensors_file import open_header
+from chopjax.checkpoint.source import Found
 from chopjax.errors import UserError
 from chopjax.models.formats import encode
 from chopjax.quantize.quantize import quantize_checkpoint
@@ -40,6 +42,14 @@ def test_its_tensors_are_the_parents(folder: Path) -> None:
     assert describe(str(folder), quantized=True).raw_config == found.raw_config
 
 
+def test_of_the_hub_both_parts_of_a_matrix_are_fetched(folder: Path) -> None:
+    header, asked = open_header(folder / "model.safetensors"), list[str]()
+    config = json.loads((folder / "config.json").read_text())
+    found = Found("a/b", folder, config, header.tensors, header.metadata, "0" * 40, asked.extend)
+    TO_SCORE.assemble(found).fetch([NAME, "model.norm.weight"])
+    assert sorted(asked) == [f"{NAME}_packed", f"{NAME}_scale", "model.norm.weight"]
+
+
 def test_who_computes_otherwise_refuses_it(folder: Path) -> None:
     with pytest.raises(UserError, match="the weights are quantized"):
         describe(str(folder))
@@ -62,6 +72,11 @@ def test_another_s_words_are_not_read(folder: Path) -> None:
         ({f"{NAME}_packed": np.ones((96, 8), np.int16)}, f"{NAME}_packed is I16"),
         ({f"{NAME}_scale": None}, f"missing: {NAME}"),
         ({f"{NAME}_packed": None}, f"unknown: {NAME}_scale"),
+        (
+            {f"{NAME}_packed": None, f"{NAME}_scale": None, f"{NAME}_shape": None}
+            | {NAME: np.ones((96, 64), np.float32)},
+            f"the other way round:\n  {NAME}",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(
