@@ -49,6 +49,7 @@ def way_of(kind: Kind, block: int) -> Way:
         assert read is not None
         scales_OS = scales_of(weight_IO.T, kind, block, weight_IO.dtype).astype(np.float32)
         scale_IO = np.repeat(scales_OS, block or len(weight_IO), axis=1).T
+        scale_IO = np.where(weight_IO == 0, np.float32(0), scale_IO)  # so that zeros stay
         made_IO = gptq(jnp.asarray(weight_IO), scale_IO, read.dead_I, read.factor_II, kind)
         return np.asarray(made_IO).astype(weight_IO.dtype)
 

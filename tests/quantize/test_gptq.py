@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from chopjax.models.formats import FORMATS, Kind, scales_of
-from chopjax.quantize.gptq import gptq
+from chopjax.quantize.gptq import gptq, way_of
 from chopjax.sparsify.compensate import inverse_factor
+from chopjax.sparsify.ways import Read
 
 WIDTH, TOKENS = 288, 600  # two blocks, and a rest
 
@@ -36,6 +37,18 @@ def peer(weight: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, kind: Kind)
         weight[:, at + 1 :] -= error[:, None] * upper[at, at + 1 :]
         weight[:, at] = stays
     return weight
+
+
+def test_zeros_stay() -> None:
+    draw = np.random.default_rng(0)
+    weight_IO = draw.normal(size=(64, 9)).astype(np.float32)
+    weight_IO[draw.random(weight_IO.shape) < 0.5] = 0
+    x_NI = draw.normal(size=(99, 64)) @ draw.normal(size=(64, 64))
+    gram_II = (x_NI.T @ x_NI).astype(np.float32)
+    read = Read(jnp.asarray(gram_II), inverse_factor(gram_II, 99, "here"))
+    made_IO = way_of("int4", 32).change(weight_IO, read, "here")
+    assert (made_IO[weight_IO == 0] == 0).all()
+    assert (made_IO != 0).mean() > 0.3
 
 
 @pytest.mark.parametrize(("kind", "block"), [("int4", 32), ("int8", 0), ("fp8", 0)])
