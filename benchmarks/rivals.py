@@ -31,9 +31,12 @@ import numpy as np
 
 from chopjax import cli
 from chopjax.checkpoint.open import open_checkpoint
+from chopjax.models import parameters
+from chopjax.narrow.units import make_plan, narrower, shares_that_work
 
 TEXTS = "mixed.train.jsonl", "tinystories.heldout.jsonl"  # looked at, measured on
 METHODS, PATTERNS = ("magnitude", "wanda", "sparsegpt"), ("2:4", "4:8", "0.5")
+SCORES = ("activation", "gradient")  # of what is narrowed
 
 
 class Rival(NamedTuple):
@@ -43,7 +46,7 @@ class Rival(NamedTuple):
     words: tuple[str, ...]
 
 
-def rivals(text: Path, sequences: int, length: int) -> list[Rival]:
+def rivals(model: Path, text: Path, sequences: int, length: int) -> list[Rival]:
     """Half of the layers and half of the blocks' weights, by every way that there is."""
     look = ("--data", str(text), "--sequences", str(sequences), "--sequence-length", str(length))
     chop = ("chop", "--strategy", "input", "--remove", "0.5")
@@ -53,7 +56,29 @@ def rivals(text: Path, sequences: int, length: int) -> list[Rival]:
         for method in METHODS:
             words = ("sparsify", "--method", method, "--pattern", pattern, *look)
             found.append(Rival(f"{method} {pattern}", words))
+    shares = half_of_the_width(model)
+    flags = [word for kind, share in shares.items() for word in (f"--{kind}", str(share))]
+    named = " ".join(f"{kind}={share}" for kind, share in shares.items())
+    for method in SCORES:
+        words = ("narrow", *flags, "--method", method, *look)
+        found.append(Rival(f"narrow {named} by {method}", words))
     return found
+
+
+def half_of_the_width(model: Path) -> dict[str, float]:
+    """Flags of `chopjax narrow` that take about half of the blocks' weights: of the heads the share
+    nearest to a quarter that works, and what is missing then of the hidden units."""
+    checkpoint = open_checkpoint(str(model))
+    family, raw, config = checkpoint.family, checkpoint.raw_config, checkpoint.config
+    works = shares_that_work(family, raw, config, "heads")
+    shares = {"heads": min(works, key=lambda share: abs(share - 0.25))} if works else {}
+    left = config
+    if shares:
+        left = make_plan(family, raw, config, shares).config
+    one_less = narrower(left, {"mlp": left.mlp_dim - 1})
+    unit = parameters.count_per_layer(left) - parameters.count_per_layer(one_less)
+    missing = parameters.count_per_layer(left) - parameters.count_per_layer(config) / 2
+    return {"mlp": round(missing / unit / left.mlp_dim, 2), **shares}
 
 
 def main() -> int:
@@ -71,7 +96,7 @@ def main() -> int:
     shared = Path(args.shared)
     model = args.model or shared / "models" / "mix-llama-12l"
     text, held_out = (shared / "corpora" / name for name in TEXTS)
-    wanted = rivals(text, args.sequences, args.sequence_length)
+    wanted = rivals(model, text, args.sequences, args.sequence_length)
     if args.only:
         names = args.only.split(",")
         if unknown := set(names) - {rival.name for rival in wanted}:

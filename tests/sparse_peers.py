@@ -17,6 +17,28 @@ from transformers.pytorch_utils import Conv1D
 BLOCK, DAMPENING = 128, 0.01
 
 
+def rows(batches: Any) -> list[list[int]]:
+    """The real tokens of each row."""
+    return [
+        ids[:length].tolist()
+        for batch in batches
+        for ids, length in zip(batch.tokens_BT, batch.lengths_B, strict=True)
+        if length
+    ]
+
+
+def torch_loss(model: Any, sequences: list[list[int]]) -> float:
+    """Nats per predicted token."""
+    total, count = 0.0, 0
+    for ids in sequences:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:-1]]), use_cache=False).logits[0]
+        target = torch.tensor(ids[1:])
+        total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
+        count += len(target)
+    return total / count
+
+
 def smallest(score: torch.Tensor, count: int) -> torch.Tensor:
     """Bool: so many of the smallest, of the last axis."""
     order = torch.sort(score, dim=-1, stable=True).indices[..., :count]

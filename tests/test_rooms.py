@@ -18,6 +18,8 @@ ROOMS = (
     "launch",
     "chop",
     "sparsify",
+    "narrow",
+    "quantize",
     "score",
     "generate",
     "latency",

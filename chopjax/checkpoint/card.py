@@ -14,13 +14,21 @@ from typing import Any
 
 import yaml
 
-from chopjax.checkpoint import card_classification, card_sparsity, structures
+from chopjax.checkpoint import (
+    card_classification,
+    card_quantization,
+    card_sparsity,
+    card_width,
+    structures,
+)
 from chopjax.checkpoint.assets import CARD, PARENT_CARD
 from chopjax.checkpoint.provenance import (
     CHOP,
     CLASSIFICATION,
+    QUANTIZATION,
     SCRATCH,
     TRAINING,
+    WIDTH,
     entries,
     read_provenance,
     write_provenance,
@@ -208,6 +216,8 @@ def _front_matter(
     tags = ["chopjax"]
     tags += ["layer-pruning"] if chops else []
     tags += ["weight-pruning"] if card_sparsity.with_zeros(record) else []
+    tags += ["width-pruning"] if entries(record, WIDTH) else []
+    tags += ["compressed-tensors"] if entries(record, QUANTIZATION) else []
     tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
     task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
     if card_classification.has_classifier(_classifies(record)):
@@ -276,6 +286,10 @@ def _facts(
         facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
     for sparsity in card_sparsity.with_zeros(record):
         facts += card_sparsity.facts(sparsity, record["history"])
+    for width in entries(record, WIDTH):
+        facts += card_width.facts(width)
+    for quantization in entries(record, QUANTIZATION):
+        facts += card_quantization.facts(quantization)
     for number, entry in enumerate(trainings, 1):
         many = f" {number}" if len(trainings) > 1 else ""
         facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
@@ -410,6 +424,8 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
         "Nothing but weights and the number of layers differs from the parent, so whatever runs "
         "the parent runs this."
     )
+    if entries(record, WIDTH):
+        first = card_width.NOTE
     if lists:
         first = (
             f"Which layer is of which kind is spelled out in config.json ({', '.join(lists)}): the "
@@ -429,6 +445,8 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
     sentences.insert(0, first)
     if card_sparsity.with_zeros(record):
         sentences.insert(1, card_sparsity.NOTE)
+    if entries(record, QUANTIZATION):
+        sentences.insert(1, card_quantization.NOTE)
     if _with_new_biases(record):
         biases = "In the repair, biases were added to the feed-forward (`mlp_bias` in config.json)"
         if lists:

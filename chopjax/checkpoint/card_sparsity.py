@@ -38,17 +38,20 @@ def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> lis
     later = history[[step is entry for step in history].index(True) + 1 :]
     if any(_fills(step) for step in later):
         what += "; training since then filled some of them"
-    rows = [("sparsity", what)]
+    return [("sparsity", what), *loss_facts("sparsity", entry)]
+
+
+def loss_facts(name: str, entry: Mapping[str, Any], after: str = "pruned") -> list[tuple[str, str]]:
+    """A row with the losses before and after, where a record has them. after: what the record calls
+    the latter."""
     loss = entry.get("loss")
-    if isinstance(loss, dict) and all(isinstance(loss.get(n), float) for n in ("parent", "pruned")):
-        where = "other text" if entry.get("loss_held_back") else "the text that was looked at"
-        rows.append(
-            (
-                "sparsity: loss",
-                f"{loss['pruned']:.4f} nats per token, {loss['parent']:.4f} before, on {where}",
-            )
-        )
-    return rows
+    if not isinstance(loss, dict):
+        return []
+    if not all(isinstance(loss.get(which), float) for which in ("parent", after)):
+        return []
+    where = "other text" if entry.get("loss_held_back") else "the text that was looked at"
+    said = f"{loss[after]:.4f} nats per token, {loss['parent']:.4f} before, on {where}"
+    return [(f"{name}: loss", said)]
 
 
 def _weights(entry: Mapping[str, Any]) -> str:

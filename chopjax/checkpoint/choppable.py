@@ -11,6 +11,7 @@ from typing import Any
 
 from chopjax.checkpoint import structures
 from chopjax.checkpoint.assets import SIDE_FILES
+from chopjax.checkpoint.compressed_tensors import held_as
 from chopjax.checkpoint.computed import is_computed
 from chopjax.checkpoint.inferred import check_fields, infer
 from chopjax.checkpoint.source import Files, Found, Opening, assemble
@@ -48,6 +49,9 @@ def _assemble(found: Found) -> Files:
     why = str(problem) if is_computed(raw) else structure.why
     model = f"model_type {structure.model_type}"
     limits = f"chopjax can chop {model}, and not train or score it: {why}"
+    if held_as(raw) is not None:
+        why = "the weights are quantized, as `chopjax quantize` does it"
+        limits = f"chopjax can chop and score {model}, and not train it: {why}"
     return Files(
         **vars(found),
         structure=structure,

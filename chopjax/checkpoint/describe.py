@@ -21,7 +21,7 @@ from typing import Any
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.computed import translate
-from chopjax.checkpoint.open import open_checkpoint
+from chopjax.checkpoint.open import open_checkpoint, open_to_score
 from chopjax.checkpoint.provenance import TRAINING, add_entry, read_provenance
 from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, PICKLES, Checkpoint, read_config
@@ -71,10 +71,13 @@ class Description:
     weights: Checkpoint | Path | AdapterRun  # a path: the Orbax folder, of chopjax's own
 
 
-def describe(model: str, revision: str | None = None, step: int | None = None) -> Description:
+def describe(
+    model: str, revision: str | None = None, step: int | None = None, quantized: bool = False
+) -> Description:
     """Look at a model. Raises UserError with everything that is wrong with it.
 
-    step: which checkpoint of a training run, the latest by default.
+    step: which checkpoint of a training run, the latest by default. quantized: what `chopjax
+    quantize` wrote is welcome, too.
     """
     folder = expanded(model)
     if (folder / FOLDER_MARK).is_file():
@@ -83,7 +86,8 @@ def describe(model: str, revision: str | None = None, step: int | None = None) -
         return _describe_own(folder, model, step)
     if step is not None:
         raise UserError(f"--step is for the working directory of a training run; {model} is none")
-    return of_checkpoint(open_checkpoint(model, revision))
+    opened = open_to_score if quantized else open_checkpoint
+    return of_checkpoint(opened(model, revision))
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Description:

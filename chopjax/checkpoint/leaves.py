@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 
 from chopjax.checkpoint import values
 from chopjax.checkpoint.orbax_folder import Unread
+from chopjax.checkpoint.packed import Packed
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.errors import UserError
@@ -76,6 +77,24 @@ def read_one(
     if not values.is_finite(values.contiguous(view)):
         faults.add(name)
     return view
+
+
+def read_codes(
+    checkpoint: Checkpoint, leaf: Leaf, inputs: int, place: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [O, I] and scales [O, S] of the matrix there, outputs in the parameter's order.
+
+    inputs: how many of the parameter's axes, the first, the matrix reads.
+    """
+    names: Any = np.array(leaf.sources, object).reshape(leaf.shape[: leaf.row.stacked])
+    tensor = checkpoint.tensors[names[place]]
+    assert isinstance(tensor, Packed)
+    # Which row of the file is which output: a row of numbers of its own goes where its weights do.
+    number_OI = np.broadcast_to(np.arange(tensor.shape[0])[:, None], tensor.shape)
+    moved = leaf.row.to_parameters(number_OI, parameters.sizes(checkpoint.config))[leaf.part]
+    order_O = moved[(0,) * inputs].reshape(-1)
+    codes_OI, scales_OS = tensor.codes()
+    return codes_OI[order_O], scales_OS[order_O]
 
 
 def unread_checkpoint(checkpoint: Checkpoint, keep: tuple[int, ...] | None) -> Params:

@@ -24,8 +24,9 @@ from jax.sharding import SingleDeviceSharding
 
 from chopjax.checkpoint import orbax_folder, values
 from chopjax.checkpoint.describe import AdapterRun, Description, describe, keep_layers
-from chopjax.checkpoint.leaves import Leaf, leaves_of, read_one
+from chopjax.checkpoint.leaves import Leaf, leaves_of, read_codes, read_one
 from chopjax.checkpoint.load_quantized import read_quantized
+from chopjax.checkpoint.packed import Packed
 from chopjax.checkpoint.shards import Index, shards_of, volume
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.unread import bring, unread
@@ -110,7 +111,10 @@ def _read_checkpoint(
     with threads, progress(f"read {checkpoint.name}", total, "B") as bar:
         for path, leaf in leaves.items():
             if path not in shards:
-                read = functools.partial(read_one, checkpoint, leaf, faults)
+                read: Any = functools.partial(read_one, checkpoint, leaf, faults)
+                if isinstance(checkpoint.tensors[leaf.sources[0]], Packed):
+                    inputs = len(where[path].form.inputs)
+                    read = functools.partial(read_codes, checkpoint, leaf, inputs)
                 leading = leaf.shape[: leaf.row.stacked]
                 params[path] = read_quantized(read, leading, where[path], threads)
                 bar.advance(leaf.dtype.itemsize * math.prod(leaf.shape))

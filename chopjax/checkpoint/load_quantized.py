@@ -1,4 +1,5 @@
-"""Kernels quantized while they are read: host memory holds one matrix at a time of each thread."""
+"""Kernels quantized while they are read, or quantized already: host memory holds one matrix at a
+time of each thread."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ import jax
 import numpy as np
 
 from chopjax.checkpoint.shards import Index, shards_of
-from chopjax.models.quantized import Quantized, code_dtype, quantize
+from chopjax.models.formats import FORMATS, held, quantize
+from chopjax.models.quantized import Quantized
+
+Encoded = tuple[np.ndarray, np.ndarray]  # codes [O, I], scales [O, S]
 
 
 def read_quantized(
-    read: Callable[[tuple[int, ...]], np.ndarray],
+    read: Callable[[tuple[int, ...]], np.ndarray | Encoded],
     leading: tuple[int, ...],
     where: Quantized,
     threads: concurrent.futures.Executor,
@@ -24,7 +28,8 @@ def read_quantized(
     """A quantized kernel on its devices.
 
     read: first indices (a layer; a layer's expert) → the matrix there, [inputs…, outputs…], of any
-    float type. leading: how many there are of each. where: how codes and scales are sharded.
+    float type; or its codes and scales, as `formats.encode` gives them. leading: how many there are
+    of each. where: how codes and scales are sharded.
     """
     form = where.form
     codes_shape, scales_shape = ((*leading, *shape) for shape in form.shapes())
@@ -36,7 +41,7 @@ def read_quantized(
     }
     codes_parts, scales_parts = [], []
     for index, devices in shards_of(where.codes, codes_shape).items():
-        codes = np.empty(_sizes(index), code_dtype(form.kind))
+        codes = np.empty(_sizes(index), FORMATS[form.kind].codes)
         of_scales = scales_of[next(iter(devices[0].device_set))]
         scales = np.empty(_sizes(of_scales), np.float32)
 
@@ -60,20 +65,32 @@ def read_quantized(
     return made
 
 
-def _part(kernel: np.ndarray, where: Quantized, cut: Index) -> tuple[np.ndarray, np.ndarray]:
+def _part(
+    matrix: np.ndarray | Encoded, where: Quantized, cut: Index
+) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scales of the part of one matrix that `cut` says, of its codes."""
     form = where.form
-    inputs = len(form.inputs)
-    rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
-    rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
-    if not form.by_row:
-        return quantize(rows, form.kind)
+    if isinstance(matrix, tuple):
+        rows, scales_OS = matrix
+    else:
+        inputs = len(form.inputs)
+        rows = np.moveaxis(matrix, range(inputs), range(-inputs, 0))
+        rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
+        if not form.by_row:
+            return quantize(rows, form.kind, form.block)
     (first, last), makes = cut
     rows = rows[slice(*makes)]
-    if form.kind == "nf4":
-        return quantize(rows[:, 2 * first : 2 * last], form.kind)
-    codes, scales = quantize(rows, form.kind)  # a scale is that of the whole row
-    return codes[first:last], scales
+    if form.block:
+        rows = rows[:, 2 * first : 2 * last]
+    if isinstance(matrix, tuple):
+        scales_OS = scales_OS[slice(*makes)]
+        if form.block:
+            scales_OS = scales_OS[:, 2 * first // form.block : 2 * last // form.block]
+        codes, scales = held(rows, scales_OS, form.block)
+    else:
+        codes, scales = quantize(rows, form.kind, form.block)
+    # A scale may be that of a whole row, of which this device has some codes.
+    return (codes if form.block else codes[first:last]), scales
 
 
 def _sizes(index: Index) -> list[int]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from chopjax.checkpoint.choppable import TO_CHOP
+from chopjax.checkpoint.packed import TO_SCORE
 from chopjax.checkpoint.source import (
     GGUF_ADVICE,
     PICKLE_ADVICE,
@@ -29,6 +30,11 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     and tensors missing, unknown, duplicate or of another shape than config.json asks for.
     """
     return _open(model, revision, TO_COMPUTE)
+
+
+def open_to_score(model: str, revision: str | None = None) -> Checkpoint:
+    """The same, and of what `chopjax quantize` wrote, too (packed.py)."""
+    return _open(model, revision, TO_SCORE)
 
 
 def open_to_chop(model: str, revision: str | None = None, text_only: bool = False) -> Files:

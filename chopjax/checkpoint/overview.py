@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from typing import Any
 
+from chopjax.checkpoint.compressed_tensors import held_as
 from chopjax.checkpoint.provenance import read_provenance
 from chopjax.checkpoint.source import Files
 from chopjax.checkpoint.structure import kinds, period, text_config
@@ -26,7 +27,7 @@ def overview(files: Files) -> dict[str, Any]:
         "revision": files.revision,
         "kind": "Hugging Face" if files.revision is None else "Hugging Face hub",
         "model_type": files.raw_config.get("model_type"),
-        "depth": "chop",
+        "depth": "chop" if held_as(files.raw_config) is None else "score",
         "why_not_computed": files.why,
         "notes": list(files.notes),
         "num_layers": files.num_layers,

@@ -7,14 +7,17 @@
      "history": [{"step": "chop", "parent": …, "strategy": …, "settings": …, "kept_layers": …},
                  {"step": "training", "kind": "full", "steps": …, …},
                  {"step": "classification", "template": {…}, …},
-                 {"step": "sparsity", "method": …, "pattern": …, …}, …]}
+                 {"step": "sparsity", "method": …, "pattern": …, …},
+                 {"step": "width", "method": …, "units": {…}, …},
+                 {"step": "quantization", "weights": …, "group": …, …}, …]}
 
 `history` has one entry a chop, one a training run (see training_record.py), one where a model was
-taught to classify (card_classification.py) and one where weights became zero (card_sparsity.py),
-oldest first. A chop's layers are numbered as its own parent's are. An entry that says no step is a
-chop, as all of an earlier version are. A chop's settings have `repair` where something was folded
-into the layers that stayed: what and how, the tensors `folded` and `added` (chop/folds.py), errors
-and losses.
+taught to classify (card_classification.py), one where weights became zero (card_sparsity.py), one
+where layers became narrower (card_width.py) and one where weights were quantized
+(card_quantization.py), oldest first. A chop's layers are numbered as its own parent's are. An entry
+that says no step is a chop, as all of an earlier version are. A chop's settings have `repair` where
+something was folded into the layers that stayed: what and how, the tensors `folded` and `added`
+(chop/folds.py), errors and losses.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"
 CHOP, TRAINING, CLASSIFICATION = "chop", "training", "classification"
-SPARSITY = "sparsity"
+SPARSITY, WIDTH, QUANTIZATION = "sparsity", "width", "quantization"
 SCRATCH = "random weights"  # the parent's name where there was none
 
 
@@ -149,8 +152,8 @@ def add_entry(
 ) -> dict[str, Any]:
     """The record of a model of so many layers that was changed and kept them all.
 
-    step: TRAINING, about being what training_record.py says of the run; CLASSIFICATION or SPARSITY,
-    about as card_classification.py or card_sparsity.py has it. The rest is as in `compose`.
+    step: TRAINING, about being what training_record.py says of the run; or another one, about as
+    that one's card_….py has it. The rest is as in `compose`.
     """
     before = _before(previous, name, revision, num_layers)
     return before | {"history": [*before["history"], {"step": step, **about}]}

@@ -29,10 +29,11 @@ from chopjax.checkpoint.orbax_folder import Unread, unread_params
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.errors import UserError, listing
 from chopjax.keep import Keep
-from chopjax.models import adapter_settings, parameters, quantized
+from chopjax.models import adapter_settings, formats, parameters
 from chopjax.models.config import ModelConfig
+from chopjax.models.formats import Form
 from chopjax.models.parameters import Params
-from chopjax.models.quantized import Form, Quantized
+from chopjax.models.quantized import Quantized
 
 Onto = Literal["trained", "original"]
 
@@ -108,7 +109,7 @@ def _merged(run: AdapterRun, config: ModelConfig, keep: Keep | None, onto: Onto)
     base = unread(run.base.weights, run.base.config, tuple(layers[layer] for layer in chosen))
     forms = {}
     if run.settings.base != "float" and onto == "trained":
-        forms = quantized.forms(config, run.settings.base)
+        forms = formats.forms(config, run.settings.base)
     scale, kernels = adapter_settings.scale_of(run.settings), parameters.kernels(config)
     merged = {}
     for path, leaf in flatten_dict(base, sep="/").items():
@@ -170,6 +171,6 @@ def _through_codes(kernel: np.ndarray, form: Form) -> np.ndarray:
     rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
     rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        codes, scales = map(jax.numpy.asarray, quantized.quantize(rows, form.kind))
+        codes, scales = map(jax.numpy.asarray, formats.quantize(rows, form.kind, form.block))
         node = Quantized(codes, scales, form)
         return np.asarray(node.kernel(np.float32))

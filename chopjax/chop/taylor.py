@@ -17,7 +17,7 @@ from chopjax.chop.calibration import CalibrationBatch, positions, predictions
 from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import Layer
+from chopjax.models.decoder import Layer, Parts
 from chopjax.models.head import head_of
 from chopjax.models.loss import cross_entropy
 from chopjax.models.parameters import Params
@@ -66,12 +66,7 @@ def _scores(
 
     def backward(d_BTD: jax.Array, inputs: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
         x_BTD, layer = inputs
-
-        def block(x_BTD: jax.Array, params: Params) -> jax.Array:
-            return parts.block(x_BTD, layer._replace(params=params))
-
-        _, pull = jax.vjp(block, x_BTD, layer.params)
-        d_BTD, d_params = pull(d_BTD)
+        d_BTD, d_params = pulled_back(parts, layer, x_BTD, d_BTD)
         products = jax.tree.map(
             lambda w, g: jnp.sum(jnp.abs(_wide(w) * _wide(g))), layer.params, d_params
         )
@@ -82,6 +77,22 @@ def _scores(
         backward, jax.grad(loss)(last_BTD), (entering_LBTD, parts.stack), reverse=True
     )
     return scores_L
+
+
+def pulled_back(
+    parts: Parts, layer: Layer, x_BTD: jax.Array, d_BTD: jax.Array
+) -> tuple[jax.Array, Params]:
+    """The gradients of what enters one layer and of its parameters.
+
+    d_BTD: that of what leaves it.
+    """
+
+    def block(x_BTD: jax.Array, params: Params) -> jax.Array:
+        return parts.block(x_BTD, layer._replace(params=params))
+
+    _, pull = jax.vjp(block, x_BTD, layer.params)
+    d_x_BTD, d_params = pull(d_BTD)
+    return d_x_BTD, d_params
 
 
 def _wide(x: jax.Array) -> jax.Array:

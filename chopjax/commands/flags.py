@@ -11,6 +11,7 @@ from typing import Any
 from chopjax.errors import UserError
 
 MOST_THINGS = 2**31 - 1  # documents, sequences, devices
+WEIGHTS = ("int8", "int4", "nf4", "fp8")  # FORMATS of chopjax/models/formats.py
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -51,7 +52,18 @@ def add_scoring_model(parser: argparse.ArgumentParser, needed: bool = True) -> N
         help="sequences of full length that a forward pass may hold; no result depends on it "
         "(default: fitted to the device)",
     )
+    add_weights(add)
     add_mesh(add)
+
+
+def add_weights(add: Callable[..., object]) -> None:
+    """add: a parser's or a group's add_argument."""
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        help="quantize the blocks' matrices while they are read: int8 and fp8 with a scale a row, "
+        "int4 and nf4 with one for so many inputs (default: as --dtype says)",
+    )
 
 
 def _batch_size(text: str) -> int | None:

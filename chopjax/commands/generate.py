@@ -128,7 +128,14 @@ def run(args: argparse.Namespace) -> int:
         prompts = read_prompts(args.prompts)
     use_compilation_cache()
     loaded, engine = open_engine(
-        args.model, args.revision, args.dtype, None, args.batch_size, args.fsdp, args.tensor
+        args.model,
+        args.revision,
+        args.dtype,
+        None,
+        args.batch_size,
+        args.fsdp,
+        args.tensor,
+        args.weights,
     )
     tokenizer = build(loaded.folder, loaded.name)
     begins = tokenizer.bos_token_id
@@ -155,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     if choice.given:
         backend = whole_text_backend(tokenizer)
         mark = fingerprint(backend, backend.encode_special_tokens)
-        named, draft = open_draft(choice, engine, mark, args.fsdp, args.tensor)
+        named, draft = open_draft(choice, engine, mark, args.fsdp, args.tensor, args.weights)
         drafting = Drafting(engine, draft, length)
     journal = None
     if output:

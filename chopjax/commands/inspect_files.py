@@ -81,6 +81,12 @@ def _print_families(rows: list[dict[str, Any]], refused: dict[str, str]) -> None
     screen.print(none)
 
 
+_DEPTHS = {
+    "chop": "chop: layers can be removed, nothing can be computed",
+    "score": "score: layers can be removed, and it is scored, timed and made to write text",
+}
+
+
 def _print(result: dict[str, Any]) -> None:
     from rich.text import Text
 
@@ -95,7 +101,7 @@ def _print(result: dict[str, Any]) -> None:
     types = [f"{bytes_of(size)} in {dtype}" for dtype, size in result["bytes_by_dtype"].items()]
     rows = {
         "model_type": str(result["model_type"]),
-        "depth": "chop: layers can be removed, nothing can be computed",
+        "depth": _DEPTHS[result["depth"]],
         "  because": result["why_not_computed"],
         "layers": _layers(result),
         "elements": f"{result['elements']:,} as stored",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from chopjax.commands.flags import check_count
+from chopjax.commands.flags import add_weights, check_count
 
 DEFAULT_LENGTH = 512
 
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
+    add_weights(add)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     try:
-        models = open_models(args.models, args.revision, dtype, args.random, args.remove)
+        models = open_models(
+            args.models, args.revision, dtype, args.random, args.remove, args.weights
+        )
         models[report.BARE] = first_layers(*next(iter(models.values())), 0)
         longest = min(config.max_positions for _, config in models.values())
         length = args.length or min(DEFAULT_LENGTH, longest)
@@ -102,10 +105,12 @@ def run(args: argparse.Namespace) -> int:
         "batch": args.batch,
         "length": length,
         "dtype": dtype,
+        "weights": args.weights,
         "device": jax.devices()[0].device_kind,
         "rounds": args.rounds,
     }
-    setting = f"batch {args.batch}, {length} tokens, {dtype}, {about['device']}"
+    held = f"{dtype}, weights in {args.weights}" if args.weights else dtype
+    setting = f"batch {args.batch}, {length} tokens, {held}, {about['device']}"
     if plot is not None:
         for written in plots.save(report.figure(measured, setting), plot):
             say(f"wrote {written}")

@@ -23,6 +23,8 @@ VERBS = {
     "analyze": "measure which layers matter, and recommend which to remove",
     "chop": "remove layers from a checkpoint without reading them",
     "sparsify": "zeros in a checkpoint's matrices: magnitude, Wanda, SparseGPT",
+    "narrow": "fewer hidden units, heads or dimensions, alike in every layer",
+    "quantize": "weights in four or eight bits, for transformers and vLLM",
     "prepare": "text or JSONL to token store for training",
     "train": "continue pretraining (healing)",
     "generate": "text from a model, alone or with a chop as its draft",

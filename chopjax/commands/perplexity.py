@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from chopjax.data.tokenizer import load_tokenizer
+    from chopjax.models.quantized import kind_of
     from chopjax.score.model import open_engine, use_compilation_cache
     from chopjax.score.perplexity import perplexity, read_texts
     from chopjax.terminal import console, print_json
@@ -55,10 +56,12 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         args.fsdp,
         args.tensor,
+        args.weights,
     )
     tokenizer = load_tokenizer(loaded.folder)
     figures = perplexity(engine, tokenizer, texts, args.truncate)
-    result = {"model": args.model, "data": args.data} | figures
+    held = {"weights": kind_of(engine.params)}
+    result = {"model": args.model, **held, "data": args.data} | figures
     if args.json:
         print_json(result)
         return 0

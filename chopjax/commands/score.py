@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chopjax.score.texts import Text
 
 # Flags that make the programs which all processes run.
-SHARED = ("revision", "dtype", "max_length", "batch_size", "fsdp", "tensor")
+SHARED = ("revision", "dtype", "max_length", "batch_size", "fsdp", "tensor", "weights")
 SUITES = ("just_chop", "just_chop_v1", "deeper_layers", "quick")  # chopjax/score/suites
 
 
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     model, tasks, texts = args.model, None, []
     # A typo is found before the others are waited for; only the first process needs the data.
     if process_group is None or process_group.index == 0:
-        model = describe(args.model, args.revision)
+        model = describe(args.model, args.revision, quantized=True)
         tasks = load_tasks(
             names, args.include_path, args.num_fewshot, args.data_dir, _names(args.without)
         )
@@ -196,6 +196,7 @@ def _score(
         args.batch_size,
         args.fsdp,
         args.tensor,
+        args.weights,
     )
     # On CPUs the first collective has half a minute to connect to the others: have them all here.
     # Afterwards they wait for the first one's prompts without a limit.

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from chopjax.commands.calibration import add_text, looked_at, print_losses
 from chopjax.commands.flags import add_max_shard_size, parse_bytes
 from chopjax.errors import UserError
 
@@ -21,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a Hugging Face checkpoint, or hub id owner/name")
     add("out", metavar="OUT", help="folder to write; it appears when it is complete")
-    add = parser.add_argument_group("which weights").add_argument
+    group = parser.add_argument_group("which weights")
+    add = group.add_argument
     add(
         "--method",
         required=True,
@@ -35,21 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="2:4 or 4:8, half of every so many consecutive inputs, or a share such as 0.5, "
         "anywhere in a matrix",
     )
-    add(
-        "--data",
-        action="append",
-        metavar="FILE",
-        help="text that wanda and sparsegpt look at: .jsonl, .txt, a folder or hf:NAME; may be "
-        "given several times. With it the loss before and after is measured on other text of it",
-    )
-    add("--field", help="with --data: of a JSON line, the field with the text (default: text)")
-    add("--sequences", type=int, metavar="N", help="documents to look at (default: 128)")
-    add(
-        "--sequence-length",
-        type=int,
-        metavar="T",
-        help="tokens of each at most (default: the context length, at most 2048)",
-    )
+    add_text(group, "wanda and sparsegpt look at", "128")
     add = parser.add_argument_group("input and output").add_argument
     add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
     add(
@@ -94,8 +82,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(done: dict[str, Any]) -> None:
-    import math
-
     from rich.table import Table
 
     from chopjax.errors import escaped
@@ -117,15 +103,7 @@ def _print(done: dict[str, Any]) -> None:
         table.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / weights:.4f}")
     screen.print(table)
     if "loss" in done:
-        where = "other sequences of it" if done["loss_held_back"] else "the same text"
-        screen.print(
-            f"looked at {done['tokens']:,} tokens of {done['sequences']} sequences"
-            if done["method"] != "magnitude"
-            else "looked at weights alone"
-        )
-        before, after = done["loss"]["parent"], done["loss"]["pruned"]
-        screen.print(
-            f"loss on {where}, {done['loss_tokens']:,} tokens: parent {before:.4f}, pruned "
-            f"{after:.4f} nats; perplexity {math.exp(before):.3f} and {math.exp(after):.3f}"
-        )
+        weights_alone = done["method"] == "magnitude"
+        screen.print("looked at weights alone" if weights_alone else looked_at(done))
+        print_losses(screen, done)
     screen.print(f"{done['layers']} layers in {done['seconds']:.1f} s")

@@ -8,6 +8,7 @@ from chopjax.chop.configurations import STRATEGIES, choose
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.errors import UserError, did_you_mean
 from chopjax.keep import parse_layers, ranges
+from chopjax.models.formats import Kind
 from chopjax.score.drafting import Draft, of_layers, of_model
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
@@ -44,15 +45,22 @@ class DraftChoice:
 
 
 def open_draft(
-    choice: DraftChoice, engine: Engine, fingerprint: str, fsdp: int = 1, tensor: int = 1
+    choice: DraftChoice,
+    engine: Engine,
+    fingerprint: str,
+    fsdp: int = 1,
+    tensor: int = 1,
+    weights: Kind | None = None,
 ) -> tuple[str, Draft]:
     """Its name for people, and the draft. fingerprint: of the model's tokenizer. fsdp, tensor: how
-    the model lies on the devices. Raises UserError for another tokenizer, and for layers that the
-    model does not have."""
+    the model lies on the devices. weights: what its matrices, and another draft's, are quantized
+    to. Raises UserError for another tokenizer, and for layers that the model does not have."""
     depth = engine.config.num_layers
     if choice.model is not None:
         dtype = engine.compute.dtype
-        loaded, other = open_engine(choice.model, dtype=dtype, fsdp=fsdp, tensor=tensor)
+        loaded, other = open_engine(
+            choice.model, dtype=dtype, fsdp=fsdp, tensor=tensor, weights=weights
+        )
         if load_tokenizer(loaded.folder).fingerprint != fingerprint:
             raise UserError(
                 f"--draft {choice.model}: it has another tokenizer than the model; a draft writes "

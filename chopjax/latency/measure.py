@@ -218,7 +218,8 @@ def _work(
     if (experts := config.experts) is not None:
         tokens = batch if phase == "decode" else batch * length
         unread = (1 - experts.per_token / experts.count) ** tokens
-        weights -= round(unread * sum(params["blocks"]["mlp"][name].nbytes for name in EXPERTS))
+        experts_own = [params["blocks"]["mlp"][name] for name in EXPERTS]
+        weights -= round(unread * sum(array.nbytes for array in jax.tree.leaves(experts_own)))
     if not config.tie_embeddings:
         weights -= params["embed"]["embedding"].nbytes  # a few rows of it are read
     itemsize = np.dtype(params["embed"]["embedding"].dtype).itemsize

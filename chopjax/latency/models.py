@@ -5,34 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.describe import local_config
 from chopjax.checkpoint.load import describe, load
+from chopjax.checkpoint.orbax_folder import Unread
+from chopjax.checkpoint.unread import bring
 from chopjax.chop.configurations import resolve_remove
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import init
+from chopjax.models.formats import Kind
+from chopjax.models.mesh import make_mesh
 from chopjax.models.parameters import Params
+from chopjax.models.quantized import places
+from chopjax.score.model import where_quantized
 
 Model = tuple[Params, ModelConfig]
 
 
 def open_models(
-    names: Sequence[str], revision: str | None, dtype: str, random: bool, remove: str | None
+    names: Sequence[str],
+    revision: str | None,
+    dtype: str,
+    random: bool,
+    remove: str | None,
+    weights: Kind | None = None,
 ) -> dict[str, Model]:
     """Name → model, the parent first: the models named, or one and its chops.
 
-    random: weights drawn, of the shapes that config.json says. remove: see kept_layers.
+    random: weights drawn, of the shapes that config.json says. remove: see kept_layers. weights:
+    the format that the blocks' matrices are quantized to.
     """
     if len(set(names)) < len(names):
         raise UserError(f"the same model twice: {' '.join(names)}")
     if len(names) > 1:
         if remove is not None:
             raise UserError("--remove is for one MODEL; several are measured as they are")
-        return {name: open_model(name, revision, dtype, random) for name in names}
+        return {name: open_model(name, revision, dtype, random, weights) for name in names}
     kept = kept_layers(remove, _config(names[0], revision, random).num_layers)
-    params, config = open_model(names[0], revision, dtype, random)
+    params, config = open_model(names[0], revision, dtype, random, weights)
     models = {"parent": (params, config)}
     for count in kept:
         name = f"{count} of {config.num_layers} layers"
@@ -40,20 +54,28 @@ def open_models(
     return models
 
 
-def open_model(name: str, revision: str | None, dtype: str, random: bool) -> Model:
+def open_model(
+    name: str, revision: str | None, dtype: str, random: bool, weights: Kind | None = None
+) -> Model:
     """A model by name, or random weights of its shapes."""
-    if random:
-        config = _config(name, revision, random)
-        return jax.jit(lambda key: init(config, key, dtype))(jax.random.key(0)), config
-    loaded = load(name, revision, dtype=dtype)
-    return loaded.params, loaded.config
+    one = make_mesh(devices=jax.local_devices()[:1])
+    if not random:
+        description = describe(name, revision, quantized=True)
+        where = where_quantized(description, weights, one)
+        return load(description, dtype=dtype, shardings=where).params, description.config
+    config = _config(name, revision, random)
+    params: Params = jax.jit(lambda key: init(config, key, dtype))(jax.random.key(0))
+    if weights is not None:
+        drawn = jax.tree.map(lambda w: Unread(w.shape, w.dtype, lambda: np.asarray(w)), params)
+        params = bring(drawn, flatten_dict(places(config, weights, one), sep="/"), None)
+    return params, config
 
 
 def _config(name: str, revision: str | None, random: bool) -> ModelConfig:
     """What a model computes; for random weights its config.json is enough."""
     if random and (raw_config := local_config(name)) is not None:
         return translate(raw_config)[1]
-    return describe(name, revision).config
+    return describe(name, revision, quantized=True).config
 
 
 def first_layers(params: Params, config: ModelConfig, count: int) -> Model:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from chopjax.models import parameters, quantized
+from chopjax.models import formats, parameters, quantized
 from chopjax.models.adapted import Adapted
 from chopjax.models.adapter_settings import AdapterSettings, axes, scale_of, shapes
 from chopjax.models.borrowed import Borrowed
@@ -66,7 +66,7 @@ def abstract_base(
     if settings.base == "float":
         return floats
     flat: dict[str, Any] = flatten_dict(floats, sep="/")
-    for path, form in quantized.forms(config, settings.base).items():
+    for path, form in formats.forms(config, settings.base).items():
         flat[path] = quantized.abstract(config, path, form, mesh)
     nested: Params = unflatten_dict(flat, sep="/")
     return nested

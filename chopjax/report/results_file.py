@@ -97,8 +97,10 @@ def read_results(place: str) -> Results:
 
 def _model(content: Mapping[str, Any], path: Path) -> str:
     arguments = (content.get("config") or {}).get("model_args")
-    named = arguments.get("pretrained") if isinstance(arguments, dict) else None
-    return str(content.get("model_name") or named or path.parent.name)
+    arguments = arguments if isinstance(arguments, dict) else {}
+    named = content.get("model_name") or arguments.get("pretrained") or path.parent.name
+    weights = arguments.get("weights")  # what --weights said
+    return f"{named} ({weights})" if weights else str(named)
 
 
 def choose_metric(keys: Sequence[str], wanted: str | None) -> str | None:

@@ -26,6 +26,7 @@ from lm_eval.utils import (
 from rich.table import Table
 
 from chopjax.disk.atomic import new_file
+from chopjax.models.quantized import kind_of
 from chopjax.score.harness import ChopjaxLM
 from chopjax.score.perplexity import ratio_stderr
 from chopjax.score.suite_tasks import f1_parts
@@ -46,6 +47,8 @@ def complete(
     """
     name = lm.loaded.name
     arguments = {"pretrained": name, "dtype": lm.engine.compute.dtype}
+    if kind := kind_of(lm.engine.params):
+        arguments["weights"] = kind
     results["config"] = {
         "model": "chopjax",
         "model_args": arguments,

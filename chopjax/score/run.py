@@ -27,6 +27,7 @@ import lm_eval.evaluator
 import numpy as np
 
 from chopjax.errors import UserError
+from chopjax.models.quantized import kind_of
 from chopjax.progress import progress, say
 from chopjax.score import results as reports
 from chopjax.score.chat import PLAIN, Chat, Template
@@ -118,8 +119,10 @@ def identity(loaded: Loaded, engine: Engine) -> Mapping[str, Any]:
     """
     named = model_files(loaded)
     hashes = file_hashes(named.values())
+    kind = kind_of(engine.params)
     return {
         "files": {name: hashes[path][:32] for name, path in named.items()},
+        **({"weights": kind} if kind else {}),  # journals of other runs know no such word
         "dtype": engine.compute.dtype,
         "max_length": engine.max_length,
         "platform": jax.default_backend(),

@@ -6,7 +6,7 @@ Axes: B batch, T time, D model, I a matrix's inputs, M = B·T tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -29,12 +29,37 @@ Sums = dict[str, jax.Array]  # of READS → Σ xᵀx [I, I], or Σ x² [I]; floa
 class _Watched:
     """A weight node that remembers what it is multiplied with, while a function is traced."""
 
-    def __init__(self, kernel: jax.Array, name: str, seen: Sums):
+    def __init__(self, kernel: jax.Array, name: str, seen: dict[str, jax.Array]):
         self._kernel, self._name, self._seen = kernel, name, seen
 
     def product(self, x: jax.Array, contracted: int) -> jax.Array:
         self._seen[self._name] = x
         return linear(x, self._kernel, contracted)
+
+
+def watched(
+    blocks: Params,
+    batch: CalibrationBatch,
+    hidden_BTD: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+    names: Collection[str],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What leaves the one layer of `blocks`, and what its kernels of these names read: [B, T]
+    followed by the kernel's inputs. To be traced."""
+    parts = decoder.parts({"blocks": blocks}, config, compute, positions(batch))
+    layer = jax.tree.map(lambda stacked: stacked[0], parts.stack)
+    seen: dict[str, jax.Array] = {}
+    params = {
+        part: {
+            name: _Watched(leaf, name, seen) if name in names else leaf
+            for name, leaf in inside.items()
+        }
+        if part in ("attention", "mlp")
+        else inside
+        for part, inside in layer.params.items()
+    }
+    return parts.block(hidden_BTD, layer._replace(params=params)), seen
 
 
 def input_sums(
@@ -64,19 +89,8 @@ def _sums(
     compute: Compute,
     products: bool,
 ) -> Sums:
-    parts = decoder.parts({"blocks": blocks}, config, compute, positions(batch))
-    layer = jax.tree.map(lambda stacked: stacked[0], parts.stack)
-    seen: Sums = {}
-    watched = {
-        part: {
-            name: _Watched(leaf, name, seen) if name in READS.values() else leaf
-            for name, leaf in inside.items()
-        }
-        if part in ("attention", "mlp")
-        else inside
-        for part, inside in layer.params.items()
-    }
-    parts.block(hidden_BTD, layer._replace(params=watched))
+    names = frozenset(READS.values())
+    _, seen = watched(blocks, batch, hidden_BTD, config, compute, names)
     real_M1 = real_tokens(batch).reshape(-1, 1)
 
     def added(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One layer: read, pruned, written.
+"""One layer: read, changed, written.
 
 Axes: I inputs, O outputs.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -21,11 +19,10 @@ from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.writer import Tensor, write_file
 from chopjax.disk.atomic import new_file
 from chopjax.errors import UserError
+from chopjax.sparsify.compensate import inverse_factor
 from chopjax.sparsify.inputs import READS, Sums
-from chopjax.sparsify.masks import magnitude, wanda
 from chopjax.sparsify.matrices import Layer, matrices_of
-from chopjax.sparsify.pattern import Pattern
-from chopjax.sparsify.sparsegpt import inverse_factor, sparsegpt
+from chopjax.sparsify.ways import Read, Way
 
 Counts = dict[str, list[int]]  # kernel, such as "attention/query" → [zeros, weights]
 _COUNTS = "zeros"  # in a layer file's metadata
@@ -37,68 +34,42 @@ def read_layer(checkpoint: Checkpoint, layer: int) -> dict[str, np.ndarray]:
     return {path: leaf.read() for path, leaf in blocks.items() if path.startswith("blocks/")}
 
 
-def prune_layer(
+def change_layer(
     checkpoint: Checkpoint,
     number: int,
     layer: Layer,
-    method: str,
-    pattern: Pattern,
+    way: Way,
     sums: Sums,
     tokens: int,
     done: Callable[[], None],
 ) -> tuple[dict[str, np.ndarray], list[Tensor], Counts]:
-    """The layer with its zeros, the tensors that changed, and how many zeros there are.
+    """The layer as it becomes, the tensors that changed, and how many zeros there are.
 
-    sums: of input_sums over so many tokens; empty for a method that looks at none. done: called
+    sums: of input_sums over so many tokens; empty for a way that looks at none. done: called
     after every matrix. Raises UserError where weights or inputs are no finite numbers.
     """
-    pruned, tensors, counts = dict(layer), [], Counts()
+    changed, tensors, counts = dict(layer), [], Counts()
     factors: dict[str, np.ndarray] = {}
     matrices = matrices_of(checkpoint, number)
     for path in {path for matrix in matrices for path in matrix.kernels}:
-        pruned[path] = layer[path].copy()
+        changed[path] = layer[path].copy()
     for matrix in matrices:
         weight_IO = matrix.joined(layer)
         if not values.is_finite(np.ascontiguousarray(weight_IO)):
             raise UserError(f"{checkpoint.name}: {matrix.name} holds NaN or infinity")
         reads = READS[matrix.kernels[0].split("/")[-1]]
-        if method == "magnitude":
-            changed_IO = _without(weight_IO, magnitude(jnp.asarray(weight_IO), pattern))
-        elif method == "wanda":
-            zeros_IO = wanda(jnp.asarray(weight_IO), sums[reads], pattern)
-            changed_IO = _without(weight_IO, zeros_IO)
-        else:
-            gram_II = np.asarray(sums[reads])
-            if reads not in factors:
-                factors[reads] = inverse_factor(gram_II, tokens, matrix.name)
-            dead_I = gram_II.diagonal() == 0
-            made_IO = sparsegpt(jnp.asarray(weight_IO), dead_I, factors[reads], pattern)
-            changed_IO = _rounded(np.asarray(made_IO), weight_IO.dtype, matrix.name)
-        arrays = matrix.split(changed_IO, layer)
+        if way.looks == "products" and reads not in factors:
+            factors[reads] = inverse_factor(np.asarray(sums[reads]), tokens, matrix.name)
+        read = Read(sums[reads], factors.get(reads)) if sums else None
+        arrays = matrix.split(way.change(weight_IO, read, matrix.name), layer)
         for path, array in zip(matrix.kernels, arrays, strict=True):
             count = counts.setdefault(path.removeprefix("blocks/"), [0, 0])
             count[0] += int((array == 0).sum())
             count[1] += array.size
-        matrix.put(arrays, pruned)
+        matrix.put(arrays, changed)
         tensors.append(matrix.tensor(arrays, checkpoint))
         done()
-    return pruned, tensors, counts
-
-
-def _without(weight_IO: np.ndarray, zeros_IO: Any) -> np.ndarray:
-    """What stays keeps its bits."""
-    return np.where(np.asarray(zeros_IO), weight_IO.dtype.type(0), weight_IO)
-
-
-def _rounded(wide_IO: np.ndarray, dtype: np.dtype[Any], where: str) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow_IO = wide_IO.astype(dtype)
-    if not np.isfinite(narrow_IO.astype(np.float32)).all():
-        raise UserError(
-            f"{where}: what SparseGPT makes of it does not fit {dtype}; give more text "
-            "(--sequences), or take --method wanda"
-        )
-    return narrow_IO
+    return changed, tensors, counts
 
 
 def write_layer(path: Path, tensors: list[Tensor], counts: Mapping[str, list[int]]) -> None:

@@ -87,6 +87,12 @@ def matrices_of(checkpoint: Checkpoint, layer: int) -> list[Matrix]:
     return found
 
 
+def all_matrices(checkpoint: Checkpoint) -> list[Matrix]:
+    """Of all layers, in their order."""
+    layers = range(checkpoint.config.num_layers)
+    return [matrix for layer in layers for matrix in matrices_of(checkpoint, layer)]
+
+
 def check_method(method: str, with_text: bool) -> None:
     """Raises UserError for what is no method, or one that wants text."""
     if method not in METHODS:
@@ -107,8 +113,7 @@ def check(checkpoint: Checkpoint, method: str, pattern: Pattern) -> None:
             f"{checkpoint.config.family} has {checkpoint.config.experts.count} in a layer; "
             "--method magnitude looks at weights alone"
         )
-    layers = range(checkpoint.config.num_layers)
-    matrices = [matrix for layer in layers for matrix in matrices_of(checkpoint, layer)]
+    matrices = all_matrices(checkpoint)
     group = pattern.group or 1
     if problems := [
         f"{matrix.name} has {matrix.inputs:,} inputs"
@@ -120,11 +125,17 @@ def check(checkpoint: Checkpoint, method: str, pattern: Pattern) -> None:
             f"{checkpoint.name}:\n{listing(problems)}\n"
             "Take a smaller group, or a share such as 0.5, which fits any width"
         )
+    check_types(checkpoint, matrices, "pruned")
+
+
+def check_types(checkpoint: Checkpoint, matrices: Sequence[Matrix], done: str) -> None:
+    """Raises UserError that names the matrices of a type that cannot be. done: what was to be, in
+    the message."""
     if problems := [
         f"{matrix.name} is {checkpoint.tensors[matrix.name].dtype}"
         for matrix in matrices
         if checkpoint.tensors[matrix.name].dtype not in TYPES
     ]:
         raise UserError(
-            f"{checkpoint.name}: matrices of {', '.join(TYPES)} can be pruned:\n{listing(problems)}"
+            f"{checkpoint.name}: matrices of {', '.join(TYPES)} can be {done}:\n{listing(problems)}"
         )

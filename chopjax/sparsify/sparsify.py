@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
-from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.describe import of_checkpoint
 from chopjax.checkpoint.identity import of_description
 from chopjax.checkpoint.open import open_checkpoint
 from chopjax.checkpoint.provenance import SPARSITY, add_entry, read_provenance
-from chopjax.checkpoint.safetensors_file import TensorInfo, read_header
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.verify import check_tied
-from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor, write_safetensors
-from chopjax.chop.calibration import predicted_tokens
+from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor
 from chopjax.disk.atomic import check_free, new_folder
 from chopjax.disk.files import expanded
 from chopjax.models import parameters
@@ -32,9 +30,12 @@ from chopjax.progress import progress
 from chopjax.sparsify.layer import Counts, read_counts
 from chopjax.sparsify.matrices import check, check_method
 from chopjax.sparsify.pattern import Pattern
-from chopjax.sparsify.text import Text, read_text
-from chopjax.sparsify.walk import held_out_losses, prune_layers
-from chopjax.sparsify.work import VERB, held, layer_file
+from chopjax.sparsify.text import read_text
+from chopjax.sparsify.walk import change_layers, losses_on
+from chopjax.sparsify.ways import way_of
+from chopjax.sparsify.work import held, layer_file, tensors_in
+
+VERB = "sparsify"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +83,19 @@ def sparsify(
         "pattern": settings.pattern.name,
         "text": text and text.sha256,
     }
-    with held(out, same, overwrite) as work:
-        before = prune_layers(checkpoint, settings.method, settings.pattern, text, work)
+    with held(out, VERB, same, overwrite) as work:
+        way = way_of(settings.method, settings.pattern)
+        before = change_layers(checkpoint, way, text, work)
         counts = _counts(checkpoint, work)
-        about = _about(checkpoint, settings, inputs, text, counts, work)
+        about: dict[str, Any] = {
+            "method": settings.method,
+            "pattern": settings.pattern.name,
+            "zeros": sum(zeros for zeros, _ in counts.values()),
+            "weights": sum(weights for _, weights in counts.values()),
+        }
+        if text is not None:
+            about |= losses_on(text, checkpoint, way, work, "pruned")
+            about |= text.record(inputs, settings.seed)
         _write(checkpoint, out, about, work, overwrite, max_shard_bytes)
     return {
         "model": model,
@@ -111,37 +121,6 @@ def _counts(checkpoint: Checkpoint, work: Path) -> Counts:
     return total
 
 
-def _about(
-    checkpoint: Checkpoint,
-    settings: SparsifySettings,
-    inputs: Sequence[str],
-    text: Text | None,
-    counts: Counts,
-    work: Path,
-) -> dict[str, Any]:
-    """The entry in chopjax.json. Nothing in it differs when the run was interrupted."""
-    about: dict[str, Any] = {
-        "method": settings.method,
-        "pattern": settings.pattern.name,
-        "zeros": sum(zeros for zeros, _ in counts.values()),
-        "weights": sum(weights for _, weights in counts.values()),
-    }
-    if text is None:
-        return about
-    with progress("loss on other text"):
-        losses = held_out_losses(checkpoint, text, settings.method, work)
-    return about | {
-        "text": list(inputs),
-        "sequences": text.sequences,
-        "sequence_length": text.sequence_length,
-        "seed": settings.seed,
-        "tokens": text.tokens,
-        "loss": losses,
-        "loss_tokens": predicted_tokens(text.held_out),
-        "loss_held_back": text.held_back,
-    }
-
-
 def _write(
     checkpoint: Checkpoint,
     out: Path,
@@ -150,9 +129,7 @@ def _write(
     overwrite: bool,
     max_shard_bytes: int,
 ) -> None:
-    pruned: dict[str, TensorInfo] = {}
-    for layer in range(checkpoint.config.num_layers):
-        pruned |= read_header(layer_file(work, layer))
+    pruned = tensors_in(work, checkpoint.config.num_layers)
     record = add_entry(
         SPARSITY,
         read_provenance(checkpoint.folder),
@@ -165,12 +142,9 @@ def _write(
         Tensor(name, tensor.dtype, tensor.shape, pruned.get(name, tensor))
         for name, tensor in checkpoint.tensors.items()
     ]
-    with (
-        new_folder(out, VERB, overwrite, protect=[checkpoint.folder, work]) as folder,
-        progress(f"write {out}", sum(tensor.nbytes for tensor in tensors), "B") as bar,
-    ):
-        copy_assets(checkpoint.folder, folder)
-        write_config(folder, checkpoint.raw_config)
+    with new_folder(out, VERB, overwrite, protect=[checkpoint.folder, work]) as folder:
+        with progress(f"write {out}", sum(tensor.nbytes for tensor in tensors), "B") as bar:
+            write_changed(
+                folder, checkpoint, checkpoint.raw_config, tensors, max_shard_bytes, bar.advance
+            )
         write_record(folder, record)
-        metadata = {"format": "pt"} | checkpoint.metadata
-        write_safetensors(folder, tensors, max_shard_bytes, metadata, bar.advance)

@@ -8,6 +8,7 @@ Axes: B batch, T time, D model, R batches of all kinds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -63,18 +64,28 @@ def advanced(
 ) -> None:
     """Write what leaves a layer. pruned, parents: stacks of this one layer; config: with it alone.
     done: called after every batch."""
-    states_RBTD = np.load(before, mmap_mode="r")
 
-    def run(at: int) -> jax.Array:
+    def run(at: int, hidden_BTD: jax.Array) -> jax.Array:
         blocks = parents if rows[at].kind == PARENT else pruned
-        hidden_BTD = jnp.asarray(states_RBTD[at])
         left_BTD: jax.Array = advance(
             {"blocks": blocks}, hidden_BTD, _ONE, 0, 1, config, compute
         ).block_until_ready()
         done()
         return left_BTD
 
-    _write(path, rows, config, run)
+    mapped(path, before, rows, config, run)
+
+
+def mapped(
+    path: Path,
+    before: Path,
+    rows: list[Rows],
+    config: ModelConfig,
+    run: Callable[[int, jax.Array], jax.Array],
+) -> None:
+    """Write what `run` makes of every batch's number and of its hidden_BTD in `before`."""
+    states_RBTD = np.load(before, mmap_mode="r")
+    _write(path, rows, config, lambda at: run(at, jnp.asarray(states_RBTD[at])))
 
 
 def read(path: Path, rows: list[Rows], kind: str) -> Iterator[tuple[CalibrationBatch, jax.Array]]:
@@ -86,11 +97,17 @@ def read(path: Path, rows: list[Rows], kind: str) -> Iterator[tuple[CalibrationB
             yield row.batch, jnp.asarray(states_RBTD[at])
 
 
+def file_bytes(rows: list[Rows], config: ModelConfig) -> int:
+    """Of one file."""
+    tokens: int = len(rows) * math.prod(rows[0].batch.tokens_BT.shape)
+    return 4 * tokens * config.embed_dim
+
+
 def _write(
     path: Path, rows: list[Rows], config: ModelConfig, make: Callable[[int], jax.Array]
 ) -> None:
     shape = (len(rows), *rows[0].batch.tokens_BT.shape, config.embed_dim)
-    check_room(path.parent, 4 * int(np.prod(shape)))
+    check_room(path.parent, file_bytes(rows, config))
     with new_file(path, overwrite=True) as temporary:
         states_RBTD = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         for at in range(len(rows)):

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.analysis import LONGEST, MOST_SEQUENCES
-from chopjax.chop.calibration import CalibrationBatch, make_batches
+from chopjax.chop.calibration import CalibrationBatch, make_batches, predicted_tokens
 from chopjax.data.excerpts import excerpts, others
 from chopjax.data.tokenizer import check_ids, load_tokenizer
 from chopjax.errors import UserError
@@ -31,6 +32,18 @@ class Text:
     sequence_length: int
     tokens: int
     sha256: str
+
+    def record(self, inputs: Sequence[str], seed: int) -> dict[str, Any]:
+        """What chopjax.json says of it (card_sparsity.py), the losses apart."""
+        return {
+            "text": list(inputs),
+            "sequences": self.sequences,
+            "sequence_length": self.sequence_length,
+            "seed": seed,
+            "tokens": self.tokens,
+            "loss_tokens": predicted_tokens(self.held_out),
+            "loss_held_back": self.held_back,
+        }
 
 
 def read_text(

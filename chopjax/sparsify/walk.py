@@ -23,43 +23,40 @@ from chopjax.models.parameters import Params
 from chopjax.progress import progress
 from chopjax.sparsify import states
 from chopjax.sparsify.inputs import Sums, input_sums
-from chopjax.sparsify.layer import prune_layer, read_layer, write_layer
+from chopjax.sparsify.layer import change_layer, read_layer, write_layer
 from chopjax.sparsify.matrices import Layer, matrices_of
-from chopjax.sparsify.pattern import Pattern
 from chopjax.sparsify.text import Text
+from chopjax.sparsify.ways import Way
 from chopjax.sparsify.work import layer_file, layers_done, states_file
 
-_COMPUTE = Compute()  # float32
+COMPUTE = Compute()  # float32
 
 
-def prune_layers(
-    checkpoint: Checkpoint, method: str, pattern: Pattern, text: Text | None, work: Path
-) -> int:
-    """Prune all layers that are not pruned yet, each into a file of the work folder. Returns how
-    many were. text: None for a method that needs none, and then no loss is measured."""
+def change_layers(checkpoint: Checkpoint, way: Way, text: Text | None, work: Path) -> int:
+    """Change all layers that are not changed yet, each into a file of the work folder. Returns how
+    many were. text: None for a way that needs none, and then no loss is measured."""
     num_layers = checkpoint.config.num_layers
-    rows = states.rows_of(text, method != "magnitude") if text else []
+    rows = states.rows_of(text, way.looks != "nothing") if text else []
     begin = layers_done(work, num_layers, bool(rows))
     if rows and not states_file(work, begin).is_file():
         config = checkpoint.config.keep(())
-        states.embedded(states_file(work, 0), rows, _around_blocks(checkpoint), config, _COMPUTE)
-    with progress(f"{method} {pattern.name}", num_layers, "layers", begin) as bar:
+        states.embedded(states_file(work, 0), rows, around_blocks(checkpoint), config, COMPUTE)
+    with progress(way.name, num_layers, "layers", begin) as bar:
         for layer in range(begin, num_layers):
             # Batches that are looked at, matrices, and batches that run again.
             looked_at = sum(row.kind == states.CALIBRATION for row in rows)
             pieces = looked_at + len(matrices_of(checkpoint, layer)) + len(rows)
             done = functools.partial(bar.advance, 1 / pieces)
             tokens = text.tokens if text else 0
-            _prune_one(checkpoint, layer, method, pattern, rows, tokens, work, done)
+            _change_one(checkpoint, layer, way, rows, tokens, work, done)
             bar.update(layer + 1)
     return begin
 
 
-def _prune_one(
+def _change_one(
     checkpoint: Checkpoint,
     layer: int,
-    method: str,
-    pattern: Pattern,
+    way: Way,
     rows: list[states.Rows],
     tokens: int,
     work: Path,
@@ -67,39 +64,41 @@ def _prune_one(
 ) -> None:
     config = checkpoint.config.keep((layer,))
     parents, before = read_layer(checkpoint, layer), states_file(work, layer)
-    on_device = _blocks(parents) if rows else {}
+    blocks = on_device(parents) if rows else {}
     sums: Sums = {}
-    if method != "magnitude":
+    if way.looks != "nothing":
         looked_at = _counted(states.read(before, rows, states.CALIBRATION), done)
-        products = method == "sparsegpt"
-        sums = input_sums(on_device, config, _COMPUTE, looked_at, products)
-    pruned, tensors, counts = prune_layer(
-        checkpoint, layer, parents, method, pattern, sums, tokens, done
-    )
+        sums = input_sums(blocks, config, COMPUTE, looked_at, way.looks == "products")
+    changed, tensors, counts = change_layer(checkpoint, layer, parents, way, sums, tokens, done)
     write_layer(layer_file(work, layer), tensors, counts)
     if not rows:
         return
     after = states_file(work, layer + 1)
-    both = _blocks(pruned), on_device
-    states.advanced(after, before, rows, *both, config, _COMPUTE, done)
+    both = on_device(changed), blocks
+    states.advanced(after, before, rows, *both, config, COMPUTE, done)
     before.unlink()
 
 
-def held_out_losses(
-    checkpoint: Checkpoint, text: Text, method: str, work: Path
-) -> dict[str, float]:
-    """Of parent and pruned model, in nats per predicted token."""
-    rows = states.rows_of(text, method != "magnitude")
+def losses_on(
+    text: Text, checkpoint: Checkpoint, way: Way, work: Path, name: str
+) -> dict[str, dict[str, float]]:
+    """`loss` of the parent and of the changed model, which goes by this name, on the text that is
+    held back, in nats per predicted token."""
+    rows = states.rows_of(text, way.looks != "nothing")
     path = states_file(work, checkpoint.config.num_layers)
-    params, config = _around_blocks(checkpoint), checkpoint.config.keep(())
-    tokens = predicted_tokens(text.held_out)
+    kinds = {"parent": states.PARENT, name: states.HELD_OUT}
+    with progress("loss on other text"):
+        losses = {n: loss_at_end(checkpoint, path, rows, kind) for n, kind in kinds.items()}
+    return {"loss": losses}
 
-    def loss(kind: str) -> float:
-        ends = states.read(path, rows, kind)
-        sums = [loss_sum(params, end_BTD, batch, config, _COMPUTE) for batch, end_BTD in ends]
-        return float(sum(map(float, sums)) / tokens)
 
-    return {"parent": loss(states.PARENT), "pruned": loss(states.HELD_OUT)}
+def loss_at_end(checkpoint: Checkpoint, path: Path, rows: list[states.Rows], kind: str) -> float:
+    """Of the rows of a kind, in nats per predicted token, from the states behind the last layer."""
+    params, config = around_blocks(checkpoint), checkpoint.config.keep(())
+    ends = states.read(path, rows, kind)
+    sums = [loss_sum(params, end_BTD, batch, config, COMPUTE) for batch, end_BTD in ends]
+    batches = [row.batch for row in rows if row.kind == kind]
+    return float(sum(map(float, sums)) / predicted_tokens(batches))
 
 
 def _counted(items: Iterator[Any], done: Callable[[], None]) -> Iterator[Any]:
@@ -108,13 +107,13 @@ def _counted(items: Iterator[Any], done: Callable[[], None]) -> Iterator[Any]:
         done()
 
 
-def _blocks(layer: Layer) -> Params:
+def on_device(layer: Layer) -> Params:
     """On the device, as the decoder wants them."""
     blocks: Params = unflatten_dict(jax.device_put(dict(layer)), sep="/")["blocks"]
     return blocks
 
 
-def _around_blocks(checkpoint: Checkpoint) -> Params:
+def around_blocks(checkpoint: Checkpoint) -> Params:
     """Embeddings, last norm and head, for a decoder without layers."""
     unread = flatten_dict(unread_checkpoint(checkpoint, (0,)), sep="/")
     outside = {path: leaf.read() for path, leaf in unread.items() if not path.startswith("blocks/")}

@@ -1,8 +1,8 @@
-"""OUT.partial of `chopjax sparsify`: the layers that are pruned already. No jax.
+"""OUT.partial of `chopjax sparsify` and `quantize`: the layers that are changed already. No jax.
 
     OUT.partial/.chopjax.json         the mark: it is ours
-    OUT.partial/settings.json         what is pruned, how, on which text
-    OUT.partial/layer-N.safetensors   the pruned tensors of layer N; its metadata counts zeros
+    OUT.partial/settings.json         what is changed, how, on which text
+    OUT.partial/layer-N.safetensors   the changed tensors of layer N; its metadata counts zeros
     OUT.partial/states-N.npy          what enters layer N, of every sequence: the latest alone
 
 Files appear whole (new_file), a layer before the states behind it. A run that was killed goes on
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import interrupts
+from chopjax.checkpoint.safetensors_file import TensorInfo, read_header
 from chopjax.disk.atomic import new_file
 from chopjax.disk.files import read_json_object
 from chopjax.disk.lock import locked
@@ -29,7 +30,6 @@ from chopjax.disk.mark import MARK, is_unfinished, make_folder, mark_new, some
 from chopjax.errors import UserError
 from chopjax.progress import say
 
-VERB = "sparsify"
 SETTINGS = "settings.json"
 _OURS = re.compile(
     r"(lock|\.chopjax\.json|settings\.json|layer-\d+\.safetensors|states-\d+\.npy)"
@@ -49,8 +49,16 @@ def states_file(work: Path, layer: int) -> Path:
     return work / f"states-{layer}.npy"
 
 
+def tensors_in(work: Path, num_layers: int) -> dict[str, TensorInfo]:
+    """The changed tensors of all layers."""
+    tensors: dict[str, TensorInfo] = {}
+    for layer in range(num_layers):
+        tensors |= read_header(layer_file(work, layer))
+    return tensors
+
+
 def layers_done(work: Path, num_layers: int, with_states: bool) -> int:
-    """How many of the first layers need not be pruned again."""
+    """How many of the first layers need not be changed again."""
     layers = 0
     while layers < num_layers and layer_file(work, layers).is_file():
         layers += 1
@@ -60,15 +68,16 @@ def layers_done(work: Path, num_layers: int, with_states: bool) -> int:
 
 
 @contextlib.contextmanager
-def held(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+def held(out: Path, verb: str, settings: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
     """OUT's work folder, for this process alone; it stays if the block fails after a layer.
 
-    settings: what the same bytes follow from. Raises UserError where the folder is somebody else's,
-    is in use, or holds unfinished work of other settings and there is no `overwrite`.
+    verb: whose work it is. settings: what the same bytes follow from. Raises UserError where the
+    folder is somebody else's, is in use, or holds unfinished work of other settings and there is no
+    `overwrite`.
     """
     work = work_folder(out)
     try:
-        _make(work)
+        _make(work, verb)
         with locked(work / "lock", f"another process is writing {out}; wait for it"):
 
             def remove_unless_useful() -> None:
@@ -87,23 +96,23 @@ def held(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[Pa
         raise UserError(f"{error.filename or work}: {error.strerror or error}") from error
 
 
-def _make(work: Path) -> None:
+def _make(work: Path, verb: str) -> None:
     """Appears with its mark in it."""
     if not os.path.lexists(work):
         work.parent.mkdir(parents=True, exist_ok=True)
         new = work.with_name(f".{work.name}-{secrets.token_hex(4)}")
         make_folder(new)
-        mark_new(new, VERB)
+        mark_new(new, verb)
         new.rename(work)
         return
-    if not is_unfinished(work, VERB):
+    if not is_unfinished(work, verb):
         raise UserError(
-            f"{work} is in the way: unfinished work would be there, and `chopjax {VERB}` did not "
+            f"{work} is in the way: unfinished work would be there, and `chopjax {verb}` did not "
             "make it. Move it away or give another OUT"
         )
     if others := [name for name in sorted(os.listdir(work)) if not _OURS.fullmatch(name)]:
         raise UserError(
-            f"{work} holds what `chopjax {VERB}` did not write: {some(others)}. Move that away, "
+            f"{work} holds what `chopjax {verb}` did not write: {some(others)}. Move that away, "
             "since the folder goes when the work is done"
         )
 

@@ -133,6 +133,15 @@ def test_only_kept_layers_are_transferred_and_only_once(hub, client, model, tmp_
     assert json.loads(done.stdout)["revision"] == commit
 
 
+def test_a_model_is_quantized_without_jax(hub, client, model, tmp_path):
+    hub.hub.add(MODEL, model)
+    done = client("quantize", MODEL, "out", "--weights", "int8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["matrices"] == 28
+    record = json.loads((tmp_path / "out" / "chopjax.json").read_text())
+    assert record["parent"]["name"] == MODEL
+
+
 def test_shards(hub, client, sharded, tmp_path):
     hub.hub.add(MODEL, sharded)
     files = sorted(sharded.glob("*.safetensors"))

@@ -66,6 +66,19 @@ def test_greedy_text_is_that_of_transformers(
             assert summary["draft"]["ratio"] > 0
 
 
+def test_quantized_weights_and_a_draft_in_the_same_format(
+    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["chop", str(model), str(tmp_path / "chop"), "--keep", "0,2"]) == 0
+    command = ["generate", str(model), "--prompt", PROMPTS[0], "--max-new-tokens", "9", "--json"]
+    quantized, texts = ["--weights", "nf4"], []
+    for flags in ([], quantized, [*quantized, "--draft", str(tmp_path / "chop")]):
+        capsys.readouterr()
+        assert main([*command, *flags]) == 0
+        texts.append(json.loads(capsys.readouterr().out.splitlines()[0])["text"])
+    assert texts[0] != texts[1] == texts[2]
+
+
 def test_a_corpus_for_prepare(
     model: Path, prompts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

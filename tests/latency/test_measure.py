@@ -131,8 +131,9 @@ def test_two_models_as_json(config_file: Path, capsys: pytest.CaptureFixture[str
     other = config_file.with_name("other.json")
     other.write_text(json.dumps(RAW | {"hidden_size": 48, "head_dim": 8}))
     words = [str(config_file), str(other), "--random", "--rounds", "1", "--length", "8", "--json"]
-    assert main(["latency", *words]) == 0
+    assert main(["latency", *words, "--weights", "fp8"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["weights"] == "fp8"
     assert [model["layers"] for model in found["models"]] == [4, 4, 0]
     assert found["lines"]["forward"] is None  # of other widths: no line through them
     assert found["models"][0]["decode"]["seconds"] > 0
@@ -147,6 +148,7 @@ def test_two_models_as_json(config_file: Path, capsys: pytest.CaptureFixture[str
         (["--remove", "half"], "'half' is not a number of layers"),
         (["--plot", "nowhere/x"], "no folder nowhere"),
         (["{model}"], "the same model twice"),
+        (["--weights", "int4"], "blocks/mlp/down has 56 inputs"),
     ],
 )
 def test_mistakes(

@@ -13,15 +13,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chopjax.models.quantized import Form, Kind, Quantized, quantize
+from chopjax.models.formats import Form, Kind, quantize
+from chopjax.models.quantized import Quantized
+
+BLOCKS: dict[Kind, int] = {"nf4": 64, "int4": 32, "int8": 0, "fp8": 0}
+# How far a number may be moved, as a share of the largest magnitude that shares its scale: half of
+# NF4's widest gap and of the integers' step; e4m3 has steps of 32 below its largest, 448.
+HALF_STEPS: dict[Kind, float] = {
+    "nf4": 0.153,
+    "int4": 0.51 / 7,
+    "int8": 0.51 / 127,
+    "fp8": 17 / 448,
+}
 
 
 def node_of(kernel: np.ndarray, inputs: int, kind: Kind) -> Quantized:
     """kernel: [inputs…, outputs…]."""
-    form = Form(kind, kernel.shape[:inputs], kernel.shape[inputs:])
+    block = BLOCKS[kind]
+    form = Form(kind, kernel.shape[:inputs], kernel.shape[inputs:], block)
     rows = np.moveaxis(kernel, range(inputs), range(-inputs, 0))
     rows = rows.reshape(math.prod(form.outputs), math.prod(form.inputs))
-    codes, scales = quantize(rows, kind)
+    codes, scales = quantize(rows, kind, block)
     assert (codes.shape, scales.shape) == form.shapes()
     return Quantized(jnp.asarray(codes), jnp.asarray(scales), form)
 
@@ -32,7 +44,7 @@ def test_codes_scales_and_values_are_bitsandbytes(shape: tuple[int, int]) -> Non
     weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     weights[0, : shape[1] // 2] = 0  # a block of nothing
     packed, state = bnb.quantize_4bit(torch.tensor(weights), blocksize=64, quant_type="nf4")
-    codes, scales = quantize(weights, "nf4")
+    codes, scales = quantize(weights, "nf4", 64)
     one_row = codes.ndim == 1  # blocks cross rows
     codes, scales = (codes[None], scales[None]) if one_row else (codes.T, scales.T)
     blocks = codes.reshape(*scales.shape, 32)
@@ -45,8 +57,8 @@ def test_codes_scales_and_values_are_bitsandbytes(shape: tuple[int, int]) -> Non
     np.testing.assert_array_equal(values.T, bnb.dequantize_4bit(packed, state).numpy())
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("kind", BLOCKS)
+@settings(max_examples=10, deadline=None)
 @given(
     sides=st.lists(st.integers(1, 9), min_size=2, max_size=4),
     inputs=st.integers(1, 2),
@@ -56,20 +68,23 @@ def test_values_are_within_half_a_step_in_the_kernel_s_own_layout(
     kind: Kind, sides: list[int], inputs: int, seed: int
 ) -> None:
     inputs = min(inputs, len(sides) - 1)
+    if kind == "int4":
+        sides = [32, *sides[1:]]
     kernel = np.random.default_rng(seed).normal(size=sides).astype(np.float32)
     made = np.asarray(node_of(kernel, inputs, kind).kernel(jnp.float32))
     assert made.shape == kernel.shape
-    # NF4's widest gap is 0.304 of the largest magnitude; int8's is 1/127.
-    most = np.abs(kernel).max() * (0.153 if kind == "nf4" else 0.51 / 127)
+    most = np.abs(kernel).max() * HALF_STEPS[kind]
     assert np.abs(made - kernel).max() <= most + 1e-7
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize(("sides", "inputs"), [((64, 3, 10), 1), ((4, 16, 24), 2), ((10, 9), 1)])
 def test_the_product_and_its_gradient_are_those_of_the_values(
     kind: Kind, sides: tuple[int, ...], inputs: int
 ) -> None:
     random = np.random.default_rng(1)
+    if kind == "int4" and sides == (10, 9):
+        sides = (96, 9)
     node = node_of(random.normal(size=sides).astype(np.float32), inputs, kind)
     x = jnp.asarray(random.normal(0, 0.1, (2, 5, *sides[:inputs])), jnp.float32)
     wide = node.kernel(jnp.float32)
@@ -87,6 +102,6 @@ def test_the_product_and_its_gradient_are_those_of_the_values(
 
 def test_a_row_s_scale_is_its_largest_magnitude_over_127() -> None:
     kernel = np.array([[1.0, -4.0], [2.0, 0.0], [-3.0, 1.0]], np.float32)
-    codes, scales = quantize(kernel.T, "int8")
+    codes, scales = quantize(kernel.T, "int8", 0)
     np.testing.assert_array_equal(scales, np.array([3 / 127, 4 / 127], np.float32))
     assert codes.T.tolist() == [[42, 85, -127], [-127, 0, 32]]

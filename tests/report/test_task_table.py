@@ -208,11 +208,12 @@ def test_choice_of_metric() -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write(tmp_path / "a", "a_1", {"t": as_values(RIGHT["a"])}, chance={"t": 0.25})
-    two = write(tmp_path / "b", "b|2", {"t": [0.0] * 300})
+    quantized = {"model_args": {"weights": "int8"}}
+    two = write(tmp_path / "b", "b|2", {"t": [0.0] * 300}, config=quantized)
     plot = tmp_path / "plot.png"
     assert main(["compare", str(one), str(two), "--markdown", "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "| task | metric | a\\_1 | b\\|2 | difference | 95 % | p | chance |"
+    assert printed[0] == "| task | metric | a\\_1 | b\\|2 (int8) | difference | 95 % | p | chance |"
     assert printed[1].count("---") == 8
     assert "\\*\\*\\*" in printed[2]
     assert plot.read_bytes().startswith(b"\x89PNG")

@@ -47,6 +47,7 @@ def test_every_file_that_changes_a_number(tiny: Path) -> None:
     assert of(tiny) != before
     assert of(tiny, max_length=64) != of(tiny)
     assert of(tiny, dtype="bfloat16") != of(tiny)
+    assert len({str(of(tiny, weights=kind)) for kind in (None, "int8", "fp8")}) == 3
 
 
 def test_weights_of_the_same_size_and_time(tiny: Path) -> None:

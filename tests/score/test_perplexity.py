@@ -111,6 +111,17 @@ def test_bytes_and_tokens(tiny: Path) -> None:
     assert cut["bytes"] == len(beginning) + sum(len(text.encode()) for text in texts[1:])
 
 
+def test_weights_are_said(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "the cat sat"}\n')
+    assert main(["perplexity", str(tiny), "--data", str(data), "--weights", "int8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["weights"] == "int8"
+    _, plain = open_engine(str(tiny))
+    before = perplexity(plain, load_tokenizer(tiny), ["the cat sat"])
+    assert 0 < abs(found["nats_per_token"] - before["nats_per_token"]) < 0.1
+
+
 def test_nothing_to_predict(tiny: Path) -> None:
     _, engine = open_engine(str(tiny))
     with pytest.raises(UserError, match="no text with a token"):

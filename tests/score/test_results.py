@@ -18,6 +18,8 @@ import pytest
 from rich.table import Table
 
 from chopjax.errors import UserError
+from chopjax.models.formats import Form
+from chopjax.models.quantized import Quantized
 from chopjax.score import results as reports
 
 characters = st.characters()  # halves of surrogate pairs too, as broken documents hold
@@ -265,12 +267,16 @@ def test_errors_of_f1(items: list[tuple[int, int]], before: Any, after: Any) -> 
     assert found["results"]["two"] == {"acc,none": 0.5}
 
 
-def test_a_run_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_a_run_is_described(
+    weights: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    params = {"up": Quantized(0, 0, Form("int8", (8,), (8,), 0)) if weights else 0}
     lm: Any = SimpleNamespace(
         loaded=SimpleNamespace(name="tiny"),
-        engine=SimpleNamespace(compute=SimpleNamespace(dtype="float32")),
+        engine=SimpleNamespace(compute=SimpleNamespace(dtype="float32"), params=params),
         get_model_info=lambda: {"model_num_parameters": 7},
     )
     found = two_tasks()
@@ -280,7 +286,8 @@ def test_a_run_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     reports.complete(found, lm, settings, prompts, reports.start_tracker())
     assert found["config"] == {
         "model": "chopjax",
-        "model_args": {"pretrained": "tiny", "dtype": "float32"},
+        "model_args": {"pretrained": "tiny", "dtype": "float32"}
+        | ({"weights": weights} if weights else {}),
         "model_num_parameters": 7,
         "limit": 3,
     }

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chopjax.errors import UserError
+from chopjax.sparsify.compensate import inverse_factor
 from chopjax.sparsify.pattern import parse_pattern
-from chopjax.sparsify.sparsegpt import inverse_factor, sparsegpt
+from chopjax.sparsify.sparsegpt import sparsegpt
 
 
 def inputs(width: int, tokens: int = 600, seed: int = 0) -> np.ndarray:

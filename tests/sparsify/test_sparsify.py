@@ -14,6 +14,7 @@ import pytest
 import sparse_peers
 import torch
 import transformers
+from sparse_peers import rows, torch_loss
 
 from chopjax import cli, interrupts
 from chopjax.checkpoint.open import open_checkpoint
@@ -59,15 +60,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
 
 
-def rows(batches: Any) -> list[list[int]]:
-    return [
-        ids[:length].tolist()
-        for batch in batches
-        for ids, length in zip(batch.tokens_BT, batch.lengths_B, strict=True)
-        if length
-    ]
-
-
 def seen(parent: Path, text: Path) -> Text:
     return read_text(open_checkpoint(str(parent)), [str(text)], SEQUENCES, LENGTH, 0, "text")
 
@@ -75,17 +67,6 @@ def seen(parent: Path, text: Path) -> Text:
 def tail(name: str, stack: str) -> str:
     """A tensor's name from the list of blocks on."""
     return name[name.index(f"{stack}.") :]
-
-
-def torch_loss(model: Any, sequences: list[list[int]]) -> float:
-    total, count = 0.0, 0
-    for ids in sequences:
-        with torch.no_grad():
-            logits = model(torch.tensor([ids[:-1]]), use_cache=False).logits[0]
-        target = torch.tensor(ids[1:])
-        total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
-        count += len(target)
-    return total / count
 
 
 @pytest.mark.parametrize(

@@ -143,5 +143,5 @@ def test_every_mesh_gives_the_same_curve() -> None:
         np.testing.assert_allclose(runs[base]["curve"], want, rtol=2e-4, err_msg=base)
     assert runs["float"]["shard"] == [2, 64, 128]  # L, D over fsdp, F over tensor
     assert runs["nf4"]["shard"] == [2, 32, 128]  # L, D/2 over fsdp, F over tensor
-    assert runs["int8"]["shard"] == [2, 128, 128]  # L, D of 128 not over 4: whole blocks of 64
+    assert runs["int8"]["shard"] == [2, 32, 128]  # L, D over fsdp, F over tensor: no blocks
     assert runs["float"]["a shard"] == [2, 64, 4]

@@ -55,4 +55,5 @@ FAMILY = Family(
     ),
     prefixes=("transformer.", ""),
     num_layers_key="n_layer",
+    mlp_key=None,
 )

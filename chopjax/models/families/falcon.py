@@ -114,4 +114,5 @@ FAMILY = Family(
     prefixes=("transformer.", ""),
     num_layers_key="num_hidden_layers",
     buffers=(r"(transformer\.)?h\.\d+\.self_attention\.rotary_emb\.inv_freq",),
+    mlp_key="ffn_hidden_size",
 )

@@ -88,4 +88,5 @@ FAMILY = Family(
     prefixes=("transformer.", ""),
     num_layers_key="n_layer",
     buffers=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    mlp_key="n_inner",
 )

@@ -42,4 +42,5 @@ FAMILY = Family(
     prefixes=llama.PREFIXES,
     num_layers_key="num_hidden_layers",
     buffers=llama.BUFFERS,
+    heads_divide_width=True,
 )

@@ -70,4 +70,5 @@ FAMILY = Family(
     prefixes=PREFIXES,
     num_layers_key="num_hidden_layers",
     buffers=BUFFERS,
+    heads_divide_width=True,
 )

@@ -92,4 +92,5 @@ FAMILY = Family(
     rows=ROWS,
     prefixes=("transformer.", ""),
     num_layers_key="n_layers",
+    mlp_key=None,
 )

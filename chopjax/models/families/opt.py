@@ -92,4 +92,5 @@ FAMILY = Family(
     rows=ROWS,
     prefixes=("model.decoder.", "decoder.", ""),
     num_layers_key="num_hidden_layers",
+    mlp_key="ffn_dim",
 )

@@ -55,6 +55,12 @@ class Row:
         """How many of the parameter's leading axes (L, X) the file has a tensor for each of."""
         return self.per_layer + ("{e}" in self.source)
 
+    def is_linear(self, inputs: Sequence[str]) -> bool:
+        """Whether the tensor is [outputs, inputs], as torch's Linear has it. inputs: the axes of
+        the kernel that are these."""
+        left, _ = _sides(self.axes)
+        return len(left) == 2 and left[1] == tuple(inputs)
+
     def source_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The tensor's shape in the checkpoint."""
         left, _ = _sides(self.axes)
@@ -138,6 +144,10 @@ class Family:
     # They carry no information: imports leave them out, chopping copies them along.
     buffers: tuple[str, ...] = ()
     heads: tuple[str, ...] = ("lm_head",)  # names of the head; the usual one first
+    # What a narrower model changes: the feed-forward's width in config.json, None where no key says
+    # it; and whether transformers refuses heads whose number does not divide the model's width.
+    mlp_key: str | None = "intermediate_size"
+    heads_divide_width: bool = False
 
     @property
     def embedding_row(self) -> Row:

@@ -1,0 +1,46 @@
+"""The text that sparsify and narrow look at, and what they say of losses on it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+
+def add_text(group: argparse._ArgumentGroup, looks: str, sequences: str) -> None:
+    """--data, --field, --sequences and --sequence-length.
+
+    looks, sequences: the help of --data and of --sequences, without the part that verbs share.
+    """
+    add = group.add_argument
+    add(
+        "--data",
+        action="append",
+        metavar="FILE",
+        help=f"text that {looks}: .jsonl, .txt, a folder or hf:NAME; may be given several times. "
+        "With it the loss before and after is measured on other text of it",
+    )
+    add("--field", help="with --data: of a JSON line, the field with the text (default: text)")
+    add("--sequences", type=int, metavar="N", help=f"documents to look at (default: {sequences})")
+    add(
+        "--sequence-length",
+        type=int,
+        metavar="T",
+        help="tokens of each at most (default: the context length, at most 2048)",
+    )
+
+
+def print_losses(screen: Any, done: Mapping[str, Any], changed: str = "pruned") -> None:
+    """The losses of the parent and of the model that was changed, on which text."""
+    import math
+
+    where = "other sequences of it" if done["loss_held_back"] else "the same text"
+    before, after = done["loss"]["parent"], done["loss"][changed]
+    screen.print(
+        f"loss on {where}, {done['loss_tokens']:,} tokens: parent {before:.4f}, {changed} "
+        f"{after:.4f} nats; perplexity {math.exp(before):.3f} and {math.exp(after):.3f}"
+    )
+
+
+def looked_at(done: Mapping[str, Any]) -> str:
+    return f"looked at {done['tokens']:,} tokens of {done['sequences']} sequences"
