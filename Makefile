@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test thorough lint clean
 
 # From `chopjax run` on it is as for any other model.
 demo: export JAX_PLATFORMS ?= cpu
@@ -22,6 +22,11 @@ demo/parent/config.json: | $(VENV)/.run
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Of the tests marked thorough, which `make test` leaves out, one part of so many.
+PART ?= 1/1
+thorough: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --thorough $(PART)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

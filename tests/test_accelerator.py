@@ -62,6 +62,7 @@ def test_a_worker_that_takes_too_long_is_killed(worker):
     assert worker.ended()
 
 
+@pytest.mark.thorough
 def test_every_part(tmp_path, monkeypatch):
     """Of two tasks one is damaged: its row says so, and everything else is there."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

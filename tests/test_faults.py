@@ -14,7 +14,8 @@ from fault_targets import TARGETS
 TESTS = Path(__file__).parent
 CASES = {"checkpoints": 120, "runs": 20}  # of a target; of the others 30
 # Targets that share a process, for its imports take longer than a hundred cases.
-TOGETHER = [["checkpoints"], sorted(TARGETS.keys() - {"checkpoints"})]
+REST = sorted(TARGETS.keys() - {"checkpoints"})
+TOGETHER = [["checkpoints"], pytest.param(REST, marks=pytest.mark.thorough)]
 
 
 def test_kinds_of_faults() -> None:

@@ -12,12 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[1] / "benchmarks/foreign_files.py"
 CASES = os.environ.get("CHOPJAX_FOREIGN_CASES", "40")
 VERBS = os.environ.get("CHOPJAX_FOREIGN_VERBS", "chop,export,import,compare")
 SEED = os.environ.get("CHOPJAX_FOREIGN_SEED", "0")
 
 
+@pytest.mark.thorough
 def test_no_foreign_file_is_lost() -> None:
     command = [sys.executable, str(BENCHMARK), "--json"]
     command += ["--cases", CASES, "--verbs", VERBS, "--seed", SEED]

@@ -138,7 +138,9 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", range(COUNT))
+@pytest.mark.parametrize(
+    "number", [*range(8), *(pytest.param(n, marks=pytest.mark.thorough) for n in range(8, COUNT))]
+)
 def test_at_a_random_instant(number: int, material: dict[str, str], tmp_path: Path) -> None:
     draw = random.Random(number)
     verb = list(VERBS)[number % len(VERBS)]

@@ -289,7 +289,9 @@ def _train(
     stop.begin_training()
     every = settings.evaluation.every
     with progress("train", settings.total_steps, "step", step) as bar:
-        if every and step % every == 0:
+        # A run that was killed between a save and the evaluation of that step makes up for it.
+        was_chop = origin.keep is not None and step == origin.chop_after > 0
+        if was_chop or (every and step % every == 0):
             evaluate()
         clock.restart()
         running: tuple[int, Any] | None = None  # the step that the device works on

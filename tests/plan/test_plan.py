@@ -477,6 +477,7 @@ def test_options_that_the_compiler_does_not_know(tiny: Path, capfd: pytest.Captu
     assert "compiler_options: No such compile option: 'xla_nonsense'" in capfd.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v6e:2x2"])
 def test_other_chips(tiny: Path, topology: str):
     pytest.importorskip("libtpu")

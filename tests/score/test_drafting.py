@@ -57,7 +57,9 @@ def draft_of(kind: str, engine: Engine) -> Draft:
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", DRAFTS)
-@pytest.mark.parametrize("family", ["gemma3_text", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["gemma3_text", pytest.param("gpt2", marks=pytest.mark.thorough)]
+)
 def test_greedy_text_is_the_models_own(family: str, kind: str, tmp_path: Path) -> None:
     """Rows that end apart, by a token and by their number, one of them at the first token."""
     engine = engine_of(tmp_path, family)
@@ -111,7 +113,7 @@ def test_a_draft_that_is_the_model_is_always_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("with_draft", [False, True])
+@pytest.mark.parametrize("with_draft", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_draws_are_from_the_models_distribution(with_draft: bool, tmp_path: Path) -> None:
     """All texts of three tokens out of nine, chi-square at p = 1e-4 with fixed seeds; the draft's
     own law is refused by the same test."""

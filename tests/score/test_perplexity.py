@@ -27,7 +27,9 @@ def test_windows_are_those_of_the_harness(ids: list[int], length: int) -> None:
     assert [(list(context), list(after)) for context, after in windows(ids, length)] == expected
 
 
-@pytest.mark.parametrize("name", ["mix-llama-12l", "tinystories-656k"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mix-llama-12l", marks=pytest.mark.thorough), "tinystories-656k"]
+)
 def test_published_figures(name: str, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """METRICS.json: BOS prepended, first 512 ids, mean over all predicted tokens."""
     folder = shared / "models" / name

@@ -128,6 +128,7 @@ def test_targets_that_the_model_does_not_have(
         check(config, str(tmp_path / "run"), "here")
 
 
+@pytest.mark.thorough
 def test_every_mesh_gives_the_same_curve() -> None:
     """Adapters with dropout, in microbatches or not, on bases of every kind: data 2 x fsdp 2 x
     tensor 2 beside one device. Codes are split like the kernels that they stand for."""

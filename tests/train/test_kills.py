@@ -15,6 +15,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/kills.py"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("of", [[], ["--adapters"]])
 def test_killed_runs_end_with_the_same_bits(of):
     done = subprocess.run(

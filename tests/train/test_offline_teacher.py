@@ -106,6 +106,7 @@ print("agrees")
 """
 
 
+@pytest.mark.thorough
 def test_on_eight_devices(model: Path, out: Path) -> None:
     """More likeliest tokens than a device has of the vocabulary, too."""
     one = ask_teacher(out, str(model), Question(T, K), overwrite=True)

@@ -20,7 +20,7 @@ from chopjax.train import checkpoints
 from chopjax.train.config_file import load_config
 from chopjax.train.loop import train
 
-STEPS, SAVED = 60, 6
+STEPS, SAVED = 40, 4
 # The command line, with less patience for a process that is silent, and without torch, which
 # transformers imports wherever it can, for as long as all the rest takes.
 PROGRAM = """

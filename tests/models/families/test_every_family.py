@@ -120,6 +120,7 @@ def test_a_training_step(name: str) -> None:
     assert found["ours"] == pytest.approx(found["torch"], rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_training_steps_on_a_mesh() -> None:
     """Norms of queries and keys by head and over heads, fused and few keys, ALiBi, experts:
     parameters over fsdp and tensor."""
