@@ -14,7 +14,7 @@ out.
 
 PATH: a Python with MaxText. Without one ours is compiled alone. --try, once or several times:
 settings of ours to try in place of the benchmark's own; the fastest that fits is tuned. A
-compilation takes up to two minutes and 2 to 4 GB, and there are about fourteen a slice.
+compilation takes up to two minutes and 2 to 4 GB, and there are about sixteen a slice.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ MaxText is not compared. It wants Python 3.12 and an environment of its own:
 
 # What the recipe cannot do without: its mesh does not follow the sides of v6e's slices.
 NEEDED = {"v6e": ("mesh.data=1",)}
-# Ours is tuned by the number of parts, with the layers in a loop and one after the other. Fewest
-# parts are not always fastest: unrolled, the compiler may compute again to make them fit.
-TRIED = (1, 2)
+# Ours is tuned by the number of parts and when they gather the kernels, with the layers in a loop
+# and one after the other. Fewest parts are not always fastest: unrolled, the compiler may compute
+# again to make them fit.
+PARTS_OF_OURS = ("microbatches=1", "microbatches=2", "microbatches=2 gather=step")
 LAYERS = ("loop", "unrolled")
 _SPARSE_CORES = {
     f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "true"
@@ -170,8 +171,10 @@ def contest(args: argparse.Namespace, topology: Topology) -> Iterator[Row]:
     shipped = our_row("as shipped", with_flags(*base), base)
     yield shipped
     group = "compute" if args.all_layers else "compute.after_chop"
-    choices = itertools.product(LAYERS, TRIED)
-    own = [f"{group}.layers={layers},{group}.microbatches={n}" for layers, n in choices]
+    own = [
+        ",".join(f"{group}.{each}" for each in (f"layers={layers}", *parts.split()))
+        for layers, parts in itertools.product(LAYERS, PARTS_OF_OURS)
+    ]
     tried = ([*base, *one.split(",")] for one in args.tried or own)
     tuned = [our_row("tuned", with_flags(*flags), flags) for flags in tried]
     best = fastest([shipped, *tuned]) | {"name": "tuned"}

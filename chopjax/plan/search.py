@@ -5,7 +5,7 @@ either. So of each of remat's policies only the fewest microbatches that fit mat
 that keeps less needs no more of them. `walk` follows that staircase. What arithmetic rules out is
 not compiled: where state and kept activations alone are too much, and where the matrix products
 alone take longer than the best step so far. At the corner that is best, the loss's chunk grows for
-as long as that helps, and then the layers are unrolled.
+as long as that helps, then the layers are unrolled, and then the kernels are gathered once a step.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from chopjax.plan.plan import Phase, measure, outline
 from chopjax.plan.roofline import estimate
 from chopjax.plan.topology import AnyTopology
 from chopjax.progress import progress
+from chopjax.train.after_chop import Gather
 from chopjax.train.origin import Origin
 from chopjax.train.settings import Settings
 from chopjax.train.task import task_of
@@ -43,6 +44,7 @@ class Choice(NamedTuple):
     microbatches: int
     loss_chunk: int
     layers: Layers = "loop"
+    gather: Gather = "layer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,7 @@ def search(
 def _search_phase(found: Found, topology: AnyTopology, mesh: Mesh, teacher: Teacher | None) -> None:
     phase, known = found.phase, dict[Choice, Candidate]()
     compute = phase.settings.compute
-    now = Choice(compute.remat, compute.microbatches, compute.loss_chunk, compute.layers)
+    now = Choice(*(getattr(compute, name) for name in Choice._fields))
     parts = _parts(phase, mesh)
 
     def may_fit(choice: Choice) -> bool:
@@ -128,6 +130,8 @@ def _search_phase(found: Found, topology: AnyTopology, mesh: Mesh, teacher: Teac
         grow_chunk(found, tokens, compile_)
         if found.best is not None:
             compile_(found.best.choice._replace(layers="unrolled"))
+        if found.best is not None and _gathers_often(_with(phase, found.best.choice), mesh):
+            compile_(found.best.choice._replace(gather="step"))
 
 
 def walk(
@@ -171,6 +175,13 @@ def walk(
         while place > 0 and fits(remat, place - 1):
             place -= 1
     fewest("none", of_dots)
+
+
+def _gathers_often(phase: Phase, mesh: Mesh) -> bool:
+    """Whether compute.gather=step would be another program."""
+    settings = phase.settings
+    apart = mesh.shape["fsdp"] > 1 and not settings.adapter.rank
+    return apart and settings.compute.microbatches > 1
 
 
 def _keeps_no_less(one: Choice, other: Choice) -> bool:
@@ -238,8 +249,9 @@ def _products(phase: Phase, topology: AnyTopology, mesh: Mesh, teacher: Teacher 
 
 
 def _words(choice: Choice) -> str:
-    parts, chunk = choice.microbatches, choice.loss_chunk
-    return f"{choice.remat}, {parts} parts, chunk {chunk}, {choice.layers}"
+    parts, chunk, once = choice.microbatches, choice.loss_chunk, choice.gather == "step"
+    words = f"{choice.remat}, {parts} parts, chunk {chunk}, {choice.layers}"
+    return f"{words}, gathered once" if once else words
 
 
 def _seconds(one: Candidate) -> str:

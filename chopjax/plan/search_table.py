@@ -35,7 +35,7 @@ def _table(found: Found, limit: int) -> Table:
     title = f"{phase.name}, {phase.model.num_layers} layers: settings of {phase.group}"
     table = Table(title=f"{title}; {limit / GIB:.1f} GiB usable")
     table.add_column("remat")
-    numbers = ("microbatches", "loss chunk", "layers", "GiB", "step, s", "exposed, s")
+    numbers = ("microbatches", "loss chunk", "layers", "gather", "GiB", "step, s", "exposed, s")
     for column in (*numbers, "MFU at most", ""):
         table.add_column(column, justify="right")
     for one in sorted(found.tried, key=lambda one: (one.step_seconds, one.total)):

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from chopjax.errors import UserError
 from chopjax.train.compiler_options import read_options
 
+Gather = Literal["layer", "step"]
+
 
 @dataclasses.dataclass(frozen=True)
 class AfterChopSettings:
@@ -19,6 +21,7 @@ class AfterChopSettings:
     microbatches: int = 0  # in place of compute.microbatches; 0: the same
     loss_chunk: int = 0  # in place of compute.loss_chunk; 0: the same
     layers: Literal["same", "loop", "unrolled"] = "same"  # in place of compute.layers
+    gather: Literal["same", "layer", "step"] = "same"  # in place of compute.gather
     compiler_options: str = ""  # in place of compute.compiler_options; empty: the same
 
     def given(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from chopjax.errors import UserError, did_you_mean, listing
 from chopjax.models.adapter_settings import AdapterSettings
 from chopjax.models.compute import Compute, Dtype, Remat
-from chopjax.train.after_chop import AfterChopSettings
+from chopjax.train.after_chop import AfterChopSettings, Gather
 from chopjax.train.compiler_options import read_options
 from chopjax.train.dimchop_settings import DimChopSettings
 
@@ -102,6 +102,9 @@ class ComputeSettings(Compute):
     microbatches: int = 1  # parts that a batch is worked off in; gradients add up in float32
     # tokens a device whose logits exist at once; 0: 512 on processors, 2,048 on accelerators
     loss_chunk: int = 0
+    # with microbatches, when a device gets what fsdp has elsewhere of the blocks' kernels: for each
+    # layer of each part, or once a step in compute.dtype, which takes room
+    gather: Gather = "layer"
     # options that XLA compiles the training step with, "NAME=VALUE,NAME=VALUE"
     compiler_options: str = ""
     after_chop: AfterChopSettings = AfterChopSettings()
@@ -186,6 +189,7 @@ MAY_CHANGE = (
     "compute.attention",
     "compute.layers",
     "compute.microbatches",
+    "compute.gather",
     "compute.loss_chunk",
     "compute.compiler_options",
     "compute.after_chop.",

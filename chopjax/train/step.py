@@ -27,6 +27,7 @@ from chopjax.models.mesh import BATCH_AXES, batch_sharding, constrain, replicate
 from chopjax.models.parameters import Params
 from chopjax.train import dimchop
 from chopjax.train.fixed_masks import without_gradient, zeros_kept
+from chopjax.train.gather import gathered
 from chopjax.train.settings import Settings
 from chopjax.train.spike_guard import first_guard, guarded
 
@@ -193,8 +194,12 @@ def make_train_step(
 
         def add(sums: Any, part: Batch) -> tuple[Any, None]:
             (_, metrics), grads = gradient_of(params, frozen, part)
+            grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, of_params)
             return jax.tree.map(lambda total, new: total + new, sums, (metrics, grads)), None
 
+        of_params = shardings_of(abstract["params"])
+        if settings.compute.gather == "step":
+            params = gathered(params, of_params, settings.compute.dtype)
         split = _microbatches(batch, parts)
         first = jax.tree.map(lambda x: x[0], split)
         metrics = jax.eval_shape(lambda: objective(params, frozen, first)[1])

@@ -19,7 +19,9 @@ import numpy as np
 
 from chopjax.models import families, mesh
 from chopjax.models.config import ModelConfig
+from chopjax.train import gather as gathering
 from chopjax.train import optimizer, step
+from chopjax.train.after_chop import Gather
 from chopjax.train.dimchop_settings import DimChopSettings
 from chopjax.train.settings import (
     ComputeSettings,
@@ -115,7 +117,8 @@ def gathers_vocabulary(line: str) -> bool:
 
 def run(name: str, data: int, fsdp: int, tensor: int, parts: int, extra: dict) -> dict:
     config = families.translate(RAW | extra)[1]
-    compute = dataclasses.replace(SETTINGS.compute, microbatches=parts)
+    when: Gather = "step" if name == "all" else "layer"
+    compute = dataclasses.replace(SETTINGS.compute, microbatches=parts, gather=when)
     settings = dataclasses.replace(SETTINGS, compute=compute)
     teacher = None
     if name.startswith("teacher"):
@@ -153,12 +156,20 @@ def run(name: str, data: int, fsdp: int, tensor: int, parts: int, extra: dict) -
         loss, weight = eval_step(state["params"], frozen, first)
         query = state["params"]["blocks"]["attention"]["query"]
         gate = state["params"]["blocks"]["mlp"]["gate"]
+        where = step.shardings_of(abstract["params"])
+        gather = jax.jit(lambda params: gathering.gathered(params, where, "bfloat16"))
+        gathered = gather(state["params"])["blocks"]
         sorts = re.findall(r"= \(?s32\[(\d+)\]\S* .*sort\(", text)
         return {
             "curve": curve,
             "evaluation": [float(loss), float(weight)],
             "born sharded": sharded,
             "query shard": list(query.addressable_shards[0].data.shape),
+            "gate, gathered": [
+                *gathered["mlp"]["gate"].addressable_shards[0].data.shape,
+                str(gathered["mlp"]["gate"].dtype),
+            ],
+            "norm, gathered": str(gathered["mlp_norm"]["scale"].dtype),
             "gate shard": list(gate.addressable_shards[0].data.shape),
             "longest sort": max(map(int, sorts), default=0),
             "whole batch gathered": any(

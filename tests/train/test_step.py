@@ -54,6 +54,13 @@ def test_a_vocabulary_that_does_not_divide(runs):
     np.testing.assert_allclose(runs["vocabulary whole"]["curve"], want, rtol=2e-4)
 
 
+def test_kernels_can_be_gathered_once_a_step(runs):
+    """As "all" does, whose curve is that of one device: over no axis but tensor's."""
+    assert runs["all"]["gate shard"] == [2, 16, 24]  # fsdp and tensor
+    assert runs["all"]["gate, gathered"] == [2, 32, 24, "bfloat16"]
+    assert runs["all"]["norm, gathered"] == "float32"
+
+
 def test_experts_on_a_mesh(runs):
     """The curve of one device; each device sorts the tokens of its rows, and has its part of every
     expert."""
