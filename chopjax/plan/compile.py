@@ -84,7 +84,8 @@ class Compilation:
         self.for_gpus = isinstance(topology, Cluster)
         self.begun = time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="chopjax-plan-")
-        self.dump = Dump(Path(self.folder.name), self.for_gpus)
+        unrolled = model.num_layers if settings.compute.layers == "unrolled" else 1
+        self.dump = Dump(Path(self.folder.name), self.for_gpus, unrolled)
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(self.folder)
         self._stack.enter_context(interrupts.at_end(self.folder.cleanup))

@@ -13,7 +13,8 @@ from pathlib import Path
 from chopjax.plan import hlo
 from chopjax.plan.gpu_kernels import work_space
 
-CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated
+CODE_RESERVE = 256 * 2**20  # bytes held back for machine code that was not generated,
+CODE_OF_A_LAYER = 16 * 2**20  # or so many for each unrolled layer; one of 7B's has 15.4 MiB on v5p
 # The compiler's dumps, in the order in which it writes them.
 LAYOUT, REPORT = "after_optimizations-buffer-assignment", "after_optimizations-memory-usage-report"
 PROGRAM, LAID_OUT = "after_optimizations", "after_optimizations_after_buffer_assignment"
@@ -26,7 +27,7 @@ class Memory:
     arguments: int  # state, batch, and what is frozen
     new_outputs: int  # outputs that do not take an argument's place: metrics
     temporaries: int  # gradients, activations, gathered parameters, everything else
-    code: int  # CODE_RESERVE where none was generated; of GPUs, with what libraries work in
+    code: int  # the reserve where none was generated; of GPUs, with what libraries work in
 
     @property
     def total(self) -> int:
@@ -54,10 +55,12 @@ class TooLarge:
 class Dump:
     """The folder of the dumps of one training step, which is compiled under a name with
     `train_step` in it. options: what the compiler must be told, as jax takes it. for_gpus: jax's
-    compiler for CUDA names its files otherwise."""
+    compiler for CUDA names its files otherwise. unrolled: how many layers the program spells out.
+    """
 
-    def __init__(self, folder: Path, for_gpus: bool = False):
+    def __init__(self, folder: Path, for_gpus: bool = False, unrolled: int = 1):
         self.folder, self.for_gpus = folder, for_gpus
+        self.reserve = max(CODE_RESERVE, CODE_OF_A_LAYER * unrolled)
         self.options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
 
     def memory(self) -> Memory | None:
@@ -65,14 +68,14 @@ class Dump:
         is too large, too, and then refuses it."""
         if not self._files(LAID_OUT):
             return None
-        return Memory(*_layout(self._read(LAYOUT)), code=CODE_RESERVE)
+        return Memory(*_layout(self._read(LAYOUT)), code=self.reserve)
 
     def compiled(self, memory: Memory, seconds: float) -> Compiled:
-        generated = memory.code != CODE_RESERVE and not self.for_gpus
+        generated = memory.code != self.reserve and not self.for_gpus
         program = hlo.parse(self._read(PROGRAM))
         if self.for_gpus:
             largest = max(work_space(each) for _, each, _ in program.instructions())
-            memory = dataclasses.replace(memory, code=CODE_RESERVE + largest)
+            memory = dataclasses.replace(memory, code=self.reserve + largest)
         return Compiled(memory, _largest(self._read(REPORT)), program, generated, seconds)
 
     def _files(self, which: str) -> list[Path]:

@@ -29,6 +29,9 @@ def test_memory_is_there_when_it_is_laid_out(tmp_path: Path) -> None:
     assert dump.memory() is None
     write(tmp_path, "jit_train_step", LAID_OUT, "")
     assert dump.memory() == Memory(4096, 512, 2**20, CODE_RESERVE)
+    spelled_out = Dump(tmp_path, unrolled=40).memory()
+    assert spelled_out is not None
+    assert spelled_out.code == 40 * 2**24 > CODE_RESERVE
 
 
 @pytest.mark.parametrize(
