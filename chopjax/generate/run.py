@@ -108,10 +108,10 @@ def _fresh(
     began = done = time.perf_counter()
     idle = _idle(engine, drafting)
 
-    def ends(place: int, new: list[int]) -> bool:
+    def ends(place: int, new: list[int]) -> int | None:
         heard[place] = time.perf_counter()
         hear(todo[place], new)
-        return voice.has_stop(new)
+        return voice.ends(new)
 
     prompts = [ids[number] for number in todo]
     numbered = dataclasses.replace(asked, numbers=tuple(todo))

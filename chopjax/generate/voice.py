@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from chopjax.score.ending import shortest
+
 INCOMPLETE = "\ufffd"  # what a decoder shows of a character whose bytes are not all there
 
 
@@ -24,25 +26,23 @@ class Voice:
     def has_stop(self, ids: Sequence[int]) -> bool:
         return bool(self.stops) and self._end(self.text(ids)) is not None
 
+    def ends(self, ids: Sequence[int]) -> int | None:
+        """How many ids there are up to the one that completes the first stop string; None: none
+        does."""
+        return shortest(ids, self.has_stop)
+
     def cut(self, ids: Sequence[int]) -> tuple[list[int], str]:
         """The ids up to the one that completes the first stop string, and the text before that."""
-        text = self.text(ids)
-        end = self._end(text)
-        if end is None:
-            return list(ids), text
-        few, enough = 0, len(ids)  # the fewest ids whose text has a stop string
-        while enough - few > 1:
-            middle = (few + enough) // 2
-            few, enough = (few, middle) if self.has_stop(ids[:middle]) else (middle, enough)
-        return list(ids[:enough]), text[:end]
+        kept = list(ids[: self.ends(ids)])
+        text = self.text(kept)
+        return kept, text[: self._end(text)]
 
     def sure(self, ids: Sequence[int]) -> str:
         """As much of the text as no further token changes: whole characters, and nothing that a
         stop string might begin with."""
-        text = self.text(ids)
-        if (end := self._end(text)) is not None:
-            return text[:end]
-        text = text.rstrip(INCOMPLETE)
+        if self.has_stop(ids):
+            return self.cut(ids)[1]
+        text = self.text(ids).rstrip(INCOMPLETE)
         held = max(
             (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
             default=0,

@@ -18,17 +18,9 @@ import numpy as np
 from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models.borrowed import Borrowed
+from chopjax.score.ending import Ends, never
 from chopjax.score.engine import Engine
-from chopjax.score.generation import (
-    Asked,
-    Ends,
-    GenerationShape,
-    Rows,
-    batches,
-    begin,
-    go_on,
-    never,
-)
+from chopjax.score.generation import Asked, GenerationShape, Rows, batches, begin, go_on
 from chopjax.score.speculative import DraftShape, speculate, speculate_walking
 from chopjax.score.steps import STRIDE, State
 from chopjax.score.walk import of_engine, walks

@@ -6,7 +6,7 @@ Axes: B rows, S slots.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,7 @@ from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.launch import leader
 from chopjax.score.decoding import GENERATION_CONFIG, REFUSED, Rules, read_rules, refused
+from chopjax.score.ending import Ends, never
 from chopjax.score.engine import Engine
 from chopjax.score.next_token import LIKELIEST, NO_RULES, Choice
 from chopjax.score.steps import State, decode, prefill
@@ -102,23 +103,14 @@ class GenerationShape:
     slots: int
 
 
-# A row's new ids as they come; whether what it has is enough.
-Ends = Callable[[int, list[int]], bool]
-
-
-def never(row: int, ids: list[int]) -> bool:
-    return False
-
-
 def generate(
     engine: Engine, prompts: Sequence[np.ndarray], asked: Asked, ends: Ends = never
 ) -> Iterator[tuple[int, list[int]]]:
     """(prompt's index, its continuation) as batches are done, longest prompts first.
 
-    A continuation has `most` tokens, or fewer: it stops with a token of eos_ids, and soon after
-    `ends` (of the prompt's index and its new ids so far) has said yes. Prompts have at least one
-    token, and with `most` more they fit the context length. Raises UserError for an id without a
-    row in the embedding table.
+    A continuation has `most` tokens, or fewer: it stops with a token of eos_ids, and where `ends`
+    says. Prompts have at least one token, and with `most` more they fit the context length. Raises
+    UserError for an id without a row in the embedding table.
     """
     engine.check_ids(prompts)
     for batch, shape in batches(engine, [len(prompt) for prompt in prompts], asked.most):
@@ -198,17 +190,23 @@ class Rows:
     def is_open(self, row: int) -> bool:
         return row in self._open
 
-    def add(self, new: Sequence[Sequence[int]]) -> None:
-        """new: by row what it wrote; nobody hears of what is behind its end."""
+    def add(self, new: Sequence[Sequence[int]]) -> list[int]:
+        """new: by row what it wrote. Returns how many tokens of it each row has taken: those behind
+        its end are left out."""
+        taken = [0] * len(self.ids)
         for row in sorted(self._open):
             ids = self.ids[row]
+            before = len(ids)
             for token in new[row]:
                 ids.append(token)
                 if token in self._asked.eos_ids or len(ids) == self._asked.most:
                     self._open.discard(row)
                     break
-            if self._ends(self._numbers[row], ids):
+            if (end := self._ends(self._numbers[row], ids)) is not None:
+                del ids[end:]
                 self._open.discard(row)
+            taken[row] = len(ids) - before
+        return taken
 
 
 def begin(

@@ -27,6 +27,7 @@ from chopjax.progress import progress, say
 from chopjax.score.chat import Template
 from chopjax.score.decoding import GENERATION_CONFIG, read_generation_config
 from chopjax.score.encoding import Encoder, Ids, check_pairs
+from chopjax.score.ending import shortest
 from chopjax.score.engine import Engine
 from chopjax.score.generation import Asked, GenerationSettings, generate, read_settings
 from chopjax.score.journal import Journal, pair_key, prompt_key
@@ -224,9 +225,12 @@ class ChopjaxLM(TemplateLM):
         eos = () if self.eot_token_id is None else (self.eot_token_id,)
         stops = [*setting.until, *(self.tokenizer.decode([token]) for token in eos)]
 
-        def ends(prompt: int, ids: list[int]) -> bool:
+        def has_stop(ids: Sequence[int]) -> bool:
             text = self.tokenizer.decode(ids)
             return any(stop in text for stop in setting.until)
+
+        def ends(prompt: int, ids: list[int]) -> int | None:
+            return shortest(ids, has_stop)
 
         # The tokenizer's token ends a text, too: the harness has its spelling among the stops.
         eos_ids = frozenset((*setting.rules.eos_token_id, *eos))

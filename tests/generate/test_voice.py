@@ -24,11 +24,14 @@ STOPS = st.lists(st.text(alphabet="ab.é\n", min_size=1, max_size=3), max_size=3
 
 
 @hypothesis.given(TEXTS, STOPS)
+@hypothesis.example(".aa", ["a", ".aa"])
 def test_a_text_ends_before_its_first_stop_string(text: str, stops: list[str]) -> None:
+    """Of the tokens up to the first that completes one: what would come behind has no say."""
     voice, ids = Voice(Bytes(), stops), list(text.encode())
-    places = [text.find(stop) for stop in stops if stop in text]
     kept, cut = voice.cut(ids)
-    assert cut == text[: min(places, default=len(text))]
+    shown = bytes(kept).decode(errors="replace")
+    places = [shown.find(stop) for stop in stops if stop in shown]
+    assert cut == shown[: min(places, default=len(shown))]
     assert voice.has_stop(ids) == bool(places)
     if places:  # as few tokens as have one
         assert voice.has_stop(kept)
@@ -38,6 +41,7 @@ def test_a_text_ends_before_its_first_stop_string(text: str, stops: list[str]) -
 
 
 @hypothesis.given(TEXTS, STOPS, st.integers(1, 5))
+@hypothesis.example(".aa", ["a", ".aa"], 1)
 def test_what_was_written_is_never_taken_back(text: str, stops: list[str], pace: int) -> None:
     """However many tokens come at a time, in the middle of a character, too."""
     voice, ids, written = Voice(Bytes(), stops), list(text.encode()), list[str]()
