@@ -18,6 +18,7 @@ import numpy as np
 from chopjax import interrupts
 from chopjax.errors import UserError
 from chopjax.models.borrowed import Borrowed
+from chopjax.models.config import ModelConfig
 from chopjax.score.ending import Ends, never
 from chopjax.score.engine import Engine
 from chopjax.score.generation import Asked, GenerationShape, Rows, batches, begin, go_on
@@ -50,33 +51,38 @@ def of_layers(engine: Engine, keep: Sequence[int]) -> Draft:
 
 
 def of_model(engine: Engine, other: Engine) -> Draft:
-    """Another model as draft. Raises UserError where its vocabulary is not the model's, and where
-    its context is shorter."""
+    """Another model as draft. Raises UserError as check_model."""
+    check_model(engine.config, engine.max_length, other.config)
+    return Draft(_beside(engine, other.config, other.params))
+
+
+def check_model(config: ModelConfig, max_length: int, other: ModelConfig) -> None:
+    """Raises UserError where a draft's vocabulary is not the model's, and where its context is
+    shorter than max_length. other: the draft's."""
     for what, theirs, ours in (
-        ("a vocabulary", other.config.vocab_size, engine.config.vocab_size),
-        ("a context", other.config.max_positions, engine.max_length),
+        ("a vocabulary", other.vocab_size, config.vocab_size),
+        ("a context", other.max_positions, max_length),
     ):
         if theirs < ours:
             raise UserError(
                 f"--draft: it has {what} of {theirs}, the model one of {ours}; a draft needs as "
                 "much"
             )
-    if other.config.vocab_size > engine.config.vocab_size:
+    if other.vocab_size > config.vocab_size:
         raise UserError(
-            f"--draft: its vocabulary has {other.config.vocab_size} tokens, and the model's "
-            f"{engine.config.vocab_size}: it could write what the model does not know"
+            f"--draft: its vocabulary has {other.vocab_size} tokens, and the model's "
+            f"{config.vocab_size}: it could write what the model does not know"
         )
-    return Draft(_beside(engine, other.config, other.params))
 
 
-def _beside(engine: Engine, config: Any, params: Any) -> Engine:
+def _beside(engine: Engine, config: ModelConfig, params: Any) -> Engine:
     return Engine(config, params, engine.compute, engine.max_length, engine.mesh, engine.budget)
 
 
 @dataclasses.dataclass
 class Continuation:
-    """New ids of a prompt. rounds: passes of the model that they took after the prompt's; drafted,
-    accepted: tokens."""
+    """New ids of a prompt. rounds: passes of the model that they took after the prompt's. drafted:
+    tokens that the draft wrote; accepted: those of them that are among the ids."""
 
     ids: list[int]
     rounds: int = 0
@@ -90,9 +96,9 @@ class Pace:
 
     plain, draft: a token of the model's and of the draft's. round: a round with `length` drafted
     tokens, in batches of the shape that the first two were measured in; 0 before there was one.
-    rounds: of that length, of all rows; taken: drafted tokens that they took. accepted: those of
-    all lengths; refused: how many rounds ended with a refusal. measuring: what it took to measure
-    the first two.
+    rounds: of that length, of all rows; tokens: what texts have of them. accepted: drafted tokens
+    in texts, of all lengths; refused: how many rounds ended with a refusal. measuring: what it took
+    to measure the first two.
     """
 
     plain: float
@@ -102,7 +108,7 @@ class Pace:
     measuring: float = 0.0
     round: float = 0.0
     rounds: int = 0
-    taken: int = 0
+    tokens: int = 0
     accepted: int = 0
     refused: int = 0
 
@@ -118,19 +124,22 @@ class Pace:
 
     @property
     def tokens_a_round(self) -> float:
-        return 1 + self.taken / max(self.rounds, 1)
+        return self.tokens / max(self.rounds, 1)
 
     @property
     def gain(self) -> float:
         """How many times as fast as plain decoding the rounds were."""
         return self.tokens_a_round * self.plain / self.round if self.round else 1.0
 
-    def count(self, accepted: int) -> None:
-        """A row's round, of which so many drafted tokens were taken."""
+    def count(self, taken: int, kept: int) -> int:
+        """A row's round: tokens that the model took, the last of them its own, and how many of them
+        its text has, which may have ended before. Returns how many of these were drafted."""
+        accepted = min(taken - 1, kept)
         self.rounds += 1
-        self.taken += accepted
+        self.tokens += kept
         self.accepted += accepted
-        self.refused += accepted < self.length
+        self.refused += kept == taken <= self.length
+        return accepted
 
     def seconds_a_token(self, length: int) -> float:
         """Expected, with so many drafted tokens a round; 0: plain decoding."""
@@ -203,31 +212,29 @@ class Drafting:
                 self.length, self._fixed = self.pace.best_length(), True
                 if self.length not in (0, self.pace.length):  # what was measured is of another
                     self.pace.length, self.pace.round = self.length, 0.0
-                    self.pace.rounds = self.pace.taken = 0
+                    self.pace.rounds = self.pace.tokens = 0
                     rounds.clear()
             if not self.length:
                 new_BG, state, cache = go_on(engine, state, cache, shape, asked.choice)
-                _count(made, rows, STRIDE, 0)
-                rows.add(np.asarray(new_BG).tolist())
+                for one, kept in zip(made, rows.add(np.asarray(new_BG).tolist()), strict=True):
+                    one.rounds += kept
                 continue
             start = time.perf_counter()
             compiled = self.compile_seconds
             new_BT, taken_B, state, before_B, cache, draft_cache = self._round(
                 state, before_B, cache, draft_cache, shape, asked
             )
-            new, taken = np.asarray(new_BT), np.asarray(taken_B)
+            new, taken = np.asarray(new_BT)[: len(made)], np.asarray(taken_B)[: len(made)].tolist()
             seconds = time.perf_counter() - start
             seconds -= self.compile_seconds - compiled
             rounds.append(seconds)
             if shape == self.pace.shape:
                 self.pace.round = float(np.median(rounds[-ROUNDS:]))
-            for row, one in enumerate(made):
-                if rows.is_open(row):
-                    accepted = int(taken[row]) - 1
+            written = [row[:count].tolist() for row, count in zip(new, taken, strict=True)]
+            for one, count, kept in zip(made, taken, rows.add(written), strict=True):
+                if kept:  # the row was open
                     one.rounds, one.drafted = one.rounds + 1, one.drafted + self.length
-                    one.accepted += accepted
-                    self.pace.count(accepted)
-            rows.add([tokens[:count].tolist() for tokens, count in zip(new, taken, strict=True)])
+                    one.accepted += self.pace.count(count, kept)
         return made
 
     def _round(
@@ -258,12 +265,6 @@ class Drafting:
             static,
             donate=("cache", "draft_cache"),
         )
-
-
-def _count(made: list[Continuation], rows: Rows, rounds: int, drafted: int) -> None:
-    for row, one in enumerate(made):
-        if rows.is_open(row):
-            one.rounds, one.drafted = one.rounds + rounds, one.drafted + drafted
 
 
 def seconds_a_step(

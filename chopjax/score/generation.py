@@ -187,9 +187,6 @@ class Rows:
     def open(self) -> bool:
         return bool(self._open)
 
-    def is_open(self, row: int) -> bool:
-        return row in self._open
-
     def add(self, new: Sequence[Sequence[int]]) -> list[int]:
         """new: by row what it wrote. Returns how many tokens of it each row has taken: those behind
         its end are left out."""

@@ -73,7 +73,8 @@ def test_greedy_text_is_the_models_own(family: str, kind: str, tmp_path: Path) -
         assert {index: one.ids for index, one in found.items()} == expected
         for one in found.values():
             assert one.drafted == 3 * one.rounds
-            assert one.rounds >= (len(one.ids) - 1) / 4
+            # A token of the prompt's, one of each round but perhaps the last, and drafted ones.
+            assert len(one.ids) - one.accepted - one.rounds in (0, 1)
     assert drafting.pace is not None
     assert drafting.pace.accepted > 0, "a draft that is always wrong tests little"
 
