@@ -27,6 +27,7 @@ from chopjax.checkpoint.manifest import MANIFEST
 from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.checkpoint.source import Checkpoint
+from chopjax.disk.hashes import file_hashes
 
 SAMPLE = 4096
 
@@ -50,6 +51,13 @@ def model_files(description: Description) -> dict[str, Path]:
         named = _files_below(weights)
     riding = [name for name in assets(description.folder) if not Path(name).name.startswith(_INERT)]
     return named | {name: description.folder / name for name in riding}
+
+
+def model_hashes(description: Description) -> dict[str, str]:
+    """Name → sha256 of model_files, whole."""
+    named = model_files(description)
+    hashes = file_hashes(named.values())
+    return {name: hashes[path] for name, path in named.items()}
 
 
 def of_description(description: Description) -> dict[str, str | None]:

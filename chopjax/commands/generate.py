@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chopjax.commands.flags import add_scoring_model, check_count, check_scoring_model
 
 if TYPE_CHECKING:
-    from chopjax.generate.draft import DraftChoice
-    from chopjax.generate.run import Clock
-    from chopjax.score.drafting import Drafting
+    import numpy as np
+
+    from chopjax.checkpoint.load import Description, Loaded
+    from chopjax.generate.draft import DraftChoice, FoundDraft
+    from chopjax.generate.prompts import Prompt
+    from chopjax.generate.run import Reply
+    from chopjax.generate.voice import Stream
+    from chopjax.score.engine import Engine
+    from chopjax.score.generation import Asked
+    from chopjax.score.journal import Journal
 
 MOST = 128
 COLDEST = 1e-6  # logits divided by less may be beyond float32
@@ -97,102 +105,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from chopjax import interrupts
-    from chopjax.data.chat_template import choose_template
-    from chopjax.data.tokenizer import build, fingerprint, whole_text_backend
-    from chopjax.disk.files import expanded
-    from chopjax.errors import UserError
-    from chopjax.generate.draft import open_draft
-    from chopjax.generate.prompts import Prompt, check_room, encode, read_prompts
-    from chopjax.generate.run import Clock, corpus_row, journal_folder, replies, write_corpus
-    from chopjax.generate.voice import Stream, Voice, special_stops
-    from chopjax.score.chat import Template
-    from chopjax.score.decoding import read_generation_config, read_rules
+    from chopjax.checkpoint.describe import describe
+    from chopjax.data.tokenizer import build
+    from chopjax.generate.prompts import Prompt, read_prompts
+    from chopjax.generate.run import Clock, corpus_row, replies, write_corpus
+    from chopjax.generate.voice import Stream, Voice
+    from chopjax.report import generated
     from chopjax.score.drafting import Drafting
-    from chopjax.score.encoding import Encoder
-    from chopjax.score.generation import Asked
-    from chopjax.score.journal import Journal
     from chopjax.score.model import open_engine, use_compilation_cache
-    from chopjax.score.next_token import Choice, Sampling
-    from chopjax.score.run import identity
 
     choice, length = _check(args)
-    output = expanded(args.output) if args.output is not None else None
-    if output and output.is_dir():
-        raise UserError(f"--output {output} is a folder; a file name is needed")
-    if output and output.exists() and not args.overwrite:
-        raise UserError(f"--output {output} exists; give another name or --overwrite")
-    if args.prompt is not None:
-        prompts = [Prompt("prompt", args.prompt)]
-    else:
-        prompts = read_prompts(args.prompts)
+    output = _output(args)
+    alone = args.prompt is not None
+    prompts = [Prompt("prompt", args.prompt)] if alone else read_prompts(args.prompts)
+    # Whatever can be wrong is found before weights are read.
+    model = describe(args.model, args.revision, quantized=True)
+    tokenizer = build(model.folder, model.name)
+    found = _find_draft(choice, model, tokenizer) if choice.given else None
+    ids = _ids(args, prompts, model, tokenizer)
+    asked = _asked(args, ids, model, tokenizer)
     use_compilation_cache()
-    loaded, engine = open_engine(
-        args.model,
-        args.revision,
-        args.dtype,
-        None,
-        args.batch_size,
-        args.fsdp,
-        args.tensor,
-        args.weights,
-    )
-    tokenizer = build(loaded.folder, loaded.name)
-    begins = tokenizer.bos_token_id
-    begins = tokenizer.eos_token_id if begins is None else begins
-    if begins is None:
-        raise UserError(f"{loaded.name}: the tokenizer has neither a BOS nor an EOS token")
-    chosen = None
-    if args.chat or any(prompt.kind == "messages" for prompt in prompts):
-        chosen = choose_template(tokenizer, True, loaded.name, "--chat")
-    template = Template(tokenizer, loaded.name, chosen)
-    ids = encode(prompts, Encoder(tokenizer, None, begins), template, args.chat)
-    options = read_generation_config(loaded.folder)
-    _check_options(loaded.name, options)
-    rules = read_rules(options, loaded.name)
-    room = max(1, engine.max_length - max(map(len, ids)))
-    most = args.max_new_tokens or rules.max_new_tokens or min(MOST, room)
-    check_room(ids, most, engine.max_length)
-    ends = () if args.ignore_eos else (*rules.eos_token_id, tokenizer.eos_token_id)
-    eos_ids = special_stops(tokenizer, args.stop).union(one for one in ends if one is not None)
-    sampling = Sampling(args.temperature, args.top_p)
-    asked = Asked(most, eos_ids, Choice(rules, sampling), args.seed)
+    devices = args.fsdp, args.tensor, args.weights
+    loaded, engine = open_engine(model, None, args.dtype, None, args.batch_size, *devices)
+    drafting = Drafting(engine, found.open(engine, *devices), length) if found else None
+    journal = _journal(args, output, loaded, engine, found) if output else None
     voice, clock = Voice(tokenizer, args.stop), Clock()
-    drafting, named = None, ""
-    if choice.given:
-        backend = whole_text_backend(tokenizer)
-        mark = fingerprint(backend, backend.encode_special_tokens)
-        named, draft = open_draft(choice, engine, mark, args.fsdp, args.tensor, args.weights)
-        drafting = Drafting(engine, draft, length)
-    journal = None
-    if output:
-        journal = Journal(journal_folder(output), identity(loaded, engine))
-        interrupts.advise("the texts so far are kept, and the same command goes on from there")
-    alone = len(prompts) == 1 and not args.json
-    stream = Stream(voice, lambda text: print(text, end="", flush=True))
+    stream = None
+    if len(prompts) == 1 and not args.json:
+        stream = Stream(voice, lambda text: print(text, end="", flush=True))
 
     def hear(number: int, new: list[int]) -> None:
-        if alone:
+        if stream:
             stream.hear(new)
 
     rows = []
     for number, reply in replies(engine, ids, asked, voice, clock, drafting, journal, hear):
-        prompt = prompts[number]
+        _print(args, number, prompts[number], reply, stream)
         if output:
-            rows.append(corpus_row(prompt, ids[number], reply, voice, args.chat))
-        if args.json:
-            print(json.dumps({"prompt": prompt.said, **vars(reply)}), flush=True)
-        elif alone:
-            stream.end(reply.text)
-        else:
-            print(f"[{number + 1}] {_short(prompt.said)}\n{reply.text}\n", flush=True)
+            rows.append(corpus_row(prompts[number], ids[number], reply, voice, args.chat))
     if output and journal:
         write_corpus(output, rows, journal, args.overwrite)
-    summary = _summary(args.model, len(prompts), clock, drafting, named)
+    named = found.name if found else None
+    summary = generated.summary(args.model, len(prompts), clock, drafting, named)
     if args.json:
         print(json.dumps(summary))
     else:
-        _show(summary)
+        generated.show(summary)
     return 0
 
 
@@ -201,8 +159,7 @@ def _check(args: argparse.Namespace) -> tuple[DraftChoice, int | None]:
     import math
 
     from chopjax.errors import UserError
-    from chopjax.generate.draft import DraftChoice
-    from chopjax.score.drafting import MOST as LONGEST
+    from chopjax.generate.draft import DraftChoice, parse_length
 
     check_scoring_model(args)
     check_count("--max-new-tokens", args.max_new_tokens)
@@ -228,24 +185,113 @@ def _check(args: argparse.Namespace) -> tuple[DraftChoice, int | None]:
         raise UserError("--overwrite is for --output")
     choice = DraftChoice(args.draft, args.draft_keep, args.draft_strategy, args.draft_remove)
     choice.check()
-    if args.draft_length == "auto":
-        return choice, None
-    if not choice.given:
+    if args.draft_length != "auto" and not choice.given:
         raise UserError("--draft-length is for a draft; give --draft or --draft-keep, too")
-    if args.draft_length not in map(str, range(1, LONGEST + 1)):
-        raise UserError(f"--draft-length {args.draft_length}: from 1 to {LONGEST}, or auto")
-    return choice, int(args.draft_length)
+    return choice, parse_length(args.draft_length)
 
 
-def _check_options(name: str, options: dict[str, Any]) -> None:
+def _output(args: argparse.Namespace) -> Path | None:
+    from chopjax.disk.files import expanded
     from chopjax.errors import UserError
-    from chopjax.score.decoding import GENERATION_CONFIG, refused
 
+    if args.output is None:
+        return None
+    output = expanded(args.output)
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; a file name is needed")
+    if output.exists() and not args.overwrite:
+        raise UserError(f"--output {output} exists; give another name or --overwrite")
+    return output
+
+
+def _find_draft(choice: DraftChoice, model: Description, tokenizer: Any) -> FoundDraft:
+    from chopjax.data.tokenizer import fingerprint, whole_text_backend
+    from chopjax.generate.draft import find_draft
+
+    backend = whole_text_backend(tokenizer)
+    return find_draft(choice, model, fingerprint(backend, backend.encode_special_tokens))
+
+
+def _ids(
+    args: argparse.Namespace, prompts: list[Prompt], model: Description, tokenizer: Any
+) -> list[np.ndarray]:
+    """What the model reads of each prompt."""
+    from chopjax.data.chat_template import choose_template
+    from chopjax.errors import UserError
+    from chopjax.generate.prompts import encode
+    from chopjax.score.chat import Template
+    from chopjax.score.encoding import Encoder
+
+    begins = tokenizer.bos_token_id
+    begins = tokenizer.eos_token_id if begins is None else begins
+    if begins is None:
+        raise UserError(f"{model.name}: the tokenizer has neither a BOS nor an EOS token")
+    chosen = None
+    if args.chat or any(prompt.kind == "messages" for prompt in prompts):
+        chosen = choose_template(tokenizer, True, model.name, "--chat")
+    template = Template(tokenizer, model.name, chosen)
+    return encode(prompts, Encoder(tokenizer, None, begins), template, args.chat)
+
+
+def _asked(
+    args: argparse.Namespace, ids: list[np.ndarray], model: Description, tokenizer: Any
+) -> Asked:
+    """How the model goes on. Raises UserError where there is no room behind a prompt, and for rules
+    of the model's that chopjax does not know."""
+    from chopjax.errors import UserError
+    from chopjax.generate.prompts import check_room
+    from chopjax.generate.voice import special_stops
+    from chopjax.score.decoding import (
+        GENERATION_CONFIG,
+        read_generation_config,
+        read_rules,
+        refused,
+    )
+    from chopjax.score.generation import Asked
+    from chopjax.score.next_token import Choice, Sampling
+
+    options = read_generation_config(model.folder)
     if problems := refused(options):
         raise UserError(
-            f"{name}: chopjax does not know {', '.join(problems)} of its {GENERATION_CONFIG}, "
-            "which would change the text; take it out of the file"
+            f"{model.name}: chopjax does not know {', '.join(problems)} of its "
+            f"{GENERATION_CONFIG}, which would change the text; take it out of the file"
         )
+    rules = read_rules(options, model.name)
+    room = max(1, model.config.max_positions - max(map(len, ids)))
+    most = args.max_new_tokens or rules.max_new_tokens or min(MOST, room)
+    check_room(ids, most, model.config.max_positions)
+    ends = () if args.ignore_eos else (*rules.eos_token_id, tokenizer.eos_token_id)
+    eos_ids = special_stops(tokenizer, args.stop).union(one for one in ends if one is not None)
+    return Asked(most, eos_ids, Choice(rules, Sampling(args.temperature, args.top_p)), args.seed)
+
+
+def _journal(
+    args: argparse.Namespace, output: Path, loaded: Loaded, engine: Engine, draft: FoundDraft | None
+) -> Journal:
+    """Remembers replies until the corpus is written. Drawn text depends on the draft, too."""
+    from chopjax import interrupts
+    from chopjax.generate.run import journal_folder
+    from chopjax.score.journal import Journal
+    from chopjax.score.run import identity
+
+    known = dict(identity(loaded, engine))
+    if draft and args.temperature:
+        known["draft"] = {**draft.identity(), "length": args.draft_length}
+    interrupts.advise("the texts so far are kept, and the same command goes on from there")
+    return Journal(journal_folder(output), known)
+
+
+def _print(
+    args: argparse.Namespace, number: int, prompt: Prompt, reply: Reply, stream: Stream | None
+) -> None:
+    import json
+
+    if stream:
+        stream.end(reply.text)
+    elif args.json:
+        print(json.dumps({"prompt": prompt.said, **vars(reply)}), flush=True)
+    else:
+        print(f"[{number + 1}] {_short(prompt.said)}\n{reply.text}\n", flush=True)
 
 
 def _short(said: Any) -> str:
@@ -256,60 +302,3 @@ def _short(said: Any) -> str:
     text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
     text = " ".join(readable(text).split())
     return text if len(text) <= 76 else text[:75] + "…"
-
-
-def _summary(
-    model: str, prompts: int, clock: Clock, drafting: Drafting | None, named: str
-) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "model": model,
-        "prompts": prompts,
-        "resumed": prompts - clock.prompts,
-        "tokens": clock.tokens,
-        "seconds": clock.seconds,
-        "tokens_per_second": clock.tokens_per_second,
-        "draft": None,
-    }
-    if drafting is not None and (pace := drafting.pace) is not None:
-        summary["draft"] = {"name": named, "length": drafting.length, "cost": pace.cost}
-        measured = bool(pace.round)  # not where texts end with their first token
-        summary["draft"] |= {
-            "tokens_per_round": pace.tokens_a_round if measured else None,
-            "acceptance": pace.acceptance if measured else None,
-            "ratio": pace.gain if measured else None,
-            "best_length": pace.best_length() if measured else None,
-        }
-    return summary
-
-
-def _show(summary: dict[str, Any]) -> None:
-    """On standard error: the text is the result."""
-    from rich.table import Table
-
-    from chopjax.progress import say
-    from chopjax.score.drafting import FIRST_LENGTH, ROUNDS
-    from chopjax.terminal import console
-
-    table = Table(box=None, show_header=False)
-    if summary["resumed"]:
-        table.add_row("prompts of an earlier run", f"{summary['resumed']:,}")
-    table.add_row("new tokens", f"{summary['tokens']:,}")
-    table.add_row("tokens/s", f"{summary['tokens_per_second']:.1f}")
-    if draft := summary["draft"]:
-        table.add_row("draft", draft["name"])
-        length = draft["length"] or f"{FIRST_LENGTH} for {ROUNDS} rounds, then none"
-        table.add_row("tokens of a draft", str(length))
-        table.add_row("a draft token's cost c", f"{draft['cost']:.3f} of the model's")
-        if draft["ratio"] is None:
-            table.add_row("acceptance α", "not measured: there were too few rounds")
-        else:
-            table.add_row("tokens a round", f"{draft['tokens_per_round']:.2f}")
-            table.add_row("acceptance α", f"{draft['acceptance']:.3f}")
-            faster = f"{draft['ratio']:.2f}x its speed, measured in this run"
-            table.add_row("to plain decoding", faster)
-    console(stderr=True).print(table)
-    if (draft := summary["draft"]) and draft["best_length"] == 0:
-        say(
-            "There is nothing to win with this draft: it costs as much as it brings (α must be "
-            "well above c)."
-        )

@@ -26,8 +26,8 @@ Hear = Callable[[int, list[int]], None]  # a prompt's number, and its new ids so
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """text: before the first stop string. tokens: its ids, with those that ended it. seconds: since
-    its batch began; of answers of an earlier run, theirs. rounds, drafted, accepted: see
-    `drafting.Continuation`; without a draft all are 0."""
+    its batch began, without compiling and measuring; of answers of an earlier run, theirs. rounds,
+    drafted, accepted: see `drafting.Continuation`; without a draft all are 0."""
 
     text: str
     tokens: list[int]
@@ -105,11 +105,10 @@ def _fresh(
 ) -> Iterator[tuple[int, Reply]]:
     """As batches are done."""
     heard: dict[int, float] = {}
-    began = done = time.perf_counter()
-    idle = _idle(engine, drafting)
+    began = done = _time(engine, drafting)
 
     def ends(place: int, new: list[int]) -> int | None:
-        heard[place] = time.perf_counter()
+        heard[place] = _time(engine, drafting)
         hear(todo[place], new)
         return voice.ends(new)
 
@@ -123,10 +122,8 @@ def _fresh(
         made = drafting.generate(prompts, numbered, ends)
     for place, one in made:
         if heard[place] > done:  # the first of its batch
-            began, done = done, time.perf_counter()
-            spent = _idle(engine, drafting)
-            clock.seconds += done - began - (spent - idle)
-            idle = spent
+            began, done = done, _time(engine, drafting)
+            clock.seconds += done - began
         tokens, text = voice.cut(one.ids)
         clock.tokens += len(tokens)
         clock.prompts += 1
@@ -134,12 +131,13 @@ def _fresh(
         yield todo[place], Reply(text, tokens, one.rounds, one.drafted, one.accepted, seconds)
 
 
-def _idle(engine: Engine, drafting: Drafting | None) -> float:
-    """Seconds spent on something else than text."""
-    if drafting is None:
-        return engine.statistics.compile_seconds
-    measuring = 0.0 if drafting.pace is None else drafting.pace.measuring
-    return drafting.compile_seconds + measuring
+def _time(engine: Engine, drafting: Drafting | None) -> float:
+    """Seconds on a clock that stands still while something else is done than text."""
+    idle = engine.statistics.compile_seconds
+    if drafting is not None:
+        measuring = 0.0 if drafting.pace is None else drafting.pace.measuring
+        idle = drafting.compile_seconds + measuring
+    return time.perf_counter() - idle
 
 
 def journal_folder(output: Path) -> Path:

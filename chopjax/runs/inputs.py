@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.describe import Description, describe
-from chopjax.checkpoint.identity import model_files
+from chopjax.checkpoint.identity import model_hashes
 from chopjax.data.lists import text_names
 from chopjax.data.sources import Source, find_sources
 from chopjax.disk.hashes import file_hashes
@@ -28,9 +28,7 @@ class Contents:
         """Configuration, tokenizer, weights; of a hub id the commit."""
         if parent.revision:
             return {"parent": parent.name, "revision": parent.revision}
-        named = model_files(parent)
-        hashes = file_hashes(named.values())
-        return {"files": [[name, hashes[path]] for name, path in named.items()]}
+        return {"files": [list(pair) for pair in model_hashes(parent).items()]}
 
     def texts(self, inputs: str, field: str) -> list[Any]:
         """Raises UserError where there is no such text."""

@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 
-from chopjax.checkpoint.identity import model_files
+from chopjax.checkpoint.identity import model_hashes
 from chopjax.checkpoint.load import Loaded
 from chopjax.data.chat_template import choose_template
-from chopjax.disk.hashes import file_hashes
 from chopjax.score.engine import Engine
 
 # The harness bootstraps standard errors in forked processes; forking under JAX's threads can hang.
@@ -117,11 +116,9 @@ def identity(loaded: Loaded, engine: Engine) -> Mapping[str, Any]:
     Tasks, prompts, chat template and special tokens have their say in the ids of a request, which
     an answer is found by.
     """
-    named = model_files(loaded)
-    hashes = file_hashes(named.values())
     kind = kind_of(engine.params)
     return {
-        "files": {name: hashes[path][:32] for name, path in named.items()},
+        "files": {name: digest[:32] for name, digest in model_hashes(loaded).items()},
         **({"weights": kind} if kind else {}),  # journals of other runs know no such word
         "dtype": engine.compute.dtype,
         "max_length": engine.max_length,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,12 @@ import pytest
 import torch
 import transformers
 
+from chopjax.checkpoint.describe import describe
 from chopjax.cli import main
+from chopjax.commands import generate as verb
+from chopjax.generate.draft import FoundDraft
 from chopjax.generate.voice import special_stops
+from chopjax.score.model import open_engine
 
 PROMPTS = ["the cat sat", "a bird", "the old tree and the mat " * 3]
 
@@ -104,6 +110,27 @@ def test_a_corpus_for_prepare(
     assert main(["prepare", str(output), "--tokenizer", str(model), "--output", str(store)]) == 0
 
 
+def test_drawn_replies_are_kept_for_their_draft(model: Path, tmp_path: Path) -> None:
+    """A draft has a say in what is drawn, and none in what is likeliest."""
+    loaded, engine = open_engine(str(model), dtype="float32")
+
+    def journal(heat: float, draft: FoundDraft | None, length: str = "auto") -> str:
+        args = argparse.Namespace(temperature=heat, draft_length=length)
+        return verb._journal(args, tmp_path / "texts.jsonl", loaded, engine, draft).path.name
+
+    copy = shutil.copytree(model, tmp_path / "copy")
+    drafts = [
+        None,
+        FoundDraft("", None, (0,)),
+        FoundDraft("", None, (0, 1)),
+        FoundDraft("", describe(str(model))),
+    ]
+    assert len({journal(0.0, draft) for draft in drafts}) == 1
+    assert len({journal(1.0, draft) for draft in drafts}) == 4
+    assert journal(1.0, drafts[3]) == journal(1.0, FoundDraft("", describe(str(copy))))
+    assert journal(1.0, drafts[1]) != journal(1.0, drafts[1], "3")
+
+
 def test_one_prompt_is_written_as_it_grows(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(model), "--prompt", PROMPTS[0], "--max-new-tokens", "20"]
     assert main([*command, "--json"]) == 0
@@ -166,8 +193,13 @@ def test_mistakes(
 
 
 def test_a_draft_with_another_tokenizer(
-    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Is refused before a weight is read."""
+    monkeypatch.delattr("chopjax.score.model.load")
     checkpoints.write_checkpoint(tmp_path, vocab_size=300, max_position_embeddings=96)
     checkpoints.write_tokenizer(tmp_path, vocab_size=290)
     assert main(["generate", str(model), "--prompt", "a", "--draft", str(tmp_path)]) == 2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import numpy as np
 import pytest
 
+from chopjax.compilation import compiled
 from chopjax.data.tokenizer import build
 from chopjax.generate.prompts import Prompt
 from chopjax.generate.run import Clock, Reply, corpus_row, replies
@@ -51,6 +54,25 @@ def test_in_order_and_through_a_kill(with_draft: bool, tmp_path: Path) -> None:
     params, engine.params = engine.params, {}  # nothing is computed again
     assert answers(Journal(tmp_path, {"model": "m"})) == expected
     engine.params = params
+
+
+def test_seconds_are_without_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that goes on while a program is compiled, and at no other time."""
+    checkpoints.write_checkpoint(tmp_path / "m", vocab_size=300, num_hidden_layers=1)
+    checkpoints.write_tokenizer(tmp_path / "m", vocab_size=300)
+    _, engine = open_engine(str(tmp_path / "m"), dtype="float32", max_length=64)
+    now = [0.0]
+
+    def slowly(lowered: Any) -> Any:
+        now[0] += 100
+        return compiled(lowered)
+
+    monkeypatch.setattr("chopjax.score.engine.compiled", slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock()
+    found = replies(engine, IDS, Asked(3), Voice(build(tmp_path / "m", "m")), clock)
+    assert [reply.seconds for _, reply in found] == [0.0] * 4
+    assert clock.seconds == 0 < engine.statistics.compile_seconds
 
 
 class Pieces:
