@@ -27,6 +27,10 @@ def write(folder: Path, rows: int = 4) -> Path:
     ):
         put(folder, name, "validation", [make(n) for n in range(rows)])
     put(folder, "sciq", "test", [sciq(n) for n in range(rows)])
+    put(folder, "gsm8k", "train", [gsm8k(n) for n in range(rows + 4)])
+    put(folder, "gsm8k", "test", [gsm8k(n) for n in range(rows)])
+    for split in ("train", "validation"):
+        put(folder, "triviaqa", split, [triviaqa(n) for n in range(rows)])
     put(folder, "c4", "validation", [{"text": said(n) * 9} for n in range(rows)])
     return folder
 
@@ -68,3 +72,11 @@ def copa(n: int) -> dict[str, Any]:
 def sciq(n: int) -> dict[str, Any]:
     wrong = {f"distractor{k}": WORDS[n + k] for k in (1, 2, 3)}
     return {"support": said(n), "question": said(n + 1), **wrong, "correct_answer": "tree"}
+
+
+def gsm8k(n: int, answer: str = "") -> dict[str, Any]:
+    return {"question": f"{said(n)}How many?", "answer": f"{said(n + 1)}\n#### {answer or n}"}
+
+
+def triviaqa(n: int, *answers: str) -> dict[str, Any]:
+    return {"question": said(n).strip(". "), "answer": {"aliases": [WORDS[n], *answers]}}

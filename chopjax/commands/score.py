@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Flags that make the programs which all processes run.
 SHARED = ("revision", "dtype", "max_length", "batch_size", "fsdp", "tensor", "weights")
-SUITES = ("just_chop", "just_chop_v1", "deeper_layers", "quick")  # chopjax/score/suites
+SUITES = ("just_chop", "just_chop_v1", "deeper_layers", "generative", "quick")  # score/suites
 
 
 EXAMPLE = """\
@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SUITES,
         metavar="NAME",
         help="the evaluation of a paper: just_chop (6 tasks, C4 perplexity), just_chop_v1 (13 "
-        "tasks), deeper_layers (MMLU, BoolQ, C4 loss / log V); or quick, for a laptop",
+        "tasks), deeper_layers (MMLU, BoolQ, C4 loss / log V); or generative (GSM8K, TriviaQA), or "
+        "quick, for a laptop",
     )
     which.add_argument(
         "--tasks",

@@ -19,6 +19,9 @@ from chopjax.score.run import evaluate
 from chopjax.score.tasks import Tasks, load_tasks
 from chopjax.score.texts import Text, find_texts
 
+# Shares of documents that are right, the one to show first. Of several ways to read an answer out
+# of a text the task's first is taken.
+ACCURACIES = ("acc_norm", "acc", "exact_match")
 BOS = {"auto": None, "yes": True, "no": False}  # score.bos → add_bos_token of `evaluate`
 
 
@@ -111,9 +114,10 @@ def headlines(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, 
     what guessing would give, "texts": as below}."""
     accuracy = {}
     for task, metrics in results["results"].items():
-        metric = next((m for m in ("acc_norm", "acc") if f"{m},none" in metrics), None)
+        metric = next((m for m in ACCURACIES if any(k.startswith(f"{m},") for k in metrics)), None)
         if metric:
-            accuracy[task] = [metrics[f"{metric},none"], _error(metrics, metric, "none")]
+            key = next(key for key in metrics if key.startswith(f"{metric},"))
+            accuracy[task] = [metrics[key], _error(metrics, *key.split(","))]
     return {
         "accuracy": accuracy,
         "chance": {task: results["chance"].get(task) for task in accuracy},
@@ -123,7 +127,8 @@ def headlines(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, 
 
 def measured_on(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, Any]:
     """Of score's results, {"accuracies": "task metric" → (value, standard error or None),
-    "texts": name → figures with their convention}."""
+    "texts": name → figures with their convention}. How an answer is read out of a text stands
+    behind its metric: "gsm8k exact_match (strict-match)"."""
     figures: dict[str, Any] = {"accuracies": {}, "texts": {}}
     of_texts = {text.name for text in texts}
     for task, metrics in results["results"].items():
@@ -134,7 +139,11 @@ def measured_on(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str
             metric, _, filtered = name.partition(",")
             if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
                 continue
-            figures["accuracies"][f"{task} {metric}"] = (value, _error(metrics, metric, filtered))
+            how = "" if filtered == "none" else f" ({filtered})"
+            figures["accuracies"][f"{task} {metric}{how}"] = (
+                value,
+                _error(metrics, metric, filtered),
+            )
     return figures
 
 

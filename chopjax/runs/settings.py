@@ -83,7 +83,7 @@ class ScoreSettings:
     """What parent, chopped and healed model are measured by: what `chopjax score` takes."""
 
     tasks: str = ""  # of lm-evaluation-harness, separated by commas; none: perplexity alone
-    suite: str = ""  # of a paper, in place of tasks or beside them, such as just_chop
+    suite: str = ""  # in place of tasks or beside them, such as "just_chop,generative"
     data_dir: str = ""  # read documents from DIR/TASK/SPLIT.jsonl, not from the hub
     without: str = ""  # tasks to leave out of suite and groups, separated by commas
     text: str = ""  # texts whose perplexity is measured, too; several separated by commas
@@ -367,6 +367,7 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
 def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str]:
     """What is wrong, one sentence each: of `checks`, and of the settings that both verbs have."""
     score = settings.score
+    unknown = [name for name in split_list(score.suite) if name not in SUITES]
     checks = [
         (bool(settings.model), "model: the parent is missing (a Hugging Face folder or hub id)"),
         *checks,
@@ -376,8 +377,8 @@ def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str
             "heal.teacher.top_k: only chopjax train reads what a teacher said beforehand",
         ),
         (
-            not score.suite or score.suite in SUITES,
-            f"score.suite: {score.suite!r} is not one of {', '.join(SUITES)}",
+            not unknown,
+            f"score.suite: {', '.join(map(repr, unknown))} is not one of {', '.join(SUITES)}",
         ),
         (
             bool(score.tasks or score.suite) or not (score.data_dir or score.without),

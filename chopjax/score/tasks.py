@@ -24,7 +24,9 @@ FEWSHOT_SEED = 1234  # the harness's default
 SUITES = Path(__file__).parent / "suites"
 # What the suites refer to. Reading all of the harness's task files takes 8 s, these a tenth of one.
 HARNESS = Path(lm_eval.tasks.__file__).parent
-FOLDERS = "arc glue hellaswag mmlu/default openbookqa piqa sciq super_glue winogrande".split()
+FOLDERS = (
+    "arc glue gsm8k hellaswag mmlu/default openbookqa piqa sciq super_glue triviaqa winogrande"
+).split()
 Tasks = dict[str, Any]  # {"tasks": {name: Task}, "groups": {name: Group}}
 
 

@@ -14,7 +14,8 @@ RESULTS: dict[str, Any] = {
         "both": {"alias": "both", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 0.75}
         | {"acc_norm_stderr,none": "N/A"},
         "plain": {"acc,none": 0.25, "acc_stderr,none": 0.05},
-        "worded": {"exact_match,strict": 0.125, "exact_match_stderr,strict": 0.01},
+        "worded": {"exact_match,strict": 0.125, "exact_match_stderr,strict": 0.01}
+        | {"exact_match,lax": 0.25, "exact_match_stderr,lax": 0.02, "f1,lax": 0.5},
     },
     "chance": {"both": 0.5, "plain": 0.25},
 }
@@ -22,8 +23,8 @@ RESULTS: dict[str, Any] = {
 
 def test_a_headline_is_the_length_normalised_accuracy_where_there_is_one() -> None:
     assert headlines(RESULTS, ()) == {
-        "accuracy": {"both": [0.75, None], "plain": [0.25, 0.05]},
-        "chance": {"both": 0.5, "plain": 0.25},
+        "accuracy": {"both": [0.75, None], "plain": [0.25, 0.05], "worded": [0.125, 0.01]},
+        "chance": {"both": 0.5, "plain": 0.25, "worded": None},
         "texts": {},
     }
 
@@ -34,7 +35,9 @@ def test_every_metric_of_every_task() -> None:
             "both acc": (0.5, 0.1),
             "both acc_norm": (0.75, None),
             "plain acc": (0.25, 0.05),
-            "worded exact_match": (0.125, 0.01),
+            "worded exact_match (strict)": (0.125, 0.01),
+            "worded exact_match (lax)": (0.25, 0.02),
+            "worded f1 (lax)": (0.5, None),
         },
         "texts": {},
     }

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import lm_eval
 import numpy as np
 import pytest
 import suite_data
 from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from sklearn.metrics import f1_score
 
 from chopjax.cli import main
 from chopjax.commands.score import SUITES as NAMES
 from chopjax.errors import UserError
-from chopjax.score.tasks import SUITES, load_tasks
+from chopjax.score.tasks import HARNESS, SUITES, load_tasks
 
 JUST_CHOP = {  # METHODS: normalised by characters, or plain
     "piqa": "acc_norm",
@@ -272,3 +274,50 @@ def test_mistakes(
     assert code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_generative_beside_the_harness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The task files of the harness over the same rows, through its hf backend: texts, answers read
+    out of them, and metrics. What the model says is right for the first document of each task."""
+    checkpoints.write_checkpoint(
+        tmp_path / "m", vocab_size=300, num_hidden_layers=1, max_position_embeddings=768
+    )
+    checkpoints.write_tokenizer(tmp_path / "m", vocab_size=300)
+    data, own = suite_data.write(tmp_path / "data", rows=2), tmp_path / "own"
+    _, said = scored(tmp_path / "m", data, tmp_path / "first", "generative")
+    answers = {name: samples[0]["filtered_resps"][0] for name, samples in said.items()}
+    right = suite_data.gsm8k(0, answers["gsm8k"])
+    suite_data.put(data, "gsm8k", "test", [right, suite_data.gsm8k(1)])
+    right = suite_data.triviaqa(0, answers["triviaqa"])
+    suite_data.put(data, "triviaqa", "validation", [right, suite_data.triviaqa(1)])
+    results, samples = scored(tmp_path / "m", data, tmp_path / "out", "generative")
+    own.mkdir()
+    for name, file in (("gsm8k", "gsm8k.yaml"), ("triviaqa", "default.yaml")):
+        rows = {path.stem: str(path) for path in (data / name).iterdir()}
+        local = {"dataset_path": "json", "dataset_kwargs": {"data_files": rows}}
+        text = {"include": str(HARNESS / name / file), "dataset_name": None, **local}
+        (own / f"{name}.yaml").write_text(json.dumps(text))
+    theirs = lm_eval.simple_evaluate(
+        HFLM(str(tmp_path / "m"), device="cpu", dtype="float32", batch_size=2),
+        tasks=["gsm8k", "triviaqa"],
+        task_manager=TaskManager(include_path=str(own), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    for name, expected in theirs["results"].items():
+        found = results["results"][name]
+        metrics = [key for key in expected if key.startswith("exact_match,")]
+        assert {key: found[key] for key in metrics} == {key: expected[key] for key in metrics}
+        assert found[metrics[0]] == 0.5
+        for mine, other in zip(samples[name], theirs["samples"][name], strict=True):
+            assert mine["arguments"]["gen_args_0"]["arg_0"] == other["arguments"][0][0]
+            assert mine["resps"] == other["resps"]
+            assert mine["filtered_resps"] == list(other["filtered_resps"])
+    assert results["n-shot"] == {"gsm8k": 5, "triviaqa": 0}
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "out"), "--json"]) == 2
+    assert main(["compare", str(tmp_path / "out"), str(tmp_path / "first"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["tasks"]
+    assert [(row["task"], row["metric"], row["cells"][0]["value"]) for row in rows] == [
+        ("gsm8k", "exact_match,strict-match", 0.5),
+        ("triviaqa", "exact_match,remove_whitespace", 0.5),
+    ]
