@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chopjax.commands.flags import add_weights, check_count
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from chopjax.generate.draft import FoundDraft
+    from chopjax.latency.drafts import Drafted
+    from chopjax.latency.models import Model
 
 DEFAULT_LENGTH = 512
 
 
 EXAMPLE = """\
 chopjax latency PARENT --remove 25%,50% --plot latency
+chopjax latency PARENT --draft healed --data held_out.jsonl
 """
+
+
+class Drafts(NamedTuple):
+    """What is to be drafted: new tokens behind each prompt."""
+
+    found: list[FoundDraft]
+    length: int | None
+    prompts: list[np.ndarray]
+    new: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +72,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of parameters and activations (default: auto, float32 on CPU and bfloat16 elsewhere)",
     )
     add_weights(add)
+    add = parser.add_argument_group(
+        "speculative decoding",
+        "Also time text that a draft writes ahead, beside the same text without one. Each flag but "
+        "the last may be given several times.",
+    ).add_argument
+    many: Any = {"action": "append", "default": []}
+    add("--draft", metavar="CHOP", help="a checkpoint with the same tokenizer", **many)
+    add("--draft-keep", metavar="LIST", help='layers of the model, such as "0,13-23"', **many)
+    add(
+        "--data",
+        metavar="FILE",
+        help="text whose beginnings are the prompts, B for each round: .jsonl, .txt, a folder or "
+        "hf:NAME",
+        **many,
+    )
+    add(
+        "--draft-length",
+        default="auto",
+        metavar="K",
+        help="tokens of a draft (default: auto, what is fastest by what the first round measures)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.latency.models import first_layers, open_models
     from chopjax.models.compute import Compute
     from chopjax.progress import progress, say
+    from chopjax.report import drafts as drafts_report
     from chopjax.report import latency as report
     from chopjax.report import plots
     from chopjax.terminal import print_json, show
@@ -72,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("batch", "length", "rounds"):
         check_count(f"--{flag}", getattr(args, flag))
     plot = plots.check_plot(args.plot) if args.plot else None
+    drafts = _find_drafts(args)
+    drafts_plot = plots.check_plot(f"{plot}-drafts") if plot and drafts else None
     dtype = args.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -93,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
                 args.rounds,
                 advance=bar.advance,
             )
+        drafted = _measure_drafts(args, drafts, next(iter(models.values())), dtype)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -114,8 +157,13 @@ def run(args: argparse.Namespace) -> int:
     if plot is not None:
         for written in plots.save(report.figure(measured, setting), plot):
             say(f"wrote {written}")
+    parent = measured[0].config.num_layers
+    if drafts_plot is not None:
+        for written in plots.save(drafts_report.figure(drafted, parent, setting), drafts_plot):
+            say(f"wrote {written}")
     if args.json:
-        print_json(report.as_json(measured, about))
+        more = {"drafts": drafts_report.as_json(drafted)} if drafted else {}
+        print_json(report.as_json(measured, about) | more)
         return 0
     show(report.table(measured), groups=(1, 1, 2, 2, 2, 1))
     print(f"\n{setting}; medians of {args.rounds} rounds in turns")
@@ -123,4 +171,71 @@ def run(args: argparse.Namespace) -> int:
         print(f"{phase} is {meaning}.")
     print("memory is the largest of the three: parameters, cache, activations.\n")
     print("\n".join(report.findings(measured)))
+    if drafts:
+        show(drafts_report.table(drafted, parent))
+        print(f"\n{drafts.new} tokens behind each of {len(drafts.prompts)} prompts, in turns")
     return 0
+
+
+def _find_drafts(args: argparse.Namespace) -> Drafts | None:
+    """None where no draft is asked for. No weight is read. Raises UserError for flags that do not
+    go together, for drafts that are none of this model, and for files without text."""
+    from chopjax.checkpoint.describe import describe
+    from chopjax.data.tokenizer import load_tokenizer
+    from chopjax.errors import UserError
+    from chopjax.generate.draft import DraftChoice, find_draft, parse_length
+    from chopjax.latency.drafts import beginnings, room
+    from chopjax.score.perplexity import read_texts
+
+    choices = [DraftChoice(model=name) for name in args.draft]
+    choices += [DraftChoice(keep=keep) for keep in args.draft_keep]
+    length = parse_length(args.draft_length)
+    if not choices:
+        if args.data or length:
+            raise UserError(
+                "--data and --draft-length are for a draft; give --draft or --draft-keep, too"
+            )
+        return None
+    if len(args.models) > 1:
+        raise UserError("--draft and --draft-keep are for one MODEL, whose text they write ahead")
+    if args.random:
+        raise UserError("--random: a draft foretells nothing of random weights; leave one out")
+    if not args.data:
+        raise UserError("--draft and --draft-keep need --data, text for the model to go on with")
+    texts = read_texts(args.data, "text")
+    model = describe(args.models[0], args.revision, quantized=True)
+    tokenizer = load_tokenizer(model.folder)
+    found = [find_draft(choice, model, tokenizer.fingerprint) for choice in choices]
+    if len({each.name for each in found}) < len(found):
+        raise UserError(f"the same draft twice: {', '.join(each.name for each in found)}")
+    longest, new = room(model.config.max_positions, args.length or DEFAULT_LENGTH)
+    prompts = beginnings(tokenizer, texts, args.batch * args.rounds, longest)
+    if not prompts:
+        raise UserError(f"{', '.join(args.data)}: no text in it")
+    return Drafts(found, length, prompts, new)
+
+
+def _measure_drafts(
+    args: argparse.Namespace, drafts: Drafts | None, model: Model, dtype: str
+) -> dict[str, Drafted]:
+    """Name → figures."""
+    from chopjax.latency.drafts import measure_drafts
+    from chopjax.latency.models import open_draft
+    from chopjax.models.compute import Compute
+    from chopjax.progress import progress
+    from chopjax.score.engine import Engine
+    from chopjax.score.layout import Budget
+
+    if drafts is None:
+        return {}
+    params, config = model
+    # A batch is one, however long: slots and rows are rounded up to powers of two.
+    budget = Budget(tokens=4 * args.batch * config.max_positions)
+    engine = Engine(config, params, Compute(dtype=dtype), budget=budget)
+    opened = [open_draft(found, engine, dtype, args.weights) for found in drafts.found]
+    turns = 1 + -(-len(drafts.prompts) // args.batch)
+    with progress("drafts", turns, "rounds") as bar:
+        measured = measure_drafts(
+            engine, opened, drafts.prompts, drafts.new, args.batch, drafts.length, bar.advance
+        )
+    return {found.name: one for found, one in zip(drafts.found, measured, strict=True)}

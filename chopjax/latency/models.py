@@ -15,12 +15,15 @@ from chopjax.checkpoint.orbax_folder import Unread
 from chopjax.checkpoint.unread import bring
 from chopjax.chop.configurations import resolve_remove
 from chopjax.errors import UserError
+from chopjax.generate.draft import FoundDraft
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import init
 from chopjax.models.formats import Kind
 from chopjax.models.mesh import make_mesh
 from chopjax.models.parameters import Params
 from chopjax.models.quantized import places
+from chopjax.score.drafting import Draft, of_layers, of_model
+from chopjax.score.engine import Engine
 from chopjax.score.model import where_quantized
 
 Model = tuple[Params, ModelConfig]
@@ -69,6 +72,14 @@ def open_model(
         drawn = jax.tree.map(lambda w: Unread(w.shape, w.dtype, lambda: np.asarray(w)), params)
         params = bring(drawn, flatten_dict(places(config, weights, one), sep="/"), None)
     return params, config
+
+
+def open_draft(found: FoundDraft, engine: Engine, dtype: str, weights: Kind | None) -> Draft:
+    """A draft beside the model of an engine, on its one device."""
+    if found.model is None:
+        return of_layers(engine, found.keep)
+    params, config = open_model(found.model.name, None, dtype, False, weights)
+    return of_model(engine, Engine(config, params, engine.compute, budget=engine.budget))
 
 
 def _config(name: str, revision: str | None, random: bool) -> ModelConfig:
