@@ -15,6 +15,7 @@ from chopjax import __version__
 from chopjax.report import html, layers, methods
 from chopjax.report.own_files import PAGE, check_files, figure_files, write_report_files
 from chopjax.report.plots import save
+from chopjax.report.sweep_drafts import DRAFTED, are_drafted, drafts
 from chopjax.report.sweep_figures import accuracies, losses, overview, ranking
 from chopjax.report.sweep_rows import CHOPPED, Cell, Row, states_of, strategies_of, summary
 from chopjax.train.settings import flat
@@ -22,7 +23,7 @@ from chopjax.train.settings import flat
 PARENT = "parent"
 
 
-FIGURE_NAMES = ("overview", "loss", "ranking", "accuracy", "methods")
+FIGURE_NAMES = ("overview", "loss", "ranking", "accuracy", "drafts", "methods")
 
 
 def check_report(workdir: Path) -> None:
@@ -67,6 +68,11 @@ def write_report(
     }
     if report["parent"]["accuracy"]:
         figures["accuracy"] = ("Accuracy against layers removed.", accuracies(report))
+    if are_drafted(report):
+        caption = (
+            "Each model as a draft for the parent: accepted length, and speed-up over the parent"
+        )
+        figures["drafts"] = (f"{caption} alone, measured in the same run.", drafts(report))
     parts = [html.paragraph(_abstract(report))]
     if methods.compared(report):
         drawn = methods.curves(report, in_time=settings["budget"][-1:] in ("h", "m", "s"))
@@ -86,6 +92,8 @@ def write_report(
     for task in report["parent"]["accuracy"]:
         value = functools.partial(_accuracy, task)
         parts += [html.heading(f"{task}, accuracy"), html.table(*table(report, value, "{:.3f}"))]
+    for name, figure in DRAFTED.items() if are_drafted(report) else ():
+        parts += [html.heading(f"As a draft: {name}"), html.table(*table(report, figure, "{:.2f}"))]
     parts += [
         html.heading("Layers kept"),
         html.paragraph("Numbered from 0, both ends of a range included."),

@@ -109,7 +109,7 @@ def overview(report: Mapping[str, Any]) -> Figure:
         line[0].set_ylabel(label, fontsize=9)
         for axes, names in zip(line, groups.values(), strict=True):
             for state in dict.fromkeys((states[0], states[-1])):
-                _strategies(axes, cells, names, state, levels["parent"], total)
+                draw_strategies(axes, cells, names, state, levels["parent"], total)
             for level, dash in zip(levels.values(), ("-.", ":"), strict=False):
                 axes.axhline(level, color=GREY, linestyle=dash, linewidth=1)
             if value is mean_accuracy and (error := mean_accuracy_error(parent)):
@@ -126,14 +126,15 @@ def overview(report: Mapping[str, Any]) -> Figure:
         axes.legend(
             frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2)
         )
-    _key(figure, states, list(rows[0][2]))
+    draw_key(figure, states, list(rows[0][2]))
     return figure
 
 
-def _strategies(
+def draw_strategies(
     axes: Axes, cells: Cells, names: list[str], state: str, start: float, total: int
 ) -> None:
-    """A curve a strategy. Some choose the same layers: what is drawn later is smaller."""
+    """A curve a strategy, from `start` on where nothing is removed (NaN: from its first point on).
+    Some choose the same layers: what is drawn later is smaller."""
     for order, (name, (color, marker)) in enumerate(zip(names, itertools.cycle(LINES))):
         size = 1 - order / (len(names) + 1)
         named = (name, state) in cells and name not in axes.get_legend_handles_labels()[1]
@@ -145,7 +146,7 @@ def _strategies(
         )  # fmt: skip
 
 
-def _key(figure: Figure, states: list[str], levels: list[str]) -> None:
+def draw_key(figure: Figure, states: list[str], levels: list[str]) -> None:
     """What dashes and lines mean, whatever the strategy's colour."""
     dashes: tuple[dict[str, Any], ...] = ({"linestyle": "-."}, {"linestyle": ":"})
     lines = [

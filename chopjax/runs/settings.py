@@ -135,6 +135,9 @@ class SweepSettings:
     # repair every point, too, without training (linear, affine or scalar), and heal from both
     repair: str = ""
     ridge: float = 0.1  # with repair: how strongly it is drawn to leaving all as it is
+    # held-out documents that every point's model, as a draft for the parent, helps to go on with
+    # (speculative decoding): accepted length and speed-up; 0: not measured
+    draft: int = 0
     # what of `heal` differs with the method lora, such as lora.optimizer.peak_learning_rate
     lora: dict[str, Any] = dataclasses.field(default_factory=dict)
     qlora: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of qlora
@@ -327,6 +330,7 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
     repaired = any(method.startswith(REPAIR) for method in methods) or settings.repair
     checks = [
         (not (methods and settings.healed), "methods and healed: give one of them"),
+        (settings.draft >= 0, f"draft is {settings.draft}: not below 0"),
         (
             bool(settings.repair) or not repaired,
             f"repair: methods has one; say of which kind, {', '.join(KINDS)}",

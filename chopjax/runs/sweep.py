@@ -267,6 +267,8 @@ def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
             parts.append(mended[way] | {"seed": point.seed})
         if windows is not None:  # in which held-out text is measured, too
             parts.append([windows.sequence_length, windows.mask_documents])
+        if settings.draft and point.strategy != PARENT:
+            parts.append({"draft": settings.draft})
         return digest(parts)[:16]
 
     return [[key(point, way) for way in range(len(ways))] for point in points]
@@ -324,6 +326,9 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
     if job.scored:
         results = scores.measure(settings.score, job.scored, model, engine)
         on = scores.headlines(results, job.scored.texts)
+    if settings.draft and point.strategy != PARENT:
+        own = next(iter(job.engines.values()))  # the parent's
+        figures["draft"] = work.drafted(settings, parent, own, engine)
     names = ("perplexity", "bits_per_byte", "loss_over_log_vocabulary", "tokens", "convention")
     return {
         "loss": measured["nats_per_token"],

@@ -20,6 +20,7 @@ from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.latency import measure as timing
+from chopjax.latency.drafts import beginnings, measure_drafts, room
 from chopjax.models import mesh as meshes
 from chopjax.models import parameters
 from chopjax.models.compute import Compute
@@ -30,9 +31,11 @@ from chopjax.runs.settings import (
     Model,
     PipelineSettings,
     ScoreSettings,
+    SweepSettings,
     calibration_text,
     parent_of,
 )
+from chopjax.score.drafting import Draft
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
@@ -86,6 +89,19 @@ def held_out(settings: AnySettings, loaded: Loaded, engine: Engine) -> dict[str,
     """The perplexity of the held-out text, every document whole."""
     texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     return perplexity(engine, load_tokenizer(loaded.folder), texts)
+
+
+def drafted(
+    settings: SweepSettings, parent: Loaded, own: Engine, draft: Engine
+) -> dict[str, float | None]:
+    """What a model brings as a draft for the parent, whose engine is `own`: one text at a time,
+    behind the beginnings of held-out documents, with drafts as long as is fastest here."""
+    longest, new = room(own.max_length, LATENCY_LENGTH)
+    texts = read_texts(text_names(settings.text.held_out), settings.text.field)
+    prompts = beginnings(load_tokenizer(parent.folder), texts, settings.draft, longest)
+    with progress("draft", len(prompts) + 1, "texts") as bar:
+        (found,) = measure_drafts(own, [Draft(draft)], prompts, new, 1, advance=bar.advance)
+    return dataclasses.asdict(found) | {"speed_up": found.speed_up}
 
 
 def score(settings: PipelineSettings, model: Model) -> dict[str, Any]:

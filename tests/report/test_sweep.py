@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from report.rows import SETTINGS, row
 
 from chopjax import __version__
 from chopjax.report import sweep, sweep_figures
+from chopjax.report.sweep_drafts import DRAFTED, drafts
 
 ROWS = [
     row("parent", 0, 2.0),
@@ -109,6 +111,27 @@ def test_the_band_is_the_standard_error_of_the_mean_accuracy(tmp_path: Path) -> 
     figure: Any = sweep_figures.overview(sweep.write_report(tmp_path, SETTINGS, rows, ""))
     (band,) = figure.axes[0].patches
     assert (band.get_y(), band.get_height()) == pytest.approx((0.5 - 0.025, 0.05))
+
+
+def test_drafts_have_curves_that_do_not_begin_at_the_parent(tmp_path: Path) -> None:
+    """At no layers removed nobody drafts; the line at 1 is that."""
+    rows = [
+        each | {"draft": {"accepted_length": each["loss"], "speed_up": each["loss"] / 2}}
+        for each in ROWS[1:]
+    ]
+    report = sweep.write_report(tmp_path, SETTINGS, [ROWS[0], *rows], "")
+    figure: Any = drafts(report)
+    for axes, scale in zip(figure.axes, (1, 2), strict=True):
+        drawn = curves(axes)
+        assert list(drawn["input"].get_ydata())[1:] == pytest.approx([3.0 / scale, 4.0 / scale])
+        assert math.isnan(drawn["input"].get_ydata()[0])
+    named = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert named == {"input", "sleb", "parent alone", "not healed", "healed"}
+    _, body = sweep.table(report, DRAFTED["speed-up over the parent alone"], "{:.2f}")
+    assert body[0] == ["parent", "1.00", "1.00", "1.00"]
+    assert body[2] == ["sleb", "–", "1.80 ± 0.07", "1.25"]
+    assert (tmp_path / "drafts.svg").exists()
+    assert "As a draft: accepted length" in (tmp_path / "report.html").read_text()
 
 
 def test_ranking_has_the_lowest_loss_on_top(report: dict[str, Any]) -> None:

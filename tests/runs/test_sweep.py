@@ -108,9 +108,13 @@ def test_healed_points_are_trained_and_cleaned_up(
     folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--config.healed=True", "--config.strategies=input", "--config.remove=2", "--json"]
-    assert run(folder, *flags) == 0
+    assert run(folder, *flags, "--config.draft=1") == 0
     captured = capsys.readouterr()
     unhealed, healed = json.loads(captured.out)["points"]
+    for row in (unhealed, healed):  # as a draft for the parent
+        assert row["draft"]["layers"] == 3
+        assert row["draft"]["accepted_length"] >= 1
+        assert row["draft"]["speed_up"] > 0
     assert healed["healed"]
     assert healed["loss"] != unhealed["loss"]
     assert not list((folder / "work" / "heal").iterdir())
@@ -201,6 +205,7 @@ def test_what_others_made_is_named_and_stays(
         ("--config.strategies=input,guess", "'guess' is not one of"),
         ("--config.text.held_out=", "text.held_out"),
         ("--config.seeds=x", "seeds"),
+        ("--config.draft=-1", "draft is -1: not below 0"),
         ("--config.remove=9", "from 1 to 4"),
     ],
 )
