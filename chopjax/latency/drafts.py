@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -30,7 +31,7 @@ class Drafted:
     costs as much as it brings. accepted_length: tokens that a round added to its text, the model's
     own among them. acceptance: the likelihood that a drafted token is taken where those before it
     were; None where texts ended before there was a round. tokens_per_second, plain: of all rows of
-    a batch together, with the draft and without.
+    a batch together, with the draft and without, the median over the batches.
     """
 
     layers: int
@@ -84,7 +85,7 @@ def measure_drafts(
         return lambda batch: [made for _, made in one.generate(batch, asked)]
 
     ways = [plainly, *map(with_draft, drafting)]
-    seconds = [0.0] * len(ways)
+    speeds: list[list[float]] = [[] for _ in ways]
     texts: list[list[Continuation]] = [[] for _ in ways]
     batches = [prompts[at : at + rows] for at in range(0, len(prompts), rows)]
     for turn, batch in enumerate([batches[0], *batches]):
@@ -93,14 +94,14 @@ def measure_drafts(
             start = _time(engine, drafts)
             made = way(batch)
             if turn:
-                seconds[place] += _time(engine, drafts) - start
+                seconds = _time(engine, drafts) - start
+                speeds[place].append(sum(len(text.ids) for text in made) / seconds)
                 texts[place] += made
         advance()
-    tokens = [sum(len(text.ids) for text in own) for own in texts]
-    speeds = [count / spent for count, spent in zip(tokens, seconds, strict=True)]
+    plain, *others = map(statistics.median, speeds)
     return [
-        _drafted(one, draft, own, speed, speeds[0])
-        for one, draft, own, speed in zip(drafting, drafts, texts[1:], speeds[1:], strict=True)
+        _drafted(one, draft, own, speed, plain)
+        for one, draft, own, speed in zip(drafting, drafts, texts[1:], others, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from chopjax.latency.drafts import Drafted
-from chopjax.report.plots import BLUE, GREY, hide_box
+from chopjax.report.layers import LINES
+from chopjax.report.plots import GREY, hide_box
 
 # Label → value, both of which are 1 where nobody drafts.
 PANELS: dict[str, Callable[[Drafted], float]] = {
@@ -32,7 +34,7 @@ def table(drafted: Mapping[str, Drafted], layers: int) -> Table:
             name,
             str(layers - one.layers),
             str(one.length or "none"),
-            f"{one.accepted_length:.2f}",
+            f"{one.accepted_length:.2f}" if one.length else "–",
             "–" if one.acceptance is None else f"{one.acceptance:.3f}",
             f"{one.tokens_per_second:.1f}",
             f"{one.plain:.1f}",
@@ -54,16 +56,15 @@ def figure(drafted: Mapping[str, Drafted], layers: int, title: str) -> Figure:
     drawn.suptitle(title, fontsize=10)
     for axes, (label, value) in zip(drawn.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         axes.axhline(1, color=GREY, linestyle="-.", linewidth=1)
-        for name, one in drafted.items():
+        for (name, one), (color, marker) in zip(drafted.items(), itertools.cycle(LINES)):
             place = (layers - one.layers, value(one))
-            axes.plot(*place, marker="o", color=BLUE, linestyle="")
-            axes.annotate(
-                Path(name).name, place, (4, 4), textcoords="offset points", fontsize=7, color=GREY
-            )
+            axes.plot(*place, marker=marker, color=color, linestyle="", label=Path(name).name)
         axes.set_xlabel(f"layers removed, of {layers}")
         axes.set_ylabel(label)
         axes.set_xlim(0, layers)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         hide_box(axes)
+    handles, labels = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return drawn

@@ -69,10 +69,8 @@ def write_report(
     if report["parent"]["accuracy"]:
         figures["accuracy"] = ("Accuracy against layers removed.", accuracies(report))
     if are_drafted(report):
-        caption = (
-            "Each model as a draft for the parent: accepted length, and speed-up over the parent"
-        )
-        figures["drafts"] = (f"{caption} alone, measured in the same run.", drafts(report))
+        caption = "Each model as a draft for the parent, and the same texts by the parent alone."
+        figures["drafts"] = (caption, drafts(report))
     parts = [html.paragraph(_abstract(report))]
     if methods.compared(report):
         drawn = methods.curves(report, in_time=settings["budget"][-1:] in ("h", "m", "s"))

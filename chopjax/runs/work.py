@@ -35,7 +35,7 @@ from chopjax.runs.settings import (
     calibration_text,
     parent_of,
 )
-from chopjax.score.drafting import Draft
+from chopjax.score.drafting import FIRST_LENGTH, Draft
 from chopjax.score.engine import Engine
 from chopjax.score.model import open_engine
 from chopjax.score.perplexity import perplexity, read_texts
@@ -95,12 +95,14 @@ def drafted(
     settings: SweepSettings, parent: Loaded, own: Engine, draft: Engine
 ) -> dict[str, float | None]:
     """What a model brings as a draft for the parent, whose engine is `own`: one text at a time,
-    behind the beginnings of held-out documents, with drafts as long as is fastest here."""
+    behind the beginnings of held-out documents. All drafts are of one length: accepted lengths
+    compare at the same one alone."""
     longest, new = room(own.max_length, LATENCY_LENGTH)
     texts = read_texts(text_names(settings.text.held_out), settings.text.field)
     prompts = beginnings(load_tokenizer(parent.folder), texts, settings.draft, longest)
     with progress("draft", len(prompts) + 1, "texts") as bar:
-        (found,) = measure_drafts(own, [Draft(draft)], prompts, new, 1, advance=bar.advance)
+        given = own, [Draft(draft)], prompts, new, 1, FIRST_LENGTH
+        (found,) = measure_drafts(*given, advance=bar.advance)
     return dataclasses.asdict(found) | {"speed_up": found.speed_up}
 
 
