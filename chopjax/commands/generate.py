@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.checkpoint.describe import describe
     from chopjax.data.tokenizer import build
-    from chopjax.generate.prompts import Prompt, read_prompts
+    from chopjax.generate.prompts import Prompt, encode_for, read_prompts
     from chopjax.generate.run import Clock, corpus_row, replies, write_corpus
     from chopjax.generate.voice import Stream, Voice
     from chopjax.report import generated
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     model = describe(args.model, args.revision, quantized=True)
     tokenizer = build(model.folder, model.name)
     found = _find_draft(choice, model, tokenizer) if choice.given else None
-    ids = _ids(args, prompts, model, tokenizer)
+    ids = encode_for(model, tokenizer, prompts, args.chat)
     asked = _asked(args, ids, model, tokenizer)
     use_compilation_cache()
     devices = args.fsdp, args.tensor, args.weights
@@ -210,27 +210,6 @@ def _find_draft(choice: DraftChoice, model: Description, tokenizer: Any) -> Foun
 
     backend = whole_text_backend(tokenizer)
     return find_draft(choice, model, fingerprint(backend, backend.encode_special_tokens))
-
-
-def _ids(
-    args: argparse.Namespace, prompts: list[Prompt], model: Description, tokenizer: Any
-) -> list[np.ndarray]:
-    """What the model reads of each prompt."""
-    from chopjax.data.chat_template import choose_template
-    from chopjax.errors import UserError
-    from chopjax.generate.prompts import encode
-    from chopjax.score.chat import Template
-    from chopjax.score.encoding import Encoder
-
-    begins = tokenizer.bos_token_id
-    begins = tokenizer.eos_token_id if begins is None else begins
-    if begins is None:
-        raise UserError(f"{model.name}: the tokenizer has neither a BOS nor an EOS token")
-    chosen = None
-    if args.chat or any(prompt.kind == "messages" for prompt in prompts):
-        chosen = choose_template(tokenizer, True, model.name, "--chat")
-    template = Template(tokenizer, model.name, chosen)
-    return encode(prompts, Encoder(tokenizer, None, begins), template, args.chat)
 
 
 def _asked(

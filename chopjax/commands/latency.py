@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from chopjax.generate.draft import FoundDraft
     from chopjax.latency.drafts import Drafted
     from chopjax.latency.models import Model
+    from chopjax.report.latency import Measured
 
 DEFAULT_LENGTH = 512
 
@@ -96,18 +97,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-
     import jax
 
     from chopjax.errors import UserError
-    from chopjax.latency.measure import PHASES, measure
-    from chopjax.latency.models import first_layers, open_models
-    from chopjax.models.compute import Compute
-    from chopjax.progress import progress, say
+    from chopjax.progress import say
     from chopjax.report import drafts as drafts_report
     from chopjax.report import latency as report
     from chopjax.report import plots
-    from chopjax.terminal import print_json, show
+    from chopjax.terminal import print_json
 
     for flag in ("batch", "length", "rounds"):
         check_count(f"--{flag}", getattr(args, flag))
@@ -118,24 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     try:
-        models = open_models(
-            args.models, args.revision, dtype, args.random, args.remove, args.weights
-        )
-        models[report.BARE] = first_layers(*next(iter(models.values())), 0)
-        longest = min(config.max_positions for _, config in models.values())
-        length = args.length or min(DEFAULT_LENGTH, longest)
-        if length > longest:
-            raise UserError(f"--length {length}: the context length is {longest}")
-        with progress("latency", args.rounds + 1, "rounds") as bar:
-            timings = measure(
-                models,
-                args.batch,
-                length,
-                Compute(dtype=dtype),
-                args.rounds,
-                advance=bar.advance,
-            )
-        drafted = _measure_drafts(args, drafts, next(iter(models.values())), dtype)
+        measured, length, drafted = _measure(args, dtype, drafts)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -143,7 +123,6 @@ def run(args: argparse.Namespace) -> int:
             "the device's memory does not hold the models side by side; measure fewer (--remove), "
             "or less of them (--batch, --length)"
         ) from None
-    measured = [report.Measured(name, models[name][1], timings[name]) for name in timings]
     about = {
         "batch": args.batch,
         "length": length,
@@ -154,27 +133,68 @@ def run(args: argparse.Namespace) -> int:
     }
     held = f"{dtype}, weights in {args.weights}" if args.weights else dtype
     setting = f"batch {args.batch}, {length} tokens, {held}, {about['device']}"
-    if plot is not None:
-        for written in plots.save(report.figure(measured, setting), plot):
-            say(f"wrote {written}")
-    parent = measured[0].config.num_layers
-    if drafts_plot is not None:
-        for written in plots.save(drafts_report.figure(drafted, parent, setting), drafts_plot):
+    figures = {plot: report.figure(measured, setting)} if plot else {}
+    if drafts_plot:
+        figures[drafts_plot] = drafts_report.figure(drafted, measured[0].layers, setting)
+    for place, figure in figures.items():
+        for written in plots.save(figure, place):
             say(f"wrote {written}")
     if args.json:
-        more = {"drafts": drafts_report.as_json(drafted)} if drafted else {}
-        print_json(report.as_json(measured, about) | more)
+        if drafts:
+            about |= {"prompts": len(drafts.prompts), "new_tokens": drafts.new}
+            about["drafts"] = drafts_report.as_json(drafted)
+        print_json(report.as_json(measured, about))
         return 0
+    _show(measured, f"{setting}; medians of {args.rounds} rounds in turns")
+    if drafts:
+        _show_drafts(drafts, drafted, measured[0].layers)
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace, dtype: str, drafts: Drafts | None
+) -> tuple[list[Measured], int, dict[str, Drafted]]:
+    """The models, the parent first; tokens of a sequence; the drafts by name."""
+    from chopjax.errors import UserError
+    from chopjax.latency.measure import measure
+    from chopjax.latency.models import first_layers, open_models
+    from chopjax.models.compute import Compute
+    from chopjax.progress import progress
+    from chopjax.report.latency import BARE, Measured
+
+    models = open_models(args.models, args.revision, dtype, args.random, args.remove, args.weights)
+    models[BARE] = first_layers(*next(iter(models.values())), 0)
+    longest = min(config.max_positions for _, config in models.values())
+    length = args.length or min(DEFAULT_LENGTH, longest)
+    if length > longest:
+        raise UserError(f"--length {length}: the context length is {longest}")
+    with progress("latency", args.rounds + 1, "rounds") as bar:
+        compute = Compute(dtype=dtype)
+        timings = measure(models, args.batch, length, compute, args.rounds, advance=bar.advance)
+    drafted = _measure_drafts(args, drafts, next(iter(models.values())), dtype) if drafts else {}
+    return [Measured(name, models[name][1], timings[name]) for name in timings], length, drafted
+
+
+def _show(measured: list[Measured], setting: str) -> None:
+    from chopjax.latency.measure import PHASES
+    from chopjax.report import latency as report
+    from chopjax.terminal import show
+
     show(report.table(measured), groups=(1, 1, 2, 2, 2, 1))
-    print(f"\n{setting}; medians of {args.rounds} rounds in turns")
+    print(f"\n{setting}")
     for phase, meaning in PHASES.items():
         print(f"{phase} is {meaning}.")
     print("memory is the largest of the three: parameters, cache, activations.\n")
     print("\n".join(report.findings(measured)))
-    if drafts:
-        show(drafts_report.table(drafted, parent))
-        print(f"\n{drafts.new} tokens behind each of {len(drafts.prompts)} prompts, in turns")
-    return 0
+
+
+def _show_drafts(drafts: Drafts, drafted: dict[str, Drafted], layers: int) -> None:
+    from chopjax.report.drafts import table
+    from chopjax.terminal import show
+
+    print()
+    show(table(drafted, layers))
+    print(f"\n{drafts.new} tokens behind each of {len(drafts.prompts)} prompts, in turns")
 
 
 def _find_drafts(args: argparse.Namespace) -> Drafts | None:
@@ -216,7 +236,7 @@ def _find_drafts(args: argparse.Namespace) -> Drafts | None:
 
 
 def _measure_drafts(
-    args: argparse.Namespace, drafts: Drafts | None, model: Model, dtype: str
+    args: argparse.Namespace, drafts: Drafts, model: Model, dtype: str
 ) -> dict[str, Drafted]:
     """Name → figures."""
     from chopjax.latency.drafts import measure_drafts
@@ -226,8 +246,6 @@ def _measure_drafts(
     from chopjax.score.engine import Engine
     from chopjax.score.layout import Budget
 
-    if drafts is None:
-        return {}
     params, config = model
     # A batch is one, however long: slots and rows are rounded up to powers of two.
     budget = Budget(tokens=4 * args.batch * config.max_positions)

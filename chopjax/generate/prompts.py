@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from chopjax.checkpoint.describe import Description
 from chopjax.data import messages
+from chopjax.data.chat_template import choose_template
 from chopjax.data.reader import BadExample, plain
 from chopjax.data.sources import find_sources, read_documents
 from chopjax.errors import UserError
@@ -69,6 +71,22 @@ def document(example: Mapping[str, Any], field: str) -> str:
             raise BadExample(f"field 'tokens' is {reprlib.repr(said)}, no list of token ids")
     # As they are, for the source to look for what is no character.
     return json.dumps([kind, said], ensure_ascii=False)
+
+
+def encode_for(
+    model: Description, tokenizer: Any, prompts: Sequence[Prompt], chat: bool
+) -> list[np.ndarray]:
+    """The ids of each as a model reads them. tokenizer: of transformers, the model's. Raises
+    UserError where it has no chat template for a conversation."""
+    begins = tokenizer.bos_token_id
+    begins = tokenizer.eos_token_id if begins is None else begins
+    if begins is None:
+        raise UserError(f"{model.name}: the tokenizer has neither a BOS nor an EOS token")
+    chosen = None
+    if chat or any(prompt.kind == "messages" for prompt in prompts):
+        chosen = choose_template(tokenizer, True, model.name, "--chat")
+    template = Template(tokenizer, model.name, chosen)
+    return encode(prompts, Encoder(tokenizer, None, begins), template, chat)
 
 
 def encode(
