@@ -17,13 +17,21 @@ from chopjax.report.own_files import PAGE, check_files, figure_files, write_repo
 from chopjax.report.plots import save
 from chopjax.report.sweep_drafts import DRAFTED, are_drafted, drafts
 from chopjax.report.sweep_figures import accuracies, losses, overview, ranking
-from chopjax.report.sweep_rows import CHOPPED, Cell, Row, states_of, strategies_of, summary
+from chopjax.report.sweep_rows import (
+    CHOPPED,
+    Cell,
+    Row,
+    states_of,
+    strategies_of,
+    summary,
+    tasks_of,
+)
 from chopjax.train.settings import flat
 
 PARENT = "parent"
 
 
-FIGURE_NAMES = ("overview", "loss", "ranking", "accuracy", "drafts", "methods")
+FIGURE_NAMES = ("overview", "loss", "ranking", "accuracy", "exact_match", "drafts", "methods")
 
 
 def check_report(workdir: Path) -> None:
@@ -66,8 +74,9 @@ def write_report(
         ),
         "ranking": ("The strategies side by side, lowest loss first.", ranking(report)),
     }
-    if report["parent"]["accuracy"]:
-        figures["accuracy"] = ("Accuracy against layers removed.", accuracies(report))
+    for kind in tasks_of(report["parent"]):
+        caption = f"{kind.capitalize()} against layers removed."
+        figures[kind.replace(" ", "_")] = (caption, accuracies(report, kind))
     if are_drafted(report):
         caption = "Each model as a draft for the parent, and the same texts by the parent alone."
         figures["drafts"] = (caption, drafts(report))
@@ -87,9 +96,10 @@ def write_report(
         html.heading("Loss by strategy, nats per token"),
         html.table(*table(report, "loss", "{:.4f}")),
     ]
-    for task in report["parent"]["accuracy"]:
+    named = [(kind, task) for kind, tasks in tasks_of(report["parent"]).items() for task in tasks]
+    for kind, task in named:
         value = functools.partial(_accuracy, task)
-        parts += [html.heading(f"{task}, accuracy"), html.table(*table(report, value, "{:.3f}"))]
+        parts += [html.heading(f"{task}, {kind}"), html.table(*table(report, value, "{:.3f}"))]
     for name, figure in DRAFTED.items() if are_drafted(report) else ():
         parts += [html.heading(f"As a draft: {name}"), html.table(*table(report, figure, "{:.2f}"))]
     parts += [

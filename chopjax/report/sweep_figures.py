@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -17,6 +18,7 @@ from chopjax.chop.importance import MEASURED
 from chopjax.report.layers import LINES
 from chopjax.report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, hide_box
 from chopjax.report.sweep_rows import (
+    ACCURACY,
     BOTH,
     CHOPPED,
     HEALED,
@@ -28,6 +30,7 @@ from chopjax.report.sweep_rows import (
     states_of,
     strategies_of,
     summary,
+    tasks_of,
 )
 
 PALE = "#CCCCCC"
@@ -79,21 +82,28 @@ def losses(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def accuracies(report: Mapping[str, Any]) -> Figure:
-    """Mean accuracy over the tasks against the fraction removed, with parent and chance."""
-    return _panels(report, mean_accuracy, _levels(report), f"accuracy\n({_tasks(report)})")
+def accuracies(report: Mapping[str, Any], kind: str = ACCURACY) -> Figure:
+    """The mean over the tasks of a kind against the fraction removed, with parent and chance."""
+    value = functools.partial(mean_accuracy, kind=kind)
+    return _panels(report, value, _levels(report, kind), _label(report, kind))
 
 
 def overview(report: Mapping[str, Any]) -> Figure:
-    """All strategies together: mean accuracy, and loss over log V, against the fraction removed
-    (Deeper Layers, arXiv 2403.17887, figures 2 and 3). Of several states the first is drawn, and
-    the last; the band around the parent's accuracy is its standard error."""
+    """All strategies together: mean accuracy, exact matches, and loss over log V, against the
+    fraction removed (Deeper Layers, arXiv 2403.17887, figures 2 and 3). Of several states the first
+    is drawn, and the last; the band around the parent's accuracy is its standard error."""
     parent, total, states = report["parent"], report["num_layers"], states_of(report)
-    rows: list[tuple[str, str | Callable[[Row], float], dict[str, float]]] = []
-    if parent["accuracy"]:
-        rows.append((f"accuracy\n({_tasks(report)})", mean_accuracy, _levels(report)))
+    rows: list[tuple[str, str | Callable[[Row], float], dict[str, float], float | None]] = [
+        (
+            _label(report, kind),
+            functools.partial(mean_accuracy, kind=kind),
+            _levels(report, kind),
+            mean_accuracy_error(parent, kind),
+        )
+        for kind in tasks_of(parent)
+    ]
     over_log_v = "loss_over_log_vocabulary"
-    rows.append(("held-out loss / log V", over_log_v, {"parent": parent[over_log_v]}))
+    rows.append(("held-out loss / log V", over_log_v, {"parent": parent[over_log_v]}, None))
     groups = {
         "chosen by name": [n for n in strategies_of(report) if n not in MEASURED],
         "chosen by a measure": [n for n in strategies_of(report) if n in MEASURED],
@@ -104,7 +114,7 @@ def overview(report: Mapping[str, Any]) -> Figure:
     panels = figure.subplots(
         len(rows), len(groups), sharex=True, sharey="row", squeeze=False
     )  # fmt: skip
-    for line, (label, value, levels) in zip(panels, rows, strict=True):
+    for line, (label, value, levels, error) in zip(panels, rows, strict=True):
         cells = summary(report, value)
         line[0].set_ylabel(label, fontsize=9)
         for axes, names in zip(line, groups.values(), strict=True):
@@ -112,7 +122,7 @@ def overview(report: Mapping[str, Any]) -> Figure:
                 draw_strategies(axes, cells, names, state, levels["parent"], total)
             for level, dash in zip(levels.values(), ("-.", ":"), strict=False):
                 axes.axhline(level, color=GREY, linestyle=dash, linewidth=1)
-            if value is mean_accuracy and (error := mean_accuracy_error(parent)):
+            if error:
                 band = (levels["parent"] - error, levels["parent"] + error)
                 axes.axhspan(*band, color=GREY, alpha=0.12, linewidth=0)
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -297,13 +307,14 @@ def _right_hand(figure: Figure) -> list[Axes]:
     return [axes for axes, spec in specs if spec is not None and spec.is_last_col()]
 
 
-def _levels(report: Mapping[str, Any]) -> dict[str, float]:
+def _levels(report: Mapping[str, Any], kind: str) -> dict[str, float]:
     parent = report["parent"]
-    chance = [level for level in parent["chance"].values() if level is not None]
-    lines = {"parent": mean_accuracy(parent)}
+    guessed = [parent["chance"].get(task) for task in tasks_of(parent)[kind]]
+    chance = [level for level in guessed if level]  # neither unknown nor none
+    lines = {"parent": mean_accuracy(parent, kind)}
     return lines | ({"chance": statistics.fmean(chance)} if chance else {})
 
 
-def _tasks(report: Mapping[str, Any]) -> str:
-    tasks = list(report["parent"]["accuracy"])
-    return ", ".join(tasks) if len(tasks) < 3 else f"mean of {len(tasks)} tasks"
+def _label(report: Mapping[str, Any], kind: str) -> str:
+    tasks = tasks_of(report["parent"])[kind]
+    return f"{kind}\n({', '.join(tasks) if len(tasks) < 3 else f'mean of {len(tasks)} tasks'})"

@@ -14,6 +14,7 @@ Cell = tuple[float, float | None, int]  # mean, standard deviation over seeds, n
 # name of its method.
 CHOPPED, REPAIRED, HEALED, BOTH = "chopped", "repaired", "healed", "repaired and healed"
 _BY_METHOD = {"": CHOPPED, "repair": REPAIRED, "full": HEALED, "repair+full": BOTH}
+ACCURACY, MATCH = "accuracy", "exact match"  # see tasks_of
 Cells = dict[tuple[str, str], dict[int, Cell]]
 
 
@@ -66,13 +67,23 @@ def strategies_of(report: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(row["strategy"] for row in report["points"]))
 
 
-def mean_accuracy(row: Row) -> float:
-    """Over the tasks."""
-    return statistics.fmean(value for value, _ in row["accuracy"].values())
+def tasks_of(row: Row) -> dict[str, list[str]]:
+    """What a share of right answers is called → the tasks: "accuracy" where answers are chosen,
+    "exact match" where they are written, which nobody guesses. The second falls long before the
+    first when layers go, so that no mean is taken over both."""
+    kinds: dict[str, list[str]] = {ACCURACY: [], MATCH: []}
+    for task in row["accuracy"]:
+        kinds[MATCH if row["chance"].get(task) == 0 else ACCURACY].append(task)
+    return {kind: tasks for kind, tasks in kinds.items() if tasks}
 
 
-def mean_accuracy_error(row: Row) -> float | None:
+def mean_accuracy(row: Row, kind: str = ACCURACY) -> float:
+    """Over the tasks of a kind."""
+    return statistics.fmean(row["accuracy"][task][0] for task in tasks_of(row)[kind])
+
+
+def mean_accuracy_error(row: Row, kind: str = ACCURACY) -> float | None:
     """The standard error of that mean, tasks being independent; None where a task has none."""
-    errors = [error for _, error in row["accuracy"].values()]
+    errors = [row["accuracy"][task][1] for task in tasks_of(row)[kind]]
     known = [error for error in errors if error is not None]
     return math.hypot(*known) / len(errors) if known and len(known) == len(errors) else None

@@ -112,15 +112,17 @@ def measure(
 def headlines(results: Mapping[str, Any], texts: tuple[Text, ...]) -> dict[str, Any]:
     """Of score's results, {"accuracy": task → [value, standard error or None], "chance": task →
     what guessing would give, "texts": as below}."""
-    accuracy = {}
+    accuracy, chance = {}, {}
     for task, metrics in results["results"].items():
         metric = next((m for m in ACCURACIES if any(k.startswith(f"{m},") for k in metrics)), None)
         if metric:
             key = next(key for key in metrics if key.startswith(f"{metric},"))
             accuracy[task] = [metrics[key], _error(metrics, *key.split(","))]
+            # Nobody guesses a text.
+            chance[task] = 0.0 if metric == "exact_match" else results["chance"].get(task)
     return {
         "accuracy": accuracy,
-        "chance": {task: results["chance"].get(task) for task in accuracy},
+        "chance": chance,
         "texts": measured_on(results, texts)["texts"],
     }
 

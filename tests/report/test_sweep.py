@@ -113,6 +113,21 @@ def test_the_band_is_the_standard_error_of_the_mean_accuracy(tmp_path: Path) -> 
     assert (band.get_y(), band.get_height()) == pytest.approx((0.5 - 0.025, 0.05))
 
 
+def test_written_answers_have_panels_and_figures_of_their_own(tmp_path: Path) -> None:
+    """Beside chosen ones, in whose mean they would not be seen."""
+    accuracy = {"gsm8k": [0.5, 0.02], "piqa": [0.75, 0.01]}
+    known = {"accuracy": accuracy, "chance": {"gsm8k": 0.0, "piqa": 0.5}}
+    rows = [each | known for each in ROWS]
+    report = sweep.write_report(tmp_path, SETTINGS, rows, "")
+    labels = [axes.get_ylabel() for axes in sweep_figures.overview(report).axes[::2]]
+    assert labels == ["accuracy\n(piqa)", "exact match\n(gsm8k)", "held-out loss / log V"]
+    lines = curves(sweep_figures.accuracies(report, "exact match").axes[0])
+    assert lines["parent"].get_ydata()[0] == 0.5
+    assert "chance" not in lines
+    assert (tmp_path / "exact_match.svg").exists()
+    assert "gsm8k, exact match" in (tmp_path / "report.html").read_text()
+
+
 def test_drafts_have_curves_that_do_not_begin_at_the_parent(tmp_path: Path) -> None:
     """At no layers removed nobody drafts; the line at 1 is that."""
     rows = [

@@ -24,7 +24,7 @@ RESULTS: dict[str, Any] = {
 def test_a_headline_is_the_length_normalised_accuracy_where_there_is_one() -> None:
     assert headlines(RESULTS, ()) == {
         "accuracy": {"both": [0.75, None], "plain": [0.25, 0.05], "worded": [0.125, 0.01]},
-        "chance": {"both": 0.5, "plain": 0.25, "worded": None},
+        "chance": {"both": 0.5, "plain": 0.25, "worded": 0.0},
         "texts": {},
     }
 
