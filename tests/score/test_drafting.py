@@ -19,6 +19,7 @@ from chopjax.models import decoder
 from chopjax.models.head import head_of, logits
 from chopjax.score.decoding import Rules
 from chopjax.score.drafting import Draft, Drafting, Pace, of_layers, of_model
+from chopjax.score.ending import shortest
 from chopjax.score.engine import Engine
 from chopjax.score.generation import Asked, generate
 from chopjax.score.model import open_engine
@@ -61,16 +62,22 @@ def draft_of(kind: str, engine: Engine) -> Draft:
     "family", ["gemma3_text", pytest.param("gpt2", marks=pytest.mark.thorough)]
 )
 def test_greedy_text_is_the_models_own(family: str, kind: str, tmp_path: Path) -> None:
-    """Rows that end apart, by a token and by their number, one of them at the first token."""
+    """Rows that end apart: by a token, by their number, one of them at the first token, and one by
+    whoever listens, perhaps in the middle of a draft."""
     engine = engine_of(tmp_path, family)
     plain = dict(generate(engine, PROMPTS, Asked(21)))
     ending = frozenset({plain[0][0], plain[1][6]})
     rules = Rules(repetition_penalty=1.3, suppress_tokens=(plain[2][3],), min_new_tokens=2)
+
+    def ends(prompt: int, ids: list[int]) -> int | None:
+        return shortest(ids, lambda some: prompt == 3 and len(some) >= 10)
+
     for asked in (Asked(21), Asked(21, ending), Asked(13, choice=Choice(rules))):
-        expected = dict(generate(engine, PROMPTS, asked))
+        expected = dict(generate(engine, PROMPTS, asked, ends))
         drafting = Drafting(engine, draft_of(kind, engine), 3)
-        found = dict(drafting.generate(PROMPTS, asked))
+        found = dict(drafting.generate(PROMPTS, asked, ends))
         assert {index: one.ids for index, one in found.items()} == expected
+        assert len(expected[3]) <= 10
         for one in found.values():
             assert one.drafted == 3 * one.rounds
             # A token of the prompt's, one of each round but perhaps the last, and drafted ones.
