@@ -23,7 +23,7 @@ from chopjax.sparsify.text import read_text
 from chopjax.sparsify.walk import change_layers, losses_on
 from chopjax.sparsify.work import held, tensors_in
 
-METHOD, SEED = "gptq", 0
+METHOD = "gptq"
 
 
 def quantize_by_text(
@@ -38,16 +38,17 @@ def quantize_by_text(
     field: str = "text",
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Write the checkpoint and say what was done (`--json` has it).
 
-    inputs, sequences, sequence_length, field: see sparsify/text.py. The rest is as in
+    inputs, sequences, sequence_length, field, seed: see sparsify/text.py. The rest is as in
     `quantize_checkpoint`.
     """
     begun = time.monotonic()
     job = begin(model, out, kind, group, revision, overwrite)
     checkpoint = job.checkpoint
-    text = read_text(checkpoint, inputs, sequences, sequence_length, SEED, field)
+    text = read_text(checkpoint, inputs, sequences, sequence_length, seed, field)
     checkpoint.fetch(checkpoint.tensors)
     check_tied(checkpoint)
     same = {
@@ -61,7 +62,7 @@ def quantize_by_text(
     with held(job.out, VERB, same, overwrite) as work:
         before = change_layers(checkpoint, way, text, work)
         about = record(job, METHOD) | losses_on(text, checkpoint, way, work, "quantized")
-        about |= text.record(inputs, SEED)
+        about |= text.record(inputs, seed)
         changed = tensors_in(work, checkpoint.config.num_layers)
         done = finish(job, about, changed, overwrite, max_shard_bytes)
     seconds = round(time.monotonic() - begun, 1)

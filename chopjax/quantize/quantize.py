@@ -78,10 +78,24 @@ def begin(
     """Look at everything that can be wrong before anything is read. Raises UserError."""
     out = Path(os.path.abspath(expanded(out)))
     checkpoint = open_checkpoint(model, revision)
-    matrices = _matrices(checkpoint)
-    block = choose_block(kind, {matrix.name: matrix.inputs for matrix in matrices}, group)
+    matrices, block = check(checkpoint, kind, group)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     return Job(checkpoint, out, kind, block, matrices)
+
+
+def check(checkpoint: Checkpoint, kind: Kind, group: int | None) -> tuple[list[Matrix], int]:
+    """What is quantized, and how many inputs share a scale. Raises UserError where the checkpoint
+    cannot be quantized so, with the reason."""
+    matrices = _matrices(checkpoint)
+    inputs = {matrix.name: matrix.inputs for matrix in matrices}
+    block = choose_block(kind, inputs, group)
+    a_word = 1 if kind == "fp8" else 32 // FORMATS[kind].bits
+    if problems := [f"{name} has {n:,} inputs" for name, n in inputs.items() if n % a_word]:
+        raise UserError(
+            f"--weights {kind}: {a_word} codes are packed into a word, which do not divide every "
+            f"width of {checkpoint.name}:\n{listing(problems)}\nTake fp8, which fits any width"
+        )
+    return matrices, block
 
 
 def record(job: Job, method: str) -> dict[str, Any]:

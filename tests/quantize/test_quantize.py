@@ -172,6 +172,16 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_row_of_codes_fills_whole_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = checkpoints.write_checkpoint(tmp_path / "m", hidden_size=64, intermediate_size=50)
+    assert main(["quantize", str(model), str(tmp_path / "out"), "--weights", "int8"]) == 2
+    assert "model.layers.0.mlp.down_proj.weight has 50 inputs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["quantize", str(model), str(tmp_path / "out"), "--weights", "fp8"]) == 0
+
+
 def test_what_is_quantized_already_and_what_is_not_finite(
     quantized: tuple[Kind, Path], parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
