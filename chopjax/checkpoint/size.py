@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from chopjax.checkpoint.packed import Packed
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.checkpoint.source import Checkpoint
+from chopjax.keep import Keep
 from chopjax.models.formats import ZERO
 
 
@@ -21,14 +23,18 @@ class Size(NamedTuple):
     bytes: int
 
 
-def size_of(checkpoint: Checkpoint) -> Size:
-    """checkpoint: of open_to_score. Every weight is read once."""
-    checkpoint.fetch(checkpoint.tensors)
-    found = [checkpoint.tensors[binding.source] for binding in checkpoint.match.bindings]
+def size_of(checkpoint: Checkpoint, keep: Keep | None = None) -> Size:
+    """checkpoint: of open_to_score. keep: the layers that count, all by default. Each of their
+    weights is read once."""
+    bindings = checkpoint.match.bindings
+    gone = {b.source for b in bindings if keep and b.layer is not None and b.layer not in keep}
+    tensors = {name: found for name, found in checkpoint.tensors.items() if name not in gone}
+    checkpoint.fetch(tensors)
+    found = [tensors[binding.source] for binding in bindings if binding.source not in gone]
     return Size(
-        sum(int(np.prod(tensor.shape)) for tensor in found),
+        sum(math.prod(tensor.shape) for tensor in found),
         sum(map(_not_zero, found)),
-        sum(map(_bytes, checkpoint.tensors.values())),
+        sum(map(_bytes, tensors.values())),
     )
 
 
@@ -36,8 +42,9 @@ def _not_zero(tensor: TensorInfo) -> int:
     if not isinstance(tensor, Packed):
         return int(np.count_nonzero(tensor.read()))
     codes_OI, _ = tensor.codes()
-    zero = ZERO if tensor.held.kind == "int4" else 0
-    return int(np.count_nonzero(codes_OI != codes_OI.dtype.type(zero)))
+    if tensor.held.kind == "int4":
+        return int(np.count_nonzero(codes_OI != ZERO))
+    return int(np.count_nonzero(codes_OI))
 
 
 def _bytes(tensor: TensorInfo) -> int:

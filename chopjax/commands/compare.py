@@ -1,11 +1,14 @@
-"""`chopjax compare`: results of several models side by side, with the significance."""
+"""`chopjax compare`: results of several models side by side, with the significance and the cost."""
 
 from __future__ import annotations
 
 import argparse
 
+from chopjax.disk.files import expanded
+
 EXAMPLE = """\
 chopjax compare results/PARENT results/healed --plot comparison
+chopjax compare runs/sweep --markdown
 """
 
 
@@ -16,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RESULTS",
         help="results_DATE.json of `chopjax score` or of lm_eval, or a folder with them (the "
-        "newest is taken); the first is what the others are compared with",
+        "newest is taken); or the workdir of a `chopjax sweep`, for parent and points. The first "
+        "model is what the others are compared with",
     )
     add(
         "--metric",
@@ -33,27 +37,51 @@ def run(args: argparse.Namespace) -> int:
 
     from chopjax.errors import UserError
     from chopjax.progress import say
-    from chopjax.report import plots
+    from chopjax.report import costs, plots
+    from chopjax.report.own_files import read_report
     from chopjax.report.results_file import read_results
-    from chopjax.report.task_rendering import figure, groups, legend, markdown, rich_table
+    from chopjax.report.task_rendering import (
+        figure,
+        groups,
+        legend,
+        markdown,
+        markdown_lines,
+        rich_table,
+    )
     from chopjax.report.task_table import as_json, compare
     from chopjax.terminal import print_json, show
 
     plot = plots.check_plot(args.plot) if args.plot else None
-    files = [read_results(place) for place in args.results]
+    sweeps = {p: read_report(expanded(p) / "report.json", "points") for p in args.results}
+    files = [read_results(place) for place in args.results if not sweeps[place]]
     if len({file.path.resolve() for file in files}) < len(files):
         raise UserError(f"the same results twice: {', '.join(str(file.path) for file in files)}")
-    table = compare(files, args.metric)
+    table = compare(files, args.metric) if files else None
+    scored = iter(costs.of_results(table, files) if table else [])
+    models = [
+        model
+        for report in map(sweeps.__getitem__, args.results)
+        for model in (costs.of_sweep(report) if report else [next(scored)])
+    ]
     if plot is not None:
+        if table is None:
+            raise UserError("--plot draws results; a sweep has its figures in its workdir")
         for written in plots.save(figure(table), plot):
             say(f"wrote {written}")
     if args.json:
-        print_json(as_json(table, files))
+        costed = {"costs": costs.as_json(models)}
+        print_json((as_json(table, files) if table else {}) | costed)
     elif args.markdown:
-        print(markdown(table))
+        if table:
+            print(markdown(table) + "\n")
+        print("\n".join(markdown_lines(costs.cells(models), 1)))
     else:
-        show(rich_table(table), groups(table))
-        for note in (legend(table), *table.notes):
-            if note:
-                print(note)
+        if table:
+            show(rich_table(table), groups(table))
+            for note in (legend(table), *table.notes):
+                if note:
+                    print(note)
+            print()
+        show(costs.rich_table(models))
+        print(costs.legend(models))
     return 0

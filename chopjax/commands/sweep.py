@@ -12,6 +12,10 @@ EXAMPLE = """\
 chopjax sweep --config configs/sweep.py --workdir runs/sweep \\
     --config.model=PARENT --config.text.train=corpus.jsonl \\
     --config.text.held_out=held_out.jsonl
+chopjax sweep --config configs/sweep.py --workdir runs/rivals \\
+    --config.model=PARENT --config.text.train=corpus.jsonl \\
+    --config.text.held_out=held_out.jsonl \\
+    --config.strategies=input,sparsegpt:2:4,narrow:mlp=0.5,input:0.25+int4
 """
 
 

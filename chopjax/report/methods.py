@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from chopjax.report.plots import GREY, hide_box
 from chopjax.report.sweep_figures import style_of
-from chopjax.report.sweep_rows import CHOPPED, Row, method_of, state_named
+from chopjax.report.sweep_rows import CHOPPED, Row, method_of, plain_state, state_named
 
 COLUMNS = 3
 # Of a row's `healing`, as a table shows it.
@@ -66,7 +66,8 @@ def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for (strategy, remove), methods in by_method(report).items():
         for name, rows in methods.items():
             cost = [form.format(_spent(rows, name)) for name, form in COSTS.items()]
-            first = [strategy, str(remove), name or CHOPPED, *(cost if name else [""] * 4)]
+            shown = name or plain_state(rows[0])
+            first = [strategy, str(remove), shown, *(cost if name else [""] * 4)]
             body.append(_line(first, rows, tasks))
     return header, body
 
@@ -91,10 +92,11 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     for (strategy, remove), methods in by_method(report).items():
         losses = {name: mean([row["loss"] for row in rows])[0] for name, rows in methods.items()}
         best = min(losses, key=losses.__getitem__)
+        plain, and_no_more = (CHOPPED, " and no more") if remove else ("not healed", "")
         said.append(
-            f"{strategy}, {remove} of {total} layers removed: {best or CHOPPED} has the lowest "
-            f"loss, {losses[best]:.4f} ({losses[best] - parent:+.4f} from the parent's; chopped "
-            f"and no more {losses[''] - parent:+.4f})."
+            f"{strategy}, {remove} of {total} layers removed: {best or plain} has the lowest "
+            f"loss, {losses[best]:.4f} ({losses[best] - parent:+.4f} from the parent's; "
+            f"{plain}{and_no_more} {losses[''] - parent:+.4f})."
         )
         said += [
             f"A repair is worth {before:.4f} nats of window loss before {name}, and "
@@ -186,7 +188,7 @@ def _top(cases: By) -> float:
 def _draw(axes: Axes, name: str, points: Sequence[Row], in_time: bool, top: float) -> None:
     """A method's rows, a seed each. What lies above the top has its last loss in the legend."""
     style = style_of(state_named(name)) | {"markersize": 4, "linewidth": 1.4}
-    style["label"] = name or CHOPPED
+    style["label"] = name or plain_state(points[0])
     runs = [curve for row in points if (curve := row.get("healing", {}).get("curve"))]
     if not runs:
         losses = [row["window_loss"] for row in points if "window_loss" in row]

@@ -31,6 +31,7 @@ def problems(content: Mapping[str, Any]) -> list[str]:
     faults += _objects("", content, "n-samples", _is_object)
     faults += _objects("", content, "chance", lambda value: value is None or is_number(value))
     faults += _objects("", content, "config", lambda value: True)
+    faults += _objects("", content, "model_size", is_number)
     if not faults and (group := _own_descendant(content.get("group_subtasks") or {})):
         faults.append(f"group_subtasks.{group}: is a part of itself")
     return faults

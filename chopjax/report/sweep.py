@@ -12,19 +12,21 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from chopjax import __version__
-from chopjax.report import html, layers, methods
+from chopjax.report import costs, html, layers, methods
 from chopjax.report.own_files import PAGE, check_files, figure_files, write_report_files
 from chopjax.report.plots import save
 from chopjax.report.sweep_drafts import DRAFTED, are_drafted, drafts
 from chopjax.report.sweep_figures import accuracies, losses, overview, ranking
 from chopjax.report.sweep_rows import (
     CHOPPED,
+    REPAIRED,
     Cell,
     Row,
     states_of,
     strategies_of,
     summary,
     tasks_of,
+    untrained,
 )
 from chopjax.train.settings import flat
 
@@ -47,18 +49,18 @@ def write_report(
     settings: Mapping[str, Any],
     rows: Sequence[Row],
     command: str,
-    costs: Mapping[str, str] | None = None,
+    conventions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Draw and write report.json and report.html; returns what report.json holds.
 
-    costs: how the points' FLOPs and times were taken.
+    conventions: how the points' FLOPs and times were taken.
     """
     report = {
         "chopjax_version": __version__,
         "command": command,
         "settings": dict(settings),
         "figures": figure_files(FIGURE_NAMES),
-        "conventions": dict(costs or {}),
+        "conventions": dict(conventions or {}),
         "num_layers": _parent(rows)["remove"] + _count(_parent(rows)["keep"]),
         "parent": _parent(rows),
         "points": [row for row in rows if row["strategy"] != PARENT],
@@ -88,6 +90,7 @@ def write_report(
         parts += map(html.paragraph, _best(report))
     for name, (_, drawn) in figures.items():
         save(drawn, workdir / name)
+    costed = costs.cells(costs.of_sweep(report))
     parts += [
         html.heading("Curves"),
         *(html.figure(workdir / f"{n}.svg", caption) for n, (caption, _) in figures.items()),
@@ -95,6 +98,8 @@ def write_report(
         html.table(*table(report, "perplexity", "{:.2f}")),
         html.heading("Loss by strategy, nats per token"),
         html.table(*table(report, "loss", "{:.4f}")),
+        html.heading("What each model costs"),
+        html.table(costed[0], costed[1:]),
     ]
     named = [(kind, task) for kind, tasks in tasks_of(report["parent"]).items() for task in tasks]
     for kind, task in named:
@@ -167,6 +172,9 @@ def _abstract(report: Mapping[str, Any]) -> str:
             f" Methods of healing had {each} each, on {settings['text']['train']}. ± is the "
             "standard deviation over seeds, where there are several."
         )
+    kinds = ", ".join(sorted(set(untrained(report).values())))
+    if kinds and any(row["healed"] for row in report["points"]):
+        text += f" Weights in {kinds} are not trained."
     if any(row.get("repaired") for row in report["points"]):
         text += (
             f" Repaired models had what was removed folded into what stayed, without training "
@@ -222,7 +230,7 @@ def table(
     """Strategies by layers removed, in every state (Just CHOP's table 6, arXiv 2305.14864)."""
     cells = summary(report, value)
     total = report["num_layers"]
-    states = states_of(report)
+    states, bits = states_of(report), untrained(report)
     found = {(state, n) for (_, state), by_count in cells.items() for n in by_count}
     columns = sorted(found, key=lambda column: (states.index(column[0]), column[1]))
     header = ["strategy"] + [
@@ -230,11 +238,13 @@ def table(
     ]
     get = value if callable(value) else lambda row: row[value]
     body = [["parent", *([number.format(get(report["parent"]))] * len(columns))]]
-    for strategy in strategies_of(report):
-        line = [strategy]
+    for name in strategies_of(report):
+        line = [name]
         for state, n in columns:
-            cell = cells.get((strategy, state), {}).get(n)
-            line.append("–" if cell is None else _text(cell, number))
+            cell = cells.get((name, state), {}).get(n)
+            is_there = n in cells.get((name, CHOPPED), {})
+            trained = is_there and state not in (CHOPPED, REPAIRED) and name in bits
+            line.append(_text(cell, number) if cell else "not trained" if trained else "–")
         body.append(line)
     return header, body
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED
 from chopjax.report.layers import LINES
 from chopjax.report.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, hide_box
@@ -104,9 +105,11 @@ def overview(report: Mapping[str, Any]) -> Figure:
     ]
     over_log_v = "loss_over_log_vocabulary"
     rows.append(("held-out loss / log V", over_log_v, {"parent": parent[over_log_v]}, None))
+    names, chops = strategies_of(report), (*STRATEGIES, *MEASURED)
     groups = {
-        "chosen by name": [n for n in strategies_of(report) if n not in MEASURED],
-        "chosen by a measure": [n for n in strategies_of(report) if n in MEASURED],
+        "chosen by name": [n for n in names if n in STRATEGIES],
+        "chosen by a measure": [n for n in names if n in MEASURED],
+        "other than a chop, or more": [n for n in names if n not in chops],
     }
     groups = {title: names for title, names in groups.items() if names}
     size = (4.3 * len(groups) + 0.6, 2.7 * len(rows) + 1.3)

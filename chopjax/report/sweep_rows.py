@@ -77,6 +77,19 @@ def tasks_of(row: Row) -> dict[str, list[str]]:
     return {kind: tasks for kind, tasks in kinds.items() if tasks}
 
 
+def untrained(report: Mapping[str, Any]) -> dict[str, str]:
+    """Strategy → the format of its weights, which is not trained."""
+    return {row["strategy"]: row["weights"] for row in report["points"] if "weights" in row}
+
+
+def plain_state(row: Row) -> str:
+    """What a table calls a model that nothing was done to after it was made."""
+    kind = row.get("weights")
+    return (CHOPPED if row["remove"] else "not healed") + (
+        f", {kind} is not trained" if kind else ""
+    )
+
+
 def mean_accuracy(row: Row, kind: str = ACCURACY) -> float:
     """Over the tasks of a kind."""
     return statistics.fmean(row["accuracy"][task][0] for task in tasks_of(row)[kind])

@@ -96,11 +96,16 @@ def rich_table(table: Table) -> RichTable:
 
 
 def markdown(table: Table) -> str:
-    header, *rows = cells(table)
-    rule = ["---", "---", *("---:" for _ in header[2:])]
-    lines = ["| " + " | ".join(_escaped(line)) + " |" for line in (header, rule, *rows)]
     notes = [text for text in (legend(table), *table.notes) if text]
+    lines = markdown_lines(cells(table), 2)
     return "\n".join([*lines, "", *(f"{_escaped([note])[0]}\n" for note in notes)]).rstrip()
+
+
+def markdown_lines(cells: list[list[str]], words: int) -> list[str]:
+    """words: how many of the first columns hold no numbers."""
+    header, *rows = cells
+    rule = [*["---"] * words, *("---:" for _ in header[words:])]
+    return ["| " + " | ".join(_escaped(line)) + " |" for line in (header, rule, *rows)]
 
 
 def _escaped(line: list[str]) -> list[str]:

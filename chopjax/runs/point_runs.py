@@ -23,10 +23,12 @@ from chopjax.runs.budget import Cost, Plan, parse_budget, steps_within
 from chopjax.runs.methods import FULL, SCRATCH, Method, heal_settings
 from chopjax.runs.points import Point
 from chopjax.runs.settings import SweepSettings, heal_of
+from chopjax.runs.strategies import Change, has_zeros
 from chopjax.train import settings as training
 from chopjax.train.evaluation import held_out_loss
 from chopjax.train.loop import train
 from chopjax.train.settings import PARENT, TeacherSettings
+from chopjax.train.settings import Settings as HealSettings
 
 TOKENS, HELD_OUT = "tokens", "tokens-held_out"
 EVALUATIONS = 10  # of held-out text in a run, where the settings leave it open
@@ -51,9 +53,9 @@ def steps_of(
     budget = parse_budget(settings.budget) if settings.budget else None
     in_time, plans = budget is not None and budget.is_time, []
     for point, before in points:
-        heal = heal_of(settings, point.method)
+        heal = _heal_of(settings, point)
         begun = dataclasses.replace(heal, **healing.from_parent(settings, point.keep))
-        step = costs.step_cost(workdir, parent.keep(point.keep), begun, in_time)
+        step = costs.step_cost(workdir, point.config(parent), begun, in_time)
         plans.append(Plan(point.method.name, step, before))
     if budget is None:
         steps = [heal_of(settings, point.method).total_steps for point, _ in points]
@@ -65,8 +67,9 @@ def steps_of(
 def config_of(
     settings: SweepSettings, workdir: Path, point: Point, steps: int, start: Path | None = None
 ) -> ConfigDict:
-    """start: a chopped checkpoint to begin with; without one the run chops the parent itself."""
-    heal = heal_of(settings, point.method)
+    """start: a checkpoint of the point to begin with; without one the run chops the parent
+    itself."""
+    heal = _heal_of(settings, point)
     begin = healing.from_parent(settings, point.keep)
     if start:
         begin = {"model": str(start), "teacher": _of_start(heal.teacher, settings, point)}
@@ -90,6 +93,12 @@ def config_of(
     )
 
 
+def _heal_of(settings: SweepSettings, point: Point) -> HealSettings:
+    """How a point heals: zeros that were made stay."""
+    heal = heal_of(settings, point.method)
+    return dataclasses.replace(heal, masks="fixed") if has_zeros(point.changes) else heal
+
+
 def _of_start(asked: TeacherSettings, settings: SweepSettings, point: Point) -> TeacherSettings:
     """The same teacher for a student that is a checkpoint of its own: the sweep's parent, whatever
     that was cut from, with the layers that the point kept."""
@@ -99,9 +108,12 @@ def _of_start(asked: TeacherSettings, settings: SweepSettings, point: Point) -> 
     return dataclasses.replace(asked, model=settings.model, revision=settings.revision, map=layers)
 
 
-def check_settings(settings: SweepSettings, workdir: Path, method: Method) -> None:
-    """Raises UserError where a method's settings contradict each other."""
-    point, steps = Point("", 0, (0,), 0, method), heal_of(settings, method).total_steps
+def check_settings(
+    settings: SweepSettings, workdir: Path, method: Method, changes: tuple[Change, ...] = ()
+) -> None:
+    """Raises UserError where a method's settings contradict each other, or what was changed."""
+    steps = heal_of(settings, method).total_steps
+    point = Point("", 0, (0,), 0, method, changes)
     try:
         training.read(config_of(settings, workdir, point, steps))
     except UserError as error:
@@ -110,7 +122,7 @@ def check_settings(settings: SweepSettings, workdir: Path, method: Method) -> No
 
 def meaning(settings: SweepSettings, point: Point) -> dict[str, Any]:
     """What a point's training depends on, beside model, layers and text."""
-    means = training.meaning(dataclasses.asdict(heal_of(settings, point.method)))
+    means = training.meaning(dataclasses.asdict(_heal_of(settings, point)))
     if settings.budget:
         means = {name: value for name, value in means.items() if name != "total_steps"}
         means["budget"] = parse_budget(settings.budget).named()

@@ -10,9 +10,12 @@ from chopjax.chop.fold_place import check_gaps, gaps_of
 from chopjax.chop.importance import MEASURED, choose_measured, parse_protect
 from chopjax.errors import UserError
 from chopjax.keep import Keep, ranges
+from chopjax.models.config import ModelConfig
+from chopjax.narrow.units import Counts, narrower
 from chopjax.progress import say
-from chopjax.runs.methods import CHOPPED, Method
+from chopjax.runs.methods import CHOPPED, SCRATCH, Method
 from chopjax.runs.settings import SweepSettings, methods_of, split_list
+from chopjax.runs.strategies import Change, Strategy, has_zeros, kind_of, parse_strategy
 
 PARENT = "parent"
 
@@ -25,6 +28,12 @@ class Point(NamedTuple):
     keep: Keep
     seed: int  # of healing, and of the text that chose the layers or repaired the gaps
     method: Method = CHOPPED
+    changes: tuple[Change, ...] = ()  # of the chopped model
+    units: tuple[tuple[str, int], ...] = ()  # that stay in each layer, of those that are narrowed
+
+    def config(self, parent: ModelConfig) -> ModelConfig:
+        """Of the model that is scored."""
+        return narrower(parent.keep(self.keep), dict(self.units))
 
     def row(self) -> dict[str, Any]:
         """What points.jsonl says of it, beside its figures."""
@@ -36,22 +45,29 @@ class Point(NamedTuple):
             "repaired": self.method.repaired,
             "method": self.method.name,
             "seed": self.seed,
+            **({"weights": kind} if (kind := kind_of(self.changes)) else {}),
         }
 
 
 def plan(
-    settings: SweepSettings, num_layers: int, analyses: Mapping[int, Mapping[str, Any]]
+    settings: SweepSettings,
+    num_layers: int,
+    analyses: Mapping[int, Mapping[str, Any]],
+    units: Mapping[str, Counts],
 ) -> Iterator[Point]:
     """The points in the order in which they are done: the parent, all that is chopped and no more,
     then method by method and seed by seed; the number of layers coarsely at first.
 
-    analyses: of each seed, what strategies that measure look at.
+    analyses: of each seed, what strategies that measure look at. units: of each strategy, what
+    stays of layers that it narrows.
     """
     protect = parse_protect(settings.protect)
 
     def keep(strategy: str, seed: int, count: int) -> Keep | None:
         """None where the strategy cannot remove so many layers."""
         try:
+            if not count:
+                return tuple(range(num_layers))
             if strategy in MEASURED:
                 return choose_measured(strategy, analyses[seed], count, protect)
             return choose(strategy, num_layers, count)
@@ -68,17 +84,49 @@ def plan(
         return True
 
     yield Point(PARENT, 0, tuple(range(num_layers)), 0)
-    counts = coarse_first([resolve_remove(n, num_layers) for n in split_list(settings.remove)])
+    wanted = {
+        strategy: counts_of(settings, strategy, num_layers) for strategy in strategies_of(settings)
+    }
+    order = coarse_first([n for counts in wanted.values() for n in counts])
     first = next(iter(analyses))
     for method in (CHOPPED, *methods_of(settings)):
+        for strategy in wanted:
+            if reason := why_not(method, strategy):
+                say(f"left out: {strategy.name}, {method.name}: {reason}")
         for seed in analyses:
-            for count in counts:
-                for strategy in split_list(settings.strategies):
-                    if strategy not in MEASURED and seed != first and method == CHOPPED:
+            for count in order:
+                for strategy, counts in wanted.items():
+                    if count not in counts or why_not(method, strategy):
+                        continue
+                    if not strategy.looks and seed != first and method == CHOPPED:
                         continue  # a name chooses the same layers whatever the text
-                    kept = keep(strategy, seed, count)
+                    kept = keep(strategy.chop, seed, count)
                     if kept and (not method.repaired or mendable(kept)):
-                        yield Point(strategy, count, kept, seed, method)
+                        made = strategy.changes, tuple(units[strategy.name].items())
+                        yield Point(strategy.name, count, kept, seed, method, *made)
+
+
+def strategies_of(settings: SweepSettings) -> list[Strategy]:
+    """The strategies of a sweep."""
+    return [parse_strategy(name) for name in split_list(settings.strategies)]
+
+
+def counts_of(settings: SweepSettings, strategy: Strategy, num_layers: int) -> Sequence[int]:
+    """How many layers a strategy removes at its points. Raises UserError where the model has not
+    so many."""
+    every = [resolve_remove(n, num_layers) for n in split_list(settings.remove)]
+    return strategy.counts(every, num_layers)
+
+
+def why_not(method: Method, strategy: Strategy) -> str:
+    """Why what a strategy makes is not made good again by a method; empty where it is."""
+    if method.repaired and strategy.changes:
+        return "chops alone are repaired"
+    if method.trained and (kind := kind_of(strategy.changes)):
+        return f"weights in {kind} are not trained"
+    if method.trained == SCRATCH and has_zeros(strategy.changes):
+        return "random weights have no zeros"
+    return ""
 
 
 def coarse_first(values: Sequence[int]) -> list[int]:

@@ -31,6 +31,7 @@ from chopjax.runs.methods import (
 )
 from chopjax.runs.methods import KNOWN as METHODS
 from chopjax.runs.schedule import ONCE, parse_schedule
+from chopjax.runs.strategies import parse_strategy
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import fields_of, read_settings
 
@@ -115,11 +116,12 @@ class PipelineSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SweepSettings:
-    """Strategies times numbers of layers: chop, perhaps heal, score."""
+    """Strategies times numbers of layers: make, perhaps heal, score."""
 
     model: str = ""  # the parent: a Hugging Face folder or hub id
     revision: str = ""  # of a hub id: branch, tag or commit
-    # which layers go; several separated by commas
+    # what is made of the parent, several separated by commas: which layers go, by name or measure,
+    # or what else gets smaller, such as sparsegpt:2:4, narrow:mlp=0.5, input:0.25+int4
     strategies: str = ",".join([*STRATEGIES, *MEASURED])
     remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions, percentages
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last
@@ -323,9 +325,11 @@ def _repair_problems(where: str, kind: str, ridge: float) -> list[str]:
 
 
 def _sweep_problems(settings: SweepSettings) -> list[str]:
-    known, strategies = [*STRATEGIES, *MEASURED], split_list(settings.strategies)
+    names = split_list(settings.strategies)
+    wrong = _unreadable(parse_strategy, *names)
+    strategies = [] if wrong else [parse_strategy(name) for name in names]
     seeds, methods = split_list(settings.seeds), split_list(settings.methods)
-    wrong = _unreadable(parse_method, *methods) + _unreadable(parse_budget, settings.budget)
+    wrong += _unreadable(parse_method, *methods) + _unreadable(parse_budget, settings.budget)
     trained = any(method != REPAIR for method in methods) or settings.healed
     repaired = any(method.startswith(REPAIR) for method in methods) or settings.repair
     checks = [
@@ -339,7 +343,7 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
             trained or not settings.budget,
             f"budget: nothing is trained; give methods, of {', '.join(METHODS)}",
         ),
-        (bool(strategies), "strategies: name at least one"),
+        (bool(names), "strategies: name at least one"),
         (bool(split_list(settings.remove)), "remove: give at least one number of layers"),
         (
             bool(settings.text.train) or not trained,
@@ -347,7 +351,7 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
         ),
         (
             bool(settings.text.train or settings.calibration.text)
-            or not (set(strategies) & set(MEASURED) or repaired),
+            or not (any(strategy.looks for strategy in strategies) or repaired),
             "calibration.text: text for strategies that measure, and for a repair, is missing",
         ),
         (
@@ -356,16 +360,7 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
         ),
     ]
     repair = _repair_problems("", settings.repair, settings.ridge)
-    return (
-        _problems(settings, checks)
-        + repair
-        + wrong
-        + [
-            f"strategies: {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
-            for name in strategies
-            if name not in known
-        ]
-    )
+    return _problems(settings, checks) + repair + wrong
 
 
 def _problems(settings: AnySettings, checks: list[tuple[bool, str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`chopjax sweep`: many ways to remove layers, each scored before and after healing.
+"""`chopjax sweep`: many ways to make a model smaller, each scored before and after healing.
 
     WORKDIR/points.jsonl       one row a point, appended as it finishes
     WORKDIR/analysis-SEED/     the measures that strategies need
@@ -7,6 +7,8 @@
     WORKDIR/step_times.json    how long steps take here, where the budget is a time
     WORKDIR/heal/KEY/          the training run of the point at work, removed when it is scored
     WORKDIR/repaired/KEY/      its repaired model, where it is repaired, likewise
+    WORKDIR/made/KEY/          the model of a point that is more than a chop (changes.py), until
+                               no point wants it any more
     WORKDIR/report.html, *.png, *.svg, report.json
 
 The parent stays in memory; an unhealed point slices its layers and reads nothing from disk. Started
@@ -26,24 +28,31 @@ from ml_collections import ConfigDict
 
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import Loaded, load
+from chopjax.checkpoint.open import open_to_score
+from chopjax.checkpoint.size import size_of
+from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.analysis import needed_measure
-from chopjax.chop.configurations import resolve_remove
 from chopjax.chop.importance import ANALYSIS, MEASURED
 from chopjax.chop.surgery import chop_params
 from chopjax.disk.mark import is_taken, marked_by, some
 from chopjax.errors import UserError
 from chopjax.keep import ranges
+from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
+from chopjax.models.formats import Kind
+from chopjax.models.quantized import kind_of
+from chopjax.narrow.units import Counts
 from chopjax.progress import progress, say
 from chopjax.report.sweep import check_report, write_report
-from chopjax.runs import costs, healing, point_runs, repairs, work
+from chopjax.runs import changes, costs, healing, point_runs, repairs, work
 from chopjax.runs import scored as scores
 from chopjax.runs.budget import Cost, parse_budget
 from chopjax.runs.inputs import WAYS, Inputs, digest
 from chopjax.runs.methods import CHOPPED, SCRATCH, Method
-from chopjax.runs.points import PARENT, Point, plan
+from chopjax.runs.points import PARENT, Point, counts_of, plan, strategies_of, why_not
 from chopjax.runs.records import AnalysisRecords, PointRecords, read_rows, stage_name
 from chopjax.runs.settings import (
+    Model,
     SweepSettings,
     calibration_text,
     heal_of,
@@ -61,18 +70,19 @@ from chopjax.train.wandb_run import check_wandb
 
 POINTS = "points.jsonl"
 STORES = (point_runs.TOKENS, point_runs.HELD_OUT)
-OWN = (*STORES, *(f"{name}.partial" for name in STORES), "heal", repairs.FOLDER, POINTS)
+FOLDERS = ("heal", repairs.FOLDER, changes.FOLDER)
+OWN = (*STORES, *(f"{name}.partial" for name in STORES), *FOLDERS, POINTS)
 VERB = "sweep"
 
 
 class Job(NamedTuple):
-    """What all points share. parent: in memory; engines: by configuration, the parent's among them;
-    models of one configuration run the same programs."""
+    """What all points share. parent: in memory; engines: by configuration and the format of
+    quantized weights, the parent's among them; such models run the same programs."""
 
     settings: SweepSettings
     workdir: Path
     parent: Loaded
-    engines: dict[ModelConfig, Engine]
+    engines: dict[tuple[ModelConfig, Kind | None], Engine]
     scored: scores.Scored
 
 
@@ -84,22 +94,29 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
     settings = read_sweep(config)
     methods = methods_of(settings)
     trained = [method for method in methods if method.trained]
+    strategies = strategies_of(settings)
     for method in trained:
         point_runs.check_settings(settings, workdir, method)
+        for strategy in strategies:
+            if not why_not(method, strategy):
+                point_runs.check_settings(settings, workdir, method, strategy.changes)
     if trained:
         check_wandb(settings.heal.log.wandb)
     scored = scores.find(settings.score)
     with opened(workdir, VERB, _check_places):
         parent, engine = work.opened(settings.score, parent_of(settings))
+        units = {each.name: changes.check(settings, parent, each) for each in strategies}
+        for strategy in strategies:
+            counts_of(settings, strategy, parent.config.num_layers)
         if any(method.repaired for method in methods):
             repairs.check(settings, parent)
         if trained:
             for method in trained:
                 healing.check_teacher_of(heal_of(settings, method), parent)
-            _check_space(settings, workdir, parent.config, trained)
+            _check_space(settings, workdir, parent.config, trained, units)
         seeds = [int(seed) for seed in split_list(settings.seeds)]
         analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
-        points = list(plan(settings, parent.config.num_layers, analyses))
+        points = list(plan(settings, parent.config.num_layers, analyses, units))
         if all(point.strategy == PARENT for point in points):
             raise UserError(
                 f"remove: none of {settings.strategies} can remove {settings.remove} of "
@@ -108,7 +125,8 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         lacking = {m.name for m in methods if m.repaired} - {p.method.name for p in points}
         if settings.methods and lacking:
             raise UserError(f"methods: {some(sorted(lacking))}: no point can be repaired")
-        rows = _rows(Job(settings, workdir, parent, {parent.config: engine}, scored), points)
+        engines = {(parent.config, kind_of(parent.params)): engine}
+        rows = _rows(Job(settings, workdir, parent, engines, scored), points)
         costed = costs.CONVENTIONS if point_runs.compares(settings) else None
         return write_report(workdir, dataclasses.asdict(settings), rows, command, costed)
 
@@ -127,32 +145,40 @@ def _check_places(workdir: Path) -> None:
 
 
 def _check_space(
-    settings: SweepSettings, workdir: Path, model: ModelConfig, trained: Sequence[Method]
+    settings: SweepSettings,
+    workdir: Path,
+    model: ModelConfig,
+    trained: Sequence[Method],
+    units: Mapping[str, Counts],
 ) -> None:
     """Of the trained points, one for every number of layers, strategy, seed and method, one is on
     the disk at a time, or all with `keep_healed`.
 
     Raises UserError, too, where a budget of FLOPs is less than a step of some method.
     """
-    counts = [resolve_remove(n, model.num_layers) for n in split_list(settings.remove)]
     points = [
-        Point("", count, tuple(range(model.num_layers - count)), 0, method)
-        for count in counts
+        Point("", n, tuple(range(model.num_layers - n)), 0, method, strategy.changes, stays)
+        for strategy in strategies_of(settings)
+        for stays in [tuple(units[strategy.name].items())]
+        for n in counts_of(settings, strategy, model.num_layers)
         for method in trained
+        if not why_not(method, strategy)
     ]
-    steps = [heal_of(settings, point.method).total_steps for point in points]
+    if not points:
+        return
+    different = list(dict.fromkeys(points))
+    steps = [heal_of(settings, point.method).total_steps for point in different]
     if _in_flops(settings):
-        begun = [(point, Cost()) for point in points]
+        begun = [(point, Cost()) for point in different]
         steps = [n for n, _ in point_runs.steps_of(settings, workdir, model, begun)]
-    configs = [
-        point_runs.config_of(settings, workdir, *each) for each in zip(points, steps, strict=True)
-    ]
-    sizes = [
-        run_bytes(model.keep(point.keep), training.read(config))
-        for point, config in zip(points, configs, strict=True)
-    ]
-    times = len(split_list(settings.strategies)) * len(split_list(settings.seeds))
-    total = times * sum(sizes) if settings.keep_healed else max(sizes)
+    sizes = {}
+    for point, count in zip(different, steps, strict=True):
+        config = point_runs.config_of(settings, workdir, point, count)
+        sizes[point] = run_bytes(point.config(model), training.read(config))
+    seeds = len(split_list(settings.seeds))
+    total = seeds * sum(map(sizes.__getitem__, points))
+    if not settings.keep_healed:
+        total = max(sizes.values())
     check_space(workdir, [settings.text.train], settings.text.field, total)
 
 
@@ -163,7 +189,7 @@ def _in_flops(settings: SweepSettings) -> bool:
 
 def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, Any]:
     """The measures that the strategies need, of the parent."""
-    wanted = [needed_measure(s) for s in split_list(settings.strategies) if s in MEASURED]
+    wanted = [needed_measure(s.chop) for s in strategies_of(settings) if s.chop in MEASURED]
     if not wanted:
         return {}
     measures, parent = tuple(dict.fromkeys(wanted)), parent_of(settings)
@@ -201,11 +227,17 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
     ]
     tasks, rows = look(records, stages, keys), []
     _prepare(job, [point for point, task in zip(points, tasks, strict=True) if not task.done])
+    made = [
+        _made_in(job, point) if not task.done else None
+        for point, task in zip(points, tasks, strict=True)
+    ]
     with progress("points", len(tasks), "points", sum(bool(task.done) for task in tasks)) as bar:
-        for point, own, task in zip(points, keys, tasks, strict=True):
+        for number, (point, own, task) in enumerate(zip(points, keys, tasks, strict=True), 1):
             rows.append(finish(records, task))
             if task.done:
                 continue
+            if (folder := made[number - 1]) and folder not in made[number:]:
+                changes.remove(folder)
             if point.method.trained and not job.settings.keep_healed:
                 for folder in _runs(job, own):
                     healing.remove_run(folder, job.settings.heal.log)
@@ -238,6 +270,13 @@ def _prepare(job: Job, missing: Sequence[Point]) -> None:
         work.prepare_text(settings, text.held_out, job.workdir / point_runs.HELD_OUT)
 
 
+def _made_in(job: Job, point: Point) -> Path | None:
+    """Where a point is made that is more than a chop."""
+    if not point.changes:
+        return None
+    return changes.place(job.settings, job.workdir, job.parent, point)
+
+
 def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
     """Of all that a point's figures depend on, a point a list: as it is recorded now, and as an
     earlier chopjax would have recorded it."""
@@ -261,10 +300,12 @@ def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
             healed = point_runs.meaning(settings, point) | {"text": train}
             healed |= inputs.teacher(heal_of(settings, point.method).teacher)
         # Random weights have the layers' shapes alone.
-        layers = repr(parent.keep(kept)) if point.method.trained == SCRATCH else kept
+        layers = repr(point.config(parent)) if point.method.trained == SCRATCH else kept
         parts = [origin, held_out, layers, healed, score]
         if point.method.repaired:
             parts.append(mended[way] | {"seed": point.seed})
+        if point.changes:
+            parts.append(changes.about(settings, inputs, point))
         if windows is not None:  # in which held-out text is measured, too
             parts.append([windows.sequence_length, windows.mask_documents])
         if settings.draft and point.strategy != PARENT:
@@ -297,9 +338,17 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
         f"{point.strategy}: layers {ranges(point.keep)}"
         + (f", {method.name}, seed {point.seed}" if method != CHOPPED else "")
     )
-    params, model_config = chop_params(parent.params, point.keep), parent.config.keep(point.keep)
     start, cost = None, Cost()
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"parameters": parameters.count(point.config(parent.config))}
+    if (folder := _made_in(job, point)) is None:
+        params, model_config = chop_params(parent.params, point.keep), point.config(parent.config)
+        if isinstance(parent.weights, Checkpoint):
+            figures |= size_of(parent.weights, point.keep)._asdict()
+    else:
+        start = changes.made(settings, folder, point)
+        loaded, _ = work.opened(settings.score, Model(str(start)))
+        params, model_config = loaded.params, loaded.config
+        figures |= size_of(open_to_score(str(start)))._asdict()
     if method.repaired:
         start = repairs.repaired(settings, workdir, runs[0].name, point)
         cost = costs.repair_cost(parent.config, point.keep, repairs.record(start))
@@ -312,7 +361,7 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
             settings, workdir, folder, point, parent.config, start, params, cost
         )
         params = load(str(folder), dtype=settings.score.dtype).params
-    if point_runs.compares(settings):
+    if point_runs.compares(settings) and kind_of(params) is None:
         curve = figures.get("healing", {}).get("curve")
         figures["window_loss"] = (
             curve[-1]["loss"]
@@ -340,9 +389,9 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
 
 
 def _engine(job: Job, model: Loaded) -> Engine:
-    like = job.engines[job.parent.config]
-    if model.config not in job.engines:
+    like, own = next(iter(job.engines.values())), (model.config, kind_of(model.params))
+    if own not in job.engines:
         shared = (like.compute, like.max_length, like.mesh)
         engine = Engine(model.config, model.params, *shared, tokenizer=like.tokenizer)
-        job.engines[model.config] = engine
-    return job.engines[model.config].with_params(model.params)
+        job.engines[own] = engine
+    return job.engines[own].with_params(model.params)

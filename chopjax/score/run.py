@@ -16,6 +16,8 @@ import jax
 
 from chopjax.checkpoint.identity import model_hashes
 from chopjax.checkpoint.load import Loaded
+from chopjax.checkpoint.size import size_of
+from chopjax.checkpoint.source import Checkpoint
 from chopjax.data.chat_template import choose_template
 from chopjax.score.engine import Engine
 
@@ -100,6 +102,8 @@ def evaluate(
     reports.add_f1_errors(results)
     reports.add_means(results, tasks["groups"])
     if folder and lm.journal:
+        if isinstance(loaded.weights, Checkpoint):
+            results["model_size"] = size_of(loaded.weights)._asdict()
         for path in reports.write_results(results, folder, log_samples):
             say(f"wrote {path}")
         if not keep_journal:

@@ -1,0 +1,153 @@
+"""What a sweep makes of the parent, by the words of its setting `strategies`. No jax.
+
+    input                         a chop, of every number of layers in `remove`
+    input:0.25                    of this many
+    sparsegpt:2:4                 zeros (`chopjax sparsify`)
+    narrow:mlp=0.5:heads=0.25     narrower layers (`chopjax narrow`), by activations; by gradients
+                                  narrow:gradient:mlp=0.5
+    int8, int4:gptq               fewer bits (`chopjax quantize`), the nearest or by GPTQ
+    input:0.25+wanda:0.5+int4     one after the other: a chop comes first, bits come last
+
+`magnitude` is a chop by a measure, `magnitude:0.5` and `magnitude:2:4` are zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from chopjax.checkpoint.compressed_tensors import FORMAT
+from chopjax.chop.configurations import STRATEGIES, resolve_remove
+from chopjax.chop.importance import MEASURED
+from chopjax.errors import UserError, did_you_mean
+from chopjax.models.formats import Kind
+from chopjax.sparsify.matrices import METHODS
+from chopjax.sparsify.pattern import parse_pattern
+
+CHOPS = (*STRATEGIES, *MEASURED)
+NARROW, UNITS = "narrow", ("mlp", "heads", "embed")
+SCORES = ("activation", "gradient")  # the METHODS of narrow/walk.py, which wants jax
+GPTQ = "gptq"
+WORDS = (*CHOPS, *METHODS, NARROW, *FORMAT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+    """Zeros: what SparsifySettings has."""
+
+    method: str
+    pattern: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrow:
+    """Narrower layers: what NarrowSettings has."""
+
+    method: str
+    shares: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """Fewer bits. method: nearest or gptq."""
+
+    kind: Kind
+    method: str
+
+
+Change = Sparse | Narrow | Bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """name: as it was written. chop: one of CHOPS; empty: no layer goes. remove: how many layers,
+    as resolve_remove reads it; empty: each number that the sweep has. changes: after the chop."""
+
+    name: str
+    chop: str = ""
+    remove: str = ""
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def looks(self) -> bool:
+        """Whether what comes out depends on a text."""
+        return self.chop in MEASURED or any(map(looks, self.changes))
+
+    def counts(self, every: Sequence[int], num_layers: int) -> Sequence[int]:
+        """How many layers go: one number or several. every: those of the sweep. Raises UserError
+        where the model has not so many."""
+        if not self.chop:
+            return [0]
+        return [resolve_remove(self.remove, num_layers)] if self.remove else every
+
+
+def looks(change: Change) -> bool:
+    """Whether it looks at a text."""
+    if isinstance(change, Sparse):
+        return change.method != "magnitude"
+    return isinstance(change, Narrow) or change.method == GPTQ
+
+
+def has_zeros(changes: Sequence[Change]) -> bool:
+    return any(isinstance(change, Sparse) for change in changes)
+
+
+def kind_of(changes: Sequence[Change]) -> str:
+    """The format that the weights are in after them; empty for floats."""
+    return next((each.kind for each in changes if isinstance(each, Bits)), "")
+
+
+def parse_strategy(text: str) -> Strategy:
+    """Raises UserError that says which part is wrong, and what is allowed."""
+    chop = remove = ""
+    changes: list[Change] = []
+    try:
+        for number, part in enumerate(text.split("+")):
+            word, _, rest = part.strip().partition(":")
+            if changes and isinstance(changes[-1], Bits):
+                raise UserError(f"nothing comes after {changes[-1].kind}, but {part!r} does")
+            if word in CHOPS and not (rest and word in METHODS):
+                if number:
+                    raise UserError(f"a chop comes first, and {word} does not")
+                chop, remove = word, rest
+            else:
+                changes.append(_change(word, rest))
+    except UserError as error:
+        raise UserError(f"strategies: {text!r}: {error}") from None
+    return Strategy(text, chop, remove, tuple(changes))
+
+
+def _change(word: str, rest: str) -> Change:
+    if word in METHODS:
+        return Sparse(word, parse_pattern(rest).name)
+    if word == NARROW:
+        return _narrow(rest)
+    if kind := next((kind for kind in FORMAT if kind == word), None):
+        if rest not in ("", GPTQ):
+            raise UserError(f"{kind} stands alone or as {kind}:{GPTQ}, not {kind}:{rest}")
+        return Bits(kind, rest or "nearest")
+    if word.partition("=")[0] in UNITS:
+        raise UserError("the shares of one narrow go together: narrow:mlp=0.5:heads=0.25")
+    raise UserError(f"{word!r} is not one of {', '.join(WORDS)}{did_you_mean(word, WORDS)}")
+
+
+def _narrow(rest: str) -> Narrow:
+    method, shares = SCORES[0], dict[str, float]()
+    for part in filter(None, rest.split(":")):
+        unit, equals, share = part.partition("=")
+        if part in SCORES:
+            method = part
+            continue
+        try:
+            value = float(share)
+        except ValueError:
+            value = 0.0
+        if not equals or unit not in UNITS or not 0 < value < 1:
+            raise UserError(
+                f"narrow:{part}: {', '.join(f'{name}=SHARE' for name in UNITS)} with a share "
+                f"between 0 and 1, and {' or '.join(SCORES)} are allowed"
+            )
+        shares[unit] = value
+    if not shares:
+        raise UserError("narrow: say of what, such as narrow:mlp=0.5")
+    return Narrow(method, tuple(shares.items()))

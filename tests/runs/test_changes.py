@@ -1,0 +1,152 @@
+"""`chopjax sweep` with strategies that are more than a chop, beside the verbs by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import material
+
+from chopjax import cli
+from chopjax.runs import changes
+from chopjax.runs.records import read_rows
+
+RECIPE = """
+from chopjax.sweep_settings import default_config
+
+def get_config():
+    config = default_config()
+    config.model = {model!r}
+    config.text.train = config.text.held_out = {text!r}
+    config.text.workers = 1
+    config.strategies = "wanda:2:4,narrow:mlp=0.5,input:2+int8"
+    config.remove = "1"
+    config.healed = True
+    config.calibration.sequences = 4
+    config.calibration.sequence_length = 16
+    config.heal.total_steps = 2
+    config.heal.data.batch_size = 2
+    config.heal.data.sequence_length = 16
+    config.heal.log.tensorboard = False
+    return config
+"""
+LOOK = ["--sequences", "4", "--sequence-length", "16", "--data"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return material.prepare(
+        tmp_path_factory.mktemp("changes"), RECIPE, {"recipe": "sweep"}, lines=12, positions=32
+    )
+
+
+def run(folder: Path, *flags: str) -> int:
+    work = str(folder / "work")
+    return cli.main(["sweep", "--config", str(folder / "recipe.py"), "--workdir", work, *flags])
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    assert run(folder) == 0
+    report: dict[str, Any] = json.loads((folder / "work" / "report.json").read_text())
+    return report
+
+
+def rows_of(report: dict[str, Any]) -> dict[tuple[str, bool], dict[str, Any]]:
+    return {(row["strategy"], row["healed"]): row for row in report["points"]}
+
+
+def loss_of(capsys: pytest.CaptureFixture[str], model: Path, text: Path) -> float:
+    capsys.readouterr()
+    assert cli.main(["perplexity", str(model), "--data", str(text), "--json"]) == 0
+    return float(json.loads(capsys.readouterr().out)["nats_per_token"])
+
+
+def test_a_point_is_what_its_verbs_make(
+    folder: Path, report: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, text = str(folder / "model"), folder / "text.jsonl"
+    verbs = {
+        "wanda:2:4": [["sparsify", "--method", "wanda", "--pattern", "2:4", *LOOK, str(text)]],
+        "narrow:mlp=0.5": [
+            ["narrow", "--mlp", "0.5", "--method", "activation", *LOOK, str(text)]
+        ],
+        "input:2+int8": [["chop", "--strategy", "input", "--remove", "2"],
+                         ["quantize", "--weights", "int8"]],
+    }  # fmt: skip
+    rows = rows_of(report)
+    for strategy, steps in verbs.items():
+        start, row = model, rows[strategy, False]
+        for number, (verb, *flags) in enumerate(steps):
+            out = str(tmp_path / f"{strategy.replace(':', '-')}-{number}")
+            assert cli.main([verb, start, out, *flags]) == 0
+            start = out
+        assert row["loss"] == pytest.approx(loss_of(capsys, Path(start), text), abs=1e-5)
+        assert row["remove"] == (2 if "input" in strategy else 0)
+
+
+def test_zeros_stay_in_healing_and_quantized_weights_are_not_trained(
+    folder: Path, report: dict[str, Any]
+) -> None:
+    rows, parent = rows_of(report), report["parent"]
+    assert set(rows) == {
+        ("wanda:2:4", False), ("narrow:mlp=0.5", False), ("input:2+int8", False),
+        ("wanda:2:4", True), ("narrow:mlp=0.5", True),
+    }  # fmt: skip
+    assert rows["wanda:2:4", True]["loss"] != rows["wanda:2:4", False]["loss"]
+    sparse, narrow, bits = (rows[s, False] for s in ("wanda:2:4", "narrow:mlp=0.5", "input:2+int8"))
+    assert sparse["not_zero"] < sparse["parameters"] == parent["parameters"]
+    assert sparse["bytes"] == parent["bytes"]
+    assert narrow["parameters"] < parent["parameters"]
+    assert bits["bytes"] < rows["narrow:mlp=0.5", False]["bytes"]
+    page = (folder / "work" / "report.html").read_text()
+    assert "Weights in int8 are not trained." in page
+    assert "<td>not trained</td>" in page
+
+
+def test_nothing_that_was_made_is_left_and_nothing_is_made_again(
+    folder: Path, report: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = folder / "work" / changes.FOLDER
+    assert not list(made.iterdir())
+    # As a kill leaves it: the last point, the healed narrow one, is missing.
+    points = folder / "work" / "points.jsonl"
+    lines = points.read_text().splitlines(keepends=True)
+    points.write_text("".join(lines[:-1]))
+    capsys.readouterr()
+    assert run(folder) == 0
+    said = capsys.readouterr().err
+    assert "sparsify" not in said
+    assert "wanda:2:4: layers" not in said
+    (last,) = read_rows(points)[-1:]
+    assert (last["strategy"], last["loss"]) == ("narrow:mlp=0.5", json.loads(lines[-1])["loss"])
+    assert not list(made.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--config.strategies=input,wanda"], "strategies: 'wanda': "),
+        (["--config.strategies=narrow:heads=0.3"], "strategies: narrow:heads=0.3: --heads 0.3"),
+        (["--config.strategies=input:9+int8"], "from 1 to 4"),
+        (
+            ["--config.strategies=wanda:2:4", "--config.methods=qlora",
+             "--config.heal.adapter.rank=2", "--config.healed=False"],
+            "masks",
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_entry_is_refused_before_anything_is_made(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    complaint: str,
+) -> None:
+    words = ["sweep", "--config", str(folder / "recipe.py"), "--workdir", str(tmp_path / "work")]
+    assert cli.main([*words, *flags]) == 2
+    assert complaint in capsys.readouterr().err
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert set(left) <= {".chopjax.json", ".lock"}

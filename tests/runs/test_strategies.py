@@ -1,0 +1,90 @@
+"""The words of a sweep's `strategies`."""
+
+from __future__ import annotations
+
+import pytest
+
+from chopjax.errors import UserError
+from chopjax.narrow.walk import METHODS
+from chopjax.runs.strategies import (
+    CHOPS,
+    SCORES,
+    Bits,
+    Change,
+    Narrow,
+    Sparse,
+    Strategy,
+    looks,
+    parse_strategy,
+)
+
+
+def test_the_words_of_narrow_are_its_methods() -> None:
+    assert set(SCORES) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", CHOPS)
+def test_a_chop_by_name_takes_every_number_of_layers(name: str) -> None:
+    strategy = parse_strategy(name)
+    assert strategy == Strategy(name, name)
+    assert strategy.counts([3, 6], 12) == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "chop", "remove", "changes"),
+    [
+        ("sparsegpt:2:4", "", "", (Sparse("sparsegpt", "2:4"),)),
+        ("wanda:0.50", "", "", (Sparse("wanda", "0.5"),)),
+        ("magnitude:4:8", "", "", (Sparse("magnitude", "4:8"),)),
+        ("narrow:mlp=0.5", "", "", (Narrow("activation", (("mlp", 0.5),)),)),
+        (
+            "narrow:gradient:heads=0.25:mlp=0.5",
+            "", "", (Narrow("gradient", (("heads", 0.25), ("mlp", 0.5))),),
+        ),
+        ("int8", "", "", (Bits("int8", "nearest"),)),
+        ("input:0.25+int4", "input", "0.25", (Bits("int4", "nearest"),)),
+        ("block-influence+int4:gptq", "block-influence", "", (Bits("int4", "gptq"),)),
+        (
+            "magnitude+magnitude:0.5+fp8",
+            "magnitude", "", (Sparse("magnitude", "0.5"), Bits("fp8", "nearest")),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_made(text: str, chop: str, remove: str, changes: tuple[Change, ...]) -> None:
+    assert parse_strategy(text) == Strategy(text, chop, remove, changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("inptu", "'inptu' is not one of input, .* did you mean input"),
+        ("int4+input:0.25", "nothing comes after int4"),
+        ("wanda:2:4+input", "a chop comes first, and input does not"),
+        ("int8:gtpq", "int8 stands alone or as int8:gptq"),
+        ("wanda", "share of the weights that go"),
+        ("wanda:3:4", "2:4 and 4:8 are known"),
+        ("narrow", "say of what"),
+        ("narrow:mlp=1.5", "narrow:mlp=1.5: mlp=SHARE, heads=SHARE, embed=SHARE with a share"),
+        ("narrow:taylor:mlp=0.5", "activation or gradient"),
+        ("heads=0.25", "narrow:mlp=0.5:heads=0.25"),
+        ("input:0.25+", "'' is not one of"),
+    ],
+)
+def test_what_is_wrong_is_said(text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        parse_strategy(text)
+
+
+def test_how_many_layers_go() -> None:
+    assert parse_strategy("int8").counts([3, 6], 12) == [0]
+    assert parse_strategy("input:0.25+int8").counts([6], 12) == [3]
+    with pytest.raises(UserError, match="from 1 to 11"):
+        parse_strategy("input:12").counts([6], 12)
+
+
+def test_which_changes_look_at_a_text() -> None:
+    with_text = ("wanda:0.5", "sparsegpt:2:4", "narrow:mlp=0.5", "int4:gptq", "similarity")
+    assert all(parse_strategy(text).looks for text in with_text)
+    without = ("magnitude:0.5", "int4", "input", "input:2+int8")
+    assert not any(parse_strategy(text).looks for text in without)
+    assert not any(map(looks, parse_strategy("similarity+int8").changes))
