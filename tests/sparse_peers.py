@@ -114,26 +114,62 @@ def recorder(into: list[torch.Tensor]) -> Any:
     return lambda module, read: into.append(read[0].flatten(0, -2))
 
 
+def router(into: list[Any]) -> Any:
+    """A hook that keeps what experts read, and which of them each token takes."""
+    return lambda module, read: into.append(read[:2])
+
+
+def pruned(weight: torch.Tensor, x: torch.Tensor, method: str, pattern: str) -> torch.Tensor:
+    """weight: [out, in]; x: what it reads, [tokens, in]."""
+    if method == "sparsegpt":
+        return sparsegpt(weight, x, pattern)[0]
+    gone = wanda(weight, x, pattern) if method == "wanda" else magnitude(weight, pattern)
+    return weight.masked_fill(gone, 0)
+
+
+def prune_experts(experts: Any, read: list[Any], method: str, pattern: str) -> None:
+    """Of transformers' modules that hold all experts of a layer. read: (hidden, experts of each
+    token), of every sequence."""
+    hidden, chosen = (torch.cat(parts) for parts in zip(*read, strict=True))
+    width = experts.down_proj.shape[2]
+    for number in range(len(experts.down_proj)):
+        x = hidden[(chosen == number).any(-1)]
+        both = experts.gate_up_proj[number]
+        gate, up = (x @ both.T).chunk(2, dim=-1)
+        inner = experts.act_fn(gate) * up
+        if not len(x):  # nothing is known of what it reads: all inputs count alike
+            x, inner = torch.eye(x.shape[1]).to(x), torch.eye(width).to(x)
+        halves = [
+            pruned(both[part], x, method, pattern) for part in (slice(width), slice(width, None))
+        ]
+        experts.gate_up_proj[number].copy_(torch.cat(halves))
+        down = experts.down_proj[number]
+        down.copy_(pruned(down.clone(), inner, method, pattern))
+
+
 def prune(model: Any, method: str, pattern: str, sequences: Sequence[Sequence[int]]) -> None:
     """In place; the model is in float64."""
     blocks, name = checkpoints.blocks_of(model)
     for layer in getattr(blocks, name):
         read: dict[str, list[torch.Tensor]] = {}
         found = matrices(layer)
+        inside_layer = dict(layer.named_modules())
+        experts = next((m for name, m in inside_layer.items() if name.endswith("experts")), None)
+        routed: list[Any] = []
 
         hooks = [
             module.register_forward_pre_hook(recorder(read.setdefault(inside, [])))
             for inside, module in found.items()
         ]
+        if experts is not None:
+            hooks.append(experts.register_forward_pre_hook(router(routed)))
         with torch.no_grad():
             for sequence in sequences:
                 model(torch.tensor([list(sequence)]), use_cache=False)
             for inside, module in found.items():
                 weight, x = out_by_in(module), torch.cat(read[inside])
-                if method == "sparsegpt":
-                    weight.copy_(sparsegpt(weight, x, pattern)[0])
-                else:
-                    gone = wanda(weight, x, pattern) if method == "wanda" else None
-                    weight[magnitude(weight, pattern) if gone is None else gone] = 0
+                weight.copy_(pruned(weight.clone(), x, method, pattern))
+            if experts is not None:
+                prune_experts(experts, routed, method, pattern)
         for each in hooks:
             each.remove()

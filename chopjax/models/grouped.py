@@ -57,13 +57,19 @@ def _backward(
     x_RI, kernels_XIO, sizes_X = inputs
     d_RI = _grouped(d_RO, jnp.swapaxes(kernels_XIO, 1, 2), sizes_X, precision)
     with jax.default_matmul_precision(precision):
-        d_XIO = jax.lax.platform_dependent(
-            x_RI, d_RO, sizes_X, cpu=outer_by_tiles, default=_outer_by_group
-        )
+        d_XIO = outer(x_RI, d_RO, sizes_X)
     return d_RI, d_XIO, None
 
 
 _grouped.defvjp(_forward, _backward)
+
+
+def outer(x_RI: jax.Array, y_RO: jax.Array, sizes_X: jax.Array) -> jax.Array:
+    """Of every group, xᵀ·y: [X, I, O], in x's dtype."""
+    made: jax.Array = jax.lax.platform_dependent(
+        x_RI, y_RO, sizes_X, cpu=outer_by_tiles, default=_outer_by_group
+    )
+    return made
 
 
 def _outer_by_group(x_RI: jax.Array, y_RO: jax.Array, sizes_X: jax.Array) -> jax.Array:

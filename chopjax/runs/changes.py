@@ -54,7 +54,7 @@ def check(settings: SweepSettings, parent: Description, strategy: Strategy) -> d
         for change in strategy.changes:
             # A chop changes no width; behind a narrower layer, the checkpoint is imagined.
             if isinstance(change, Sparse):
-                matrices.check(checkpoint, change.method, parse_pattern(change.pattern))
+                matrices.check(checkpoint, parse_pattern(change.pattern))
             elif isinstance(change, Narrow):
                 about = checkpoint.family, checkpoint.raw_config, checkpoint.config
                 plan = make_plan(*about, dict(change.shares))

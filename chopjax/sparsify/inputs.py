@@ -18,12 +18,14 @@ from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.linear import linear
 from chopjax.models.parameters import Params
+from chopjax.sparsify import experts
 
 # Kernel → the one whose inputs are looked at in its place: they read the same.
 READS = {"query": "query", "key": "query", "value": "query", "output": "output"}
 READS |= {"gate": "up", "up": "up", "down": "down"}
 
-Sums = dict[str, jax.Array]  # of READS → Σ xᵀx [I, I], or Σ x² [I]; float32
+# Of READS → Σ xᵀx [I, I], or Σ x² [I]; float32. Of experts, see experts.py.
+Sums = dict[str, jax.Array]
 
 
 class _Watched:
@@ -89,9 +91,14 @@ def _sums(
     compute: Compute,
     products: bool,
 ) -> Sums:
-    names = frozenset(READS.values())
+    names = {"query", "output", experts.READ} if config.experts else set(READS.values())
     _, seen = watched(blocks, batch, hidden_BTD, config, compute, names)
     real_M1 = real_tokens(batch).reshape(-1, 1)
+    routed: Sums = {}
+    if config.experts:
+        x_MD = seen.pop(experts.READ).reshape(len(real_M1), -1)
+        mlp = jax.tree.map(lambda stacked: stacked[0], blocks["mlp"])
+        routed = experts.expert_sums(mlp, config, x_MD, real_M1, products)
 
     def added(x: jax.Array) -> jax.Array:
         x_MI = jnp.where(real_M1, x.reshape(len(real_M1), -1).astype(jnp.float32), 0)
@@ -99,4 +106,4 @@ def _sums(
             return jnp.square(x_MI).sum(axis=0)
         return jnp.matmul(x_MI.T, x_MI, precision="highest")
 
-    return {name: added(x) for name, x in seen.items()}
+    return {name: added(x) for name, x in seen.items()} | routed

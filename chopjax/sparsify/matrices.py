@@ -105,14 +105,8 @@ def check_method(method: str, with_text: bool) -> None:
         )
 
 
-def check(checkpoint: Checkpoint, method: str, pattern: Pattern) -> None:
+def check(checkpoint: Checkpoint, pattern: Pattern) -> None:
     """Raises UserError where the checkpoint cannot be pruned so, with the reason."""
-    if checkpoint.config.experts is not None and method != "magnitude":
-        raise UserError(
-            f"--method {method}: the inputs of single experts are not measured, and this "
-            f"{checkpoint.config.family} has {checkpoint.config.experts.count} in a layer; "
-            "--method magnitude looks at weights alone"
-        )
     matrices = all_matrices(checkpoint)
     group = pattern.group or 1
     if problems := [

@@ -68,7 +68,7 @@ def sparsify(
     out = Path(os.path.abspath(expanded(out)))
     check_method(settings.method, bool(inputs))
     checkpoint = open_checkpoint(model, revision)
-    check(checkpoint, settings.method, settings.pattern)
+    check(checkpoint, settings.pattern)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     text = None
     if inputs:
