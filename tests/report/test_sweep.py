@@ -59,6 +59,13 @@ def test_table_has_means_and_spreads_over_seeds(report: dict[str, Any]) -> None:
     ]
 
 
+def test_table_says_what_is_not_trained(report: dict[str, Any]) -> None:
+    points = [row("input+int8", n, 3.0 + n) | {"weights": "int8"} for n in (2, 4)]
+    other = report | {"points": [*report["points"], *points]}
+    _, body = sweep.table(other, "loss", "{:.1f}")
+    assert body[-1] == ["input+int8", "5.0", "7.0", "not trained"]
+
+
 def curves(axes: Any) -> dict[str, Any]:
     """Label → line, of those that the legend names."""
     handles, labels = axes.get_legend_handles_labels()
