@@ -133,18 +133,21 @@ def relative_drop(model: Model, parent: Model, tasks: Sequence[str]) -> float | 
 
 
 def cells(models: Sequence[Model]) -> list[list[str]]:
-    """Header and rows."""
+    """Header and rows; of accuracies none where nobody has any."""
     parent, tasks = models[0], shared_tasks(models)
     texts = list(dict.fromkeys(text for model in models for text in model.perplexities))
     header = ["model", "parameters", "not zero", "bytes", *(f"{t}, perplexity" for t in texts)]
-    header += [f"mean of {len(tasks)} tasks" if len(tasks) != 1 else tasks[0]]
-    lines = [[*header, "relative drop", "forward, ms"]]
+    if tasks:
+        mean = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0]
+        header += [mean, "relative drop"]
+    lines = [[*header, "forward, ms"]]
     for model in models:
         line = [model.name, *(_shown(model.size.get(key), "{:,.0f}") for key in SIZES)]
         line += [_shown(model.perplexities.get(text), "{:.2f}") for text in texts]
-        line.append(_shown(mean_accuracy(model, tasks), "{:.4f}"))
-        drop = relative_drop(model, parent, tasks)
-        line.append("" if model is parent else _shown(drop, "{:.1%}"))
+        if tasks:
+            drop = _shown(relative_drop(model, parent, tasks), "{:.1%}")
+            line.append(_shown(mean_accuracy(model, tasks), "{:.4f}"))
+            line.append("" if model is parent else drop)
         seconds = model.latency_seconds
         line.append(_shown(None if seconds is None else 1e3 * seconds, "{:.1f}"))
         lines.append(line)
@@ -167,12 +170,14 @@ def rich_table(models: Sequence[Model]) -> RichTable:
 
 def legend(models: Sequence[Model]) -> str:
     """What the columns are, for below the table."""
-    tasks = shared_tasks(models)
-    over = f" over {', '.join(tasks)}, which all have done" if tasks else ""
-    return (
-        f"Relative drop is that of the mean accuracy{over}, from {models[0].name}. Zeros take the "
-        "room that numbers take. Forward is the time of a forward pass that `chopjax run` measured."
-    )
+    said = []
+    if tasks := shared_tasks(models):
+        over = f"over {', '.join(tasks)}, which all have done"
+        said.append(f"Relative drop: of the mean accuracy {over}, from {models[0].name}.")
+    said.append("Zeros take the room that numbers take.")
+    if any(model.latency_seconds is not None for model in models):
+        said.append("Forward: the time of a forward pass that `chopjax run` measured.")
+    return " ".join(said)
 
 
 def as_json(models: Sequence[Model]) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def steps_of(
     in_time, plans = budget is not None and budget.is_time, []
     for point, before in points:
         heal = _heal_of(settings, point)
-        begun = dataclasses.replace(heal, **healing.from_parent(settings, point.keep))
+        begun = dataclasses.replace(heal, **_from_parent(settings, point, heal))
         step = costs.step_cost(workdir, point.config(parent), begun, in_time)
         plans.append(Plan(point.method.name, step, before))
     if budget is None:
@@ -70,7 +70,7 @@ def config_of(
     """start: a checkpoint of the point to begin with; without one the run chops the parent
     itself."""
     heal = _heal_of(settings, point)
-    begin = healing.from_parent(settings, point.keep)
+    begin = _from_parent(settings, point, heal)
     if start:
         begin = {"model": str(start), "teacher": _of_start(heal.teacher, settings, point)}
     stores = {"train": str(workdir / TOKENS)}
@@ -99,6 +99,15 @@ def _heal_of(settings: SweepSettings, point: Point) -> HealSettings:
     return dataclasses.replace(heal, masks="fixed") if has_zeros(point.changes) else heal
 
 
+def _from_parent(settings: SweepSettings, point: Point, heal: HealSettings) -> dict[str, Any]:
+    """The start of a run that makes a point of the parent, as far as its layers go."""
+    begin = healing.from_parent(settings, point.keep)
+    if point.remove:
+        return begin
+    teacher = _of_start(heal.teacher, settings, point)
+    return begin | {"chop": training.ChopSettings(), "teacher": teacher}
+
+
 def _of_start(asked: TeacherSettings, settings: SweepSettings, point: Point) -> TeacherSettings:
     """The same teacher for a student that is a checkpoint of its own: the sweep's parent, whatever
     that was cut from, with the layers that the point kept."""
@@ -113,7 +122,7 @@ def check_settings(
 ) -> None:
     """Raises UserError where a method's settings contradict each other, or what was changed."""
     steps = heal_of(settings, method).total_steps
-    point = Point("", 0, (0,), 0, method, changes)
+    point = Point("", 1, (0,), 0, method, changes)
     try:
         training.read(config_of(settings, workdir, point, steps))
     except UserError as error:

@@ -10,8 +10,11 @@ import pytest
 from runs import material
 
 from chopjax import cli
-from chopjax.runs import changes
+from chopjax.runs import changes, point_runs
+from chopjax.runs.points import Point, strategies_of
 from chopjax.runs.records import read_rows
+from chopjax.runs.settings import methods_of, read_sweep
+from chopjax.train.config_file import load_config
 
 RECIPE = """
 from chopjax.sweep_settings import default_config
@@ -103,6 +106,19 @@ def test_zeros_stay_in_healing_and_quantized_weights_are_not_trained(
     assert bits["bytes"] < rows["narrow:mlp=0.5", False]["bytes"]
     page = (folder / "work" / "report.html").read_text()
     assert "Weights in int8 are not trained." in page
+
+
+def test_what_has_all_layers_is_not_chopped_to_heal_and_its_teacher_is_the_parent(
+    folder: Path,
+) -> None:
+    flags = ["healed=False", "methods=distill", "strategies=wanda:2:4"]
+    settings = read_sweep(load_config(folder / "recipe.py", flags))
+    (strategy,), (method,) = strategies_of(settings), methods_of(settings)
+    point = Point(strategy.name, 0, tuple(range(5)), 0, method, strategy.changes)
+    config = point_runs.config_of(settings, folder / "work", point, 1)
+    assert (config.model, config.chop.keep) == (settings.model, "")
+    assert (config.teacher.model, config.teacher.map) == (settings.model, "0-4")
+    assert config.masks == "fixed"
 
 
 def test_nothing_that_was_made_is_left_and_nothing_is_made_again(
