@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from chopjax.disk.files import expanded
+
+if TYPE_CHECKING:
+    from chopjax.report.costs import Model
+    from chopjax.report.task_table import Table
 
 EXAMPLE = """\
 chopjax compare results/PARENT results/healed --plot comparison
@@ -40,48 +46,44 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.report import costs, plots
     from chopjax.report.own_files import read_report
     from chopjax.report.results_file import read_results
-    from chopjax.report.task_rendering import (
-        figure,
-        groups,
-        legend,
-        markdown,
-        markdown_lines,
-        rich_table,
-    )
+    from chopjax.report.task_rendering import figure, markdown, markdown_lines
     from chopjax.report.task_table import as_json, compare
-    from chopjax.terminal import print_json, show
+    from chopjax.terminal import print_json
 
     plot = plots.check_plot(args.plot) if args.plot else None
-    sweeps = {p: read_report(expanded(p) / "report.json", "points") for p in args.results}
-    files = [read_results(place) for place in args.results if not sweeps[place]]
+    sweeps = [read_report(expanded(place) / "report.json", "points") for place in args.results]
+    places = zip(args.results, sweeps, strict=True)
+    files = [read_results(place) for place, sweep in places if sweep is None]
     if len({file.path.resolve() for file in files}) < len(files):
         raise UserError(f"the same results twice: {', '.join(str(file.path) for file in files)}")
     table = compare(files, args.metric) if files else None
-    scored = iter(costs.of_results(table, files) if table else [])
-    models = [
-        model
-        for report in map(sweeps.__getitem__, args.results)
-        for model in (costs.of_sweep(report) if report else [next(scored)])
-    ]
+    scored = iter(costs.of_results(table, files) if table else ())
+    models = [each for s in sweeps for each in (costs.of_sweep(s) if s else [next(scored)])]
     if plot is not None:
         if table is None:
             raise UserError("--plot draws results; a sweep has its figures in its workdir")
         for written in plots.save(figure(table), plot):
             say(f"wrote {written}")
     if args.json:
-        costed = {"costs": costs.as_json(models)}
-        print_json((as_json(table, files) if table else {}) | costed)
+        print_json((as_json(table, files) if table else {}) | {"costs": costs.as_json(models)})
     elif args.markdown:
         if table:
             print(markdown(table) + "\n")
         print("\n".join(markdown_lines(costs.cells(models), 1)))
     else:
-        if table:
-            show(rich_table(table), groups(table))
-            for note in (legend(table), *table.notes):
-                if note:
-                    print(note)
-            print()
-        show(costs.rich_table(models))
-        print(costs.legend(models))
+        _print(table, models)
     return 0
+
+
+def _print(table: Table | None, models: Sequence[Model]) -> None:
+    from chopjax.report import costs
+    from chopjax.report.task_rendering import groups, legend, rich_table
+    from chopjax.terminal import show
+
+    if table is not None:
+        show(rich_table(table), groups(table))
+        for note in filter(None, (legend(table), *table.notes)):
+            print(note)
+        print()
+    show(costs.rich_table(models))
+    print(costs.legend(models))

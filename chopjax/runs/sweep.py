@@ -227,17 +227,15 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
     ]
     tasks, rows = look(records, stages, keys), []
     _prepare(job, [point for point, task in zip(points, tasks, strict=True) if not task.done])
-    made = [
-        _made_in(job, point) if not task.done else None
-        for point, task in zip(points, tasks, strict=True)
-    ]
+    wanted = [None if t.done else _made_in(job, p) for p, t in zip(points, tasks, strict=True)]
     with progress("points", len(tasks), "points", sum(bool(task.done) for task in tasks)) as bar:
-        for number, (point, own, task) in enumerate(zip(points, keys, tasks, strict=True), 1):
+        for point, own, task in zip(points, keys, tasks, strict=True):
             rows.append(finish(records, task))
+            made = wanted.pop(0)
             if task.done:
                 continue
-            if (folder := made[number - 1]) and folder not in made[number:]:
-                changes.remove(folder)
+            if made and made not in wanted:
+                changes.remove(made)
             if point.method.trained and not job.settings.keep_healed:
                 for folder in _runs(job, own):
                     healing.remove_run(folder, job.settings.heal.log)
