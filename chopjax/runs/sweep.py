@@ -234,7 +234,8 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
             made = wanted.pop(0)
             if task.done:
                 continue
-            if made and made not in wanted:
+            # Adapters that stay want what they stand on.
+            if made and made not in wanted and not job.settings.keep_healed:
                 changes.remove(made)
             if point.method.trained and not job.settings.keep_healed:
                 for folder in _runs(job, own):
