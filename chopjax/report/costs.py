@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 
 from chopjax.report.own_files import read_report
 from chopjax.report.results_file import Results
-from chopjax.report.sweep_rows import CHOPPED, Row, state_of
+from chopjax.report.sweep_rows import ACCURACY, CHOPPED, Row, state_of, tasks_of
 from chopjax.report.task_table import Table
 
 HELD_OUT = "held-out text"  # of a sweep
@@ -94,7 +94,7 @@ def _of_rows(name: str, rows: Sequence[Row]) -> Model:
         name,
         {key: _mean(rows, key) for key in SIZES if all(key in row for row in rows)},
         {HELD_OUT: _mean(rows, "perplexity")} | texts,
-        {task: _mean(rows, "accuracy", task, 0) for task in first["accuracy"]},
+        {t: _mean(rows, "accuracy", t, 0) for t in tasks_of(first).get(ACCURACY, ())},
     )
 
 
