@@ -1,9 +1,9 @@
 """Weights from disk to parameters on devices, each born with its sharding.
 
-From a Hugging Face checkpoint every shard is cut out of the mapped file, and at no time is more
-than one shard on the host. Of a tensor that is cut between its rows this host's are read, and what
-the system reads ahead; one that is cut through its rows comes from the disk whole, for the pieces
-of a row lie closer to each other than what a system reads at a time.
+Of a Hugging Face checkpoint a process reads what its devices hold, each byte once however many of
+them hold it, and a page around where that is cut through the rows of a file (pieces.py). The host
+has one parameter's shards at a time, and a piece of a tensor for each thread. Kernels that are
+quantized while they are read are the exception: their matrices are read whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from chopjax.checkpoint.describe import AdapterRun, Description, describe, keep_
 from chopjax.checkpoint.leaves import Leaf, leaves_of, read_codes, read_one
 from chopjax.checkpoint.load_quantized import read_quantized
 from chopjax.checkpoint.packed import Packed
-from chopjax.checkpoint.shards import Index, shards_of, volume
+from chopjax.checkpoint.pieces import pieces
+from chopjax.checkpoint.shards import Index, joined, overlap, shards_of, volume, within
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.unread import bring, unread
 from chopjax.checkpoint.verify import check_tied, report_not_finite
@@ -119,13 +120,13 @@ def _read_checkpoint(
                 params[path] = read_quantized(read, leading, where[path], threads)
                 bar.advance(leaf.dtype.itemsize * math.prod(leaf.shape))
                 continue
-            pieces = []
+            read_shards = _read_shards(checkpoint, leaf, shards[path], threads, faults)
+            placed = []
             for index, devices in shards[path].items():
-                shard = _read_shard(checkpoint, leaf, index, threads, faults)
-                pieces += [jax.device_put(shard, device) for device in devices]
-                bar.advance(shard.nbytes)
+                placed += [jax.device_put(read_shards[index], device) for device in devices]
+                bar.advance(read_shards[index].nbytes)
             params[path] = jax.make_array_from_single_device_arrays(
-                leaf.shape, where[path], pieces
+                leaf.shape, where[path], placed
             ).block_until_ready()  # so that the host's copies go before the next are made
     anywhere = strict and orbax_folder.anywhere(bool(faults))
     if faults:
@@ -136,36 +137,53 @@ def _read_checkpoint(
     return nested
 
 
-def _read_shard(
+def _read_shards(
     checkpoint: Checkpoint,
     leaf: Leaf,
-    index: Index,
+    shards: Iterable[Index],
     threads: concurrent.futures.Executor,
     faults: set[str],
-) -> np.ndarray:
-    """One part of a parameter, in its type. Adds tensors with NaN or infinity to `faults`."""
+) -> dict[Index, np.ndarray]:
+    """Parts of a parameter, in its type. Adds tensors with NaN or infinity to `faults`."""
     sizes = parameters.sizes(checkpoint.config)
     stacked = leaf.row.stacked
-    cut = tuple(slice(*bounds) for bounds in index)
     names: Any = np.array(leaf.sources, object).reshape(leaf.shape[:stacked])
-    sources = names[(*cut[:stacked], ...)]
-    out = np.empty([bounds.stop - bounds.start for bounds in cut], leaf.dtype)
+    made = {
+        index: np.empty([stop - start for start, stop in index], leaf.dtype) for index in shards
+    }
 
     def read(place: tuple[int, ...]) -> None:
-        name = sources[place]
-        tensor = checkpoint.array(name)
-        view = leaf.row.to_parameters(tensor, sizes)[leaf.part][cut[stacked:]]
-        values.fill(out[place], view)
-        if not values.is_finite(out[place]):
-            if values.is_finite(values.contiguous(view)):
-                raise UserError(
-                    f"{checkpoint.name}: {name} ({tensor.dtype}) has values too large for "
-                    f"{leaf.dtype}; load it in another type"
-                )
-            faults.add(name)
+        name, one = names[place], tuple((at, at + 1) for at in place)
+        here = {  # of this tensor
+            index[stacked:]: out[tuple(at - index[axis][0] for axis, at in enumerate(place))]
+            for index, out in made.items()
+            if overlap(one, index[:stacked]) is not None
+        }
+        tensor = checkpoint.tensors[name]
+        mapped = tensor.read()
+        view = leaf.row.to_parameters(mapped, sizes)[leaf.part]
+        for part in joined(here):
+            for corner, piece in pieces(tensor, mapped, view[_slices(part)]):
+                lies = zip(part, corner, piece.shape, strict=True)
+                came = tuple((start + at, start + at + size) for (start, _), at, size in lies)
+                for index, out in here.items():
+                    if (common := overlap(came, index)) is not None:
+                        values.fill(out[within(common, index)], piece[within(common, came)])
+        for index, out in here.items():
+            if not values.is_finite(out):
+                if values.is_finite(values.contiguous(view[_slices(index)])):
+                    raise UserError(
+                        f"{checkpoint.name}: {name} ({tensor.dtype}) has values too large for "
+                        f"{leaf.dtype}; load it in another type"
+                    )
+                faults.add(name)
 
-    list(threads.map(read, np.ndindex(sources.shape)))
-    return out
+    list(threads.map(read, np.ndindex(names.shape)))
+    return made
+
+
+def _slices(part: Index) -> tuple[slice, ...]:
+    return tuple(slice(*bounds) for bounds in part)
 
 
 def _read_orbax(

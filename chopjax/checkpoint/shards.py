@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -24,3 +26,32 @@ def shards_of(sharding: Sharding, shape: tuple[int, ...]) -> dict[Index, list[Sh
 
 def volume(index: Index) -> int:
     return math.prod(stop - start for start, stop in index)
+
+
+def overlap(one: Index, other: Index) -> Index | None:
+    """What both have."""
+    bounds = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(one, other, strict=True)]
+    return tuple(bounds) if all(start < stop for start, stop in bounds) else None
+
+
+def within(part: Index, whole: Index) -> tuple[slice, ...]:
+    """Where a part lies in an array that begins where `whole` does."""
+    return tuple(
+        slice(start - first, stop - first)
+        for (start, stop), (first, _) in zip(part, whole, strict=True)
+    )
+
+
+def joined(parts: Iterable[Index]) -> list[Index]:
+    """Disjoint parts as the fewest that neighbours make together, no element more."""
+    left = list(parts)
+    for one, other in itertools.combinations(left, 2):
+        apart = [axis for axis, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+        if len(apart) == 1 and _touch(one[apart[0]], other[apart[0]]):
+            hull = tuple((min(a, b), max(c, d)) for (a, c), (b, d) in zip(one, other, strict=True))
+            return joined([*(part for part in left if part not in (one, other)), hull])
+    return left
+
+
+def _touch(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[1] == other[0] or other[1] == one[0]

@@ -1,4 +1,5 @@
-"""What import and export hold in memory, measured on real processes with a sparse checkpoint."""
+"""What import and export read and hold in memory, measured on real processes with a sparse
+checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import pytest
 from launch.ports import free_port
 
@@ -20,11 +24,12 @@ from chopjax.models.families.table import bind, usual_naming
 
 
 def write_sparse(folder: Path, raw_config: dict) -> None:
-    """A float32 checkpoint of holes."""
+    """A float32 checkpoint of holes, but for layer 0."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(raw_config))
     family, config = translate(raw_config)
-    header, position = {}, 0
+    header: dict[str, Any] = {}
+    position, draw = 0, np.random.default_rng(0)
     for binding in bind(family, config, usual_naming(family)):
         shape = binding.row.source_shape(parameters.sizes(config))
         end = position + 4 * math.prod(shape)
@@ -34,32 +39,46 @@ def write_sparse(folder: Path, raw_config: dict) -> None:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         file.truncate(8 + len(encoded) + position)
+        for name, place in header.items():
+            if ".layers.0." in name:
+                start, end = place["data_offsets"]
+                file.seek(8 + len(encoded) + start)
+                file.write(draw.random((end - start) // 4, np.float32).tobytes())
 
 
 RAW_CONFIG = {
     "model_type": "llama",
-    "hidden_size": 512,
-    "intermediate_size": 2048,
+    "hidden_size": 4096,
+    "intermediate_size": 256,
     "num_attention_heads": 8,
+    "head_dim": 8,
     "num_hidden_layers": 24,
     "vocab_size": 1000,
     "tie_word_embeddings": True,
     "torch_dtype": "float32",
 }
-MODEL_BYTES = 405e6
-LARGEST_BYTES = 24 * 512 * 2048 * 4  # one matrix of the feed-forward, all layers
+MODEL_BYTES = 4 * (24 * 4096 * (2 + 4 * 64 + 3 * 256) + 4096 * (1 + 1000))
+LARGEST_BYTES = 24 * 256 * 4096 * 4  # one matrix of the feed-forward, all layers
+# Rows of 16 kB: a process skips half of them, more than a page.
 
-# Extra memory over what the libraries take by being imported.
+# Bytes of weights that were read, and extra memory over what the libraries take by being imported.
 MEASURE = """
-import re, sys
+import os, re, sys
 import jax
 from orbax.checkpoint import v1
 from chopjax import cli
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+preadv, count = os.preadv, 0
+def counted(*arguments):
+    global count
+    came = preadv(*arguments)
+    count += came
+    return came
+os.preadv = counted
 before = peak()
 code = cli.main(sys.argv[1:])
-print(code, peak() - before)
+print(code, count, peak() - before)
 """
 
 
@@ -70,16 +89,21 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def extra(process: subprocess.Popen[str]) -> int:
+class Measured(NamedTuple):
+    read: int  # bytes of weights
+    extra: int  # bytes of memory
+
+
+def finish(process: subprocess.Popen[str]) -> Measured:
     out, _ = process.communicate(timeout=300)
-    code, peak = out.split()[-2:]
+    code, read, peak = out.split()[-3:]
     assert (process.returncode, code) == (0, "0")
-    return int(peak)
+    return Measured(int(read), int(peak))
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
-    """An import by two processes, and what each of them held."""
+def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Measured]]:
+    """An import by two processes, and what it took of each of them."""
     folder = tmp_path_factory.mktemp("memory")
     write_sparse(folder / "model", RAW_CONFIG)
     port = free_port()
@@ -90,21 +114,29 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]
         )
         for i in range(2)
     ]
-    return folder / "import", [extra(process) for process in processes]
+    return folder / "import", [finish(process) for process in processes]
 
 
-def test_each_of_two_processes_holds_its_half(imported: tuple[Path, list[int]]) -> None:
-    folder, extras = imported
+def test_each_of_two_processes_reads_and_holds_its_half(
+    imported: tuple[Path, list[Measured]],
+) -> None:
+    folder, measured = imported
+    # Every tensor has the axis that is split; only what no rule splits would be read twice.
+    assert [each.read for each in measured] == [MODEL_BYTES // 2] * 2
     # Half the model, one shard on its way, and the buffers of the write and of the collectives.
-    assert max(extras) < 0.5 * MODEL_BYTES + LARGEST_BYTES / 2 + 100e6
+    most = max(each.extra for each in measured)
+    assert most < 0.5 * MODEL_BYTES + LARGEST_BYTES / 2 + 100e6
     names = sorted(path.name for path in folder.iterdir())
     assert names == [".chopjax.json", "chopjax_folder.json", "huggingface", "params"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["import", "model"]
 
 
-def test_export_holds_one_parameter(imported: tuple[Path, list[int]], tmp_path: Path) -> None:
+def test_export_holds_one_parameter(imported: tuple[Path, list[Measured]], tmp_path: Path) -> None:
     folder, _ = imported
     # The parameter, the file's bytes while they are read, and those of the last one until then.
-    peak = extra(start("export", str(folder), str(tmp_path / "out")))
+    peak = finish(start("export", str(folder), str(tmp_path / "out"))).extra
     assert peak < 2.5 * LARGEST_BYTES < MODEL_BYTES
-    assert load(str(tmp_path / "out"), keep=(0,)).config.num_layers == 1
+    before, after = (
+        load(str(path), keep=(0,)) for path in (folder.parent / "model", tmp_path / "out")
+    )
+    assert jax.tree.all(jax.tree.map(np.array_equal, before.params, after.params))
