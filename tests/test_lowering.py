@@ -34,17 +34,17 @@ from chopjax.train.settings import ComputeSettings, DataSettings, OptimizerSetti
 from chopjax.train.task import task_of
 
 BACKENDS = {"cuda": "gpu", "tpu": "tpu"}  # platform → what jax.default_backend() says there
+CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax")
 # Which documents a token sees is a bias to cuDNN.
 CALLS = {
     "tpu": {"tpu_custom_call"},
     "cuda": {
         "cu_threefry2x32_ffi",
-        "__cudnn$fmhaSoftmax",
-        "__cudnn$fmhaScaleBiasSoftmax",
+        *CUDNN,
         "__cudnn$fmhaScaleBiasSoftmaxBackward",
     },
 }
-OWN = {"tpu": ("splash", "tpu_custom_call"), "cuda": ("cudnn", "__cudnn$fmhaScaleBiasSoftmax")}
+OWN = {"tpu": ("splash", "tpu_custom_call"), "cuda": ("cudnn", CUDNN[1])}
 # With a window in every other layer, and grouped heads.
 CONFIG = translate(
     {
@@ -158,13 +158,14 @@ def test_scoring(engine):
 
 
 def test_scoring_with_kernels(platform):
-    """Trees on TPUs, plain text on GPUs."""
+    """Trees behind a trunk, and plain text. To cuDNN, a tree is a bias."""
     # Of different depths, so that jax does not find what it traced for the other platform.
     layers = (Layer(),) * (2 if platform == "tpu" else 3)
     texts = score(engine_of(dataclasses.replace(CONFIG, layers=layers), platform))
-    call = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmhaSoftmax"}[platform]
-    assert call in texts["_read_trunk"]
-    assert (call in texts["_score_rows"]) == (platform == "tpu")
+    tpu = "tpu_custom_call"
+    trunk, rows = {"tpu": (tpu, tpu), "cuda": CUDNN}[platform]
+    assert f"@{trunk}(" in texts["_read_trunk"]
+    assert f"@{rows}(" in texts["_score_rows"]
 
 
 def test_generation(engine):

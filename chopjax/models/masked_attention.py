@@ -68,10 +68,12 @@ def choose_masked(
     if backend == "tpu":
         reason = why_not_tree(length, past, scores, windows, backend)
         return ("plain" if reason else "tree"), reason
-    if tree.ends_BT is not None or past:
-        return "plain", "cudnn has no trees and no past"
     reason = "cudnn has no windows that are data" if windows else None
     reason = reason or why_not("cudnn", length, dtype, head_dim, [scores], backend)
+    if reason is None and (tree.ends_BT is not None or past):
+        if length % 2 or past % 2:
+            return "plain", "cudnn takes a mask over even numbers of positions"
+        return "tree", None
     return ("plain" if reason else "cudnn"), reason
 
 

@@ -1,4 +1,5 @@
-"""Flash attention over rows that are prefix trees, for TPUs: a Pallas kernel, forward alone.
+"""Flash attention over rows that are prefix trees, forward alone: on TPUs a Pallas kernel, which is
+here, on NVIDIA GPUs cuDNN (tree_cudnn.py).
 
 A row of the scorer is a tree in preorder: token s is seen by token t exactly if s ≤ t < ends[s]
 (chopjax/score/packing.py). splash attention cannot be asked for that: its masks are known when the
@@ -25,6 +26,7 @@ from jax.sharding import PartitionSpec
 
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS
 from chopjax.models.scores import Scores
+from chopjax.models.tree_cudnn import summed_by_cudnn
 
 BLOCKS = (512, 256, 128)  # positions of a block; a row up to the first is one block
 LANES = 128
@@ -70,8 +72,8 @@ class Summed(NamedTuple):
 
 
 def why_not_tree(length: int, past: int, scores: Scores, windows: bool, backend: str) -> str | None:
-    """What keeps the kernel from running on rows of this length behind so long a past; None for
-    nothing."""
+    """What keeps the TPU's kernel from running on rows of this length behind so long a past; None
+    for nothing."""
     if backend != "tpu":
         return f"the tree kernel runs on TPUs, this is a {backend}"
     if windows or scores.window is not None:
@@ -123,10 +125,11 @@ def tree_attention(
     Of keys, B may be 1: all rows share them. ends_BS: int32. dtype: of the mixed values. Under a
     mesh, rows and heads are spread over it.
     """
-    run = functools.partial(_on_one_device, scores=scores, before=before, dtype=dtype)
+    kernel = summed_by_cudnn if jax.default_backend() == "gpu" else _on_one_device
+    run = functools.partial(kernel, scores=scores, before=before, dtype=dtype)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return run(query_BTNH, key_BSKH, value_BSKH, ends_BS)
+        return Summed(*run(query_BTNH, key_BSKH, value_BSKH, ends_BS))
     heads = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
     if key_BSKH.shape[2] % mesh.shape.get(HEAD_AXIS, 1):
         groups = query_BTNH.shape[2] // key_BSKH.shape[2]
@@ -141,7 +144,7 @@ def tree_attention(
     of_key = PartitionSpec(rows(key_BSKH), None, heads, None)
     return Summed(
         *jax.shard_map(
-            lambda *arrays: tuple(run(*arrays)),
+            run,
             mesh=mesh,
             in_specs=(of_query, of_key, of_key, PartitionSpec(rows(ends_BS), None)),
             out_specs=(of_query, PartitionSpec(rows(query_BTNH), None, heads)),
@@ -174,7 +177,7 @@ def _on_one_device(
     scores: Scores,
     before: int,
     dtype: Any,
-) -> Summed:
+) -> tuple[jax.Array, jax.Array]:
     whole = query_BTNH.shape[:3]
     if len(key_BSKH) == 1 and _block(whole[0] * whole[1]) is not None:
         # The rows' queries stand beside each other: every key is fetched for many of them.
@@ -223,7 +226,7 @@ def _on_one_device(
     )
     mixed_BTNH = jnp.swapaxes(mixed_BNTH, 1, 2).reshape(*whole, H)
     log_total_BTN = jnp.swapaxes(log_total_BN1T[:, :, 0], 1, 2).reshape(whole)
-    return Summed(mixed_BTNH, log_total_BTN)
+    return mixed_BTNH, log_total_BTN
 
 
 def _kernel(

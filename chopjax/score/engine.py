@@ -226,10 +226,11 @@ class Engine:
         return program(*arguments)
 
     def _mesh_in_force(self) -> contextlib.AbstractContextManager[Any]:
-        """For experts, whose tokens every device then sorts for itself, and for kernels on TPUs,
-        which the compiler cannot divide. Anything else it divides well by where the arguments lie.
+        """For experts, whose tokens every device then sorts for itself, and for accelerators'
+        kernels, which the compiler cannot divide. Anything else it divides well by where the
+        arguments lie.
         """
-        kernels = jax.default_backend() == "tpu"
+        kernels = jax.default_backend() != "cpu"
         if self.mesh is None or not (kernels or self.config.experts is not None):
             return contextlib.nullcontext()
         return jax.set_mesh(self.mesh)

@@ -160,16 +160,22 @@ def test_who_takes_what(monkeypatch: pytest.MonkeyPatch):
     for backend, seen, way, reason in (
         ("tpu", tree, "tree", None),
         ("tpu", None, "plain", "the mask is not that of a tree"),
-        ("gpu", tree, "plain", "cudnn has no trees and no past"),
+        ("gpu", tree, "tree", None),
         ("gpu", Tree(), "cudnn", None),
     ):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        monkeypatch.setattr(jax, "devices", list)
-        if way == "cudnn":
-            monkeypatch.setattr("chopjax.models.attention._cudnn_head", lambda backend: 128)
+        monkeypatch.setattr("chopjax.models.attention._cudnn_head", lambda backend: 128)
         assert choose_masked(seen, *shape) == (way, reason)
-    windows = (512, 0, jnp.dtype(jnp.bfloat16), 64, PLAIN, True)
-    assert choose_masked(Tree(), *windows) == ("plain", "cudnn has no windows that are data")
+    half = jnp.dtype(jnp.bfloat16)
+    assert choose_masked(Tree(), 512, 64, half, 64, PLAIN, False) == ("tree", None)
+    for shape, reason in (
+        ((512, 0, half, 64, PLAIN, True), "cudnn has no windows that are data"),
+        ((512, 0, half, 64, Scores(cap=50.0), False), "cudnn has no capped scores"),
+        ((512, 0, jnp.dtype(jnp.float32), 64, PLAIN, False), "cudnn takes bfloat16, not float32"),
+        ((65, 0, half, 64, PLAIN, False), "cudnn takes a mask over even numbers of positions"),
+        ((64, 33, half, 64, PLAIN, False), "cudnn takes a mask over even numbers of positions"),
+    ):
+        assert choose_masked(tree, *shape) == ("plain", reason)
 
 
 def test_the_scorer_says_why_it_is_plain(monkeypatch: pytest.MonkeyPatch):
@@ -181,7 +187,9 @@ def test_the_scorer_says_why_it_is_plain(monkeypatch: pytest.MonkeyPatch):
     assert why_plain(CONFIG, "bfloat16") is None
     assert why_plain(windowed, "bfloat16") == "the tree kernel has no windows"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert why_plain(CONFIG, "bfloat16") == "cudnn has no trees and no past"
+    monkeypatch.setattr("chopjax.models.attention._cudnn_head", lambda backend: 128)
+    assert why_plain(CONFIG, "bfloat16") is None
+    assert why_plain(CONFIG, "float32") == "cudnn takes bfloat16, not float32"
 
 
 @pytest.mark.parametrize(
