@@ -5,10 +5,11 @@
 Minutes for each on a TPU's compiler.
 
 Compiles the forward pass over a batch of 16,384 tokens for a Llama-2-7B with fewer layers in
-bfloat16, with the real compiler of the topology's chip (as `chopjax plan` does), in three ways: all
-scores of a row at once, in blocks of queries (what runs where no kernel does), and with the kernel
-that the scorer takes there by itself. Prints what the program needs besides weights and batch, and
-the seconds until compiled. Where no kernel takes the batch, the reason stands there.
+bfloat16, with the real compiler of the topology's chip (as `chopjax plan` does), in four ways: all
+scores of a row at once, in blocks of queries, in tiles of queries and keys (what runs where no
+kernel does), and with the kernel that the scorer takes there by itself. Prints what the program
+needs besides weights and batch, and the seconds until compiled. Where no kernel takes the batch,
+the reason stands there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ BATCHES = {
     "trunk-1536": (32, 512, 1536),
     "read-4096": (None, 4096, 0),
 }
-WAYS = ("whole", "blocks", "kernel")
+WAYS = ("whole", "blocks", "tiles", "kernel")
+
+
+def in_tiles(*_: object) -> tuple[str, None]:
+    """In the place of choose_masked."""
+    return "tiles", None
 
 
 def main() -> int:
@@ -70,12 +76,14 @@ def main() -> int:
     params = jax.tree.map(
         lambda leaf: array(*leaf.shape, dtype=leaf.dtype), decoder.abstract(config, jnp.bfloat16)
     )
-    default_block = masked_attention.BLOCK
+    default_block, choose = masked_attention.BLOCK, masked_attention.choose_masked
     for name in args.only:
         rows, length, slots = BATCHES[name]
         for way in WAYS:
             masked_attention.BLOCK = 1 << 20 if way == "whole" else default_block
-            compute = Compute("bfloat16", attention="auto" if way == "kernel" else "xla")
+            decoder.choose_masked = in_tiles if way == "tiles" else choose
+            xla = way in ("whole", "blocks")
+            compute = Compute("bfloat16", attention="xla" if xla else "auto")
             tree = Tree() if rows is None else Tree(array(rows, length))  # type: ignore[arg-type]
             if way == "kernel":
                 kernel, reason = masked_attention.choose_masked(

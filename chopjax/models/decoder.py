@@ -29,7 +29,7 @@ from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, constrain
 from chopjax.models.parameters import Params
 from chopjax.models.remat import MLP_NAME, POLICIES, kept
 from chopjax.models.scores import all_scores, scores_of
-from chopjax.models.tree_attention import LayerPast, Tree, attend_tree
+from chopjax.models.tree_attention import LayerPast, Tiles, Tree, attend_tree
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
 
@@ -205,7 +205,7 @@ def extend(
     same as a Tree, for which accelerators have kernels; these have no gradient.
     Returns what `hidden_states` returns, and the new tokens' keys (rotated) and values, both
     [L, B, T, K, H], which a Past of later tokens holds. compute.remat is not read; of
-    compute.attention, "xla" asks for no kernel.
+    compute.attention, "xla" asks for no kernel and no tiles.
     """
     taken = extension(params, config, compute, positions_BT, visible)
     before_L = None if past is None else (past.key_LBSKH, past.value_LBSKH)
@@ -257,8 +257,9 @@ def extension(
             fresh.append((key, value))
             if kernel == "cudnn":
                 return attend(query, key, value, None, kernel, scores)
-            if kernel == "tree" and tree is not None:
-                return attend_tree(query, key, value, tree, past, scores)
+            if kernel != "plain" and tree is not None:
+                tiles = Tiles(positions_BT, window) if kernel == "tiles" else None
+                return attend_tree(query, key, value, tree, past, scores, tiles)
             return attend_visible(
                 query, key, value, visible_BTT, positions_BT, past, scores, window
             )

@@ -1,7 +1,7 @@
 """Attention over an explicit mask and over a past: what scoring and generation run on.
 
-Where the mask is that of a tree, or of plain text, a kernel of the accelerator may take it
-(`choose_masked`). The rest of this file is for all others, and for processors.
+Where the mask is that of a tree, or of plain text, an accelerator takes it by a kernel or in tiles
+(`choose_masked`). The rest of this file is for all other masks, and for processors.
 
 Every part (the tokens' own row, the past) gives a maximum, a sum of weights and a weighted sum of
 values; they are joined as in FlashAttention (arXiv 2205.14135, section 3.1). On processors the
@@ -20,8 +20,9 @@ import jax.numpy as jnp
 
 from chopjax.models.attention import why_not
 from chopjax.models.groups import in_groups
-from chopjax.models.scores import PLAIN, Scores, shaped
-from chopjax.models.tree_attention import HIDDEN, LayerPast, Tree, why_not_tree
+from chopjax.models.scores import PLAIN, Scores
+from chopjax.models.softmax_parts import Part, join, part_of
+from chopjax.models.tree_attention import LayerPast, Tree, why_not_tree
 
 CPU_GROUP = 1024  # tokens of a group of rows, fewer before a long past
 CPU_SCORES = 1 << 22  # of a group over a past
@@ -37,14 +38,6 @@ class _Near(NamedTuple):
     distance_BTS: jax.Array | None = None
 
 
-class _Part(NamedTuple):
-    """A softmax over some of the keys, not yet divided. Float32."""
-
-    top_BKX1: jax.Array
-    total_BKX1: jax.Array
-    mixed_BKXH: jax.Array
-
-
 def choose_masked(
     tree: Tree | None,
     length: int,
@@ -54,8 +47,9 @@ def choose_masked(
     scores: Scores,
     windows: bool,
 ) -> tuple[str, str | None]:
-    """What attends best on this backend: "tree" (tree_attention.py), "cudnn" (attention.py) or
-    "plain"; and why it is plain on an accelerator.
+    """What attends best on this backend: "tree" (a kernel of tree_attention.py), "tiles" (what
+    XLA makes of the same), "cudnn" (attention.py) or "plain" (attend_visible); and why it is no
+    kernel on an accelerator.
 
     tree: None where a mask says what is visible. past: slots before the row, 0 for none. windows:
     whether any layer has one.
@@ -66,15 +60,15 @@ def choose_masked(
     if tree is None:
         return "plain", "the mask is not that of a tree"
     if backend == "tpu":
-        reason = why_not_tree(length, past, scores, windows, backend)
-        return ("plain" if reason else "tree"), reason
-    reason = "cudnn has no windows that are data" if windows else None
-    reason = reason or why_not("cudnn", length, dtype, head_dim, [scores], backend)
-    if reason is None and (tree.ends_BT is not None or past):
-        if length % 2 or past % 2:
-            return "plain", "cudnn takes a mask over even numbers of positions"
-        return "tree", None
-    return ("plain" if reason else "cudnn"), reason
+        kernel, reason = "tree", why_not_tree(length, past, scores, windows, backend)
+    else:
+        masked = tree.ends_BT is not None or past > 0
+        kernel = "tree" if masked else "cudnn"
+        reason = "cudnn has no windows that are data" if windows else None
+        reason = reason or why_not("cudnn", length, dtype, head_dim, [scores], backend)
+        if masked and (length % 2 or past % 2):
+            reason = reason or "cudnn takes a mask over even numbers of positions"
+    return ("tiles" if reason else kernel), reason
 
 
 def attend_visible(
@@ -160,16 +154,16 @@ def _attend(
             value_BKSH[:, :, :end],
         )
         away_BQS = None if near.distance_BTS is None else near.distance_BTS[:, start:end, :end]
-        blocks.append(_part(*parts, seen_BXS[:, None], away_BQS, scores))
+        blocks.append(part_of(*parts, seen_BXS[:, None], away_BQS, scores))
     part = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x, axis=2), *blocks)
     if past is not None:
-        part = _join(part, _over_past(query_BKXH, past, past_near, scores))
+        part = join(part, _over_past(query_BKXH, past, past_near, scores))
     mixed_BKTGH = (part.mixed_BKXH / part.total_BKX1).reshape(B, K, T, G, H)
     mixed_BTNH: jax.Array = mixed_BKTGH.swapaxes(1, 2).reshape(B, T, N, H).astype(query_BTNH.dtype)
     return mixed_BTNH
 
 
-def _over_past(query_BKXH: jax.Array, past: LayerPast, near: _Near, scores: Scores) -> _Part:
+def _over_past(query_BKXH: jax.Array, past: LayerPast, near: _Near, scores: Scores) -> Part:
     key_BKSH, value_BKSH = past.key_BSKH.swapaxes(1, 2), past.value_BSKH.swapaxes(1, 2)
     B, K, X, H = query_BKXH.shape
     seen_BTS = past.visible_BS[:, None]  # each slot that holds a token
@@ -179,7 +173,7 @@ def _over_past(query_BKXH: jax.Array, past: LayerPast, near: _Near, scores: Scor
     if seen_BTS.shape[1] > 1:
         visible_BKXS = jnp.repeat(seen_BTS, X // seen_BTS.shape[1], axis=1)[:, None]
     if key_BKSH.shape[0] == B:
-        return _part(query_BKXH, key_BKSH, value_BKSH, visible_BKXS, near.distance_BTS, scores)
+        return part_of(query_BKXH, key_BKSH, value_BKSH, visible_BKXS, near.distance_BTS, scores)
     # One past for all rows: their queries stand beside each other, too.
     query_1KXH = query_BKXH.swapaxes(0, 1).reshape(1, K, B * X, H)
     S = key_BKSH.shape[2]
@@ -188,47 +182,6 @@ def _over_past(query_BKXH: jax.Array, past: LayerPast, near: _Near, scores: Scor
     distance_1QS = None
     if near.distance_BTS is not None:
         distance_1QS = near.distance_BTS.reshape(1, -1, S)
-    part = _part(query_1KXH, key_BKSH, value_BKSH, visible_BKXS, distance_1QS, scores)
-    by_row: _Part = jax.tree.map(lambda x: x.reshape(K, B, X, -1).swapaxes(0, 1), part)
+    part = part_of(query_1KXH, key_BKSH, value_BKSH, visible_BKXS, distance_1QS, scores)
+    by_row: Part = jax.tree.map(lambda x: x.reshape(K, B, X, -1).swapaxes(0, 1), part)
     return by_row
-
-
-def _part(
-    query_BKXH: jax.Array,
-    key_BKSH: jax.Array,
-    value_BKSH: jax.Array,
-    visible_BKXS: jax.Array,
-    distance_BQS: jax.Array | None,
-    scores: Scores,
-) -> _Part:
-    """visible_BKXS: bool, broadcast."""
-    score_BKXS = _product("BKXH,BKSH->BKXS", query_BKXH, key_BKSH)
-    score_BKXS *= scores.scale_of(query_BKXH.shape[-1])
-    score_BKXS = shaped(score_BKXS, scores, distance_BQS)
-    score_BKXS = jnp.where(visible_BKXS, score_BKXS, HIDDEN)
-    top_BKX1 = score_BKXS.max(axis=-1, keepdims=True)
-    weight_BKXS = jnp.exp(score_BKXS - top_BKX1)
-    if jax.default_backend() == "cpu" and query_BKXH.shape[2] >= value_BKSH.shape[-1]:
-        # A column of ones makes the product sum the weights, which saves a pass over them. It costs
-        # a copy of the values, too much for few queries.
-        ones_BKS1 = jnp.ones_like(value_BKSH[..., :1])
-        value_BKSH = jnp.concatenate([value_BKSH, ones_BKS1], axis=-1)
-        mixed_BKXH = _product("BKXS,BKSH->BKXH", weight_BKXS.astype(value_BKSH.dtype), value_BKSH)
-        return _Part(top_BKX1, mixed_BKXH[..., -1:], mixed_BKXH[..., :-1])
-    total_BKX1 = weight_BKXS.sum(axis=-1, keepdims=True)
-    weight_BKXS = weight_BKXS.astype(value_BKSH.dtype)
-    return _Part(top_BKX1, total_BKX1, _product("BKXS,BKSH->BKXH", weight_BKXS, value_BKSH))
-
-
-def _join(one: _Part, other: _Part) -> _Part:
-    top_BKX1 = jnp.maximum(one.top_BKX1, other.top_BKX1)
-    by, other_by = jnp.exp(one.top_BKX1 - top_BKX1), jnp.exp(other.top_BKX1 - top_BKX1)
-    return _Part(
-        top_BKX1,
-        one.total_BKX1 * by + other.total_BKX1 * other_by,
-        one.mixed_BKXH * by + other.mixed_BKXH * other_by,
-    )
-
-
-def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)

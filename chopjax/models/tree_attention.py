@@ -1,5 +1,5 @@
 """Flash attention over rows that are prefix trees, forward alone: on TPUs a Pallas kernel, which is
-here, on NVIDIA GPUs cuDNN (tree_cudnn.py).
+here, on NVIDIA GPUs cuDNN, and where no kernel takes them tiles of XLA's (tree_blocks.py).
 
 A row of the scorer is a tree in preorder: token s is seen by token t exactly if s ≤ t < ends[s]
 (chopjax/score/packing.py). splash attention cannot be asked for that: its masks are known when the
@@ -26,11 +26,11 @@ from jax.sharding import PartitionSpec
 
 from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS
 from chopjax.models.scores import Scores
-from chopjax.models.tree_cudnn import summed_by_cudnn
+from chopjax.models.softmax_parts import HIDDEN
+from chopjax.models.tree_blocks import summed_by_cudnn, summed_in_tiles
 
 BLOCKS = (512, 256, 128)  # positions of a block; a row up to the first is one block
 LANES = 128
-HIDDEN = -1e30  # score of what is not visible, as in masked_attention.py
 ALWAYS = 2**31 - 1  # an end: every later token sees this one
 
 
@@ -58,6 +58,14 @@ class Tree(NamedTuple):
         if self.ends_BT is None:
             return causal_TT[None]
         return causal_TT & (slots_T[:, None] < self.ends_BT[:, None])
+
+
+class Tiles(NamedTuple):
+    """What windows and ALiBi read. positions_BT: B may be 1. window: int32 without axes, of one
+    layer; None where no layer has one."""
+
+    positions_BT: jax.Array
+    window: jax.Array | None
 
 
 class Summed(NamedTuple):
@@ -93,21 +101,31 @@ def attend_tree(
     tree: Tree,
     past: LayerPast | None,
     scores: Scores,
+    tiles: Tiles | None = None,
 ) -> jax.Array:
-    """softmax(scores)·v over what a tree shows, and over a past; [B, T, N, H]."""
+    """softmax(scores)·v over what a tree shows, and over a past; [B, T, N, H].
+
+    tiles: XLA computes it and no kernel.
+    """
     B, T = query_BTNH.shape[:2]
+
+    def over(
+        key: jax.Array, value: jax.Array, ends: jax.Array, places: Any, before: int, dtype: Any
+    ) -> Summed:
+        arguments = query_BTNH, key, value, ends, scores, before, dtype
+        if tiles is None:
+            return tree_attention(*arguments)
+        near = tiles.positions_BT, places, tiles.window
+        return Summed(*summed_in_tiles(*arguments, *near))
+
     ends_BT = jnp.broadcast_to(ALWAYS if tree.ends_BT is None else tree.ends_BT, (B, T))
+    own = key_BTKH, value_BTKH, ends_BT, tiles and tiles.positions_BT
     if past is None:
-        alone = tree_attention(
-            query_BTNH, key_BTKH, value_BTKH, ends_BT, scores, dtype=query_BTNH.dtype
-        )
-        return alone.mixed_BTNH
-    own = tree_attention(query_BTNH, key_BTKH, value_BTKH, ends_BT, scores)
+        return over(*own, 0, query_BTNH.dtype).mixed_BTNH
     ends_BS = jnp.where(past.visible_BS, ALWAYS, 0)
-    before = tree_attention(
-        query_BTNH, past.key_BSKH, past.value_BSKH, ends_BS, scores, before=ends_BS.shape[1]
-    )
-    return joined(own, before).astype(query_BTNH.dtype)
+    seen = past.key_BSKH, past.value_BSKH, ends_BS, past.positions_BS
+    both = over(*own, 0, jnp.float32), over(*seen, ends_BS.shape[1], jnp.float32)
+    return joined(*both).astype(query_BTNH.dtype)
 
 
 def tree_attention(
@@ -116,8 +134,8 @@ def tree_attention(
     value_BSKH: jax.Array,
     ends_BS: jax.Array,
     scores: Scores,
-    before: int = 0,
-    dtype: Any = jnp.float32,
+    before: int,
+    dtype: Any,
 ) -> Summed:
     """softmax(scores)·v of the tokens from number `before` on over keys 0 … S - 1: token t sees key
     s if s ≤ t < ends[s].

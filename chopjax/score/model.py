@@ -65,7 +65,7 @@ def open_engine(
     loaded = load(description, shardings=where, dtype=dtype)
     compute = Compute(dtype=dtype)
     if reason := why_plain(config, dtype):
-        say(f"attention over rows: plain ({reason})")
+        say(f"attention over rows: no kernel ({reason})")
     tokenizer = functools.partial(_tokenizer, loaded)
     engine = Engine(loaded.config, loaded.params, compute, max_length, mesh, tokenizer=tokenizer)
     if rows is not None:

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 
-from chopjax.models import decoder, tree_attention
+from chopjax.models import decoder, tree_attention, tree_blocks
 from chopjax.models.compute import Attention, Compute
 from chopjax.models.families import translate
 from chopjax.models.masked_attention import attend_visible, choose_masked
@@ -118,10 +118,14 @@ CONFIG = translate(
 )[1]
 
 
-def test_the_scorer_answers_the_same(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("way", ["tree", "tiles"])
+def test_the_scorer_answers_the_same(monkeypatch: pytest.MonkeyPatch, way: str):
     """Rows of trees, and a trunk that many requests begin with."""
     monkeypatch.setattr(tree_attention, "BLOCKS", (32,))
-    params = decoder.init(CONFIG, jax.random.key(0))
+    monkeypatch.setattr(tree_blocks, "BLOCK", 24)
+    # Different ones, so that jax does not find what it traced for the other way.
+    config = dataclasses.replace(CONFIG, max_positions=200 + len(way))
+    params = decoder.init(config, jax.random.key(0))
     trunk = [n % 60 for n in range(1, 65)]
     requests = [(np.array([*trunk, n // 4, 7]), np.array([n, 1, 2])) for n in range(40)]
 
@@ -129,27 +133,27 @@ def test_the_scorer_answers_the_same(monkeypatch: pytest.MonkeyPatch):
         # Lengths that are multiples of the blocks; a trunk pays with few requests.
         budget = Budget(tokens=128, shortest=32, batch=1, shape=100)
         compute = Compute(attention=attention)
-        engine = Engine(CONFIG, params, compute, budget=budget)
+        engine = Engine(config, params, compute, budget=budget)
         found = engine.loglikelihood(requests)
         assert engine.statistics.programs == 2
         return found
 
     taken = []
 
-    def kernel(tree: Tree | None, length: int, past: int, *_) -> tuple[str, None]:
+    def choose(tree: Tree | None, length: int, past: int, *_: Any) -> tuple[str, None]:
         taken.append(past)
         assert tree is not None
-        return "tree", None
+        return way, None
 
-    monkeypatch.setattr(decoder, "choose_masked", kernel)
-    plain = answers("xla")  # asks for none
+    monkeypatch.setattr(decoder, "choose_masked", choose)
+    plain = answers("xla")  # asks for neither
     assert not taken
-    by_kernel = answers("auto")
+    got = answers("auto")
     assert set(map(bool, taken)) == {True, False}
     np.testing.assert_allclose(
-        [total for total, _ in by_kernel], [total for total, _ in plain], atol=2e-5
+        [total for total, _ in got], [total for total, _ in plain], atol=2e-5
     )
-    assert [greedy for _, greedy in by_kernel] == [greedy for _, greedy in plain]
+    assert [greedy for _, greedy in got] == [greedy for _, greedy in plain]
 
 
 def test_who_takes_what(monkeypatch: pytest.MonkeyPatch):
@@ -175,7 +179,7 @@ def test_who_takes_what(monkeypatch: pytest.MonkeyPatch):
         ((65, 0, half, 64, PLAIN, False), "cudnn takes a mask over even numbers of positions"),
         ((64, 33, half, 64, PLAIN, False), "cudnn takes a mask over even numbers of positions"),
     ):
-        assert choose_masked(tree, *shape) == ("plain", reason)
+        assert choose_masked(tree, *shape) == ("tiles", reason)
 
 
 def test_the_scorer_says_why_it_is_plain(monkeypatch: pytest.MonkeyPatch):
