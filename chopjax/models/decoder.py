@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from chopjax.models import experts, parameters, positions
+from chopjax.models.activations import activated
 from chopjax.models.attention import attend, before_keeping
 from chopjax.models.borrowed import layer_of, without_stack
 from chopjax.models.compute import Compute
@@ -32,16 +33,6 @@ from chopjax.models.scores import all_scores, scores_of
 from chopjax.models.tree_attention import LayerPast, Tiles, Tree, attend_tree
 
 INITIAL_STDDEV = 0.02  # GPT-2's and Llama's initializer_range
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # Primer (arXiv 2109.08668)
-}
-
 
 # How a layer's queries meet its keys and values: [B, T, N, H], twice [B, T, K, H] to [B, T, N, H].
 Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -410,16 +401,15 @@ def _attention(
 
 
 def _mlp(mlp: Params, config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
-    """Feed-forward, plain or gated (arXiv 2002.05202), or one of experts."""
-    activation = ACTIVATIONS[config.activation]
+    """Feed-forward, plain or gated, or one of experts."""
     if config.experts is not None:
-        return experts.feed_forward(mlp, config, activation, x_BTD)
+        return experts.feed_forward(mlp, config, x_BTD)
     if config.gated_mlp:
         gate_BTF = kept(project(mlp, "gate", x_BTD), MLP_NAME)
         up_BTF = kept(project(mlp, "up", x_BTD), MLP_NAME)
-        inner_BTF = activation(gate_BTF) * up_BTF
+        inner_BTF = activated(config.activation, gate_BTF, up_BTF)
     else:
-        inner_BTF = activation(kept(project(mlp, "up", x_BTD), MLP_NAME))
+        inner_BTF = activated(config.activation, kept(project(mlp, "up", x_BTD), MLP_NAME))
     return project(mlp, "down", inner_BTF)
 
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from chopjax.models import parameters
+from chopjax.models.activations import activated
 from chopjax.models.config import Experts, ModelConfig
 from chopjax.models.grouped import grouped
 from chopjax.models.linear import linear, stacked
@@ -28,12 +28,8 @@ from chopjax.models.mesh import BATCH_AXES, HEAD_AXIS, partition
 from chopjax.models.parameters import Params
 from chopjax.models.remat import MLP_NAME, kept
 
-Activation = Callable[[jax.Array], jax.Array]
 
-
-def feed_forward(
-    mlp: Params, config: ModelConfig, activation: Activation, x_BTD: jax.Array
-) -> jax.Array:
+def feed_forward(mlp: Params, config: ModelConfig, x_BTD: jax.Array) -> jax.Array:
     """Σ over a token's experts of weight · down(activation(gate(x)) · up(x)); [B, T, D].
 
     On a mesh every device sorts its own rows of the batch: a sort over all of it would gather it.
@@ -41,7 +37,7 @@ def feed_forward(
     assert config.experts is not None
     logits_BTX = linear(x_BTD.astype(jnp.float32), mlp["router"])
     kernels = [stacked(mlp, name, x_BTD.dtype) for name in parameters.EXPERTS]
-    here = functools.partial(_on_one_device, experts=config.experts, activation=activation)
+    here = functools.partial(_on_one_device, experts=config.experts, activation=config.activation)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return here(x_BTD, logits_BTX, *kernels)
@@ -82,7 +78,7 @@ def _on_one_device(
     up_XDF: jax.Array,
     down_XFD: jax.Array,
     experts: Experts,
-    activation: Activation,
+    activation: str,
 ) -> jax.Array:
     """Where F is in parts, the result is the part's share of the sum."""
     x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
@@ -98,7 +94,7 @@ def _on_one_device(
     gate_RF = kept(grouped(x_RD, gate_XDF, size_X), MLP_NAME)
     up_RF = kept(grouped(x_RD, up_XDF, size_X), MLP_NAME)
     # Weighted ahead of the last product, whose result the backward pass then has no use for.
-    inner_RF = ((activation(gate_RF) * up_RF) * weight_R1).astype(x_BTD.dtype)
+    inner_RF = (activated(activation, gate_RF, up_RF) * weight_R1).astype(x_BTD.dtype)
     y_RD = grouped(inner_RF, down_XFD, size_X)
     return summed(y_RD, order_R, place_R, experts.per_token).reshape(x_BTD.shape)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from chopjax.models.activations import activated
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import ACTIVATIONS
 from chopjax.models.experts import route
 from chopjax.models.grouped import grouped, outer
 from chopjax.models.linear import linear
@@ -39,7 +39,7 @@ def expert_sums(
     real_R1 = real_M1[order_R // experts.per_token]
     x_RD = jnp.where(real_R1, x_MD[order_R // experts.per_token], 0)
     gate_RF, up_RF = (grouped(x_RD, mlp[n].astype(x_RD.dtype), size_X) for n in ("gate", "up"))
-    inner_RF = ACTIVATIONS[config.activation](gate_RF) * up_RF
+    inner_RF = activated(config.activation, gate_RF, up_RF)
 
     def added(x_RI: jax.Array) -> jax.Array:
         if not products:

@@ -31,7 +31,7 @@ def of(experts: Experts) -> tuple[ModelConfig, dict[str, jax.Array]]:
     return config, {name: 50 * kernel[0] for name, kernel in params["blocks"]["mlp"].items()}
 
 
-run = jax.jit(feed_forward, static_argnums=(1, 2))
+run = jax.jit(feed_forward, static_argnums=1)
 
 
 def in_torch(array: jax.Array) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_value_and_gradients_are_those_of_a_loop(experts: Experts) -> None:
     @jax.jit
     def mine(mlp: dict[str, jax.Array], x_BTD: jax.Array) -> Any:
         with jax.default_matmul_precision("highest"):
-            y_BTD, back = jax.vjp(lambda m, x: feed_forward(m, config, jax.nn.silu, x), mlp, x_BTD)
+            y_BTD, back = jax.vjp(lambda m, x: feed_forward(m, config, x), mlp, x_BTD)
         return y_BTD, *back(d_BTD)
 
     got, got_mlp, got_x = mine(mlp, x_BTD)
@@ -88,7 +88,7 @@ def test_bfloat16_routes_in_float32() -> None:
     """Its result is near float32's, whose experts it takes."""
     config, mlp = of(Experts(6, 2, False))
     x_BTD = jax.random.normal(jax.random.key(1), (B, T, D)).astype(jnp.bfloat16)
-    got = run(mlp, config, jax.nn.silu, x_BTD)
+    got = run(mlp, config, x_BTD)
     theirs = {name: in_torch(kernel) for name, kernel in mlp.items()}
     want = one_by_one(theirs, Experts(6, 2, False), in_torch(x_BTD)).detach().numpy()
     assert got.dtype == jnp.bfloat16
@@ -162,8 +162,8 @@ class Node:
 def test_weight_nodes_stand_for_arrays() -> None:
     config, mlp = of(Experts(6, 2, False))
     x_BTD = jax.random.normal(jax.random.key(1), (B, T, D))
-    plain = run(mlp, config, jax.nn.silu, x_BTD)
-    same = run(mlp | {"up": Node(mlp["up"])}, config, jax.nn.silu, x_BTD)
+    plain = run(mlp, config, x_BTD)
+    same = run(mlp | {"up": Node(mlp["up"])}, config, x_BTD)
     np.testing.assert_allclose(same, plain, atol=1e-6)
-    routed = run(mlp | {"router": Node(mlp["router"])}, config, jax.nn.silu, x_BTD)
+    routed = run(mlp | {"router": Node(mlp["router"])}, config, x_BTD)
     np.testing.assert_allclose(routed, plain, atol=1e-4)
