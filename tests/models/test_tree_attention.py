@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -21,6 +22,7 @@ from chopjax.models.masked_attention import attend_visible, choose_masked
 from chopjax.models.mesh import BATCH_AXES, make_mesh
 from chopjax.models.scores import PLAIN, Scores
 from chopjax.models.tree_attention import LayerPast, Tree, attend_tree, why_not_tree
+from chopjax.plan.gpus import answer_for_the_gpu
 from chopjax.plan.topology import devices, parse, prepare_environment
 from chopjax.score.engine import Engine
 from chopjax.score.layout import Budget
@@ -216,13 +218,27 @@ def test_what_the_kernel_does_not_take(
     assert found == (reason and f"the tree kernel {reason}")
 
 
-def test_the_compiler_takes_it(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("topology", "compiler", "backend", "call"),
+    [
+        ("v5e:2x2", "libtpu", "tpu", "tpu_custom_call"),
+        ("h100:4", "jax_cuda12_plugin", "gpu", "__cudnn$fmhaScaleBiasSoftmax"),
+    ],
+    ids=["v5e", "h100"],
+)
+def test_the_compiler_takes_it(
+    monkeypatch: pytest.MonkeyPatch, topology: str, compiler: str, backend: str, call: str
+):
     """Rows and heads over four chips, behind a trunk that all rows share: nothing travels."""
-    pytest.importorskip("libtpu")
+    pytest.importorskip(compiler)
     monkeypatch.undo()  # not interpreted
     monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    for asked in ("check_cudnn_version", "check_compute_capability"):  # to be as they were
+        monkeypatch.setattr(cudnn, asked, getattr(cudnn, asked))
+    answer_for_the_gpu()
     prepare_environment()
-    mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=devices(parse("v5e:2x2")))
+    mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=devices(parse(topology)))
 
     whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
 
@@ -239,5 +255,5 @@ def test_the_compiler_takes_it(monkeypatch: pytest.MonkeyPatch):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         program = jax.jit(attend).lower(*own, ends, *trunk, *slots).compile()
     text = program.as_text() or ""
-    assert text.count("tpu_custom_call") >= 2
+    assert text.count(call) >= 2
     assert not re.search("all-gather|all-reduce|all-to-all|collective", text)
