@@ -1,9 +1,10 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each creates .venv, installs the
-# pinned dependencies and runs. PYTHON chooses the interpreter (3.11 or newer).
+# pinned dependencies and runs. PYTHON chooses the interpreter (3.11 or newer), WORKERS how many
+# processes test: of 2 cores one more, for some tests wait.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: demo test thorough lint clean
 
