@@ -1,10 +1,13 @@
-"""The text that sparsify and narrow look at, and what they say of losses on it."""
+"""What sparsify, narrow and quantize share: the text that they look at, what they say of losses on
+it, and how they write."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from typing import Any
+
+from chopjax.commands.flags import add_max_shard_size
 
 
 def add_text(group: argparse._ArgumentGroup, looks: str, sequences: str) -> None:
@@ -28,6 +31,15 @@ def add_text(group: argparse._ArgumentGroup, looks: str, sequences: str) -> None
         metavar="T",
         help="tokens of each at most (default: the context length, at most 2048)",
     )
+
+
+def add_output(parser: argparse.ArgumentParser, replaces: str) -> None:
+    """--revision, --overwrite, --max-shard-size and --json. replaces: the help of --overwrite."""
+    add = parser.add_argument_group("input and output").add_argument
+    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
+    add("--overwrite", action="store_true", help=replaces)
+    add_max_shard_size(add)
+    add("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def print_losses(screen: Any, done: Mapping[str, Any], changed: str = "pruned") -> None:

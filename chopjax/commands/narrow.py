@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from chopjax.commands.calibration import add_text, looked_at, print_losses
-from chopjax.commands.flags import add_max_shard_size, parse_bytes
+from chopjax.commands.calibration import add_output, add_text, looked_at, print_losses
+from chopjax.commands.flags import parse_bytes
 
 EXAMPLE = """\
 chopjax narrow PARENT narrower --mlp 0.5 --heads 0.25 --method gradient \\
@@ -37,15 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "would change without them, to first order (LLM-Pruner)",
     )
     add_text(group, "is looked at", "1024 for activation, 10 for gradient")
-    add = parser.add_argument_group("input and output").add_argument
-    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace OUT if `chopjax narrow` wrote it and it holds nothing else",
-    )
-    add_max_shard_size(add)
-    add("--json", action="store_true", help="print one JSON object instead of the table")
+    add_output(parser, "replace OUT if `chopjax narrow` wrote it and it holds nothing else")
 
 
 def run(args: argparse.Namespace) -> int:

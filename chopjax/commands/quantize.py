@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from chopjax.commands.calibration import add_text, looked_at, print_losses
-from chopjax.commands.flags import add_max_shard_size, parse_bytes
+from chopjax.commands.calibration import add_output, add_text, looked_at, print_losses
+from chopjax.commands.flags import parse_bytes
 from chopjax.errors import UserError
 
 EXAMPLE = """\
@@ -44,15 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "error of those before them (default: nearest)",
     )
     add_text(group, "gptq looks at", "128")
-    add = parser.add_argument_group("input and output").add_argument
-    add("--revision", metavar="REV", help="branch, tag or commit of a hub id (default: main)")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace OUT if `chopjax quantize` wrote it, and unfinished work on it",
-    )
-    add_max_shard_size(add)
-    add("--json", action="store_true", help="print one JSON object instead of the table")
+    add_output(parser, "replace OUT if `chopjax quantize` wrote it, and unfinished work on it")
 
 
 def run(args: argparse.Namespace) -> int:
