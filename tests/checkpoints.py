@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,11 @@ def write_tokenizer(folder: Path, vocab_size: int = 97) -> Path:
     )
     fast.save_pretrained(folder)
     return folder
+
+
+def write_text(folder: Path, count: int = 40) -> Path:
+    """FOLDER/text.jsonl: so many short documents of several lengths, no two alike."""
+    path = folder / "text.jsonl"
+    lines = [f"Cat {n} sat on {'the mat ' * (n % 5)} of {n * 7}." for n in range(count)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path

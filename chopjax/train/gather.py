@@ -1,8 +1,9 @@
 """compute.gather=step: what fsdp has in parts, whole on every device once a step.
 
-Otherwise every layer is gathered when it is computed, forwards and backwards, in each of the parts
-that a batch is worked off in (microbatches). Gradients go back to where their parameters lie after
-each part, so that they take no more room than before.
+As parameters are in ZeRO's second stage (arXiv 1910.02054, section 5), where the state stays in
+parts. Otherwise every layer is gathered when it is computed, forwards and backwards, in each of the
+parts that a batch is worked off in (microbatches). Gradients go back to where their parameters lie
+after each part, so that they take no more room than before.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ TENSORS = [
     for layer in range(LAYERS)
     for module in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm")
 ] + ["lm_head.weight", "vision.encoder.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+MODULES = st.sampled_from(TENSORS).map(lambda name: name.rsplit(".", 1)[0])
 
 
 def followed(config: Any) -> Any:
@@ -83,9 +84,6 @@ def test_keys_and_what_is_deeper() -> None:
         "dynamic": {"-:model\\.layers\\.1\\.mlp(\\..*)?$": {}, "+:.*up_proj": {"bits": 8}},
         "extra_config": {"model.layers.0.mlp": {"bits": 8}},
     }
-
-
-MODULES = st.sampled_from(TENSORS).map(lambda name: name.rsplit(".", 1)[0])
 
 
 @given(st.lists(MODULES, unique=True, max_size=20))  # all of them: longer than MAX_PATTERN

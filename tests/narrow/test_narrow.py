@@ -21,10 +21,7 @@ LOOK = ["--sequences", "6", "--sequence-length", "16"]
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    lines = [f"Cat {n} sat on {'the mat ' * (n % 5)} of {n * 7}." for n in range(30)]
-    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    return path
+    return checkpoints.write_text(tmp_path_factory.mktemp("text"), 30)
 
 
 @pytest.fixture(scope="module")

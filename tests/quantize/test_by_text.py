@@ -24,10 +24,7 @@ SEQUENCES, LENGTH = 12, 24
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    lines = [f"Cat {n} sat on {'the mat ' * (n % 5)} of {n * 7}." for n in range(40)]
-    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    return path
+    return checkpoints.write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
