@@ -126,6 +126,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **more: Any):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **more)
+        self._unheard_of: list[str] = []  # flags of the command line that there are not
 
     def flags(self) -> list[str]:
         """All of them, in order."""
@@ -151,7 +152,10 @@ class Parser(argparse.ArgumentParser):
                 word = f"--set={name.removeprefix('--config.')}={value}"
             elif name.startswith("--") and name not in known:
                 usual = name.replace("_", "-")
-                word = usual + equals + value if usual in known else word
+                if usual in known:
+                    word = usual + equals + value
+                else:
+                    self._unheard_of.append(name)
             result.append(word)
         return result
 
@@ -179,7 +183,10 @@ class Parser(argparse.ArgumentParser):
             )
 
     def error(self, message: str) -> NoReturn:
-        """One line on what is wrong and one on how the verb is called."""
+        """One line on what is wrong and one on how the verb is called. Where something is missing
+        and a flag was given that the verb does not have, that flag is what is wrong."""
+        if message.endswith("required") or message.startswith("the following arguments are"):
+            message = self._unknown(self._unheard_of) if self._unheard_of else message
         message = re.sub("^the following arguments are required: ", "missing: ", message)
         message = re.sub("^one of the arguments (.*) is required$", r"missing: one of \1", message)
         message = re.sub("^argument (?=-)", "", message)

@@ -52,6 +52,7 @@ def test_help_has_a_line_for_every_verb(
         (["compare"], "missing: RESULTS"),
         ([*RECIPE, "--forse"], "there is no flag --forse; did you mean --force"),
         ([*RECIPE, "--work", "x"], "there is no flag --work; did you mean --workdir?"),
+        (["quantize", "a", "b", "--wieghts", "int8"], "no flag --wieghts; did you mean --weights?"),
         ([*RECIPE, "--xyzzy=1"], "there is no flag --xyzzy; chopjax train --help lists them"),
         ([*RECIPE, "more"], "unexpected argument: more"),
         ([*RECIPE, "--config.total_steps"], "--config.total_steps: a value is missing"),
