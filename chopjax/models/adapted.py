@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from chopjax.models.dropout import dropped
-from chopjax.models.linear import WeightNode, contract, linear, precision_in_force
+from chopjax.models.linear import WeightNode, frozen_product, linear, precision_in_force
 
 
 class Adapted(struct.PyTreeNode):
@@ -39,7 +39,7 @@ class Adapted(struct.PyTreeNode):
             y = self.base.product(x, contracted)
         else:
             base = jax.lax.stop_gradient(self.base).astype(x.dtype)
-            y = contract(x, base, contracted, precision=None)
+            y = frozen_product(x, base, contracted, precision_in_force())
         if self.keys_B is not None and self.dropout:  # of the adapter's input alone
             x = dropped(x, self.keys_B, self.dropout)
         low_BTR = linear(x, self.a, contracted)

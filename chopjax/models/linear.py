@@ -84,6 +84,26 @@ def product(
     return contract(x, kernel, contracted, precision)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def frozen_product(
+    x: jax.Array, kernel: jax.Array, contracted: int = 1, precision: str | None = None
+) -> jax.Array:
+    """`product` with a kernel that never moves: it gets no gradient, for which x would be kept."""
+    return contract(x, kernel, contracted, precision)
+
+
+frozen_product.defvjp(
+    lambda x, kernel, *rest: (frozen_product(x, kernel, *rest), kernel),
+    lambda contracted, precision, kernel, d_y: (_d_x(d_y, kernel, contracted, precision), None),
+)
+
+
+def _d_x(d_y: jax.Array, kernel: jax.Array, contracted: int, precision: str | None) -> jax.Array:
+    outputs = tuple(range(contracted, kernel.ndim))
+    axes = tuple(range(d_y.ndim - len(outputs), d_y.ndim)), outputs
+    return contract(d_y, kernel, axes, precision)
+
+
 def contract(x: jax.Array, y: jax.Array, axes: Any, precision: str | None) -> jax.Array:
     """jnp.tensordot of two arrays of one dtype, in that dtype.
 
@@ -112,7 +132,7 @@ def _backward(
     tensordot = functools.partial(contract, precision=precision)
     rows = tuple(range(x.ndim - contracted))
     made = tuple(range(len(rows), d_y.ndim))
-    d_x = tensordot(d_y, kernel, (made, tuple(range(contracted, kernel.ndim))))
+    d_x = _d_x(d_y, kernel, contracted, precision)
     if not on_processors():
         return d_x, tensordot(x, d_y, (rows, rows))
     if x.size <= d_y.size:
