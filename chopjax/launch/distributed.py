@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from textwrap import indent
 from typing import Any, NoReturn
 
 import jax
@@ -143,7 +144,7 @@ def _give_up(processes: Processes, seconds: float) -> None:
         f"error: not all of the {processes.count} processes started within {seconds:.0f} s, or "
         f"they do not reach process 0 at {processes.coordinator}.\nEvery process must run, each "
         f"with a number of its own, started at about the same time ({processes.how}), and no "
-        f"firewall may close that port. This starts all of them:\n{_indented(processes.command)}"
+        f"firewall may close that port. This starts all of them:\n{indent(processes.command, '  ')}"
     )
     say(readable(text))
     os._exit(2)
@@ -175,7 +176,7 @@ def _compare(processes: Processes, started_with: Mapping[str, object]) -> None:
     if reports := store.key_value_dir_get("chopjax/different"):
         raise UserError(
             f"{min(reports)[1]}\nAll processes need the same software and the same command, as "
-            f"this starts them ({processes.how}):\n{_indented(command)}"
+            f"this starts them ({processes.how}):\n{indent(command, '  ')}"
         )
 
 
@@ -235,7 +236,3 @@ def _wait_for_others(processes: Processes) -> None:
         for other in range(1, 0 if processes.index else processes.count):
             left = max(1, int(1000 * (deadline - time.monotonic())))
             store.blocking_key_value_get(f"chopjax/failed/{other}", left)
-
-
-def _indented(text: str) -> str:
-    return "\n".join("  " + line for line in text.splitlines())
