@@ -5,7 +5,8 @@ What is known of a model depends on where it was measured; the rest is a dash:
 
     a results file      accuracies and perplexities; size, where `chopjax score` wrote it; latency,
                         where it lies in the workdir of a `chopjax run`
-    a sweep's workdir   size, perplexities and accuracies of all points, the mean over seeds
+    a sweep's workdir   size, perplexities and accuracies of all points, the mean over seeds;
+                        latency, where the sweep was asked for it
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ SIZES = ("parameters", "not_zero", "bytes")
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The first of several is the parent. accuracies: task → value, or one mean that a suite has.
-    size: of SIZES what is known."""
+    size: of SIZES what is known. speed_up: how many times as long a forward pass of the parent
+    took, in turns with the model's."""
 
     name: str
     size: Mapping[str, float]
     perplexities: Mapping[str, float]  # by text
     accuracies: Mapping[str, float]
     latency_seconds: float | None = None
+    speed_up: float | None = None
 
 
 def of_results(table: Table, files: Sequence[Results]) -> list[Model]:
@@ -55,7 +58,7 @@ def of_results(table: Table, files: Sequence[Results]) -> list[Model]:
             if key in metrics
         }
         size, latency = _size(file.content), _latency(file.path)
-        models.append(Model(name, size, perplexities, accuracies, latency))
+        models.append(Model(name, size, perplexities, accuracies, *latency))
     return models
 
 
@@ -65,13 +68,16 @@ def _size(content: Mapping[str, Any]) -> dict[str, float]:
     return known | (content.get("model_size") or {})
 
 
-def _latency(path: Path) -> float | None:
-    """Of a forward pass, where the file is WORKDIR/scores/NAME/MODEL/results_….json of a run."""
+def _latency(path: Path) -> tuple[float | None, float | None]:
+    """Latency and speed-up, where the file is WORKDIR/scores/NAME/MODEL/results_….json of a run."""
     if len(path.parents) < 4 or path.parents[2].name != "scores":
-        return None
-    report = read_report(path.parents[3] / "report.json", "models") or {}
-    seconds = report.get("models", {}).get(path.parents[1].name, {}).get("latency_seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) else None
+        return None, None
+    models = (read_report(path.parents[3] / "report.json", "models") or {}).get("models", {})
+    seconds = {name: model.get("latency_seconds") for name, model in models.items()}
+    known = {name: float(s) for name, s in seconds.items() if isinstance(s, (int, float))}
+    if (own := known.get(path.parents[1].name)) is None:
+        return None, None
+    return own, known["parent"] / own if "parent" in known else None
 
 
 def of_sweep(report: Mapping[str, Any]) -> list[Model]:
@@ -95,6 +101,10 @@ def _of_rows(name: str, rows: Sequence[Row]) -> Model:
         {key: _mean(rows, key) for key in SIZES if all(key in row for row in rows)},
         {HELD_OUT: _mean(rows, "perplexity")} | texts,
         {t: _mean(rows, "accuracy", t, 0) for t in tasks_of(first).get(ACCURACY, ())},
+        *(
+            _mean(rows, "latency", key) if all("latency" in row for row in rows) else None
+            for key in ("seconds", "speed_up")
+        ),
     )
 
 
@@ -140,7 +150,7 @@ def cells(models: Sequence[Model]) -> list[list[str]]:
     if tasks:
         mean = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0]
         header += [mean, "relative drop"]
-    lines = [[*header, "forward, ms"]]
+    lines = [[*header, "forward, ms", "speed-up"]]
     for model in models:
         line = [model.name, *(_shown(model.size.get(key), "{:,.0f}") for key in SIZES)]
         line += [_shown(model.perplexities.get(text), "{:.2f}") for text in texts]
@@ -150,6 +160,7 @@ def cells(models: Sequence[Model]) -> list[list[str]]:
             line.append("" if model is parent else drop)
         seconds = model.latency_seconds
         line.append(_shown(None if seconds is None else 1e3 * seconds, "{:.1f}"))
+        line.append(_shown(model.speed_up, "{:.2f}x"))
         lines.append(line)
     return lines
 
@@ -176,7 +187,7 @@ def legend(models: Sequence[Model]) -> str:
         said.append(f"Relative drop: of the mean accuracy {over}, from {models[0].name}.")
     said.append("Zeros take the room that numbers take.")
     if any(model.latency_seconds is not None for model in models):
-        said.append("Forward: the time of a forward pass that `chopjax run` measured.")
+        said.append("Forward: the time of a forward pass; speed-up: of the parent's, in turns.")
     return " ".join(said)
 
 

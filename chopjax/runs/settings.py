@@ -140,6 +140,9 @@ class SweepSettings:
     # held-out documents that every point's model, as a draft for the parent, helps to go on with
     # (speculative decoding): accepted length and speed-up; 0: not measured
     draft: int = 0
+    # time a forward pass of every point's model, in turns with the parent's
+    # (score.latency_batch, score.latency_length)
+    latency: bool = False
     # what of `heal` differs with the method lora, such as lora.optimizer.peak_learning_rate
     lora: dict[str, Any] = dataclasses.field(default_factory=dict)
     qlora: dict[str, Any] = dataclasses.field(default_factory=dict)  # the same of qlora

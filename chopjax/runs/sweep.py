@@ -73,16 +73,19 @@ STORES = (point_runs.TOKENS, point_runs.HELD_OUT)
 FOLDERS = ("heal", repairs.FOLDER, changes.FOLDER)
 OWN = (*STORES, *(f"{name}.partial" for name in STORES), *FOLDERS, POINTS)
 VERB = "sweep"
+Shape = tuple[ModelConfig, Kind | None]
 
 
 class Job(NamedTuple):
-    """What all points share. parent: in memory; engines: by configuration and the format of
-    quantized weights, the parent's among them; such models run the same programs."""
+    """What all points share. parent: in memory; engines and forward passes' times: by configuration
+    and the format of quantized weights, the parent's among them; such models run the same
+    programs."""
 
     settings: SweepSettings
     workdir: Path
     parent: Loaded
-    engines: dict[tuple[ModelConfig, Kind | None], Engine]
+    engines: dict[Shape, Engine]
+    times: dict[Shape, dict[str, Any]]
     scored: scores.Scored
 
 
@@ -125,8 +128,8 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
         lacking = {m.name for m in methods if m.repaired} - {p.method.name for p in points}
         if settings.methods and lacking:
             raise UserError(f"methods: {some(sorted(lacking))}: no point can be repaired")
-        engines = {(parent.config, kind_of(parent.params)): engine}
-        rows = _rows(Job(settings, workdir, parent, engines, scored), points)
+        job = Job(settings, workdir, parent, {_shape(parent): engine}, {}, scored)
+        rows = _rows(job, points)
         costed = costs.CONVENTIONS if point_runs.compares(settings) else None
         return write_report(workdir, dataclasses.asdict(settings), rows, command, costed)
 
@@ -309,6 +312,8 @@ def _keys(job: Job, points: Sequence[Point]) -> list[list[str]]:
             parts.append([windows.sequence_length, windows.mask_documents])
         if settings.draft and point.strategy != PARENT:
             parts.append({"draft": settings.draft})
+        if settings.latency:
+            parts.append({"latency": [settings.score.latency_batch, settings.score.latency_length]})
         return digest(parts)[:16]
 
     return [[key(point, way) for way in range(len(ways))] for point in points]
@@ -377,6 +382,8 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
     if settings.draft and point.strategy != PARENT:
         own = next(iter(job.engines.values()))  # the parent's
         figures["draft"] = work.drafted(settings, parent, own, engine)
+    if settings.latency:
+        figures["latency"] = _latency(job, model)
     names = ("perplexity", "bits_per_byte", "loss_over_log_vocabulary", "tokens", "convention")
     return {
         "loss": measured["nats_per_token"],
@@ -387,8 +394,27 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+def _latency(job: Job, model: Loaded) -> dict[str, Any]:
+    """Seconds of a forward pass, and how many times as long the parent took in the same turns: the
+    machine's speed differs from point to point."""
+    own, parent = _shape(model), job.parent
+    if own not in job.times:
+        models = {PARENT: (parent.params, parent.config)}
+        if own != _shape(parent):
+            models["point"] = (model.params, model.config)
+        found = work.timed(job.settings.score, models)
+        seconds = list(found["seconds"].values())
+        both = {"seconds": seconds[-1], "speed_up": seconds[0] / seconds[-1]}
+        job.times[own] = found | both
+    return job.times[own]
+
+
+def _shape(model: Loaded) -> Shape:
+    return model.config, kind_of(model.params)
+
+
 def _engine(job: Job, model: Loaded) -> Engine:
-    like, own = next(iter(job.engines.values())), (model.config, kind_of(model.params))
+    like, own = next(iter(job.engines.values())), _shape(model)
     if own not in job.engines:
         shared = (like.compute, like.max_length, like.mesh)
         engine = Engine(model.config, model.params, *shared, tokenizer=like.tokenizer)

@@ -151,11 +151,16 @@ def window_losses(healing: ConfigDict, models: Mapping[str, Model]) -> dict[str,
 def latency(wanted: ScoreSettings, models: Mapping[str, Model]) -> dict[str, Any]:
     """Seconds of a forward pass of each model, side by side."""
     loaded = {name: load(*model, dtype=wanted.dtype) for name, model in models.items()}
-    longest = min(each.config.max_positions for each in loaded.values())
+    return timed(wanted, {name: (each.params, each.config) for name, each in loaded.items()})
+
+
+def timed(wanted: ScoreSettings, models: timing.Models) -> dict[str, Any]:
+    """`latency` of models in memory."""
+    longest = min(config.max_positions for _, config in models.values())
     length = min(wanted.latency_length or LATENCY_LENGTH, longest)
     with progress("latency", timing.ROUNDS + 1, "rounds") as bar:
         measured = timing.measure(
-            {name: (each.params, each.config) for name, each in loaded.items()},
+            models,
             wanted.latency_batch,
             length,
             Compute(dtype=wanted.dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ def costs(capsys: pytest.CaptureFixture[str], *words: str | Path) -> list[dict[s
     return found
 
 
-def write_sweep(folder: Path) -> Path:
+def write_sweep(folder: Path, timed: Mapping[str, Any] = {}) -> Path:
     points = [row("input", 4, 2.0, seed=seed) | {"perplexity": 8.0 + seed} for seed in (0, 1)]
     points.append(row("input:4+int8", 4, 2.5) | SIZE | {"weights": "int8"})
+    parent = row("parent", 0, 1.0) | {"parameters": 2000, "not_zero": 2000, "bytes": 8000}
     report = {
         "chopjax_version": "0.1.0",
         "settings": SETTINGS,
         "num_layers": 8,
-        "parent": row("parent", 0, 1.0) | {"parameters": 2000, "not_zero": 2000, "bytes": 8000},
-        "points": points,
+        "parent": parent | timed,
+        "points": [point | timed for point in points],
     }
     folder.mkdir()
     (folder / "report.json").write_text(json.dumps(report))
@@ -95,4 +97,16 @@ def test_a_run_knows_the_time_of_its_models(
     files = [
         write(tmp_path / "scores" / name / "folder", name, {"a": [1.0, 0.0]}) for name in models
     ]
-    assert [each["latency_seconds"] for each in costs(capsys, *files)] == [0.2, 0.1]
+    found = costs(capsys, *files)
+    assert [each["latency_seconds"] for each in found] == [0.2, 0.1]
+    assert [each["speed_up"] for each in found] == [1, 2]
+
+
+def test_a_sweep_that_was_asked_to_knows_the_time_of_its_points(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = {"latency": {"seconds": 0.02, "speed_up": 1.9, "batch": 1, "length": 512}}
+    sweep = write_sweep(tmp_path / "sweep", timed)
+    assert [each["latency_seconds"] for each in costs(capsys, sweep)] == [0.02] * 3
+    assert main(["compare", str(sweep), "--markdown"]) == 0
+    assert "| 20.0 | 1.90x |" in capsys.readouterr().out

@@ -108,13 +108,15 @@ def test_healed_points_are_trained_and_cleaned_up(
     folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--config.healed=True", "--config.strategies=input", "--config.remove=2", "--json"]
-    assert run(folder, *flags, "--config.draft=1") == 0
+    assert run(folder, *flags, "--config.draft=1", "--config.latency=True") == 0
     captured = capsys.readouterr()
     unhealed, healed = json.loads(captured.out)["points"]
     for row in (unhealed, healed):  # as a draft for the parent
         assert row["draft"]["layers"] == 3
         assert row["draft"]["accepted_length"] >= 1
         assert row["draft"]["speed_up"] > 0
+        assert row["latency"]["seconds"] > 0
+    assert healed["latency"] == unhealed["latency"], "one shape, one time"
     assert healed["healed"]
     assert healed["loss"] != unhealed["loss"]
     assert not list((folder / "work" / "heal").iterdir())
