@@ -28,7 +28,15 @@ from chopjax.quantize.quantize import quantize_checkpoint
 from chopjax.runs.inputs import WAYS, Inputs, digest
 from chopjax.runs.points import Point
 from chopjax.runs.settings import Model, SweepSettings, calibration_text, parent_of
-from chopjax.runs.strategies import Change, Narrow, Sparse, Strategy, looks, parse_strategy
+from chopjax.runs.strategies import (
+    Bits,
+    Narrow,
+    Sparse,
+    Strategy,
+    before_training,
+    looks,
+    parse_strategy,
+)
 from chopjax.sparsify import matrices
 from chopjax.sparsify.pattern import parse_pattern
 from chopjax.sparsify.sparsify import SparsifySettings, sparsify
@@ -62,7 +70,7 @@ def check(settings: SweepSettings, parent: Description, strategy: Strategy) -> d
                 checkpoint = dataclasses.replace(
                     checkpoint, config=plan.config, raw_config=plan.raw_config
                 )
-            else:
+            elif isinstance(change, Bits):
                 quantizing.check(checkpoint, change.kind, None)
     except UserError as error:
         raise UserError(f"strategies: {strategy.name}: {error}") from None
@@ -93,7 +101,7 @@ def made(settings: SweepSettings, folder: Path, point: Point) -> Path:
     model = parent_of(settings)
     if point.remove:
         model = _chopped(model, folder / f"0-{CHOP}", point)
-    for number, change in enumerate(point.changes, 1):
+    for number, change in enumerate(before_training(point.changes), 1):
         out = folder / f"{number}-{_verb(change)}"
         if marked_by(out) != _verb(change):
             _make(settings, model, out, change, point.seed)
@@ -111,13 +119,15 @@ def _chopped(model: Model, out: Path, point: Point) -> Model:
     return Model(str(out))
 
 
-def _verb(change: Change) -> str:
+def _verb(change: Sparse | Narrow | Bits) -> str:
     if isinstance(change, Sparse):
         return SPARSIFY
     return NARROW if isinstance(change, Narrow) else QUANTIZE
 
 
-def _make(settings: SweepSettings, model: Model, out: Path, change: Change, seed: int) -> None:
+def _make(
+    settings: SweepSettings, model: Model, out: Path, change: Sparse | Narrow | Bits, seed: int
+) -> None:
     """By the verb's own function."""
     calibration, field = settings.calibration, settings.text.field
     text = text_names(calibration_text(settings)) if looks(change) else []

@@ -23,8 +23,9 @@ from chopjax.runs.budget import Cost, Plan, parse_budget, steps_within
 from chopjax.runs.methods import FULL, SCRATCH, Method, heal_settings
 from chopjax.runs.points import Point
 from chopjax.runs.settings import SweepSettings, heal_of
-from chopjax.runs.strategies import Change, has_zeros
+from chopjax.runs.strategies import Change, has_zeros, masked_by
 from chopjax.train import settings as training
+from chopjax.train.dimchop_settings import DimChopSettings
 from chopjax.train.evaluation import held_out_loss
 from chopjax.train.loop import train
 from chopjax.train.settings import PARENT, TeacherSettings
@@ -69,7 +70,7 @@ def config_of(
 ) -> ConfigDict:
     """start: a checkpoint of the point to begin with; without one the run chops the parent
     itself."""
-    heal = _heal_of(settings, point)
+    heal = _heal_of(settings, point, steps)
     begin = _from_parent(settings, point, heal)
     if start:
         begin = {"model": str(start), "teacher": _of_start(heal.teacher, settings, point)}
@@ -81,7 +82,8 @@ def config_of(
         changes["optimizer"] = dataclasses.replace(heal.optimizer, warmup_steps=warmup)
     if compares(settings):
         stores["evaluation"] = str(workdir / HELD_OUT)
-        every = heal.evaluation.every or max(steps // EVALUATIONS, 1)
+        often = heal.dimchop.interval if heal.dimchop.final else 1
+        every = heal.evaluation.every or _multiple(often, steps // EVALUATIONS)
         changes["evaluation"] = dataclasses.replace(heal.evaluation, every=every)
     return healing.heal_config(
         heal,
@@ -93,10 +95,22 @@ def config_of(
     )
 
 
-def _heal_of(settings: SweepSettings, point: Point) -> HealSettings:
-    """How a point heals: zeros that were made stay."""
+def _heal_of(settings: SweepSettings, point: Point, steps: int = 0) -> HealSettings:
+    """How a point heals: zeros that were made stay, and those of DimCHOP are all there half-way,
+    unless `heal.dimchop` says when. steps: in place of `heal.total_steps`."""
     heal = heal_of(settings, point.method)
+    asked = heal.dimchop
+    if final := masked_by(point.changes):
+        end = asked.end or _multiple(asked.interval, (steps or heal.total_steps) // 2)
+        return dataclasses.replace(heal, dimchop=dataclasses.replace(asked, final=final, end=end))
+    if not asked.final:  # when columns go is said for the strategies that have it
+        heal = dataclasses.replace(heal, dimchop=DimChopSettings())
     return dataclasses.replace(heal, masks="fixed") if has_zeros(point.changes) else heal
+
+
+def _multiple(of: int, steps: int) -> int:
+    """Next to a number of steps, and not 0."""
+    return max(round(steps / of), 1) * of
 
 
 def _from_parent(settings: SweepSettings, point: Point, heal: HealSettings) -> dict[str, Any]:

@@ -13,9 +13,16 @@ from chopjax.keep import Keep, ranges
 from chopjax.models.config import ModelConfig
 from chopjax.narrow.units import Counts, narrower
 from chopjax.progress import say
-from chopjax.runs.methods import CHOPPED, SCRATCH, Method
+from chopjax.runs.methods import CHOPPED, SCRATCH, TRAINED, Method
 from chopjax.runs.settings import SweepSettings, methods_of, split_list
-from chopjax.runs.strategies import Change, Strategy, has_zeros, kind_of, parse_strategy
+from chopjax.runs.strategies import (
+    Change,
+    Strategy,
+    has_zeros,
+    kind_of,
+    masked_by,
+    parse_strategy,
+)
 
 PARENT = "parent"
 
@@ -91,7 +98,7 @@ def plan(
     first = next(iter(analyses))
     for method in (CHOPPED, *methods_of(settings)):
         for strategy in wanted:
-            if reason := why_not(method, strategy):
+            if method != CHOPPED and (reason := why_not(method, strategy)):
                 say(f"left out: {strategy.name}, {method.name}: {reason}")
         for seed in analyses:
             for count in order:
@@ -122,6 +129,11 @@ def why_not(method: Method, strategy: Strategy) -> str:
     """Why what a strategy makes is not made good again by a method; empty where it is."""
     if method.repaired and strategy.changes:
         return "chops alone are repaired"
+    if masked_by(strategy.changes):
+        if not method.trained:
+            return "columns go while it is trained"
+        if TRAINED[method.trained].base:
+            return "adapters do not train the matrices that columns go from"
     if method.trained and (kind := kind_of(strategy.changes)):
         return f"weights in {kind} are not trained"
     if method.trained == SCRATCH and has_zeros(strategy.changes):

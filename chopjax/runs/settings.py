@@ -31,7 +31,7 @@ from chopjax.runs.methods import (
 )
 from chopjax.runs.methods import KNOWN as METHODS
 from chopjax.runs.schedule import ONCE, parse_schedule
-from chopjax.runs.strategies import parse_strategy
+from chopjax.runs.strategies import masked_by, parse_strategy
 from chopjax.train.settings import Settings as HealSettings
 from chopjax.train.settings import fields_of, read_settings
 
@@ -121,7 +121,7 @@ class SweepSettings:
     model: str = ""  # the parent: a Hugging Face folder or hub id
     revision: str = ""  # of a hub id: branch, tag or commit
     # what is made of the parent, several separated by commas: which layers go, by name or measure,
-    # or what else gets smaller, such as sparsegpt:2:4, narrow:mlp=0.5, input:0.25+int4
+    # or what else gets smaller, such as sparsegpt:2:4, narrow:mlp=0.5, dimchop:0.5, input:0.25+int4
     strategies: str = ",".join([*STRATEGIES, *MEASURED])
     remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions, percentages
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last
@@ -331,12 +331,17 @@ def _sweep_problems(settings: SweepSettings) -> list[str]:
     names = split_list(settings.strategies)
     wrong = _unreadable(parse_strategy, *names)
     strategies = [] if wrong else [parse_strategy(name) for name in names]
+    masked = [strategy.name for strategy in strategies if masked_by(strategy.changes)]
     seeds, methods = split_list(settings.seeds), split_list(settings.methods)
     wrong += _unreadable(parse_method, *methods) + _unreadable(parse_budget, settings.budget)
     trained = any(method != REPAIR for method in methods) or settings.healed
     repaired = any(method.startswith(REPAIR) for method in methods) or settings.repair
     checks = [
         (not (methods and settings.healed), "methods and healed: give one of them"),
+        (
+            trained or not masked,
+            f"strategies: {', '.join(masked)}: columns go in training; give healed=True or methods",
+        ),
         (settings.draft >= 0, f"draft is {settings.draft}: not below 0"),
         (
             bool(settings.repair) or not repaired,

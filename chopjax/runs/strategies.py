@@ -6,7 +6,8 @@
     narrow:mlp=0.5:heads=0.25     narrower layers (`chopjax narrow`), by activations; by gradients
                                   narrow:gradient:mlp=0.5
     int8, int4:gptq               fewer bits (`chopjax quantize`), the nearest or by GPTQ
-    input:0.25+wanda:0.5+int4     one after the other: a chop comes first, bits come last
+    dimchop:0.5                   columns of zeros that come while the point is trained (DimCHOP)
+    input:0.25+wanda:0.5+int4     one after the other: a chop comes first, bits or DimCHOP last
 
 `magnitude` is a chop by a measure, `magnitude:0.5` and `magnitude:2:4` are zeros.
 """
@@ -27,8 +28,8 @@ from chopjax.sparsify.pattern import parse_pattern
 CHOPS = (*STRATEGIES, *MEASURED)
 NARROW, UNITS = "narrow", ("mlp", "heads", "embed")
 SCORES = ("activation", "gradient")  # the METHODS of narrow/walk.py, which wants jax
-GPTQ = "gptq"
-WORDS = (*CHOPS, *METHODS, NARROW, *FORMAT)
+GPTQ, DIMCHOP = "gptq", "dimchop"
+WORDS = (*CHOPS, *METHODS, NARROW, *FORMAT, DIMCHOP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,14 @@ class Bits:
     method: str
 
 
-Change = Sparse | Narrow | Bits
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Columns of zeros: of DimChopSettings `final`."""
+
+    final: float
+
+
+Change = Sparse | Narrow | Bits | Columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,17 @@ def looks(change: Change) -> bool:
     """Whether it looks at a text."""
     if isinstance(change, Sparse):
         return change.method != "magnitude"
-    return isinstance(change, Narrow) or change.method == GPTQ
+    return isinstance(change, Narrow) or (isinstance(change, Bits) and change.method == GPTQ)
+
+
+def before_training(changes: Sequence[Change]) -> list[Sparse | Narrow | Bits]:
+    """Those that make a checkpoint of another."""
+    return [change for change in changes if not isinstance(change, Columns)]
+
+
+def masked_by(changes: Sequence[Change]) -> float:
+    """The share of columns that training masks in the end; 0 without DimCHOP."""
+    return next((change.final for change in changes if isinstance(change, Columns)), 0.0)
 
 
 def has_zeros(changes: Sequence[Change]) -> bool:
@@ -104,14 +122,18 @@ def parse_strategy(text: str) -> Strategy:
     try:
         for number, part in enumerate(text.split("+")):
             word, _, rest = part.strip().partition(":")
-            if changes and isinstance(changes[-1], Bits):
-                raise UserError(f"nothing comes after {changes[-1].kind}, but {part!r} does")
+            last = changes[-1] if changes else None
+            if isinstance(last, Bits | Columns):
+                before = last.kind if isinstance(last, Bits) else DIMCHOP
+                raise UserError(f"nothing comes after {before}, but {part!r} does")
             if word in CHOPS and not (rest and word in METHODS):
                 if number:
                     raise UserError(f"a chop comes first, and {word} does not")
                 chop, remove = word, rest
             else:
                 changes.append(_change(word, rest))
+        if masked_by(changes) and has_zeros(changes):
+            raise UserError(f"zeros that were made stay, and {DIMCHOP} chooses columns anew")
     except UserError as error:
         raise UserError(f"strategies: {text!r}: {error}") from None
     return Strategy(text, chop, remove, tuple(changes))
@@ -122,6 +144,10 @@ def _change(word: str, rest: str) -> Change:
         return Sparse(word, parse_pattern(rest).name)
     if word == NARROW:
         return _narrow(rest)
+    if word == DIMCHOP:
+        if not 0 < (final := _number(rest)) < 1:
+            raise UserError(f"{DIMCHOP}:SHARE, a share of the columns between 0 and 1")
+        return Columns(final)
     if kind := next((kind for kind in FORMAT if kind == word), None):
         if rest not in ("", GPTQ):
             raise UserError(f"{kind} stands alone or as {kind}:{GPTQ}, not {kind}:{rest}")
@@ -138,10 +164,7 @@ def _narrow(rest: str) -> Narrow:
         if part in SCORES:
             method = part
             continue
-        try:
-            value = float(share)
-        except ValueError:
-            value = 0.0
+        value = _number(share)
         if not equals or unit not in UNITS or not 0 < value < 1:
             raise UserError(
                 f"narrow:{part}: {', '.join(f'{name}=SHARE' for name in UNITS)} with a share "
@@ -151,3 +174,11 @@ def _narrow(rest: str) -> Narrow:
     if not shares:
         raise UserError("narrow: say of what, such as narrow:mlp=0.5")
     return Narrow(method, tuple(shares.items()))
+
+
+def _number(text: str) -> float:
+    """0 where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from chopjax.checkpoint.describe import describe
@@ -62,6 +64,7 @@ from chopjax.runs.settings import (
     split_list,
 )
 from chopjax.runs.stages import Stage, finish, look
+from chopjax.runs.strategies import before_training, masked_by
 from chopjax.runs.workdir import check_space, opened
 from chopjax.score.engine import Engine
 from chopjax.train import settings as training
@@ -274,7 +277,7 @@ def _prepare(job: Job, missing: Sequence[Point]) -> None:
 
 def _made_in(job: Job, point: Point) -> Path | None:
     """Where a point is made that is more than a chop."""
-    if not point.changes:
+    if not before_training(point.changes):
         return None
     return changes.place(job.settings, job.workdir, job.parent, point)
 
@@ -365,6 +368,8 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
             settings, workdir, folder, point, parent.config, start, params, cost
         )
         params = load(str(folder), dtype=settings.score.dtype).params
+        if masked_by(point.changes):
+            figures["not_zero"] = sum(int(jnp.count_nonzero(x)) for x in jax.tree.leaves(params))
     if point_runs.compares(settings) and kind_of(params) is None:
         curve = figures.get("healing", {}).get("curve")
         figures["window_loss"] = (

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from runs import material
 
 from chopjax import cli
+from chopjax.checkpoint.load import load
 from chopjax.runs import changes, point_runs
 from chopjax.runs.points import Point, strategies_of
 from chopjax.runs.records import read_rows
@@ -140,12 +144,63 @@ def test_nothing_that_was_made_is_left_and_nothing_is_made_again(
     assert not list(made.iterdir())
 
 
+def test_columns_go_while_a_point_is_trained(folder: Path, tmp_path: Path) -> None:
+    """Of what is narrower, too, and of chops; without training there is no such point."""
+    flags = ["strategies=dimchop:0.5,narrow:mlp=0.5+dimchop:0.25,input:2+dimchop:0.5"]
+    flags += ["keep_healed=True", "heal.dimchop.interval=1"]
+    work, recipe = str(tmp_path / "work"), str(folder / "recipe.py")
+    words = ["sweep", "--config", recipe, "--workdir", work]
+    assert cli.main([*words, *(f"--config.{flag}" for flag in flags)]) == 0
+    report = json.loads((tmp_path / "work" / "report.json").read_text())
+    assert all(row["healed"] for row in report["points"])
+    names = ("dimchop:0.5", "narrow:mlp=0.5+dimchop:0.25", "input:2+dimchop:0.5")
+    whole, narrow, chop = (rows_of(report)[name, True] for name in names)
+    assert (whole["remove"], narrow["remove"], chop["remove"]) == (0, 0, 2)
+    for row, share in ((whole, 0.5), (narrow, 0.25), (chop, 0.5)):
+        params = load(str(tmp_path / "work" / "heal" / row["key"])).params
+        blocks = jax.tree.leaves_with_path(params["blocks"])
+        matrices = {
+            jax.tree_util.keystr(path): np.asarray(value)
+            for path, value in blocks
+            if not re.search("norm|bias", jax.tree_util.keystr(path))
+        }
+        assert len(matrices) == 7
+        zeros = {name: float((value == 0).mean()) for name, value in matrices.items()}
+        assert zeros == dict.fromkeys(zeros, share)
+        everything = sum(int(np.count_nonzero(value)) for value in jax.tree.leaves(params))
+        assert row["not_zero"] == everything < row["parameters"]
+
+
+def test_when_columns_go(folder: Path) -> None:
+    """All of them half-way, unless it is said, at a step at which columns are chosen; held-out text
+    is measured at such steps, too. Other points have nothing of it."""
+
+    def config(strategy: str, *more: str) -> Any:
+        flags = ["healed=False", "methods=full", f"strategies={strategy}", *more]
+        settings = read_sweep(load_config(folder / "recipe.py", flags))
+        (found,), (method,) = strategies_of(settings), methods_of(settings)
+        point = Point(found.name, 0, tuple(range(5)), 0, method, found.changes)
+        return point_runs.config_of(settings, folder / "work", point, 57)
+
+    masked = config("dimchop:0.5")
+    assert (masked.dimchop.final, masked.dimchop.end, masked.dimchop.interval) == (0.5, 30, 10)
+    assert masked.evaluation.every == 10
+    asked = "heal.dimchop.end=40", "heal.dimchop.interval=20"
+    assert config("dimchop:0.5", *asked).dimchop.end == 40
+    plain = config("wanda:2:4", *asked)
+    assert (plain.dimchop.final, plain.dimchop.end, plain.evaluation.every) == (0, 0, 5)
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (["--config.strategies=input,wanda"], "strategies: 'wanda': "),
         (["--config.strategies=narrow:heads=0.3"], "strategies: narrow:heads=0.3: --heads 0.3"),
         (["--config.strategies=input:9+int8"], "from 1 to 4"),
+        (
+            ["--config.strategies=input,dimchop:0.5", "--config.healed=False"],
+            "dimchop:0.5: columns go in training; give healed=True or methods",
+        ),
         (
             ["--config.strategies=wanda:2:4", "--config.methods=qlora",
              "--config.heal.adapter.rank=2", "--config.healed=False"],
