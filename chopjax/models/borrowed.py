@@ -12,6 +12,7 @@ import jax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from chopjax.models.bits import as_bits, of_bits
 from chopjax.models.parameters import Params
 
 
@@ -38,8 +39,11 @@ def layer_of(blocks: Any, layer: Any) -> Params:
     if not isinstance(blocks, Borrowed):
         found: Params = layer
         return found
-    taken = jax.tree.map(
-        lambda w: jax.lax.dynamic_index_in_dim(w, layer.rows_L, 0, keepdims=False), blocks.stack
+    taken = of_bits(
+        jax.tree.map(
+            lambda w: jax.lax.dynamic_index_in_dim(w, layer.rows_L, 0, keepdims=False),
+            as_bits(blocks.stack),
+        )
     )
     own = flatten_dict(layer.own, sep="/")
     flat = {

@@ -21,6 +21,7 @@ from flax.traverse_util import unflatten_dict
 from chopjax.models import experts, parameters, positions
 from chopjax.models.activations import activated
 from chopjax.models.attention import attend, before_keeping
+from chopjax.models.bits import as_bits, of_bits
 from chopjax.models.borrowed import layer_of, without_stack
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig, Norm, Rope
@@ -195,23 +196,26 @@ def extend(
     visible: bool, [b, t, s]: token t sees token s of its row. Every token must see itself. Or the
     same as a Tree, for which accelerators have kernels; these have no gradient.
     Returns what `hidden_states` returns, and the new tokens' keys (rotated) and values, both
-    [L, B, T, K, H], which a Past of later tokens holds. compute.remat is not read; of
+    [L, B, T, K, H], which a Past of later tokens holds. There is no gradient by the parameters of
+    blocks: on processors they may go as bits (bits.py). compute.remat is not read; of
     compute.attention, "xla" asks for no kernel and no tiles.
     """
     taken = extension(params, config, compute, positions_BT, visible)
     before_L = None if past is None else (past.key_LBSKH, past.value_LBSKH)
 
     def step(hidden_BTD: jax.Array, slice_of_L: Any) -> tuple[jax.Array, Any]:
-        layer, before = slice_of_L
+        layer, before = of_bits(slice_of_L)
         layer = layer._replace(params=layer_of(params["blocks"], layer.params))
         seen = None
         if past is not None:
             seen = LayerPast(before[0], before[1], past.visible_BS, past.positions_BS)
-        return taken.block(hidden_BTD, layer, seen)
+        hidden_BTD, fresh = taken.block(hidden_BTD, layer, seen)
+        return hidden_BTD, as_bits(fresh)
 
     hidden_BTD = taken.embed(tokens_BT)
-    hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, (stack(params, config), before_L))
-    return taken.finish(hidden_BTD), fresh
+    walked = as_bits((stack(params, config), before_L))
+    hidden_BTD, fresh = jax.lax.scan(step, hidden_BTD, walked)
+    return taken.finish(hidden_BTD), of_bits(fresh)
 
 
 def extension(

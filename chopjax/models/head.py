@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from chopjax.models.config import ModelConfig
+from chopjax.models.mesh import on_processors
 from chopjax.models.parameters import Params
 
 
@@ -25,6 +26,7 @@ class Head(struct.PyTreeNode):
     bias_V: jax.Array | None = None  # Phi, GPT-J
     scale: float = struct.field(pytree_node=False, default=1.0)  # Cohere, Granite
     cap: float | None = struct.field(pytree_node=False, default=None)  # Gemma 2 (2408.00118)
+    tied: bool = struct.field(pytree_node=False, default=False)  # a table of tokens, transposed
 
 
 def head_of(params: Params, config: ModelConfig) -> Head:
@@ -36,6 +38,7 @@ def head_of(params: Params, config: ModelConfig) -> Head:
         bias_V=own["bias"] if config.head_bias else None,
         scale=config.logit_scale,
         cap=config.logit_cap,
+        tied=tied,
     )
 
 
@@ -43,7 +46,14 @@ def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
     """[X, V]: products of the hidden states' dtype, added up and returned in float32 (float64 for
     float64 inputs). A column depends on its own part of the kernel alone, so that devices may split
     the vocabulary."""
-    logits_XV = matmul("...E,EV->...V", hidden_XE, head.kernel_EV.astype(hidden_XE.dtype))
+    kernel_EV = head.kernel_EV.astype(hidden_XE.dtype)
+    if head.tied and kernel_EV.dtype == jnp.bfloat16 and on_processors():
+        # Otherwise XLA copies the table to turn it (jax 0.10); a float32 one it takes as it lies.
+        flat_XE = hidden_XE.reshape(-1, hidden_XE.shape[-1])
+        logits_XV = matmul("XE,VE->XV", flat_XE, kernel_EV.T)
+        logits_XV = logits_XV.reshape(*hidden_XE.shape[:-1], -1)
+    else:
+        logits_XV = matmul("...E,EV->...V", hidden_XE, kernel_EV)
     if head.bias_V is not None:
         logits_XV += head.bias_V.astype(logits_XV.dtype)
     if head.scale != 1:

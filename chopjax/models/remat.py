@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from chopjax.models.mesh import on_processors
+from chopjax.models.bits import as_bits, of_bits
 
 NAME = "kept"  # of every array that "dots" keeps …
 MLP_NAME = "kept_of_mlp"  # … but for gate and up, which "dots_except_mlp" computes again
@@ -19,29 +18,23 @@ CUDNN_FORWARD = "dot_product_attention_fwd"
 
 def kept(x: jax.Array, name: str = NAME) -> jax.Array:
     """x, marked as dearer to compute again than to keep."""
-    if x.dtype == jnp.bfloat16 and on_processors():
-        return _kept_as_bits(x, name)
-    marked: jax.Array = checkpoint_name(x, name)
+    marked: jax.Array = _marked_bits(x, name)
     return marked
 
 
-def _as_bits(x: jax.Array, name: str) -> jax.Array:
-    """`kept` for bfloat16 on processors. There XLA writes a layer's bfloat16 into the stack of all
-    layers by computing the whole stack anew, in float32 and back (jax 0.10); integers it puts in
-    their place."""
-    bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
-    made: jax.Array = jax.lax.bitcast_convert_type(bits, x.dtype)
+def _marked(x: jax.Array, name: str) -> jax.Array:
+    made: jax.Array = of_bits(checkpoint_name(as_bits(x), name))
     return made
 
 
-_kept_as_bits = jax.custom_jvp(_as_bits, nondiff_argnums=(1,))  # bits have no derivative
+_marked_bits = jax.custom_jvp(_marked, nondiff_argnums=(1,))  # bits have no derivative
 
 
-@_kept_as_bits.defjvp
+@_marked_bits.defjvp
 def _derivative(
     name: str, x: tuple[jax.Array], d_x: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return _as_bits(x[0], name), d_x[0]
+    return _marked(x[0], name), d_x[0]
 
 
 def _keeps(*names: str) -> Callable[..., Any]:

@@ -25,6 +25,7 @@ from chopjax.compilation import compiled
 from chopjax.data.tokenizer import Tokenizer, check_ids
 from chopjax.launch import leader
 from chopjax.models import parameters
+from chopjax.models.bits import viewed_as_bits
 from chopjax.models.compute import Compute
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Past, extend
@@ -93,13 +94,14 @@ class Engine:
         self.statistics = Statistics()
         self._programs: dict[Any, Any] = {}
         self._trunk: tuple[Any, Past] | None = None
+        self._viewed: Params | None = None  # see _given
         self.walk: Any = None  # of walk.py, once it is asked for
 
     def with_params(self, params: Params) -> Engine:
         """The same programs over other parameters of the same shapes: nothing is compiled again."""
         other = copy.copy(self)
         other.params, other.statistics = params, Statistics()
-        other._trunk = other.walk = None
+        other._trunk = other._viewed = other.walk = None
         return other
 
     def plan(self, requests: Sequence[Request]) -> ScoringPlan:
@@ -169,7 +171,7 @@ class Engine:
         groups, most = packed.sources_GS.shape
         chunk = _chunk(groups, most, self.config.vocab_size)
         steps = np.int32(-(-packed.scores // chunk))
-        arguments = (self.params, *(self.place(array) for array in rows), steps, past)
+        arguments = (self._given(), *(self.place(array) for array in rows), steps, past)
         static = {"config": self.config, "compute": self.compute, "chunk": chunk}
         logprob_GR, greedy_GR = self.program(_score_rows, shape, arguments, static)
         return logprob_GR, greedy_GR
@@ -181,11 +183,19 @@ class Engine:
             self._trunk = None  # frees the memory of the one before
             tokens_1S = np.zeros((1, slots), np.int32)
             tokens_1S[0, : len(tokens)] = tokens
-            arguments = (self.params, tokens_1S, np.int32(len(tokens)))
+            arguments = (self._given(), tokens_1S, np.int32(len(tokens)))
             static = {"config": self.config, "compute": self.compute}
             self._trunk = key, self.program(_read_trunk, slots, arguments, static)
             self.statistics.slots += slots
         return self._trunk[1]
+
+    def _given(self) -> Params:
+        """The parameters as the programs read them."""
+        if self.mesh is not None or jax.default_backend() != "cpu":
+            return self.params
+        if self._viewed is None:
+            self._viewed = self.params | {"blocks": viewed_as_bits(self.params["blocks"])}
+        return self._viewed
 
     def place(self, array: np.ndarray) -> Any:
         """An array whose first axis is the batch, spread over the mesh."""

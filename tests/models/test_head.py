@@ -126,3 +126,21 @@ def test_a_decoder_has_the_head_that_its_configuration_says() -> None:
     ((total, _),) = Engine(config, params).loglikelihood([(text[:20], text[20:])])
     want = log_p[range(19, 39), text[20:]].sum()
     assert abs(total - want) < 1e-4
+
+
+def test_a_tied_table_of_bfloat16_is_multiplied_as_it_lies() -> None:
+    """In a loop over parts of the positions, as losses and scorer take them; it is not turned."""
+    table_VE, hidden_BTE = jnp.ones((513, 24), jnp.bfloat16), jnp.ones((2, 64, 24), jnp.bfloat16)
+
+    def most(table_VE: jax.Array, hidden_BTE: jax.Array) -> jax.Array:
+        def step(number: jax.Array, most: jax.Array) -> jax.Array:
+            part = jax.lax.dynamic_slice_in_dim(hidden_BTE, number * 16, 16, axis=1)
+            head = Head(table_VE.T, tied=True)
+            return jnp.maximum(most, logits(head, part).max())
+
+        return jax.lax.fori_loop(0, 4, step, jnp.float32(0))
+
+    text = jax.jit(most).lower(table_VE, hidden_BTE).compile().as_text() or ""
+    assert "[513,24]" in text
+    assert "bf16[24,513]" not in text
+    np.testing.assert_array_equal(most(table_VE, hidden_BTE), 24)
