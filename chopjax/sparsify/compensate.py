@@ -16,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg.lapack
 
-from chopjax.errors import UserError
-
 BLOCK, DAMPENING = 128, 0.01  # the papers'
 
 # (weights of a group [M, O], U's diagonal there [M], the first input's number) → what `Settle` is
@@ -27,15 +25,13 @@ Begin = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Settle = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def inverse_factor(gram_II: np.ndarray, tokens: int, where: str) -> np.ndarray:
+def inverse_factor(gram_II: np.ndarray, tokens: int) -> np.ndarray:
     """U, upper triangular, UᵀU = (H + 0.01·mean(diag H)·I)⁻¹. float64 within, float32 out.
 
-    gram_II: Σ xᵀx. An input that is never anything but zero counts as one of size 1; its weights
-    go. where: for the message of the UserError where the inputs are no finite numbers.
+    gram_II: Σ xᵀx, finite. An input that is never anything but zero counts as one of size 1; its
+    weights go.
     """
     hessian_II = gram_II.astype(np.float64) * (2 / tokens)
-    if not np.isfinite(hessian_II).all():
-        raise UserError(f"{where}: the inputs on this text are not all finite numbers")
     diagonal_I = hessian_II.diagonal().copy()
     diagonal_I[diagonal_I == 0] = 1
     hessian_II[np.diag_indices_from(hessian_II)] = diagonal_I + DAMPENING * diagonal_I.mean()

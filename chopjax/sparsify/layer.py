@@ -80,13 +80,16 @@ def change_layer(
 
 
 def _read(sums: Sums, name: str, expert: int | None, tokens: int, where: str) -> Read:
-    """What a matrix reads, of an expert what it was given."""
+    """What a matrix reads, of an expert what it was given. Raises UserError where that is no finite
+    numbers, which have no order."""
     own = sums[name]
     if expert is not None:
         own, tokens = own[expert], int(sums[ROWS][expert])
         if not tokens:  # nothing is known of its inputs
             own, tokens = (jnp.eye(len(own)) if own.ndim == 2 else jnp.ones_like(own)), 1
-    factor_II = inverse_factor(np.asarray(own), tokens, where) if own.ndim == 2 else None
+    if not np.isfinite(np.asarray(own)).all():
+        raise UserError(f"{where}: the inputs on this text are not all finite numbers")
+    factor_II = inverse_factor(np.asarray(own), tokens) if own.ndim == 2 else None
     return Read(own, factor_II)
 
 

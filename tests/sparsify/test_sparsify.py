@@ -265,6 +265,19 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         run(parent, tmp_path / "o", "magnitude", "0.5")
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_inputs_that_are_no_numbers_are_an_error(method: str, text: Path, tmp_path: Path) -> None:
+    parent = make_parent(tmp_path / "p", num_hidden_layers=2)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(parent)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight *= 1e30  # finite, and its outputs squared are not
+    model.save_pretrained(parent)
+    said = r"layers.1.mlp.down_proj.weight: the inputs on this text are not all finite"
+    with pytest.raises(UserError, match=said):
+        run(parent, tmp_path / "o", method, "2:4", text)
+    assert not (tmp_path / "o").exists()
+
+
 def test_what_the_verb_says(
     parent: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
