@@ -21,7 +21,7 @@ class Pattern:
     @property
     def name(self) -> str:
         if self.group is None:
-            return f"{self.share:g}"
+            return str(self.share)  # all digits: work on another share is other work
         return f"{self.count(self.group)}:{self.group}"
 
     def count(self, weights: int) -> int:

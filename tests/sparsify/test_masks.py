@@ -29,6 +29,7 @@ MATRICES = arrays.arrays(
         ("16:32", Pattern(0.5, 32)),
         ("0.5", Pattern(0.5)),
         (".25", Pattern(0.25)),
+        ("0.33333333", Pattern(0.33333333)),
     ],
 )
 def test_patterns(text: str, pattern: Pattern) -> None:
