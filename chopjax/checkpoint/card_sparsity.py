@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chopjax.checkpoint.provenance import CLASSIFICATION, SPARSITY, TRAINING
+from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, SPARSITY, TRAINING
 
 NOTE = (
     "Tensors with zeros are stored dense: they are as large as the parent's, and nothing is known "
@@ -36,8 +36,8 @@ def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> lis
     """Rows of the card's table, of a record that may be anybody's. history: all of its entries."""
     what = _columns(entry) if _dimchop(entry) else _weights(entry)
     later = history[[step is entry for step in history].index(True) + 1 :]
-    if any(_fills(step) for step in later):
-        what += "; training since then filled some of them"
+    if fillers := list(dict.fromkeys(filter(None, map(_fills, later)))):
+        what += f"; {' and '.join(fillers)} since then filled some of them"
     return [("sparsity", what), *loss_facts("sparsity", entry)]
 
 
@@ -80,8 +80,15 @@ def _dimchop(entry: Mapping[str, Any]) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _fills(step: Mapping[str, Any]) -> bool:
-    """Whether what was done then did not keep zeros."""
-    if step.get("step") == TRAINING:
-        return step.get("masks") != "fixed"
-    return step.get("step") == CLASSIFICATION and step.get("method") in ("full", "lora")
+def _fills(step: Mapping[str, Any]) -> str:
+    """What was done then and did not keep zeros; empty where they were kept."""
+    if step.get("step", CHOP) == CHOP:
+        settings = step.get("settings") or {}
+        repair = settings.get("repair")
+        # A factor keeps zeros; a product with a map, or another layer's weights added, does not.
+        if isinstance(repair, dict) and repair.get("kind") != "scalar" and repair.get("folded"):
+            return "a repair"
+        return "merging layers" if settings.get("merged") else ""
+    trained = step["step"] == TRAINING and step.get("masks") != "fixed"
+    taught = step["step"] == CLASSIFICATION and step.get("method") in ("full", "lora")
+    return "training" if trained or taught else ""

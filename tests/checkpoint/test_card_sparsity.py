@@ -35,3 +35,27 @@ def test_columns_of_zeros(entry: dict[str, Any], later: list[dict[str, Any]], sa
     history = [TRAINED, entry, *later]
     assert with_zeros({"history": history}) == [entry]
     assert facts(entry, history) == [("sparsity", said)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "by"),
+    [
+        ({"remove": 2}, ""),
+        ({"repair": {"kind": "affine", "folded": ["down"]}}, "a repair"),
+        ({"repair": {"kind": "scalar", "folded": ["down"]}}, ""),
+        ({"repair": {"kind": "linear", "folded": []}}, ""),
+        ({"repair": "anybody's"}, ""),
+        ({"merged": {"3": {"3": 0.5, "4": 0.5}}}, "merging layers"),
+    ],
+)
+@pytest.mark.parametrize("step", [{"step": "chop"}, {}])
+def test_a_chop_that_computes_weights_fills_zeros(
+    step: dict[str, Any], settings: dict[str, Any], by: str
+) -> None:
+    entry = {"step": "sparsity", "method": "wanda", "pattern": "2:4"}
+    chop = step | {"strategy": "input", "settings": settings}
+    filled = f"; {by} since then filled some of them" if by else ""
+    assert facts(entry, [entry, chop]) == [("sparsity", f"Wanda, 2:4{filled}")]
+    if by:
+        said = f"Wanda, 2:4; {by} and training since then filled some of them"
+        assert facts(entry, [entry, chop, TRAINED]) == [("sparsity", said)]
