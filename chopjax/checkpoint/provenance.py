@@ -159,6 +159,12 @@ def add_entry(
     return before | {"history": [*before["history"], {"step": step, **about}]}
 
 
+def check_provenance(folder: Path, name: str, num_layers: int) -> None:
+    """Raise UserError where `add_entry` could not go on from a folder's record. For asking before
+    long work."""
+    _before(read_provenance(folder), name, None, num_layers)
+
+
 def merged_onto(record: Mapping[str, Any] | None, onto: str) -> dict[str, Any]:
     """The record of a training run's adapters, merged: onto which weights (unread.py)."""
     assert record is not None  # such a run has one

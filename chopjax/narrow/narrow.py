@@ -15,7 +15,7 @@ import numpy as np
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.open import open_checkpoint
-from chopjax.checkpoint.provenance import WIDTH, add_entry, read_provenance
+from chopjax.checkpoint.provenance import WIDTH, add_entry, check_provenance, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.verify import check_tied
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES
@@ -65,6 +65,7 @@ def narrow(
     checkpoint = open_checkpoint(model, revision)
     config = checkpoint.config
     plan = make_plan(checkpoint.family, checkpoint.raw_config, config, settings.shares)
+    check_provenance(checkpoint.folder, checkpoint.name, config.num_layers)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     sequences = SEQUENCES[settings.method] if settings.sequences is None else settings.sequences
     text = read_text(checkpoint, inputs, sequences, settings.sequence_length, settings.seed, field)

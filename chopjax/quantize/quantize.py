@@ -23,7 +23,7 @@ from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.compressed_tensors import PACKED, SCALE, SHAPE, pack, packed_width
 from chopjax.checkpoint.open import open_checkpoint
-from chopjax.checkpoint.provenance import QUANTIZATION, add_entry, read_provenance
+from chopjax.checkpoint.provenance import QUANTIZATION, add_entry, check_provenance, read_provenance
 from chopjax.checkpoint.safetensors_file import NAMES, TensorInfo
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor
@@ -79,6 +79,7 @@ def begin(
     out = Path(os.path.abspath(expanded(out)))
     checkpoint = open_checkpoint(model, revision)
     matrices, block = check(checkpoint, kind, group)
+    check_provenance(checkpoint.folder, checkpoint.name, checkpoint.config.num_layers)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     return Job(checkpoint, out, kind, block, matrices)
 

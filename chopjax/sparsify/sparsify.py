@@ -19,7 +19,7 @@ from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.describe import of_checkpoint
 from chopjax.checkpoint.identity import of_description
 from chopjax.checkpoint.open import open_checkpoint
-from chopjax.checkpoint.provenance import SPARSITY, add_entry, read_provenance
+from chopjax.checkpoint.provenance import SPARSITY, add_entry, check_provenance, read_provenance
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.verify import check_tied
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor
@@ -69,6 +69,7 @@ def sparsify(
     check_method(settings.method, bool(inputs))
     checkpoint = open_checkpoint(model, revision)
     check(checkpoint, settings.pattern)
+    check_provenance(checkpoint.folder, checkpoint.name, checkpoint.config.num_layers)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     text = None
     if inputs:
