@@ -424,8 +424,11 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
         "Nothing but weights and the number of layers differs from the parent, so whatever runs "
         "the parent runs this."
     )
+    quantized = bool(entries(record, QUANTIZATION))
     if entries(record, WIDTH):
         first = card_width.NOTE
+    if quantized:  # not whatever runs the parent
+        first = card_quantization.NOTE
     if lists:
         first = (
             f"Which layer is of which kind is spelled out in config.json ({', '.join(lists)}): the "
@@ -445,11 +448,11 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
     sentences.insert(0, first)
     if card_sparsity.with_zeros(record):
         sentences.insert(1, card_sparsity.NOTE)
-    if entries(record, QUANTIZATION):
+    if quantized and first != card_quantization.NOTE:
         sentences.insert(1, card_quantization.NOTE)
     if _with_new_biases(record):
         biases = "In the repair, biases were added to the feed-forward (`mlp_bias` in config.json)"
-        if lists:
+        if lists or quantized:
             sentences.insert(1, f"{biases}.")
         else:  # in place of what does not hold with them
             sentences[0] = f"{biases}: what runs the parent runs this if it reads that key."

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chopjax.checkpoint.card import card, is_ours, read_header, write_record
-from chopjax.checkpoint.provenance import SCRATCH, TRAINING, add_entry, compose
+from chopjax.checkpoint.provenance import (
+    QUANTIZATION,
+    SCRATCH,
+    TRAINING,
+    WIDTH,
+    add_entry,
+    compose,
+)
 from chopjax.checkpoint.training_record import hub_datasets, public_name
 from chopjax.cli import main
 
@@ -162,6 +169,23 @@ def test_the_card_is_written_anew_and_the_first_parents_stays(tmp_path: Path) ->
     assert twice != once
     assert front(twice)["license"] == "mit"
     assert (tmp_path / "PARENT_README.md").read_text().endswith("the first\n")
+
+
+@pytest.mark.parametrize("repair", [{}, {"repair": {"kind": "affine", "added": ["b"]}}])
+@pytest.mark.parametrize("steps", [[], [WIDTH]])
+def test_not_everything_that_runs_the_parent_runs_quantized_weights(
+    steps: list[str], repair: dict[str, Any], tmp_path: Path
+) -> None:
+    record = compose(None, "m", None, 8, "input", repair, (0, 5))
+    for step in steps:
+        record = add_entry(step, record, "m", None, 2, {})
+    plain = card(record, {}, tmp_path)
+    assert "runs the parent" in plain
+    record = add_entry(QUANTIZATION, record, "m", None, 2, {"weights": "int8"})
+    text = card(record, {}, tmp_path)
+    assert "runs the parent" not in text
+    assert "transformers reads them where `compressed-tensors` is installed" in text
+    assert ("biases were added" in text) == bool(repair)
 
 
 def test_random_weights_have_no_parent(tmp_path: Path) -> None:
