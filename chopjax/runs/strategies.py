@@ -158,11 +158,13 @@ def _change(word: str, rest: str) -> Change:
 
 
 def _narrow(rest: str) -> Narrow:
-    method, shares = SCORES[0], dict[str, float]()
+    methods, shares = list[str](), dict[str, float]()
     for part in filter(None, rest.split(":")):
         unit, equals, share = part.partition("=")
+        if unit in shares or (part in SCORES and methods):
+            raise UserError(f"narrow:{rest}: {part} comes after another of its kind")
         if part in SCORES:
-            method = part
+            methods.append(part)
             continue
         value = _number(share)
         if not equals or unit not in UNITS or not 0 < value < 1:
@@ -173,7 +175,7 @@ def _narrow(rest: str) -> Narrow:
         shares[unit] = value
     if not shares:
         raise UserError("narrow: say of what, such as narrow:mlp=0.5")
-    return Narrow(method, tuple(shares.items()))
+    return Narrow(methods[0] if methods else SCORES[0], tuple(shares.items()))
 
 
 def _number(text: str) -> float:
