@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg.lapack
 
+from chopjax.errors import UserError
+
 BLOCK, DAMPENING = 128, 0.01  # the papers'
 
 # (weights of a group [M, O], U's diagonal there [M], the first input's number) → what `Settle` is
@@ -25,11 +27,12 @@ Begin = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Settle = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def inverse_factor(gram_II: np.ndarray, tokens: int) -> np.ndarray:
+def inverse_factor(gram_II: np.ndarray, tokens: int, where: str) -> np.ndarray:
     """U, upper triangular, UᵀU = (H + 0.01·mean(diag H)·I)⁻¹. float64 within, float32 out.
 
     gram_II: Σ xᵀx, finite. An input that is never anything but zero counts as one of size 1; its
-    weights go.
+    weights go. where: for the message of the UserError where rounding left no such factor: inputs
+    that are by far the largest of all and go together have next to no dampening.
     """
     hessian_II = gram_II.astype(np.float64) * (2 / tokens)
     diagonal_I = hessian_II.diagonal().copy()
@@ -37,7 +40,14 @@ def inverse_factor(gram_II: np.ndarray, tokens: int) -> np.ndarray:
     hessian_II[np.diag_indices_from(hessian_II)] = diagonal_I + DAMPENING * diagonal_I.mean()
     # From the last input to the first, a lower factor is an upper one: H = RRᵀ, and U = R⁻¹ needs
     # no inverse of H.
-    lower_II = np.linalg.cholesky(hessian_II[::-1, ::-1])
+    try:
+        lower_II = np.linalg.cholesky(hessian_II[::-1, ::-1])
+    except np.linalg.LinAlgError as error:
+        raise UserError(
+            f"{where}: some inputs are so large on this text, and so alike, that 2/n·Σ xᵀx cannot "
+            "be inverted; take other text, or a --method that does without: wanda, or of bits "
+            "nearest"
+        ) from error
     inverse_II, _ = scipy.linalg.lapack.dtrtri(lower_II[::-1, ::-1], lower=0)
     factor_II: np.ndarray = np.triu(inverse_II).astype(np.float32)
     return factor_II

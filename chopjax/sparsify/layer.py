@@ -89,7 +89,7 @@ def _read(sums: Sums, name: str, expert: int | None, tokens: int, where: str) ->
             own, tokens = (jnp.eye(len(own)) if own.ndim == 2 else jnp.ones_like(own)), 1
     if not np.isfinite(np.asarray(own)).all():
         raise UserError(f"{where}: the inputs on this text are not all finite numbers")
-    factor_II = inverse_factor(np.asarray(own), tokens) if own.ndim == 2 else None
+    factor_II = inverse_factor(np.asarray(own), tokens, where) if own.ndim == 2 else None
     return Read(own, factor_II)
 
 

@@ -45,7 +45,7 @@ def test_zeros_stay() -> None:
     weight_IO[draw.random(weight_IO.shape) < 0.5] = 0
     x_NI = draw.normal(size=(99, 64)) @ draw.normal(size=(64, 64))
     gram_II = (x_NI.T @ x_NI).astype(np.float32)
-    read = Read(jnp.asarray(gram_II), inverse_factor(gram_II, 99))
+    read = Read(jnp.asarray(gram_II), inverse_factor(gram_II, 99, "here"))
     made_IO = way_of("int4", 32).change(weight_IO, read, "here")
     assert (made_IO[weight_IO == 0] == 0).all()
     assert (made_IO != 0).mean() > 0.3
@@ -60,7 +60,7 @@ def test_it_is_torchs(kind: Kind, block: int) -> None:
     weight_OI = draw.normal(size=(48, WIDTH)).astype(np.float32)
     scale_OI = np.repeat(scales_of(weight_OI, kind, block), block or WIDTH, axis=1)
     gram_II = (x_NI.T @ x_NI).astype(np.float32)
-    factor_II = jnp.asarray(inverse_factor(gram_II, TOKENS))
+    factor_II = jnp.asarray(inverse_factor(gram_II, TOKENS, "here"))
     dead_I = jnp.asarray(gram_II.diagonal() == 0)
     made = gptq(jnp.asarray(weight_OI.T), jnp.asarray(scale_OI.T), dead_I, factor_II, kind)
     ours_OI = np.asarray(made, np.float64).T

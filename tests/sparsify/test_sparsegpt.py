@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chopjax.errors import UserError
 from chopjax.sparsify.compensate import inverse_factor
 from chopjax.sparsify.pattern import parse_pattern
 from chopjax.sparsify.sparsegpt import sparsegpt
@@ -26,7 +27,7 @@ def inputs(width: int, tokens: int = 600, seed: int = 0) -> np.ndarray:
 
 def pruned(weight_IO: np.ndarray, x_NI: np.ndarray, pattern: str) -> np.ndarray:
     gram_II = (x_NI.T @ x_NI).astype(np.float32)
-    factor_II = inverse_factor(gram_II, len(x_NI))
+    factor_II = inverse_factor(gram_II, len(x_NI), "here")
     made = sparsegpt(
         jnp.asarray(weight_IO, jnp.float32), gram_II.diagonal() == 0, factor_II,
         parse_pattern(pattern),
@@ -69,9 +70,17 @@ def test_of_every_four_two_at_most_are_left(seed: int) -> None:
 
 def test_the_factor_is_that_of_the_damped_inverse() -> None:
     x_NI = inputs(40, 30)  # fewer tokens than inputs
-    factor_II = inverse_factor(x_NI.T @ x_NI, 30).astype(np.float64)
+    factor_II = inverse_factor(x_NI.T @ x_NI, 30, "here").astype(np.float64)
     hessian_II = 2 / 30 * x_NI.T @ x_NI
     hessian_II[5, 5] = 1
     hessian_II += 0.01 * hessian_II.diagonal().mean() * np.eye(40)
     assert (np.tril(factor_II, -1) == 0).all()
     np.testing.assert_allclose(factor_II.T @ factor_II @ hessian_II, np.eye(40), atol=2e-4)
+
+
+def test_sums_that_rounding_left_without_an_inverse_are_an_error() -> None:
+    """Two inputs that are nearly one, and larger than all others together."""
+    gram_II = np.eye(4096, dtype=np.float32)
+    gram_II[:2, :2] = [[1e9, 1e9 + 6e3], [1e9 + 6e3, 1e9]]
+    with pytest.raises(UserError, match="layer 3: some inputs are so large on this text"):
+        inverse_factor(gram_II, 4, "layer 3")
