@@ -202,6 +202,10 @@ def test_when_columns_go(folder: Path) -> None:
             "dimchop:0.5: columns go in training; give healed=True or methods",
         ),
         (
+            ["--config.strategies=dimchop:0.5", "--config.heal.dimchop.interval=0"],
+            "interval is 0: at least 1",
+        ),
+        (
             ["--config.strategies=wanda:2:4", "--config.methods=qlora",
              "--config.heal.adapter.rank=2", "--config.healed=False"],
             "masks",
