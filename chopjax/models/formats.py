@@ -125,7 +125,7 @@ def choose_block(kind: Kind, inputs: Mapping[str, int], wanted: int | None = Non
     smaller = f"Take --group {fitting[0]}, or" if fitting else "Take"
     raise UserError(
         f"--weights {kind}: {least} inputs that share a scale do not divide every width of this "
-        f"model:\n{listing(problems)}\n{smaller} int8 or fp8, which fit any width"
+        f"model:\n{listing(problems)}\n{smaller} int8 or fp8, which have no groups"
     )
 
 
