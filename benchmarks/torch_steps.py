@@ -45,7 +45,7 @@ def make_step(
     )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = model.device
-    run = run or model
+    run = model if run is None else run  # a compiled one has no truth value
 
     def step(tokens: np.ndarray) -> float:
         inputs, targets = (
