@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from chopjax.models.groups import in_groups
-from chopjax.models.remat import kept
+from chopjax.models.remat import kept_residual
 from chopjax.models.scores import PLAIN, Scores, d_products, shaped
 
 BLOCK = 64  # positions whose queries are a block; more for more than MOST_BLOCKS
@@ -83,7 +83,7 @@ def _forward(
 
     inputs = (query_BTNH, key_BTKH, value_BTKH, segments_BT)
     out_BTNH, log_z_BKX1 = in_groups(rows, inputs, _rows_at_once(query_BTNH))
-    out_BTNH, log_z_BKX1 = kept(out_BTNH), kept(log_z_BKX1)
+    out_BTNH, log_z_BKX1 = kept_residual(out_BTNH), kept_residual(log_z_BKX1)
     return out_BTNH, (*inputs, out_BTNH, log_z_BKX1)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from chopjax.models.bits import as_bits, of_bits
+from chopjax.models.mesh import on_processors
 
 NAME = "kept"  # of every array that "dots" keeps …
 MLP_NAME = "kept_of_mlp"  # … but for gate and up, which "dots_except_mlp" computes again
@@ -18,23 +20,27 @@ CUDNN_FORWARD = "dot_product_attention_fwd"
 
 def kept(x: jax.Array, name: str = NAME) -> jax.Array:
     """x, marked as dearer to compute again than to keep."""
-    marked: jax.Array = _marked_bits(x, name)
+    if x.dtype == jnp.bfloat16 and on_processors():
+        return _kept_bits(x, name)
+    marked: jax.Array = checkpoint_name(x, name)
     return marked
 
 
-def _marked(x: jax.Array, name: str) -> jax.Array:
-    made: jax.Array = of_bits(checkpoint_name(as_bits(x), name))
-    return made
+def kept_residual(x: jax.Array, name: str = NAME) -> jax.Array:
+    """The same in the forward pass of a derivative of our own, which jax does not differentiate:
+    jax.checkpoint would not see the mark within `kept`'s own derivative."""
+    marked: jax.Array = of_bits(checkpoint_name(as_bits(x), name))
+    return marked
 
 
-_marked_bits = jax.custom_jvp(_marked, nondiff_argnums=(1,))  # bits have no derivative
+_kept_bits = jax.custom_jvp(kept_residual, nondiff_argnums=(1,))  # bits have no derivative
 
 
-@_marked_bits.defjvp
+@_kept_bits.defjvp
 def _derivative(
     name: str, x: tuple[jax.Array], d_x: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return _marked(x[0], name), d_x[0]
+    return kept_residual(x[0], name), d_x[0]
 
 
 def _keeps(*names: str) -> Callable[..., Any]:

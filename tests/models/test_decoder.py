@@ -117,13 +117,14 @@ def test_how_it_is_computed_does_not_change_gradients(compute: Compute) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, saved)
 
 
-def test_dots_computes_no_product_twice() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dots_computes_no_product_twice(dtype: Any) -> None:
     """Only attention's scores, where it is XLA's: one product of its own in a block. Nor a norm's
     mean square."""
     config, params, tokens = tiny()
 
     def count(operation: str, remat: Any, attention: Any) -> int:
-        compute = Compute(remat=remat, attention=attention)
+        compute = Compute(dtype, remat=remat, attention=attention)
         loss = lambda p: decoder.hidden_states(p, config, compute, tokens).sum()  # noqa: E731
         return str(jax.make_jaxpr(jax.grad(loss))(params)).count(f" {operation}")
 
