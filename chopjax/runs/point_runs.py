@@ -109,8 +109,8 @@ def _heal_of(settings: SweepSettings, point: Point, steps: int = 0) -> HealSetti
 
 
 def _multiple(of: int, steps: int) -> int:
-    """Next to a number of steps, and not 0. Of 0, which the settings refuse, it is 0."""
-    return max(round(steps / of), 1) * of if of else 0
+    """The one next to a number of steps, and not 0. Of 0, which training refuses, 0."""
+    return max(round(steps / max(of, 1)), 1) * of
 
 
 def _from_parent(settings: SweepSettings, point: Point, heal: HealSettings) -> dict[str, Any]:
