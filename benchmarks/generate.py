@@ -1,19 +1,22 @@
 """How fast is text, beside transformers, and how near is it to what the memory allows?
 
     python benchmarks/generate.py --model DIR [--draft-keep 0-19 | --draft DIR] [--draft-length 4]
-        [--rows 1 8] [--prompt-length 100] [--new-tokens 64] [--rounds 3] [--json]
+        [--rows 1 8] [--prompt-length 100] [--new-tokens 64] [--rounds 3] [--dtype bfloat16]
+        [--json]
 
     plain       `chopjax generate`'s greedy decoding
     draft       the same with a draft: a checkpoint, or layers of the model itself
     hf          transformers' generate, sdpa attention, one call with the whole batch
     hf-draft    its assisted generation with the same draft, of one row (it takes no more)
 
-Float32. Prompts are random ids of equal length, so that nothing is padded, and nobody ends a text
-early. How many tokens are those of `plain` is printed: a near tie may fall the other way, and all
-tokens behind it. Every contestant is a process of its own, and they take turns.
+Float32, or as --dtype says. Prompts are random ids of equal length, so that nothing is padded, and
+nobody ends a text early. How many tokens are those of `plain` is printed: a near tie may fall the
+other way, and all tokens behind it. Every contestant is a process of its own, and they take turns.
 
 Floor: bytes of the weights that a token needs (the table alone is not read whole where it is not
 tied) and of half the cache's slots, over the bandwidth of reading memory, which is measured before.
+What is held against it is the time of a token behind the prompt: each turn also writes a single
+token, and the rest takes the difference.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ def main() -> int:
     parser.add_argument("--prompt-length", type=int, default=100)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -81,6 +85,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "draft": draft and str(draft),
         "keep": args.draft_keep,
         "length": args.draft_length,
+        "dtype": args.dtype,
     }
     names = list(CONTESTANTS) if draft else ["plain", "hf"]
     workers = {name: Worker(__file__, name, json.dumps(said)) for name in names}
@@ -104,9 +109,9 @@ def side_by_side(
         for name, worker in workers.items():
             if name == "hf-draft" and rows > 1:
                 continue
-            answer = worker.ask(asked)
+            first, answer = worker.ask(asked | {"new": 1}), worker.ask(asked)
             if turn:  # the first compiles
-                answers[name].append(answer)
+                answers[name].append(answer | {"behind": answer["seconds"] - first["seconds"]})
     found: dict[str, Any] = {}
     plain = answers["plain"][0]
     floor = plain["bytes"] / bandwidth
@@ -115,18 +120,20 @@ def side_by_side(
         if not given:
             continue
         seconds = statistics.median(answer["seconds"] for answer in given)
+        token = statistics.median(answer["behind"] for answer in given) / (args.new_tokens - 1)
         speed = rows * args.new_tokens / seconds
         same = np.array(given[0]["ids"]) == np.array(plain["ids"])
         found[name] = {
             "tokens_per_second": speed,
-            "of_floor": floor * args.new_tokens / seconds,
+            "token_ms": token * 1e3,
+            "of_floor": floor / token,
             "same_tokens": int(same.sum()),
             **given[-1]["more"],
         }
         base = found["plain"]["tokens_per_second"]
         print(
             f"  {name:9}{speed:9.1f} tokens/s  {speed / base:5.2f}x plain  "
-            f"{found[name]['of_floor']:5.2f} of the floor  "
+            f"{token * 1e3:6.1f} ms a token, {found[name]['of_floor']:5.2f} of the floor  "
             f"{same.sum()} of {same.size} tokens as plain  {words(given[-1]['more'])}",
             flush=True,
         )
@@ -147,7 +154,7 @@ def memory_bandwidth() -> float:
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             for _ in range(5):
                 start = time.perf_counter()
-                list(pool.map(np.sum, parts))
+                list(pool.map(np.max, parts))  # adding up would take longer than reading
                 best = max(best, array.nbytes / (time.perf_counter() - start))
     return best
 
@@ -170,14 +177,14 @@ def ours(said: dict[str, Any], with_draft: bool) -> Answer:
     from chopjax.score.generation import Asked, generate
     from chopjax.score.model import open_engine
 
-    _, engine = open_engine(said["model"], dtype="float32")
+    _, engine = open_engine(said["model"], dtype=said["dtype"])
     config = engine.config
     drafting = None
     if with_draft and said["keep"]:
         keep = parse_layers("--draft-keep", said["keep"], config.num_layers)
         drafting = Drafting(engine, of_layers(engine, keep), said["length"])
     elif with_draft:
-        other = open_engine(said["draft"], dtype="float32")[1]
+        other = open_engine(said["draft"], dtype=said["dtype"])[1]
         drafting = Drafting(engine, of_model(engine, other), said["length"])
 
     def answer(asked: dict[str, int]) -> dict[str, Any]:
@@ -210,7 +217,9 @@ def theirs(said: dict[str, Any], with_draft: bool) -> Answer:
     import transformers
 
     def open_model(folder: str) -> Any:
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, said["dtype"])
+        ).eval()
 
     model = open_model(said["model"])
     more: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 Loss, scorer, generation, latency and `chopjax.Decoder` all come through `logits`.
 
-Axes: X any leading ones, E what the head reads, V vocabulary (or a device's part of it).
+Axes: X any leading ones, R rows, E what the head reads, V vocabulary (or a device's part of it).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from chopjax.models.config import ModelConfig
+from chopjax.models.linear import two_rows
 from chopjax.models.mesh import on_processors
 from chopjax.models.parameters import Params
 
@@ -47,11 +48,10 @@ def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
     float64 inputs). A column depends on its own part of the kernel alone, so that devices may split
     the vocabulary."""
     kernel_EV = head.kernel_EV.astype(hidden_XE.dtype)
-    if head.tied and kernel_EV.dtype == jnp.bfloat16 and on_processors():
-        # Otherwise XLA copies the table to turn it (jax 0.10); a float32 one it takes as it lies.
-        flat_XE = hidden_XE.reshape(-1, hidden_XE.shape[-1])
-        logits_XV = matmul("XE,VE->XV", flat_XE, kernel_EV.T)
-        logits_XV = logits_XV.reshape(*hidden_XE.shape[:-1], -1)
+    flat_RE = hidden_XE.reshape(-1, hidden_XE.shape[-1])
+    if on_processors() and (len(flat_RE) == 1 or kernel_EV.dtype == jnp.bfloat16):
+        logits_RV = _as_it_lies(flat_RE, kernel_EV, head.tied)
+        logits_XV = logits_RV.reshape(*hidden_XE.shape[:-1], -1)
     else:
         logits_XV = matmul("...E,EV->...V", hidden_XE, kernel_EV)
     if head.bias_V is not None:
@@ -61,6 +61,16 @@ def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
     if head.cap is not None:
         logits_XV = head.cap * jnp.tanh(logits_XV / head.cap)
     return logits_XV
+
+
+def _as_it_lies(hidden_RE: jax.Array, kernel_EV: jax.Array, tied: bool) -> jax.Array:
+    """Products with a kernel or with a table, of which XLA (jax 0.10) would make a turned copy."""
+    rows = len(hidden_RE)
+    if rows == 1 and hidden_RE.dtype == jnp.bfloat16:
+        hidden_RE = two_rows(hidden_RE, 1)
+    if tied:
+        return matmul("RE,VE->RV", hidden_RE, kernel_EV.T)[:rows]
+    return matmul("RE,EV->RV", hidden_RE, kernel_EV)[:rows]
 
 
 def d_products(head: Head, logits_XV: jax.Array, d_logits_XV: jax.Array) -> jax.Array:

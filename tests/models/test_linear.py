@@ -15,6 +15,7 @@ from chopjax.models import linear as linears
 from chopjax.models.adapted import Adapted
 from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
+from chopjax.models.head import Head, logits
 from chopjax.models.linear import linear
 
 
@@ -139,9 +140,25 @@ def test_a_frozen_base_of_bfloat16_is_multiplied_as_such() -> None:
     assert "tensor<4x5xf32>" not in text
 
 
-def test_float32_sums_are_rounded_once() -> None:
+@pytest.mark.parametrize("shape", [(9, 300), (1, 300), (1, 1, 300)], ids=str)
+def test_float32_sums_are_rounded_once(shape: tuple[int, ...]) -> None:
     """To what the exact product of the bfloat16 numbers is rounded to."""
     random = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(random.normal(size=s), jnp.bfloat16) for s in ((9, 300), (300, 7)))
+    x, kernel = (jnp.asarray(random.normal(size=s), jnp.bfloat16) for s in (shape, (300, 7)))
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
     np.testing.assert_array_equal(jax.jit(linear)(x, kernel), exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["kernel", "tied table"])
+def test_one_row_of_bfloat16_has_company(tied: bool) -> None:
+    """By itself it is multiplied with a float32 copy of the kernel."""
+    x = jax.ShapeDtypeStruct((1, 1, 300), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((300, 7), jnp.bfloat16)
+
+    def head(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return logits(Head(kernel, tied=tied), x)
+
+    for function in (linear, head):
+        made = jax.make_jaxpr(function)(x, kernel)
+        assert "bf16[2,300]" in str(made)
+        assert made.out_avals[0].shape == (1, 1, 7)
