@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from chopjax.models.config import ModelConfig
-from chopjax.models.linear import two_rows
+from chopjax.models.linear import in_company
 from chopjax.models.mesh import on_processors
 from chopjax.models.parameters import Params
 
@@ -65,12 +65,9 @@ def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
 
 def _as_it_lies(hidden_RE: jax.Array, kernel_EV: jax.Array, tied: bool) -> jax.Array:
     """Products with a kernel or with a table, of which XLA (jax 0.10) would make a turned copy."""
-    rows = len(hidden_RE)
-    if rows == 1 and hidden_RE.dtype == jnp.bfloat16:
-        hidden_RE = two_rows(hidden_RE, 1)
     if tied:
-        return matmul("RE,VE->RV", hidden_RE, kernel_EV.T)[:rows]
-    return matmul("RE,EV->RV", hidden_RE, kernel_EV)[:rows]
+        return in_company(hidden_RE, 1, lambda rows: matmul("RE,VE->RV", rows, kernel_EV.T))
+    return in_company(hidden_RE, 1, lambda rows: matmul("RE,EV->RV", rows, kernel_EV))
 
 
 def d_products(head: Head, logits_XV: jax.Array, d_logits_XV: jax.Array) -> jax.Array:
