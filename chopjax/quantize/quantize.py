@@ -34,6 +34,7 @@ from chopjax.models import parameters
 from chopjax.models.formats import FORMATS, Kind, choose_block, codes_of, scales_of
 from chopjax.progress import progress
 from chopjax.sparsify.matrices import Matrix, all_matrices, check_types
+from chopjax.sparsify.work import finishes, remove_finished
 
 VERB = "quantize"
 _OWN_LINEAR = ("falcon",)  # its FalconLinear
@@ -80,6 +81,7 @@ def begin(
     checkpoint = open_checkpoint(model, revision)
     matrices, block = check(checkpoint, kind, group)
     check_provenance(checkpoint)
+    remove_finished(out, VERB)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     return Job(checkpoint, out, kind, block, matrices)
 
@@ -118,9 +120,11 @@ def finish(
     changed: Mapping[str, TensorInfo],
     overwrite: bool,
     max_shard_bytes: int,
+    work: Path | None = None,
 ) -> dict[str, Any]:
     """Write OUT. about: what `record` says, and more. changed: matrices in place of the
-    checkpoint's own, by name; what they hold is found among the codes again."""
+    checkpoint's own, by name; what they hold is found among the codes again. work: OUT.partial,
+    where there is one."""
     checkpoint, tensors = job.checkpoint, _tensors(job, changed)
     entry = add_entry(
         QUANTIZATION,
@@ -141,6 +145,8 @@ def finish(
             config = checkpoint.raw_config | said
             write_changed(folder, checkpoint, config, tensors, max_shard_bytes, bar.advance)
         write_record(folder, entry)
+        if work is not None:
+            finishes(work, folder)
     return {
         "revision": checkpoint.revision,
         "out": str(job.out),

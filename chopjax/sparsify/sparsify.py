@@ -34,7 +34,7 @@ from chopjax.sparsify.pattern import Pattern
 from chopjax.sparsify.text import read_text
 from chopjax.sparsify.walk import change_layers, losses_on
 from chopjax.sparsify.ways import way_of
-from chopjax.sparsify.work import held, layer_file, tensors_in
+from chopjax.sparsify.work import finishes, held, layer_file, remove_finished, tensors_in
 
 VERB = "sparsify"
 
@@ -71,6 +71,7 @@ def sparsify(
     checkpoint = open_checkpoint(model, revision)
     check(checkpoint, settings.pattern)
     check_provenance(checkpoint)
+    remove_finished(out, VERB)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     text = None
     if inputs:
@@ -152,3 +153,4 @@ def _write(
                 folder, checkpoint, checkpoint.raw_config, tensors, max_shard_bytes, bar.advance
             )
         write_record(folder, record)
+        finishes(work, folder)
