@@ -299,14 +299,22 @@ def _facts(
 def _strategies(chops: Sequence[Mapping[str, Any]]) -> str:
     shown = []
     for entry in chops:
-        # Of a folder or file on this machine the last part.
         about = [
-            f"{key} {public_name(str(value))}"
+            f"{key} {_setting(value)}"
             for key, value in (entry.get("settings") or {}).items()
             if value not in (None, "", [], {}) and key != "repair"
         ]
         shown.append(f"{entry.get('strategy')}" + (f" ({', '.join(about)})" if about else ""))
     return "; then ".join(shown)
+
+
+def _setting(value: Any) -> str:
+    """Of what layers were measured on, the text; of a folder or file on this machine the last
+    part."""
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        names = ", ".join(public_name(str(name)) for name in value["data"])
+        return f"on {_count(value.get('tokens'))} tokens of {names}"
+    return public_name(str(value))
 
 
 def _repairs(chops: Sequence[Mapping[str, Any]]) -> str:
