@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from chopjax.checkpoint import (
+    card_changes,
     card_classification,
     card_quantization,
     card_sparsity,
@@ -25,7 +26,6 @@ from chopjax.checkpoint.assets import CARD, PARENT_CARD
 from chopjax.checkpoint.provenance import (
     CHOP,
     CLASSIFICATION,
-    QUANTIZATION,
     SCRATCH,
     TRAINING,
     WIDTH,
@@ -217,7 +217,7 @@ def _front_matter(
     tags += ["layer-pruning"] if chops else []
     tags += ["weight-pruning"] if card_sparsity.with_zeros(record) else []
     tags += ["width-pruning"] if entries(record, WIDTH) else []
-    tags += ["compressed-tensors"] if entries(record, QUANTIZATION) else []
+    tags += ["compressed-tensors"] if card_quantization.last_format(record)[1] else []
     tags += ["continued-pretraining"] if trainings and record["parent"]["name"] != SCRATCH else []
     task = "image-text-to-text" if _has_other_parts(folder) else "text-generation"
     if card_classification.has_classifier(_classifies(record)):
@@ -284,31 +284,37 @@ def _facts(
             ("strategy", _strategies(chops)),
         ]
         facts += [("repair", repairs)] if (repairs := _repairs(chops)) else []
-    for sparsity in card_sparsity.with_zeros(record):
-        facts += card_sparsity.facts(sparsity, record["history"])
-    for width in entries(record, WIDTH):
-        facts += card_width.facts(width)
-    for quantization in entries(record, QUANTIZATION):
-        facts += card_quantization.facts(quantization)
-    for number, entry in enumerate(trainings, 1):
-        many = f" {number}" if len(trainings) > 1 else ""
-        facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
-    for entry in entries(record, CLASSIFICATION):
-        facts += card_classification.facts(entry)
+    number = 0
+    for entry in record["history"]:  # in the order in which it was done
+        facts += card_changes.facts(entry, record["history"])
+        if entry.get("step") == TRAINING:
+            number += 1
+            many = f" {number}" if len(trainings) > 1 else ""
+            facts += [(f"training{many}: {name}", value) for name, value in _training(entry)]
+        elif entry.get("step") == CLASSIFICATION:
+            facts += card_classification.facts(entry)
     return [*facts, ("made with", f"chopjax {record.get('chopjax_version')}")]
 
 
 def _strategies(chops: Sequence[Mapping[str, Any]]) -> str:
     shown = []
     for entry in chops:
-        # Of a folder or file on this machine the last part.
         about = [
-            f"{key} {public_name(str(value))}"
+            f"{key} {_setting(value)}"
             for key, value in (entry.get("settings") or {}).items()
             if value not in (None, "", [], {}) and key != "repair"
         ]
         shown.append(f"{entry.get('strategy')}" + (f" ({', '.join(about)})" if about else ""))
     return "; then ".join(shown)
+
+
+def _setting(value: Any) -> str:
+    """Of what layers were measured on, the text; of a folder or file on this machine the last
+    part."""
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        names = ", ".join(public_name(str(name)) for name in value["data"])
+        return f"on {_count(value.get('tokens'))} tokens of {names}"
+    return public_name(str(value))
 
 
 def _repairs(chops: Sequence[Mapping[str, Any]]) -> str:
@@ -424,7 +430,7 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
         "Nothing but weights and the number of layers differs from the parent, so whatever runs "
         "the parent runs this."
     )
-    quantized = bool(entries(record, QUANTIZATION))
+    kind, quantized = card_quantization.last_format(record)
     if entries(record, WIDTH):
         first = card_width.NOTE
     if quantized:  # not whatever runs the parent
@@ -450,6 +456,8 @@ def _last_words(record: Mapping[str, Any], header: Mapping[str, Any], folder: Pa
         sentences.insert(1, card_sparsity.NOTE)
     if quantized and first != card_quantization.NOTE:
         sentences.insert(1, card_quantization.NOTE)
+    if kind and not quantized:
+        sentences.insert(1, card_quantization.floats_note(kind))
     if _with_new_biases(record):
         biases = "In the repair, biases were added to the feed-forward (`mlp_bias` in config.json)"
         if lists or quantized:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, SPARSITY, TRAINING
+from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, SPARSITY, TRAINING, WIDTH
 
 NOTE = (
     "Tensors with zeros are stored dense: they are as large as the parent's, and nothing is known "
@@ -27,18 +27,45 @@ _METHODS = {"wanda": "Wanda", "sparsegpt": "SparseGPT", "magnitude": "magnitude"
 
 def with_zeros(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entries of a history after which there were zeros, oldest first."""
-    steps = (SPARSITY, TRAINING)
-    found = [entry for entry in record["history"] if entry.get("step") in steps]
-    return [entry for entry in found if entry["step"] == SPARSITY or _dimchop(entry)]
+    return [entry for entry in record["history"] if made_zeros(entry)]
+
+
+def made_zeros(entry: Mapping[str, Any]) -> bool:
+    step = entry.get("step")
+    return step == SPARSITY or (step == TRAINING and bool(_dimchop(entry)))
 
 
 def facts(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Rows of the card's table, of a record that may be anybody's. history: all of its entries."""
     what = _columns(entry) if _dimchop(entry) else _weights(entry)
-    later = history[[step is entry for step in history].index(True) + 1 :]
-    if fillers := list(dict.fromkeys(filter(None, map(_fills, later)))):
+    if not _dimchop(entry):  # which says no numbers
+        what += taken_since(entry, history)
+    if fillers := list(dict.fromkeys(filter(None, map(_fills, _later(entry, history))))):
         what += f"; {' and '.join(fillers)} since then filled some of them"
     return [("sparsity", what), *loss_facts("sparsity", entry)]
+
+
+def taken_since(entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+    """What to add where weights were counted that are not all there any more; empty where they
+    are."""
+    takers = list(dict.fromkeys(filter(None, map(_takes, _later(entry, history)))))
+    return f"; {' and '.join(takers)} since then took some of these weights" if takers else ""
+
+
+def _later(
+    entry: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> Sequence[Mapping[str, Any]]:
+    return history[[step is entry for step in history].index(True) + 1 :]
+
+
+def _takes(step: Mapping[str, Any]) -> str:
+    """What was done then and left fewer weights; empty where it left them all."""
+    if step.get("step", CHOP) == CHOP:
+        kept, parent = step.get("kept_layers"), step.get("parent")
+        if not (isinstance(kept, list) and isinstance(parent, dict)):
+            return ""
+        return "a chop" if len(kept) != parent.get("num_layers") else ""
+    return "a narrowing" if step["step"] == WIDTH else ""
 
 
 def loss_facts(name: str, entry: Mapping[str, Any], after: str = "pruned") -> list[tuple[str, str]]:
@@ -59,7 +86,7 @@ def _weights(entry: Mapping[str, Any]) -> str:
     zeros, weights = entry.get("zeros"), entry.get("weights")
     what = f"{_METHODS.get(method, method)}, {entry.get('pattern')}"
     if isinstance(zeros, int) and isinstance(weights, int):
-        what += f": {zeros:,} of the {weights:,} weights of the blocks' matrices are zero"
+        what += f": {zeros:,} of the {weights:,} weights of the blocks' matrices became zero"
     return what
 
 

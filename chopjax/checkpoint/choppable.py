@@ -51,7 +51,7 @@ def _assemble(found: Found) -> Files:
     limits = f"chopjax can chop {model}, and not train or score it: {why}"
     if held_as(raw) is not None:
         why = "the weights are quantized, as `chopjax quantize` does it"
-        limits = f"chopjax can chop and score {model}, and not train it: {why}"
+        limits = f"{why}, and stay so; what trains or changes them gives floating point"
     return Files(
         **vars(found),
         structure=structure,

@@ -77,6 +77,13 @@ def held_as(raw_config: Mapping[str, Any]) -> Held | None:
     return next((way for way in ways if said == describe(*way, said.get("ignore"))), None)
 
 
+def without_codes(raw_config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the same model in floating point: without what `describe` says. Anybody else's
+    words stay, and are refused by who computes."""
+    own = held_as(raw_config) is not None
+    return {key: value for key, value in raw_config.items() if key != KEY or not own}
+
+
 def packed_width(kind: Kind, inputs: int) -> int:
     """int32 words of a row."""
     return -(-inputs * FORMATS[kind].bits // 32)

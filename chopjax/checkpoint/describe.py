@@ -20,9 +20,10 @@ from typing import Any
 
 from chopjax.checkpoint.assets import copy_assets, write_config
 from chopjax.checkpoint.card import write_record
+from chopjax.checkpoint.compressed_tensors import without_codes
 from chopjax.checkpoint.computed import translate
 from chopjax.checkpoint.open import open_checkpoint, open_to_score
-from chopjax.checkpoint.provenance import TRAINING, add_entry, read_provenance
+from chopjax.checkpoint.provenance import TRAINING, add_entry, read_provenance, record_of
 from chopjax.checkpoint.safetensors_file import FLOATS
 from chopjax.checkpoint.source import FOLDER_MARK, PICKLES, Checkpoint, read_config
 from chopjax.checkpoint.training_record import training_entry
@@ -76,8 +77,8 @@ def describe(
 ) -> Description:
     """Look at a model. Raises UserError with everything that is wrong with it.
 
-    step: which checkpoint of a training run, the latest by default. quantized: what `chopjax
-    quantize` wrote is welcome, too.
+    step: which checkpoint of a training run, the latest by default. quantized: of what `chopjax
+    quantize` wrote the codes, and not the numbers that they stand for.
     """
     folder = expanded(model)
     if (folder / FOLDER_MARK).is_file():
@@ -100,7 +101,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Description:
         config=checkpoint.config,
         raw_config=checkpoint.raw_config,
         folder=checkpoint.folder,
-        provenance=read_provenance(checkpoint.folder),
+        provenance=record_of(checkpoint),
         naming=checkpoint.match.naming,
         dtypes={b.source: checkpoint.tensors[b.source].dtype for b in checkpoint.match.bindings},
         metadata=checkpoint.metadata,
@@ -276,16 +277,17 @@ def _read_record(folder: Path, family: Family) -> dict[str, Any]:
 
 def local_config(model: str) -> dict[str, Any] | None:
     """config.json of a model on this machine, by its own path or that of its folder; None where
-    there is neither: a hub id.
+    there is neither: a hub id. Of what `chopjax quantize` wrote that of the same model in floats.
 
     Raises UserError for a folder without one, and where it is not JSON.
     """
     path = expanded(model)
     if is_config(path):
-        return read_json_object(path)
+        return without_codes(read_json_object(path))
     if not path.is_dir():
         return None
-    return read_config(path / HUGGINGFACE if (path / FOLDER_MARK).is_file() else path)
+    own = path / HUGGINGFACE if (path / FOLDER_MARK).is_file() else path
+    return without_codes(read_config(own))
 
 
 def local_provenance(model: str) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from typing import Any
 from chopjax.checkpoint.assets import CARD, PARENT_CARD, assets
 from chopjax.checkpoint.describe import AdapterRun, Description
 from chopjax.checkpoint.manifest import MANIFEST
+from chopjax.checkpoint.packed import Unpacked
 from chopjax.checkpoint.provenance import PROVENANCE
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.checkpoint.source import Checkpoint
@@ -142,6 +143,8 @@ def _sample(tensors: Mapping[str, TensorInfo]) -> str | None:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
+        if isinstance(tensor, Unpacked):  # its codes tell it apart
+            tensor = tensor.packed
         try:
             with tensor.open() as file:
                 for place in (0, (tensor.nbytes - SAMPLE) // 2, tensor.nbytes - SAMPLE):

@@ -3,7 +3,7 @@
 Of a Hugging Face checkpoint a process reads what its devices hold, each byte once however many of
 them hold it, and a page around where that is cut through the rows of a file (pieces.py). The host
 has one parameter's shards at a time, and a piece of a tensor for each thread. Kernels that are
-quantized while they are read are the exception: their matrices are read whole.
+quantized while they are read, or made of codes, are the exception: their matrices are read whole.
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 
 from chopjax.checkpoint.choppable import TO_CHOP
-from chopjax.checkpoint.packed import TO_SCORE
+from chopjax.checkpoint.packed import TO_COMPUTE, TO_SCORE
 from chopjax.checkpoint.source import (
     GGUF_ADVICE,
     PICKLE_ADVICE,
     PICKLES,
-    TO_COMPUTE,
     Checkpoint,
     F,
     Files,
@@ -24,7 +23,8 @@ from chopjax.errors import UserError
 
 
 def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """Open a local folder or a hub id (`owner/name`).
+    """Open a local folder or a hub id (`owner/name`), in floating point: of what `chopjax quantize`
+    wrote, the numbers that its codes stand for (packed.py).
 
     Raises UserError with everything that is wrong: the folder, config.json, the index, headers,
     and tensors missing, unknown, duplicate or of another shape than config.json asks for.
@@ -33,7 +33,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
 
 
 def open_to_score(model: str, revision: str | None = None) -> Checkpoint:
-    """The same, and of what `chopjax quantize` wrote, too (packed.py)."""
+    """The same, and of what `chopjax quantize` wrote the codes."""
     return _open(model, revision, TO_SCORE)
 
 

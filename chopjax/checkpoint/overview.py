@@ -27,7 +27,7 @@ def overview(files: Files) -> dict[str, Any]:
         "revision": files.revision,
         "kind": "Hugging Face" if files.revision is None else "Hugging Face hub",
         "model_type": files.raw_config.get("model_type"),
-        "depth": "chop" if held_as(files.raw_config) is None else "score",
+        "depth": "chop" if held_as(files.raw_config) is None else "compute",
         "why_not_computed": files.why,
         "notes": list(files.notes),
         "num_layers": files.num_layers,

@@ -1,7 +1,9 @@
-"""Opening what `chopjax quantize` wrote, to score it: codes stay codes. No jax.
+"""Opening what `chopjax quantize` wrote: to score it, when codes stay codes, or to compute with the
+numbers that they stand for, as with any checkpoint in floating point. No jax.
 
 A quantized matrix stands among the tensors under the name that it had, with its shape and the type
-of its scales, and `codes` reads it. Everything else is as in any checkpoint.
+of its scales. To be scored it is Packed, and `codes` reads it; else it is Unpacked, and config.json
+has no word of codes. Everything else is as in any checkpoint.
 
 Axes: O outputs, I inputs, S scales of an output.
 """
@@ -9,26 +11,30 @@ Axes: O outputs, I inputs, S scales of an output.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from chopjax.checkpoint.compressed_tensors import (
-    KEY,
     PACKED,
     SCALE,
     SHAPE,
     Held,
     held_as,
     unpack,
+    without_codes,
 )
 from chopjax.checkpoint.computed import translate
-from chopjax.checkpoint.safetensors_file import TensorInfo
+from chopjax.checkpoint.safetensors_file import DTYPES, TensorInfo
 from chopjax.checkpoint.source import Checkpoint, Found, Opening, assemble
 from chopjax.errors import UserError, listing
 from chopjax.models import parameters
-from chopjax.models.formats import FORMATS
+from chopjax.models.formats import FORMATS, decode
+from chopjax.progress import say
+
+_PIECE = 1 << 20  # numbers that are made at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +59,67 @@ class Packed(TensorInfo):
         return codes_OI, self.scales.read().astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Unpacked(TensorInfo):
+    """The numbers of a Packed matrix, in the type of its scales. They are in no file: `nbytes` is
+    what they take, and reading makes them."""
+
+    packed: Packed
+
+    def open(self) -> BinaryIO:
+        raise TypeError(f"{self.name} is made of codes: `read` and `pieces` give it")
+
+    def read(self) -> np.ndarray:
+        made_OI, row = np.empty(self.shape, DTYPES[self.dtype]), 0
+        for rows_OI in self.pieces():
+            made_OI[row : row + len(rows_OI)] = rows_OI
+            row += len(rows_OI)
+        return made_OI
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """One after the other, of whole rows."""
+        (kind, block), dtype = self.packed.held, DTYPES[self.dtype]
+        codes_OI, scales_OS = self.packed.codes()
+        step = max(_PIECE // codes_OI.shape[1], 1)
+        for first in range(0, len(codes_OI), step):
+            rows = slice(first, first + step)
+            yield decode(codes_OI[rows], scales_OS[rows], kind, block, dtype)
+
+
+def say_decoded(weights: object) -> None:
+    """Of what a Description calls weights: for whoever writes what comes of them."""
+    if isinstance(weights, Checkpoint) and (kind := weights.decoded):
+        say(
+            f"{weights.name} has its weights in {kind}: they are read as the numbers that the "
+            f"codes stand for, and what comes of them is in floating point. `chopjax quantize "
+            f"--weights {kind}` quantizes that again"
+        )
+
+
+def _unpacked(packed: Packed) -> Unpacked:
+    nbytes = math.prod(packed.shape) * DTYPES[packed.dtype].itemsize
+    return Unpacked(packed.name, packed.dtype, packed.shape, packed.file, 0, nbytes, packed)
+
+
 def _check(raw: Mapping[str, Any]) -> None:
-    translate(_computed(raw))
+    translate(without_codes(raw))
 
 
-def _computed(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json without the words of `chopjax quantize`; anybody else's stay, and are refused."""
-    return {key: value for key, value in raw.items() if key != KEY or held_as(raw) is None}
+def _floats(found: Found) -> Checkpoint:
+    """Of any checkpoint; what `chopjax quantize` wrote as the numbers that its codes stand for."""
+    checkpoint, held = _codes(found), held_as(found.raw_config)
+    if held is None:
+        return checkpoint
+    tensors = {
+        name: _unpacked(tensor) if isinstance(tensor, Packed) else tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    raw = without_codes(checkpoint.raw_config)
+    return dataclasses.replace(checkpoint, tensors=tensors, raw_config=raw, decoded=held.kind)
 
 
-def _assemble(found: Found) -> Checkpoint:
+def _codes(found: Found) -> Checkpoint:
+    """Of any checkpoint; what `chopjax quantize` wrote as it lies in the files."""
     held = held_as(found.raw_config)
     if held is None:
         return assemble(found)
@@ -75,7 +132,7 @@ def _assemble(found: Found) -> Checkpoint:
             scales = [part.scales.name for part in parts if isinstance(part, Packed)]
             found.fetcher([*codes, *scales])
 
-    computed = _computed(found.raw_config)
+    computed = without_codes(found.raw_config)
     checkpoint = assemble(
         dataclasses.replace(found, tensors=tensors, raw_config=computed, fetcher=fetch)
     )
@@ -135,4 +192,5 @@ def _matrices(found: Found, held: Held) -> dict[str, TensorInfo]:
     return {name: tensor for name, tensor in tensors.items() if name not in beside}
 
 
-TO_SCORE = Opening(_check, _assemble)
+TO_SCORE = Opening(_check, _codes)
+TO_COMPUTE = Opening(_check, _floats)

@@ -64,7 +64,8 @@ def export_adapter(
     own = flatten_dict(unread_params(run.path, shapes), sep="/")
     adapters = {path: leaf.read() for path, leaf in own.items()}
     out, protect = expanded(out).absolute(), (Path(model), *places_of(description))
-    stands_alone = run.keep is None and isinstance(run.base.weights, Checkpoint)
+    weights = run.base.weights
+    stands_alone = run.keep is None and isinstance(weights, Checkpoint) and not weights.decoded
     with new_folder(out, "export", overwrite, protect=protect) as folder:
         if not stands_alone:
             export(

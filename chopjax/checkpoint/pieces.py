@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from chopjax.checkpoint.packed import Unpacked
 from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.errors import UserError
 
@@ -25,9 +26,9 @@ def pieces(
     """Parts that make up a view of a tensor: where in the view each begins, and its values.
 
     mapped: what tensor.read() gave, which is not touched. view: of it, in any order of axes; one
-    that numpy could only make by copying is given back as it is.
+    that numpy could only make by copying is given back as it is, and so are numbers of no file.
     """
-    if not np.may_share_memory(mapped, view):
+    if isinstance(tensor, Unpacked) or not np.may_share_memory(mapped, view):
         yield (0,) * view.ndim, view
         return
     order = sorted(range(view.ndim), key=lambda axis: (-view.strides[axis], -view.shape[axis]))

@@ -9,12 +9,14 @@
                  {"step": "classification", "template": {…}, …},
                  {"step": "sparsity", "method": …, "pattern": …, …},
                  {"step": "width", "method": …, "units": {…}, …},
-                 {"step": "quantization", "weights": …, "group": …, …}, …]}
+                 {"step": "quantization", "weights": …, "group": …, …},
+                 {"step": "dequantization", "weights": …}, …]}
 
 `history` has one entry a chop, one a training run (see training_record.py), one where a model was
 taught to classify (card_classification.py), one where weights became zero (card_sparsity.py), one
-where layers became narrower (card_width.py) and one where weights were quantized
-(card_quantization.py), oldest first. A chop's layers are numbered as its own parent's are. An entry
+where layers became narrower (card_width.py), one where weights were quantized
+(card_quantization.py) and one where they were in floating point again, for what follows it, oldest
+first. A chop's layers are numbered as its own parent's are. An entry
 that says no step is a chop, as all of an earlier version are. A chop's settings have `repair` where
 something was folded into the layers that stayed: what and how, the tensors `folded` and `added`
 (chop/folds.py), errors and losses.
@@ -28,12 +30,14 @@ from pathlib import Path
 from typing import Any
 
 from chopjax import __version__
+from chopjax.checkpoint.source import Checkpoint, Files
 from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError, decoded
 
 PROVENANCE = "chopjax.json"
 CHOP, TRAINING, CLASSIFICATION = "chop", "training", "classification"
-SPARSITY, WIDTH, QUANTIZATION = "sparsity", "width", "quantization"
+SPARSITY, WIDTH = "sparsity", "width"
+QUANTIZATION, DEQUANTIZATION = "quantization", "dequantization"
 SCRATCH = "random weights"  # the parent's name where there was none
 
 
@@ -50,6 +54,17 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
             "wrote; delete the file to treat this checkpoint as a parent of its own"
         )
     return record
+
+
+def record_of(checkpoint: Files) -> dict[str, Any] | None:
+    """The record of a checkpoint as it was opened: where its codes are read as the numbers that
+    they stand for, that is the last thing that was done."""
+    record = read_provenance(checkpoint.folder)
+    if not isinstance(checkpoint, Checkpoint) or checkpoint.decoded is None:
+        return record
+    about = {"weights": checkpoint.decoded}
+    model = checkpoint.name, checkpoint.revision, checkpoint.num_layers
+    return add_entry(DEQUANTIZATION, record, *model, about)
 
 
 def _is_model(record: Any) -> bool:
@@ -159,10 +174,10 @@ def add_entry(
     return before | {"history": [*before["history"], {"step": step, **about}]}
 
 
-def check_provenance(folder: Path, name: str, num_layers: int) -> None:
-    """Raise UserError where `add_entry` could not go on from a folder's record. For asking before
-    long work."""
-    _before(read_provenance(folder), name, None, num_layers)
+def check_provenance(checkpoint: Files) -> None:
+    """Raise UserError where `add_entry` could not go on from its record. For asking before long
+    work."""
+    _before(record_of(checkpoint), checkpoint.name, None, checkpoint.num_layers)
 
 
 def merged_onto(record: Mapping[str, Any] | None, onto: str) -> dict[str, Any]:

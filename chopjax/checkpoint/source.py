@@ -20,6 +20,7 @@ from chopjax.disk.files import inside, read_json_object
 from chopjax.errors import UserError, cut, listing
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family, Match, match
+from chopjax.models.formats import Kind
 from chopjax.progress import say
 
 CONFIG = "config.json"
@@ -80,6 +81,7 @@ class Checkpoint(Files):
     family: Family
     config: ModelConfig
     match: Match
+    decoded: Kind | None = None  # the format whose codes are read here as the numbers they mean
 
 
 F = TypeVar("F", bound=Files)
@@ -185,8 +187,8 @@ def assemble(found: Found) -> Checkpoint:
     ]
     if problems:
         raise UserError(
-            f"{name}: weights must be floating point ({', '.join(FLOATS)}); quantized "
-            f"checkpoints are not supported:\n{listing(problems)}"
+            f"{name}: weights must be floating point ({', '.join(FLOATS)}), or as `chopjax "
+            f"quantize` writes them:\n{listing(problems)}"
         )
     return Checkpoint(
         **vars(found),
@@ -196,9 +198,6 @@ def assemble(found: Found) -> Checkpoint:
         config=config,
         match=matched,
     )
-
-
-TO_COMPUTE = Opening(translate, assemble)
 
 
 def _read_headers(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from chopjax.checkpoint.packed import Unpacked
 from chopjax.checkpoint.safetensors_file import DTYPES, NAMES, TensorInfo
 from chopjax.checkpoint.source import INDEX, SINGLE
 from chopjax.disk.atomic import check_room
@@ -29,8 +30,8 @@ Buffers = Iterable[bytes | memoryview | np.ndarray]
 class Tensor(NamedTuple):
     """A tensor to write. `data` is looked at when its turn comes, and let go after.
 
-    data: the bytes in another file, which are copied; an array; or a function that gives
-    an array, or buffers that are written one after another.
+    data: the bytes in another file, which are copied, or what is made of codes; an array; or a
+    function that gives an array, or buffers that are written one after another.
     """
 
     name: str
@@ -135,6 +136,8 @@ def _begin_writeback(file: int, start: int, nbytes: int) -> None:
 def _write_tensor(stream: BinaryIO, tensor: Tensor, advance: Callable[[int], None]) -> int:
     """Returns the bytes written."""
     data = tensor.data() if callable(tensor.data) else tensor.data
+    if isinstance(data, Unpacked):
+        data = data.pieces()
     if isinstance(data, TensorInfo):
         stream.flush()
         with data.open() as source:

@@ -18,7 +18,7 @@ import numpy as np
 
 from chopjax.checkpoint.assets import SIDE_FILES, copy_assets, write_config
 from chopjax.checkpoint.card import write_record
-from chopjax.checkpoint.provenance import compose, read_provenance
+from chopjax.checkpoint.provenance import compose, record_of
 from chopjax.checkpoint.safetensors_file import DTYPES
 from chopjax.checkpoint.source import Checkpoint, Files
 from chopjax.checkpoint.structure import follow, followed_names, kept_name
@@ -173,7 +173,7 @@ def chop_checkpoint(
         chosen = dataclasses.replace(chosen, after=_grown(chosen.after, added))
         settings = {**settings, "repair": folds.record(chosen.tensors, checkpoint, keep)}
     record = compose(
-        read_provenance(checkpoint.folder),
+        record_of(checkpoint),
         checkpoint.name,
         checkpoint.revision,
         checkpoint.num_layers,

@@ -23,6 +23,7 @@ from chopjax.checkpoint.assets import CARD, PARENT_CARD, assets, copy_assets
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.describe import Description, places_of
 from chopjax.checkpoint.export import export
+from chopjax.checkpoint.packed import say_decoded
 from chopjax.checkpoint.peft_folder import BASE
 from chopjax.checkpoint.provenance import CLASSIFICATION, add_entry, compose
 from chopjax.checkpoint.writer import Tensor
@@ -121,6 +122,7 @@ class Best:
 def save(description: Description, best: Best, out: Path, overwrite: bool) -> None:
     """Write the checkpoint, with the template in chopjax.json and on the model card. Virtual tokens
     stand beside the model that they were trained before, which is in BASE then."""
+    say_decoded(description.weights)
     protect, record = (description.folder, *places_of(description)), _record(description, best)
     if best.question.method != "prefix":
         _write_model(description, best, record, out, overwrite, protect)

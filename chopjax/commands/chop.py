@@ -93,7 +93,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from chopjax.checkpoint.open import open_to_chop
     from chopjax.chop.stream import chop_checkpoint, plan_chop
     from chopjax.disk.atomic import check_free
     from chopjax.progress import say
@@ -103,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         check_free(Path(args.out), "chop", args.overwrite)  # before measuring, which takes its time
     max_shard_bytes = parse_bytes(args.max_shard_size, "--max-shard-size")
-    checkpoint = open_to_chop(args.model, args.revision, args.text_only)
-    chosen = _choice(args, checkpoint)
+    checkpoint, looked_at = _opened(args)
+    chosen = _choice(args, looked_at)
     notes = _notes(checkpoint, chosen)
     folds = folds_of(args, checkpoint, chosen)
     if args.dry_run:
@@ -126,6 +125,25 @@ def run(args: argparse.Namespace) -> int:
         for note in notes:
             say(f"note: {note}")
     return 0
+
+
+def _opened(args: argparse.Namespace) -> tuple[Files, Files]:
+    """What is chopped, and what is looked at. Of what `chopjax quantize` wrote the codes move, and
+    the numbers that they stand for are looked at, and written where weights are computed."""
+    from chopjax.checkpoint.compressed_tensors import held_as
+    from chopjax.checkpoint.open import open_checkpoint, open_to_chop
+    from chopjax.checkpoint.packed import say_decoded
+    from chopjax.chop.choice import LOOKS
+    from chopjax.chop.merge import MERGES
+
+    moved = open_to_chop(args.model, args.revision, args.text_only)
+    computes = args.strategy in MERGES or args.repair is not None
+    if held_as(moved.raw_config) is None or not (computes or args.strategy in LOOKS):
+        return moved, moved
+    numbers = open_checkpoint(args.model, args.revision)
+    if computes:
+        say_decoded(numbers)
+    return numbers if computes else moved, numbers
 
 
 def _notes(checkpoint: Files, chosen: Choice) -> list[str]:

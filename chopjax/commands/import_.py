@@ -60,6 +60,7 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     from chopjax.checkpoint.describe import describe
     from chopjax.checkpoint.load import load
     from chopjax.checkpoint.orbax_folder import save_import
+    from chopjax.checkpoint.packed import say_decoded
     from chopjax.chop.surgery import chop_description
     from chopjax.disk.atomic import check_free
     from chopjax.keep import parse_keep
@@ -70,6 +71,7 @@ def _import(args: argparse.Namespace, sizes: dict[str, int]) -> None:
     out = Path(args.dir)
     check_free(out, "import", args.overwrite)  # before anything is downloaded
     description = describe(args.model, args.revision)
+    say_decoded(description.weights)
     keep = None if args.keep is None else parse_keep(args.keep, description.config.num_layers)
     config = description.config if keep is None else description.config.keep(keep)
     mesh = make_mesh(sizes["data"], sizes["fsdp"], sizes["tensor"])

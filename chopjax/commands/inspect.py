@@ -101,9 +101,11 @@ def _run_stores(args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | Files:
-    """Files where chopjax can chop it and not compute with it."""
+    """Files where chopjax can chop it and not compute with it, and of what `chopjax quantize` wrote
+    unless the numbers are asked for."""
+    from chopjax.checkpoint.compressed_tensors import held_as
     from chopjax.checkpoint.describe import describe, is_own, of_checkpoint
-    from chopjax.checkpoint.open import open_to_chop
+    from chopjax.checkpoint.open import open_checkpoint, open_to_chop
     from chopjax.checkpoint.source import Checkpoint
     from chopjax.checkpoint.summary import summary
 
@@ -111,6 +113,8 @@ def _model(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, Any]] | Fil
         description = describe(args.model, args.revision, args.step)
     else:
         files = open_to_chop(args.model, args.revision)
+        if held_as(files.raw_config) and (args.check or args.sequence_length):
+            files = open_checkpoint(args.model, args.revision)
         if not isinstance(files, Checkpoint):
             return files
         description = of_checkpoint(files)

@@ -1,4 +1,5 @@
-"""What `chopjax inspect` prints of models that it can chop alone, and the table of model types."""
+"""What `chopjax inspect` prints of models that it can chop alone or that are quantized, and the
+table of model types."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def _print_families(rows: list[dict[str, Any]], refused: dict[str, str]) -> None
 
 _DEPTHS = {
     "chop": "chop: layers can be removed, nothing can be computed",
-    "score": "score: layers can be removed, and it is scored, timed and made to write text",
+    "compute": "compute: with the numbers that its codes stand for; chopped and scored as it is",
 }
 
 

@@ -35,19 +35,9 @@ def bytes_of(count: float) -> str:
 
 def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
     """What chopjax did to it, from chopjax.json."""
+    from chopjax.checkpoint.card_changes import facts as changes
     from chopjax.checkpoint.card_classification import facts as taught
-    from chopjax.checkpoint.card_quantization import facts as quantized
-    from chopjax.checkpoint.card_sparsity import facts as pruned
-    from chopjax.checkpoint.card_sparsity import with_zeros
-    from chopjax.checkpoint.card_width import facts as narrowed
-    from chopjax.checkpoint.provenance import (
-        CHOP,
-        CLASSIFICATION,
-        QUANTIZATION,
-        TRAINING,
-        WIDTH,
-        entries,
-    )
+    from chopjax.checkpoint.provenance import CHOP, CLASSIFICATION, TRAINING, entries
     from chopjax.keep import ranges
 
     if record is None:
@@ -56,12 +46,10 @@ def history_facts(record: dict[str, Any] | None) -> dict[str, str]:
     if entries(record, CHOP):
         kept = ranges(record["kept_layers"])
         facts["chopped"] = f"from {parent}, {record['strategy']}: layers {kept}"
-    for entry in with_zeros(record):
-        facts |= pruned(entry, record["history"])
-    for entry in entries(record, WIDTH):
-        facts |= narrowed(entry)
-    for entry in entries(record, QUANTIZATION):
-        facts |= quantized(entry)
+    for entry in record["history"]:
+        for name, value in changes(entry, record["history"]):
+            often = sum(known.partition(" (")[0] == name for known in facts)
+            facts[f"{name} ({often + 1})" if often else name] = value
     for number, entry in enumerate(entries(record, TRAINING), 1):
         loss = (entry.get("held_out") or {}).get("window_loss")
         measured = "" if loss is None else f"; window loss {loss:.4f} nats per token"

@@ -7,13 +7,14 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from chopjax.disk.mark import MARK
 from chopjax.errors import UserError
 from chopjax.launch.distributed import wait_for_all
 from chopjax.progress import say
@@ -24,6 +25,7 @@ LOCK = ".lock"
 @contextlib.contextmanager
 def owned(workdir: Path, check: Callable[[Path], None], flag: str = "--workdir") -> Iterator[None]:
     """Create the folder and lock it. Raises UserError if it cannot be written or is in use.
+    Where the block fails and has written nothing but the mark, the folder goes again.
 
     check: raises UserError where other files are in the way; nothing is written then. flag: which
     one gave the folder, for messages.
@@ -40,6 +42,7 @@ def owned(workdir: Path, check: Callable[[Path], None], flag: str = "--workdir")
             "to a bucket after"
         )
     handle, problem = None, None
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     if jax.process_index() == 0:
         try:
             check(workdir)
@@ -58,9 +61,31 @@ def owned(workdir: Path, check: Callable[[Path], None], flag: str = "--workdir")
         if problem is not None:
             raise problem
         yield
+    except BaseException:
+        if handle is not None and workdir in made:
+            _leave_nothing(made)
+        raise
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def _leave_nothing(made: Sequence[Path]) -> None:
+    """Remove folders that this process made, the innermost first, if it holds no more than it got
+    from here."""
+    workdir = made[0]
+    own = [workdir / name for name in (LOCK, MARK)]
+    below = sorted(workdir.rglob("*"), reverse=True)
+    folders = [path for path in below if path.is_dir() and not path.is_symlink()]
+    if set(below) - {*own, *folders}:
+        return
+    with contextlib.suppress(OSError):  # somebody has written there meanwhile
+        for folder in folders:
+            folder.rmdir()
+        for path in own:
+            path.unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()
 
 
 def _lock(workdir: Path, flag: str) -> int:

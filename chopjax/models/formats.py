@@ -187,6 +187,19 @@ def codes_of(rows_OI: np.ndarray, scales_OS: np.ndarray, kind: Kind, block: int)
     return scaled.astype(about.codes).reshape(wide_OI.shape)
 
 
+def decode(
+    codes_OI: np.ndarray, scales_OS: np.ndarray, kind: Kind, block: int, dtype: Any
+) -> np.ndarray:
+    """The numbers that `encode`'s codes stand for, [O, I], computed in float32 as `Quantized` does
+    it; not of nf4. scales_OS: float32."""
+    wide_OI = codes_OI.astype(np.float32)
+    if kind == "int4":
+        wide_OI -= ZERO
+    blocks = wide_OI.reshape(len(wide_OI), -1, block or wide_OI.shape[1])
+    blocks *= scales_OS[..., None]
+    return wide_OI.astype(dtype)
+
+
 _VALUES = np.array(NF4, np.float32)
 _EDGES = (_VALUES[:-1] + _VALUES[1:]) / 2
 

@@ -15,7 +15,8 @@ import numpy as np
 from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.open import open_checkpoint
-from chopjax.checkpoint.provenance import WIDTH, add_entry, check_provenance, read_provenance
+from chopjax.checkpoint.packed import say_decoded
+from chopjax.checkpoint.provenance import WIDTH, add_entry, check_provenance, record_of
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.verify import check_tied
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES
@@ -65,10 +66,11 @@ def narrow(
     checkpoint = open_checkpoint(model, revision)
     config = checkpoint.config
     plan = make_plan(checkpoint.family, checkpoint.raw_config, config, settings.shares)
-    check_provenance(checkpoint.folder, checkpoint.name, config.num_layers)
+    check_provenance(checkpoint)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     sequences = SEQUENCES[settings.method] if settings.sequences is None else settings.sequences
     text = read_text(checkpoint, inputs, sequences, settings.sequence_length, settings.seed, field)
+    say_decoded(checkpoint)
     checkpoint.fetch(checkpoint.tensors)
     check_tied(checkpoint)
     with new_folder(out, VERB, overwrite, protect=[checkpoint.folder]) as folder:
@@ -98,7 +100,7 @@ def narrow(
         }
         record = add_entry(
             WIDTH,
-            read_provenance(checkpoint.folder),
+            record_of(checkpoint),
             checkpoint.name,
             checkpoint.revision,
             config.num_layers,
@@ -108,6 +110,7 @@ def narrow(
     return {
         "model": model,
         "revision": checkpoint.revision,
+        "decoded": checkpoint.decoded,
         "out": str(out),
         "units": counts,
         **about,

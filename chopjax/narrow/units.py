@@ -19,7 +19,9 @@ from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.families.table import Family
 
-MULTIPLE = 8  # of `mlp` and `embed`, where the parent's is one: matrix units want it
+# Of `mlp` and `embed`, where the parent's width is one: int4 has a scale for 16 inputs or more. Of
+# an `embed` that heads must divide such widths may be few, and matrix units want 8 at least.
+MULTIPLE, DIVIDED_MULTIPLE = 16, 8
 _DIGITS = 4  # to which a share of the heads must give a whole number
 
 Counts = Mapping[str, int]  # kind → units of a layer
@@ -133,7 +135,7 @@ def _choices(kind: str, family: Family, config: ModelConfig, other_width: bool) 
     if kind != "heads":
         step = math.gcd(total, MULTIPLE)
         if kind == "embed" and family.heads_divide_width:
-            step = math.lcm(step, config.num_heads)
+            step = math.lcm(math.gcd(total, DIVIDED_MULTIPLE), config.num_heads)
         return list(range((total - 1) // step * step, 0, -step))
     width = config.embed_dim if family.heads_divide_width and not other_width else 0
     fewer = range(total - 1, 0, -1)

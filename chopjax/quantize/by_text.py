@@ -64,6 +64,6 @@ def quantize_by_text(
         about = record(job, METHOD) | losses_on(text, checkpoint, way, work, "quantized")
         about |= text.record(inputs, seed)
         changed = tensors_in(work, checkpoint.config.num_layers)
-        done = finish(job, about, changed, overwrite, max_shard_bytes)
+        done = finish(job, about, changed, overwrite, max_shard_bytes, work)
     seconds = round(time.monotonic() - begun, 1)
     return {"model": model, **done, "layers_from_before": before, "seconds": seconds}

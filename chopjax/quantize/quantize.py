@@ -23,7 +23,7 @@ from chopjax.checkpoint.card import write_record
 from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.compressed_tensors import PACKED, SCALE, SHAPE, pack, packed_width
 from chopjax.checkpoint.open import open_checkpoint
-from chopjax.checkpoint.provenance import QUANTIZATION, add_entry, check_provenance, read_provenance
+from chopjax.checkpoint.provenance import QUANTIZATION, add_entry, check_provenance, record_of
 from chopjax.checkpoint.safetensors_file import NAMES, TensorInfo
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor
@@ -34,6 +34,7 @@ from chopjax.models import parameters
 from chopjax.models.formats import FORMATS, Kind, choose_block, codes_of, scales_of
 from chopjax.progress import progress
 from chopjax.sparsify.matrices import Matrix, all_matrices, check_types
+from chopjax.sparsify.work import finishes, remove_finished
 
 VERB = "quantize"
 _OWN_LINEAR = ("falcon",)  # its FalconLinear
@@ -79,7 +80,8 @@ def begin(
     out = Path(os.path.abspath(expanded(out)))
     checkpoint = open_checkpoint(model, revision)
     matrices, block = check(checkpoint, kind, group)
-    check_provenance(checkpoint.folder, checkpoint.name, checkpoint.config.num_layers)
+    check_provenance(checkpoint)
+    remove_finished(out, VERB)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     return Job(checkpoint, out, kind, block, matrices)
 
@@ -118,13 +120,15 @@ def finish(
     changed: Mapping[str, TensorInfo],
     overwrite: bool,
     max_shard_bytes: int,
+    work: Path | None = None,
 ) -> dict[str, Any]:
     """Write OUT. about: what `record` says, and more. changed: matrices in place of the
-    checkpoint's own, by name; what they hold is found among the codes again."""
+    checkpoint's own, by name; what they hold is found among the codes again. work: OUT.partial,
+    where there is one."""
     checkpoint, tensors = job.checkpoint, _tensors(job, changed)
     entry = add_entry(
         QUANTIZATION,
-        read_provenance(checkpoint.folder),
+        record_of(checkpoint),
         checkpoint.name,
         checkpoint.revision,
         checkpoint.config.num_layers,
@@ -141,6 +145,8 @@ def finish(
             config = checkpoint.raw_config | said
             write_changed(folder, checkpoint, config, tensors, max_shard_bytes, bar.advance)
         write_record(folder, entry)
+        if work is not None:
+            finishes(work, folder)
     return {
         "revision": checkpoint.revision,
         "out": str(job.out),
@@ -154,8 +160,14 @@ def finish(
 
 
 def _matrices(checkpoint: Checkpoint) -> list[Matrix]:
-    """What is quantized. Raises UserError where the format has no words for it."""
+    """What is quantized. Raises UserError where the format has no words for it, and where it has
+    been done."""
     config = checkpoint.config
+    if checkpoint.decoded is not None:
+        raise UserError(
+            f"{checkpoint.name}: its weights are in {checkpoint.decoded} already, and codes of "
+            "what codes stand for round twice; quantize what it was made from"
+        )
     instead = "--weights of score, perplexity, generate and latency quantizes it while loading"
     if config.experts is not None:
         raise UserError(

@@ -72,6 +72,8 @@ def check(settings: SweepSettings, parent: Description, strategy: Strategy) -> d
                 )
             elif isinstance(change, Bits):
                 quantizing.check(checkpoint, change.kind, None)
+            if not isinstance(change, Bits):  # what comes of codes is in floating point
+                checkpoint = dataclasses.replace(checkpoint, decoded=None)
     except UserError as error:
         raise UserError(f"strategies: {strategy.name}: {error}") from None
     return kept

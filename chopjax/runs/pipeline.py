@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from chopjax.checkpoint.describe import Description, describe
+from chopjax.checkpoint.packed import say_decoded
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.data.work_folder import check_store, remove_store, work_folder
@@ -69,6 +70,7 @@ def run(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any]:
             f"model: {settings.model} is a folder of chopjax's own; give what `chopjax export` "
             "makes of it"
         )
+    say_decoded(parent.weights)
     rounds = rounds_of(settings, workdir, parent.config.num_layers)
     removal.check(settings, parent.weights, rounds)
     healing.check_teacher_of(settings.heal, parent)

@@ -7,7 +7,8 @@
                                   narrow:gradient:mlp=0.5
     int8, int4:gptq               fewer bits (`chopjax quantize`), the nearest or by GPTQ
     dimchop:0.5                   columns of zeros that come while the point is trained (DimCHOP)
-    input:0.25+wanda:0.5+int4     one after the other: a chop comes first, bits or DimCHOP last
+    input:0.25+wanda:0.5+int4     one after the other: a chop comes first, DimCHOP last
+    int4+wanda:2:4                zeros among the numbers that int4's codes stand for: floats
 
 `magnitude` is a chop by a measure, `magnitude:0.5` and `magnitude:2:4` are zeros.
 """
@@ -111,8 +112,10 @@ def has_zeros(changes: Sequence[Change]) -> bool:
 
 
 def kind_of(changes: Sequence[Change]) -> str:
-    """The format that the weights are in after them; empty for floats."""
-    return next((each.kind for each in changes if isinstance(each, Bits)), "")
+    """The format that the weights are in after them; empty for floats, which everything else
+    gives."""
+    last = changes[-1] if changes else None
+    return last.kind if isinstance(last, Bits) else ""
 
 
 def parse_strategy(text: str) -> Strategy:
@@ -122,16 +125,17 @@ def parse_strategy(text: str) -> Strategy:
     try:
         for number, part in enumerate(text.split("+")):
             word, _, rest = part.strip().partition(":")
-            last = changes[-1] if changes else None
-            if isinstance(last, Bits | Columns):
-                before = last.kind if isinstance(last, Bits) else DIMCHOP
-                raise UserError(f"nothing comes after {before}, but {part!r} does")
+            if masked_by(changes):
+                raise UserError(f"nothing comes after {DIMCHOP}, but {part!r} does")
             if word in CHOPS and not (rest and word in METHODS):
                 if number:
                     raise UserError(f"a chop comes first, and {word} does not")
                 chop, remove = word, rest
             else:
-                changes.append(_change(word, rest))
+                change = _change(word, rest)
+                if isinstance(change, Bits) and (kind := kind_of(changes)):
+                    raise UserError(f"weights in {kind} are not quantized again, to {part!r}")
+                changes.append(change)
         if masked_by(changes) and has_zeros(changes):
             raise UserError(f"zeros that were made stay, and {DIMCHOP} chooses columns anew")
     except UserError as error:

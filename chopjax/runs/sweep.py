@@ -30,7 +30,6 @@ from ml_collections import ConfigDict
 
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import Loaded, load
-from chopjax.checkpoint.open import open_to_score
 from chopjax.checkpoint.size import size_of
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.analysis import needed_measure
@@ -65,6 +64,7 @@ from chopjax.runs.settings import (
 )
 from chopjax.runs.stages import Stage, finish, look
 from chopjax.runs.strategies import before_training, masked_by
+from chopjax.runs.strategies import kind_of as in_few_bits
 from chopjax.runs.workdir import check_space, opened
 from chopjax.score.engine import Engine
 from chopjax.train import settings as training
@@ -353,9 +353,11 @@ def _figures(job: Job, point: Point, runs: Sequence[Path]) -> dict[str, Any]:
             figures |= size_of(parent.weights, point.keep)._asdict()
     else:
         start = changes.made(settings, folder, point)
-        loaded, _ = work.opened(settings.score, Model(str(start)))
+        codes = bool(in_few_bits(point.changes))
+        loaded, _ = work.opened(settings.score, Model(str(start)), codes)
         params, model_config = loaded.params, loaded.config
-        figures |= size_of(open_to_score(str(start)))._asdict()
+        assert isinstance(loaded.weights, Checkpoint)
+        figures |= size_of(loaded.weights)._asdict()
     if method.repaired:
         start = repairs.repaired(settings, workdir, runs[0].name, point)
         cost = costs.repair_cost(parent.config, point.keep, repairs.record(start))

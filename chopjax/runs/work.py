@@ -81,8 +81,10 @@ def analysis(settings: AnySettings, model: Model, about: AnalysisSettings) -> di
 # ------------------------------------------------------------------------------------ Scoring
 
 
-def opened(settings: ScoreSettings, model: Model) -> tuple[Loaded, Engine]:
-    return open_engine(*model, settings.dtype, settings.max_length or None)
+def opened(settings: ScoreSettings, model: Model, codes: bool = False) -> tuple[Loaded, Engine]:
+    """codes: of what `chopjax quantize` wrote these, and not the numbers that they stand for."""
+    description = describe(*model, quantized=codes)
+    return open_engine(description, None, settings.dtype, settings.max_length or None)
 
 
 def held_out(settings: AnySettings, loaded: Loaded, engine: Engine) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def inverse_factor(gram_II: np.ndarray, tokens: int, where: str) -> np.ndarray:
     except np.linalg.LinAlgError as error:
         raise UserError(
             f"{where}: some inputs are so large on this text, and so alike, that 2/n·Σ xᵀx cannot "
-            "be inverted; take other text, or a --method that does without: wanda, or of bits "
-            "nearest"
+            "be inverted; take other text, or a method that does without: wanda for zeros, nearest "
+            "for bits"
         ) from error
     inverse_II, _ = scipy.linalg.lapack.dtrtri(lower_II[::-1, ::-1], lower=0)
     factor_II: np.ndarray = np.triu(inverse_II).astype(np.float32)

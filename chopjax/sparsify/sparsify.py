@@ -19,7 +19,8 @@ from chopjax.checkpoint.changed import write_changed
 from chopjax.checkpoint.describe import of_checkpoint
 from chopjax.checkpoint.identity import of_description
 from chopjax.checkpoint.open import open_checkpoint
-from chopjax.checkpoint.provenance import SPARSITY, add_entry, check_provenance, read_provenance
+from chopjax.checkpoint.packed import say_decoded
+from chopjax.checkpoint.provenance import SPARSITY, add_entry, check_provenance, record_of
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.checkpoint.verify import check_tied
 from chopjax.checkpoint.writer import MAX_SHARD_BYTES, Tensor
@@ -33,7 +34,7 @@ from chopjax.sparsify.pattern import Pattern
 from chopjax.sparsify.text import read_text
 from chopjax.sparsify.walk import change_layers, losses_on
 from chopjax.sparsify.ways import way_of
-from chopjax.sparsify.work import held, layer_file, tensors_in
+from chopjax.sparsify.work import finishes, held, layer_file, remove_finished, tensors_in
 
 VERB = "sparsify"
 
@@ -69,12 +70,14 @@ def sparsify(
     check_method(settings.method, bool(inputs))
     checkpoint = open_checkpoint(model, revision)
     check(checkpoint, settings.pattern)
-    check_provenance(checkpoint.folder, checkpoint.name, checkpoint.config.num_layers)
+    check_provenance(checkpoint)
+    remove_finished(out, VERB)
     check_free(out, VERB, overwrite, protect=[checkpoint.folder])
     text = None
     if inputs:
         length = settings.sequence_length
         text = read_text(checkpoint, inputs, settings.sequences, length, settings.seed, field)
+    say_decoded(checkpoint)
     checkpoint.fetch(checkpoint.tensors)
     check_tied(checkpoint)
     same = {
@@ -101,6 +104,7 @@ def sparsify(
     return {
         "model": model,
         "revision": checkpoint.revision,
+        "decoded": checkpoint.decoded,
         "out": str(out),
         **about,
         "kinds": {
@@ -133,7 +137,7 @@ def _write(
     pruned = tensors_in(work, checkpoint.config.num_layers)
     record = add_entry(
         SPARSITY,
-        read_provenance(checkpoint.folder),
+        record_of(checkpoint),
         checkpoint.name,
         checkpoint.revision,
         checkpoint.config.num_layers,
@@ -149,3 +153,4 @@ def _write(
                 folder, checkpoint, checkpoint.raw_config, tensors, max_shard_bytes, bar.advance
             )
         write_record(folder, record)
+        finishes(work, folder)

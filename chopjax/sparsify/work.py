@@ -4,6 +4,7 @@
     OUT.partial/settings.json         what is changed, how, on which text
     OUT.partial/layer-N.safetensors   the changed tensors of layer N; its metadata counts zeros
     OUT.partial/states-N.npy          what enters layer N, of every sequence: the latest alone
+    OUT.partial/finished.json         the inode of the folder that is about to be named OUT
 
 Files appear whole (new_file), a layer before the states behind it. A run that was killed goes on
 from the latest states.
@@ -30,9 +31,9 @@ from chopjax.disk.mark import MARK, is_unfinished, make_folder, mark_new, some
 from chopjax.errors import UserError
 from chopjax.progress import say
 
-SETTINGS = "settings.json"
+SETTINGS, FINISHED = "settings.json", "finished.json"
 _OURS = re.compile(
-    r"(lock|\.chopjax\.json|settings\.json|layer-\d+\.safetensors|states-\d+\.npy)"
+    r"(lock|\.chopjax\.json|(settings|finished)\.json|layer-\d+\.safetensors|states-\d+\.npy)"
     r"|\.[\w.-]+\.(partial|json\.new)-[0-9a-f]{8}"
 )
 
@@ -91,9 +92,35 @@ def held(out: Path, verb: str, settings: Mapping[str, Any], overwrite: bool) -> 
                 except BaseException:
                     remove_unless_useful()
                     raise
-                shutil.rmtree(work)
+                _remove(work)
     except OSError as error:
         raise UserError(f"{error.filename or work}: {error.strerror or error}") from error
+
+
+def finishes(work: Path, folder: Path) -> None:
+    """Note that this folder, which is complete, is renamed to OUT next. Its inode stays."""
+    with new_file(work / FINISHED, overwrite=True) as path:
+        path.write_text(json.dumps({"inode": folder.stat().st_ino}))
+
+
+def remove_finished(out: Path, verb: str) -> None:
+    """Remove OUT's work folder where a run was killed after OUT had appeared."""
+    work = work_folder(out)
+    if not (out.is_dir() and is_unfinished(work, verb) and (work / FINISHED).is_file()):
+        return
+    if read_json_object(work / FINISHED) != {"inode": out.stat().st_ino}:
+        return
+    with locked(work / "lock", f"another process is writing {out}; wait for it"):
+        say(f"removing {work}, left by a run that was killed when {out} was complete")
+        _remove(work)
+
+
+def _remove(work: Path) -> None:
+    """What tells that it may go goes last."""
+    for path in work.iterdir():
+        if path.name not in (MARK, FINISHED):
+            path.unlink()
+    shutil.rmtree(work)
 
 
 def _make(work: Path, verb: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from chopjax import __version__
 from chopjax.checkpoint.describe import Description, describe, write_own
+from chopjax.checkpoint.packed import say_decoded
 from chopjax.checkpoint.provenance import SCRATCH, compose
 from chopjax.chop.configurations import choose
 from chopjax.chop.surgery import chop_config
@@ -122,6 +123,8 @@ def write_assets(
             dataclasses.asdict(settings.chop),
             origin.keep,
         )
+    if description is not None and not settings.from_scratch:
+        say_decoded(description.weights)
     if description is None:
         assets = expanded(settings.tokenizer)
         if not assets.is_dir():

@@ -188,6 +188,14 @@ def test_not_everything_that_runs_the_parent_runs_quantized_weights(
     assert ("biases were added" in text) == bool(repair)
 
 
+def test_what_layers_were_measured_on(tmp_path: Path) -> None:
+    analysis = {"model": "/home/me/m", "data": ["/home/me/a.txt", "hf:b/c"], "tokens": 65536}
+    about = {"remove": 6, "analysis": analysis | {"settings": {"measures": ["similarity"]}}}
+    record = compose(None, "m", None, 8, "similarity", about, (0, 5))
+    expected = "| strategy | similarity (remove 6, analysis on 65,536 tokens of a.txt, hf:b/c) |"
+    assert expected in card(record, {}, tmp_path)
+
+
 def test_random_weights_have_no_parent(tmp_path: Path) -> None:
     parent_folder(tmp_path, "---\nlicense: mit\n---\nof the tokenizer\n")
     record = add_entry(TRAINING, None, SCRATCH, None, 8, ENTRY)

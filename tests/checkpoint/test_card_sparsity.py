@@ -37,6 +37,27 @@ def test_columns_of_zeros(entry: dict[str, Any], later: list[dict[str, Any]], sa
     assert facts(entry, history) == [("sparsity", said)]
 
 
+WHOLE = {"step": "chop", "kept_layers": [0, 1], "parent": {"num_layers": 2}}
+CHOPPED = WHOLE | {"kept_layers": [1]}
+
+
+@pytest.mark.parametrize(
+    ("later", "added"),
+    [
+        ([WHOLE], ""),
+        ([CHOPPED, CHOPPED], "; a chop since then took some of these weights"),
+        (
+            [{"step": "width"}, CHOPPED],
+            "; a narrowing and a chop since then took some of these weights",
+        ),
+    ],
+)
+def test_counts_are_of_their_time(later: list[dict[str, Any]], added: str) -> None:
+    entry = {"step": "sparsity", "method": "wanda", "pattern": "2:4", "zeros": 4, "weights": 8}
+    said = "Wanda, 2:4: 4 of the 8 weights of the blocks' matrices became zero"
+    assert facts(entry, [CHOPPED, entry, *later]) == [("sparsity", said + added)]
+
+
 @pytest.mark.parametrize(
     ("settings", "by"),
     [

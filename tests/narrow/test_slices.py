@@ -77,9 +77,9 @@ def test_dimensions_go_wherever_transformers_has_the_width(family: str, tmp_path
         with pytest.raises(UserError, match="--embed: "):
             make_plan(checkpoint.family, raw, config, {"embed": 0.25})
         return
-    plan = make_plan(checkpoint.family, raw, config, {"embed": 0.25})
-    assert plan.config.embed_dim == 24
-    kept = np.sort(np.random.default_rng(0).permutation(32)[:24])
+    plan = make_plan(checkpoint.family, raw, config, {"embed": 0.5})
+    assert plan.config.embed_dim == 16
+    kept = np.sort(np.random.default_rng(0).permutation(32)[:16])
     write(tmp_path / "o", checkpoint, plan, [{"embed": kept}] * config.num_layers)
     made = open_checkpoint(str(tmp_path / "o"))
     assert torch.isfinite(logits(loaded(tmp_path / "o"))).all(), "its shapes are transformers'"

@@ -57,7 +57,7 @@ def test_shares_give_whole_units(
     assert total == (queries if kv_heads == 1 else kv_heads)
     assert heads == [round(gone / total, 4) for gone in range(1, total)]
     asked = {"heads": data.draw(st.sampled_from(heads))} if heads else {}
-    step = math.gcd(mlp, 8)
+    step = math.gcd(mlp, 16)
     if 0 < round((1 - share) * mlp / step) * step < mlp:
         asked["mlp"] = share
     if not asked:

@@ -132,10 +132,10 @@ def test_what_is_recorded(parent: Path, tmp_path: Path, capsys: pytest.CaptureFi
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"int4, a scale for 16 inputs of an output, nearest: {numbers:,} weights" in card
     assert main(["inspect", str(tmp_path / "out")]) == 0
-    assert "and it is scored" in capsys.readouterr().out
+    assert "with the numbers that its codes stand for" in capsys.readouterr().out
     assert main(["chop", str(tmp_path / "out"), str(tmp_path / "chop"), "--keep", "0"]) == 0
     said = capsys.readouterr().err
-    assert "chopjax can chop and score model_type llama, and not train it" in said
+    assert "the weights are quantized, as `chopjax quantize` does it, and stay so" in said
     assert main(words) == 2, "it is there already"
     assert main([*words, "--overwrite", "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
@@ -187,7 +187,7 @@ def test_what_is_quantized_already_and_what_is_not_finite(
 ) -> None:
     kind, out = quantized
     assert main(["quantize", str(out), str(tmp_path / "again"), "--weights", "int8"]) == 2
-    assert "the weights are quantized (quantization_config" in capsys.readouterr().err
+    assert f"{out}: its weights are in {kind} already" in capsys.readouterr().err
     tensors = load_file(parent / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name][3, 4] = float("nan")

@@ -171,6 +171,41 @@ def test_columns_go_while_a_point_is_trained(folder: Path, tmp_path: Path) -> No
         assert row["not_zero"] == everything < row["parameters"]
 
 
+def test_what_follows_codes_is_made_of_their_numbers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind int8 in a strategy, and of a parent that is in int8."""
+    model, text, codes = str(folder / "model"), folder / "text.jsonl", str(tmp_path / "codes")
+    assert cli.main(["quantize", model, codes, "--weights", "int8"]) == 0
+    zeros = ["--method", "magnitude", "--pattern", "2:4"]
+    assert cli.main(["sparsify", codes, str(tmp_path / "sparse"), *zeros]) == 0
+    loss = loss_of(capsys, tmp_path / "sparse", text)
+    behind = "int8+magnitude:2:4,int8+magnitude:2:4+int8,int8+dimchop:0.5"
+    for parent, names in ((model, behind), (codes, "input:2,magnitude:2:4")):
+        work = tmp_path / f"work-{Path(parent).name}"
+        flags = [f"strategies={names}", f"model={parent}", "heal.dimchop.interval=1"]
+        words = ["sweep", "--config", str(folder / "recipe.py"), "--workdir", str(work)]
+        assert cli.main([*words, *(f"--config.{flag}" for flag in flags)]) == 0
+        report = json.loads((work / "report.json").read_text())
+        rows = rows_of(report)
+        if parent == model:
+            assert set(rows) == {
+                ("int8+magnitude:2:4", False), ("int8+magnitude:2:4", True),
+                ("int8+magnitude:2:4+int8", False), ("int8+dimchop:0.5", True),
+            }  # fmt: skip
+            sparse = rows["int8+magnitude:2:4", False]
+            again = rows["int8+magnitude:2:4+int8", False]
+            assert (sparse.get("weights"), again["weights"]) == (None, "int8")
+            assert again["bytes"] < sparse["bytes"] == report["parent"]["bytes"]
+        else:
+            assert set(rows) == {
+                (name, healed) for name in names.split(",") for healed in (False, True)
+            }
+            sparse = rows["magnitude:2:4", False]
+            assert sparse["bytes"] == report["parent"]["bytes"] > rows["input:2", False]["bytes"]
+        assert sparse["loss"] == pytest.approx(loss, abs=1e-5)
+
+
 def test_when_columns_go(folder: Path) -> None:
     """All of them half-way, unless it is said, at a step at which columns are chosen; held-out text
     is measured at such steps, too. Other points have nothing of it."""
@@ -197,6 +232,7 @@ def test_when_columns_go(folder: Path) -> None:
         (["--config.strategies=input,wanda"], "strategies: 'wanda': "),
         (["--config.strategies=narrow:heads=0.3"], "strategies: narrow:heads=0.3: --heads 0.3"),
         (["--config.strategies=input:9+int8"], "from 1 to 4"),
+        (["--config.strategies=int4+wanda:2:4+int4+int8"], "'int4+wanda:2:4+int4+int8': weights"),
         (
             ["--config.strategies=input,dimchop:0.5", "--config.healed=False"],
             "dimchop:0.5: columns go in training; give healed=True or methods",

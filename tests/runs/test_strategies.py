@@ -15,6 +15,7 @@ from chopjax.runs.strategies import (
     Narrow,
     Sparse,
     Strategy,
+    kind_of,
     looks,
     parse_strategy,
 )
@@ -44,6 +45,11 @@ def test_a_chop_by_name_takes_every_number_of_layers(name: str) -> None:
         ),
         ("int8", "", "", (Bits("int8", "nearest"),)),
         ("dimchop:0.5", "", "", (Columns(0.5),)),
+        ("int8+dimchop:0.5", "", "", (Bits("int8", "nearest"), Columns(0.5))),
+        (
+            "int4+sparsegpt:2:4+int8",
+            "", "", (Bits("int4", "nearest"), Sparse("sparsegpt", "2:4"), Bits("int8", "nearest")),
+        ),
         ("input:0.25+dimchop:0.5", "input", "0.25", (Columns(0.5),)),
         ("input:0.25+int4", "input", "0.25", (Bits("int4", "nearest"),)),
         ("block-influence+int4:gptq", "block-influence", "", (Bits("int4", "gptq"),)),
@@ -61,7 +67,9 @@ def test_what_is_made(text: str, chop: str, remove: str, changes: tuple[Change, 
     ("text", "complaint"),
     [
         ("inptu", "'inptu' is not one of input, .* did you mean input"),
-        ("int4+input:0.25", "nothing comes after int4"),
+        ("int4+input:0.25", "a chop comes first, and input does not"),
+        ("int4+int8", "weights in int4 are not quantized again, to 'int8'"),
+        ("wanda:0.5+int4+int4:gptq", "weights in int4 are not quantized again, to 'int4:gptq'"),
         ("dimchop:0.5+int4", "nothing comes after dimchop"),
         ("dimchop", "dimchop:SHARE"),
         ("wanda:2:4+dimchop:0.5", "zeros that were made stay"),
@@ -88,6 +96,13 @@ def test_how_many_layers_go() -> None:
     assert parse_strategy("input:0.25+int8").counts([6], 12) == [3]
     with pytest.raises(UserError, match="from 1 to 11"):
         parse_strategy("input:12").counts([6], 12)
+
+
+def test_which_format_comes_of_it() -> None:
+    formats = {"int4": "int4", "wanda:0.5+int8": "int8", "int4+wanda:0.5": "", "": ""}
+    formats |= {"int4+wanda:0.5+fp8": "fp8", "int8+dimchop:0.5": ""}
+    for text, kind in formats.items():
+        assert kind_of(parse_strategy(text).changes if text else ()) == kind
 
 
 def test_which_changes_look_at_a_text() -> None:

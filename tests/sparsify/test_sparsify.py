@@ -172,6 +172,39 @@ def test_a_run_killed_at_any_instant_goes_on_to_the_same_bytes(
     assert resumed == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("verb", ["sparsify", "quantize"])
+def test_work_that_a_kill_left_when_all_was_written_goes(
+    verb: str, parent: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", str(text), "--sequences", "4", "--sequence-length", "16"]
+    flags += {
+        "sparsify": ["--method", "wanda", "--pattern", "2:4"],
+        "quantize": ["--method", "gptq", "--weights", "int8"],
+    }[verb]
+    out, work = tmp_path / "out", tmp_path / "out.partial"
+    words = [verb, str(parent), str(out), *flags]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("chopjax.sparsify.work._remove", lambda work: None)
+        assert cli.main(words) == 0
+    assert (work / "layer-0.safetensors").is_file()
+    shutil.copytree(work, tmp_path / "copy")
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"removing {work}, left by a run that was killed when {out} was complete" in said
+    assert f"{out} exists" in said
+    assert not work.exists()
+    # Work on what is to replace another OUT stays, and is gone on with.
+    shutil.copytree(tmp_path / "copy", work)
+    out.rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", out)
+    assert cli.main(words) == 2
+    assert work.is_dir()
+    assert cli.main([*words, "--overwrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers_from_before"] == 4
+    assert not work.exists()
+
+
 def test_unfinished_work_of_other_settings_is_not_mixed_in(
     parent: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from chopjax.disk.mark import MARK, remove_marked
+from chopjax.disk.mark import MARK, begin_mark, remove_marked
 from chopjax.errors import UserError
 from chopjax.launch.workdir import LOCK, owned
 from chopjax.train import checkpoints
@@ -65,6 +65,40 @@ def test_a_file_named_like_the_lock_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\.lock"), owned(tmp_path, check_workdir):
         raise AssertionError("entered")
     assert (tmp_path / LOCK).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "left"),
+    [
+        ((), (), ()),
+        (("deep/run",), (), ("deep/run/.chopjax.json", "deep/run/.lock")),
+        (("deep",), (), ()),
+        (
+            (),
+            ("checkpoints/notes.txt",),
+            ("deep/run/.chopjax.json", "deep/run/.lock", "deep/run/checkpoints/notes.txt"),
+        ),
+    ],
+)
+def test_a_folder_goes_again_where_a_run_is_refused(
+    before: tuple[str, ...], written: tuple[str, ...], left: tuple[str, ...], tmp_path: Path
+) -> None:
+    workdir = tmp_path / "deep" / "run"
+    for name in before:
+        (tmp_path / name).mkdir(parents=True)
+
+    def refuse() -> None:
+        begin_mark(workdir, "train")
+        (workdir / "checkpoints").mkdir()
+        for name in written:
+            (workdir / name).write_text("precious")
+        raise UserError("refused")
+
+    with pytest.raises(UserError, match="refused"), owned(workdir, check_workdir):
+        refuse()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert tuple(sorted(path.relative_to(tmp_path).as_posix() for path in files)) == left
+    assert (tmp_path / "deep").exists() == bool(before or left)
 
 
 def test_other_files_of_a_folder_do_not_matter(tmp_path: Path) -> None:

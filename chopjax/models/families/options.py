@@ -199,7 +199,7 @@ def _quantized(value: Any) -> str:
     """What a quantized checkpoint is, and the way out."""
     method = value.get("quant_method") if isinstance(value, dict) else None
     return (
-        f"the weights are quantized (quantization_config: {shown(method or value)}), and "
-        "chopjax computes with weights in floating point alone: take the checkpoint that it was "
+        f"the weights are quantized (quantization_config: {shown(method or value)}), and not as "
+        "`chopjax quantize` does it, whose codes chopjax reads: take the checkpoint that it was "
         "made from. `chopjax chop` removes layers from quantized ones, too"
     )
