@@ -44,21 +44,20 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.errors import UserError
     from chopjax.progress import say
     from chopjax.report import costs, plots
-    from chopjax.report.own_files import read_report
     from chopjax.report.results_file import read_results
     from chopjax.report.task_rendering import figure, markdown, markdown_lines
     from chopjax.report.task_table import as_json, compare
     from chopjax.terminal import print_json
 
     plot = plots.check_plot(args.plot) if args.plot else None
-    sweeps = [read_report(expanded(place) / "report.json", "points") for place in args.results]
+    sweeps = [costs.of_workdir(expanded(place)) for place in args.results]
     places = zip(args.results, sweeps, strict=True)
     files = [read_results(place) for place, sweep in places if sweep is None]
     if len({file.path.resolve() for file in files}) < len(files):
         raise UserError(f"the same results twice: {', '.join(str(file.path) for file in files)}")
     table = compare(files, args.metric) if files else None
     scored = iter(costs.of_results(table, files) if table else ())
-    models = [each for s in sweeps for each in (costs.of_sweep(s) if s else [next(scored)])]
+    models = [each for sweep in sweeps for each in sweep or [next(scored)]]
     if plot is not None:
         if table is None:
             raise UserError("--plot draws results; a sweep has its figures in its workdir")

@@ -140,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.score.tasks import load_tasks
     from chopjax.score.texts import find_texts
 
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise UserError(f"--num-fewshot {args.num_fewshot}: not below 0")
     if args.list_tasks:
         return _list_tasks(args)
     given = {"MODEL": args.model, "--suite or --tasks": args.suite or args.tasks is not None}
@@ -148,8 +150,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     check_scoring_model(args)
     limit, chat = _limit(args.limit), _chat(args)
-    if args.num_fewshot is not None and args.num_fewshot < 0:
-        raise UserError(f"--num-fewshot {args.num_fewshot}: not below 0")
     output = expanded(args.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; a folder is needed")
@@ -255,7 +255,7 @@ def _list_tasks(args: argparse.Namespace) -> int:
     names = [args.suite] if args.suite else _names(args.tasks or "")
     if not names:
         say("reading the task files of lm-evaluation-harness …")
-    listed = list_tasks(names, args.include_path, args.data_dir)
+    listed = list_tasks(names, args.include_path, args.data_dir, args.num_fewshot)
     if args.json:
         print(json.dumps([dataclasses.asdict(each) for each in listed]))
         return 0

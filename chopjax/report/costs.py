@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
+from chopjax.errors import UserError
 from chopjax.report.own_files import read_report
 from chopjax.report.results_file import Results
 from chopjax.report.sweep_rows import ACCURACY, CHOPPED, Row, state_of, tasks_of
@@ -27,6 +28,8 @@ from chopjax.report.task_table import Table
 HELD_OUT = "held-out text"  # of a sweep
 PERPLEXITIES = ("perplexity,none", "word_perplexity,none")
 SIZES = ("parameters", "not_zero", "bytes")
+# What comes of a report whose fields are not as they were written.
+WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +75,36 @@ def _latency(path: Path) -> tuple[float | None, float | None]:
     """Latency and speed-up, where the file is WORKDIR/scores/NAME/MODEL/results_….json of a run."""
     if len(path.parents) < 4 or path.parents[2].name != "scores":
         return None, None
-    models = (read_report(path.parents[3] / "report.json", "models") or {}).get("models", {})
-    seconds = {name: model.get("latency_seconds") for name, model in models.items()}
-    known = {name: float(s) for name, s in seconds.items() if isinstance(s, (int, float))}
-    if (own := known.get(path.parents[1].name)) is None:
+    place = path.parents[3] / "report.json"
+    if not place.exists():
         return None, None
-    return own, known["parent"] / own if "parent" in known else None
+    report: Any = read_report(place, "models")
+    try:
+        seconds = {name: each.get("latency_seconds") for name, each in report["models"].items()}
+        known = {name: float(s) for name, s in seconds.items() if s is not None}
+        if (own := known.get(path.parents[1].name)) is None:
+            return None, None
+        return own, known["parent"] / own if "parent" in known else None
+    except (*WRONG, ZeroDivisionError):
+        raise UserError(
+            f"{place}: not the report of a `chopjax run`, where {path} lies as in the workdir of "
+            "one; start the run again, which writes it anew, or move it away"
+        ) from None
+
+
+def of_workdir(folder: Path) -> list[Model] | None:
+    """Of a sweep's workdir; None for any other folder. Raises UserError where its report is not as
+    a sweep writes it."""
+    path = folder / "report.json"
+    if (report := read_report(path, "points")) is None:
+        return None
+    try:
+        return of_sweep(report)
+    except WRONG as error:
+        raise UserError(
+            f"{path}: not as `chopjax sweep` writes it ({error!r}); start the sweep again, which "
+            "writes it anew from its points"
+        ) from None
 
 
 def of_sweep(report: Mapping[str, Any]) -> list[Model]:

@@ -78,7 +78,10 @@ def read_results(place: str) -> Results:
         files = (file for file in path.rglob("results_*.json") if file.is_file())
         by_name = sorted(files, key=lambda p: (p.name, str(p)))
         if not by_name:
-            raise UserError(f"{path}: no results_*.json in this folder, which is what score writes")
+            raise UserError(
+                f"{path}: no results_*.json in this folder, which is what score writes, and no "
+                "report.json of a sweep"
+            )
         path = by_name[-1]
     elif not path.is_file():
         raise UserError(f"{path}: no such file or folder")

@@ -8,7 +8,8 @@
     WORKDIR/heal/KEY/          the training run of the point at work, removed when it is scored
     WORKDIR/repaired/KEY/      its repaired model, where it is repaired, likewise
     WORKDIR/made/KEY/          the model of a point that is more than a chop (changes.py), until
-                               no point wants it any more
+                               no point wants it any more; with `keep_healed` training runs stay,
+                               and what adapters among them stand on
     WORKDIR/report.html, *.png, *.svg, report.json
 
 The parent stays in memory; an unhealed point slices its layers and reads nothing from disk. Started
@@ -234,19 +235,19 @@ def _rows(job: Job, points: Sequence[Point]) -> list[dict[str, Any]]:
     tasks, rows = look(records, stages, keys), []
     _prepare(job, [point for point, task in zip(points, tasks, strict=True) if not task.done])
     wanted = [None if t.done else _made_in(job, p) for p, t in zip(points, tasks, strict=True)]
+    bases = [_made_in(job, point) for point in points if _base_stays(job, point)]
     with progress("points", len(tasks), "points", sum(bool(task.done) for task in tasks)) as bar:
         for point, own, task in zip(points, keys, tasks, strict=True):
             rows.append(finish(records, task))
             made = wanted.pop(0)
             if task.done:
                 continue
-            # Adapters that stay want what they stand on.
-            if made and made not in wanted and not job.settings.keep_healed:
+            if made and made not in (*wanted, *bases):
                 changes.remove(made)
             if point.method.trained and not job.settings.keep_healed:
                 for folder in _runs(job, own):
                     healing.remove_run(folder, job.settings.heal.log)
-            if point.method.repaired:
+            if point.method.repaired and not _base_stays(job, point):
                 repairs.remove(job.workdir, own)
             bar.advance(1, loss=rows[-1]["loss"])
     return rows
@@ -273,6 +274,14 @@ def _prepare(job: Job, missing: Sequence[Point]) -> None:
         work.prepare_text(settings, text.train, job.workdir / point_runs.TOKENS)
     if missing and point_runs.compares(settings):
         work.prepare_text(settings, text.held_out, job.workdir / point_runs.HELD_OUT)
+
+
+def _base_stays(job: Job, point: Point) -> bool:
+    """Whether what a point is trained from stays on the disk: adapters that stay are nothing
+    without it."""
+    settings, method = job.settings, point.method
+    healed = settings.keep_healed and bool(method.trained)
+    return healed and heal_of(settings, method).adapter.rank > 0
 
 
 def _made_in(job: Job, point: Point) -> Path | None:

@@ -113,17 +113,6 @@ class LocalTask(ConfigurableTask):
         """As the harness chooses them; None where they are in a file that is not there."""
         return super().fewshot_docs() if self._examples() in (None, *self.dataset) else None
 
-    def check_examples(self) -> None:
-        """Raises UserError where the task wants examples and their file is not there."""
-        split = self._examples()
-        if self.get_config("num_fewshot") and split not in (None, *self.dataset):
-            about = {key: self.get_config(key) for key in (*SPLITS, "task", *DATASET)}
-            path = files(about, Path(self.config.metadata["data_dir"]))[str(split)]
-            raise UserError(
-                f"task {self.task_name}: the examples for {self.get_config('num_fewshot')} shots "
-                f"are missing: {where_from(path, about, str(split))}"
-            )
-
     def _examples(self) -> str | None:
         """The split that examples come from."""
         if self.fewshot_cfg.samples is not None:
@@ -134,22 +123,34 @@ class LocalTask(ConfigurableTask):
 
 SPLITS = ("training_split", "validation_split", "test_split")
 DATASET = ("dataset_path", "dataset_name", "fewshot_split")
+# What `missing` reads of a config, and a group may say for its tasks.
+NEEDS = (*SPLITS, *DATASET, "num_fewshot", "fewshot_config")
 
 
 def files(about: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     """Split → file, of all splits that a task's config names."""
-    name = "mmlu" if about.get("dataset_path") == MMLU else str(about["task"])
     splits = [about.get(key) for key in (*SPLITS, "fewshot_split")]
-    return {split: folder / name / f"{split}.jsonl" for split in splits if split}
+    return {split: place(about, folder, split) for split in splits if split}
 
 
-def missing(about: Mapping[str, Any], folder: Path) -> dict[Path, str]:
-    """The file with the documents to score, if it is not there, and where it comes from."""
-    split = about.get("test_split") or about.get("validation_split")
-    if not split:
-        return {}
-    path = files(about, folder)[split]
-    return {} if path.is_file() else {path: where_from(path, about, split)}
+def place(about: Mapping[str, Any], folder: Path, split: str) -> Path:
+    """The file of a split."""
+    name = "mmlu" if about.get("dataset_path") == MMLU else str(about["task"])
+    return folder / name / f"{split}.jsonl"
+
+
+def missing(about: Mapping[str, Any], folder: Path, shots: int) -> dict[Path, str]:
+    """The files that are not there, of documents to score and, with shots, of examples, and where
+    each comes from."""
+    wanted = [about.get("test_split") or about.get("validation_split")]
+    examples = about.get("fewshot_config") or {}
+    if shots and examples.get("samples") is None:
+        named = (examples.get("split"), *(about.get(key) for key in ("fewshot_split", *SPLITS)))
+        wanted.append(next(filter(None, named), None))
+    places = {split: place(about, folder, split) for split in wanted if split}
+    return {
+        path: where_from(path, about, split) for split, path in places.items() if not path.is_file()
+    }
 
 
 def where_from(path: Path, about: Mapping[str, Any], split: str) -> str:

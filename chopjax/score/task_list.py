@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from chopjax.errors import UserError
 from chopjax.score import local_data
-from chopjax.score.tasks import SUITES, find, leaves, reachable, text_of
+from chopjax.score.tasks import SUITES, absent, find, leaves, own_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +32,12 @@ def list_tasks(
     names: Sequence[str] = (),
     include_path: str | Path | None = None,
     data_dir: str | Path | None = None,
+    num_fewshot: int | None = None,
 ) -> list[Listed]:
     """All names, or those that names and patterns mean: suites, groups, tags, tasks.
 
-    data_dir: only what has a part of its data there, and the suites. Raises UserError for names
-    and folders that are not there.
+    data_dir: only what has a part of its data there, and the suites. num_fewshot: as load_tasks has
+    it. Raises UserError for names and folders that are not there.
     """
     manager, matching = find(list(names) or ["*"], include_path, data_dir)
     if data_dir is not None:
@@ -45,17 +45,21 @@ def list_tasks(
             raise UserError(f"--data-dir {data_dir}: no such folder")
         if not names:
             matching = [name for name in matching if _has_data(manager, name, Path(data_dir))]
-    listed = [_listed(manager, name, data_dir) for name in matching]
+    listed = [_listed(manager, name, data_dir, num_fewshot) for name in matching]
     order = ("suite", "group", "tag", "task")
     return sorted(listed, key=lambda each: (order.index(each.kind), each.name))
 
 
-def _listed(manager: TaskManager, name: str, data_dir: str | Path | None) -> Listed:
+def _listed(
+    manager: TaskManager, name: str, data_dir: str | Path | None, num_fewshot: int | None
+) -> Listed:
     entry = manager.task_index[name]
     kind = {"GROUP": "group", "TAG": "tag"}.get(entry.kind.name, "task")
     if entry.yaml_path is not None and Path(entry.yaml_path).parent == SUITES:
         kind = "suite"
-    missing = None if data_dir is None else tuple(_missing(manager, name, Path(data_dir)))
+    missing = None
+    if data_dir is not None:
+        missing = tuple(_missing(manager, name, Path(data_dir), num_fewshot))
     return Listed(name, kind, len(leaves(manager, [name])), missing)
 
 
@@ -75,17 +79,8 @@ def _folder(config: dict[str, Any], name: str, folder: Path) -> Path:
     return folder / ("mmlu" if config.get("dataset_path") == local_data.MMLU else name)
 
 
-def _missing(manager: TaskManager, name: str, folder: Path) -> list[str]:
-    files: dict[Path, None] = {}
+def _missing(manager: TaskManager, name: str, folder: Path, num_fewshot: int | None) -> list[str]:
     for leaf in leaves(manager, [name]):
-        entry = manager.task_index.get(leaf)
-        path = entry.yaml_path if entry else None
-        config = load_yaml(path) if path is not None else {}
-        if path is None or "class" in config or "custom_dataset" in config:
+        if not own_config(manager, leaf):
             return [f"{leaf} reads its documents with code of its own"]
-        files |= dict.fromkeys(local_data.missing(config, folder))
-    for inner in reachable(manager, [name]):
-        if text := text_of(manager.task_index[inner].cfg):
-            place = folder / text["local"]
-            files |= {} if place.is_file() else {place: None}
-    return [str(path.relative_to(folder)) for path in files]
+    return [str(path.relative_to(folder)) for path in absent(manager, [name], folder, num_fewshot)]

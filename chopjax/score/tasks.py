@@ -52,7 +52,7 @@ def load_tasks(
     if without:
         wanted = _leave_out(manager, wanted, without)
     if data_dir is not None:
-        _read_locally(manager, wanted, expanded(data_dir))
+        _read_locally(manager, wanted, expanded(data_dir), num_fewshot)
     loaded: Tasks = {"tasks": {}, "groups": {}}
     for name in wanted:
         part = _load(manager, name)
@@ -66,15 +66,15 @@ def load_tasks(
             "Leave it out, or score it with `lm_eval --confirm_run_unsafe_code`"
         )
     for task in loaded["tasks"].values():
-        usual = task.get_config("num_fewshot")
-        if num_fewshot is not None and usual != 0:
-            task.set_config(key="num_fewshot", value=num_fewshot)
-        elif usual is None:
-            task.set_config(key="num_fewshot", value=0)
-        if isinstance(task, LocalTask):
-            task.check_examples()
+        shots = shots_of(task.get_config("num_fewshot"), num_fewshot)
+        task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
+
+
+def shots_of(usual: int | None, asked: int | None) -> int:
+    """Examples in a prompt. usual: what the task says; asked: by --num-fewshot."""
+    return usual or 0 if asked is None or usual == 0 else asked
 
 
 def find(
@@ -123,18 +123,31 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 def leaves(manager: TaskManager, names: Iterable[str]) -> list[str]:
     """The tasks that groups and tags come down to, in order."""
-    tasks: dict[str, None] = {}
-    for name in names:
+    return list(dict.fromkeys(name for name, _ in _told(manager, names, {})))
+
+
+def _told(
+    manager: TaskManager, items: Iterable[Any], told: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same, each with what groups say for it, of NEEDS. items: names, or members as a group
+    lists them; told: by the groups above, which goes before what a group says itself."""
+    for item in items:
+        name, says = _member(item), {} if isinstance(item, str) else _needs(item)
         entry = manager.task_index.get(name)
-        if entry is None:
-            tasks[name] = None
-        elif entry.kind.name == "TAG":
-            tasks |= dict.fromkeys(leaves(manager, sorted(entry.tags)))
-        elif entry.kind.name == "GROUP":
-            tasks |= dict.fromkeys(leaves(manager, map(_member, _members(entry.cfg))))
+        kind = entry.kind.name if entry else ""
+        if entry and kind == "TAG":
+            yield from _told(manager, sorted(entry.tags), {**told, **says})
+        elif entry and kind == "GROUP":
+            about = {**_needs(entry.cfg or {}), **told, **says}
+            yield from _told(manager, _members(entry.cfg), about)
+        elif not entry and not isinstance(item, str) and "group" in item:  # there and nowhere else
+            yield from _told(manager, _members(item), {**says, **told})
         else:
-            tasks[name] = None
-    return list(tasks)
+            yield name, {**told, **says}
+
+
+def _needs(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in local_data.NEEDS if key in config}
 
 
 def _members(config: Mapping[str, Any] | None) -> list[Any]:
@@ -192,34 +205,55 @@ def text_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return ((config or {}).get("metadata") or {}).get("perplexity")
 
 
-def _read_locally(manager: TaskManager, names: list[str], data_dir: Path) -> None:
-    """Let every task that the names come down to read its file of data_dir."""
-    if not data_dir.is_dir():
-        raise UserError(f"--data-dir {data_dir}: no such folder")
-    absent: dict[Path, str] = {}
-    for name in leaves(manager, names):
-        entry = manager.task_index[name]
-        assert entry.yaml_path is not None
-        config = load_yaml(entry.yaml_path)
-        if "class" in config or "custom_dataset" in config:
-            raise UserError(
-                f"task {name} reads its documents with code of its own; --data-dir is not for it"
-            )
-        absent |= local_data.missing(config, data_dir)
-        config["class"] = LocalTask
-        manager.task_index[name] = dataclasses.replace(entry, yaml_path=None, cfg=config)
+def absent(
+    manager: TaskManager, names: Sequence[str], data_dir: Path, num_fewshot: int | None
+) -> dict[Path, str]:
+    """What data_dir lacks of what the names come down to: file → where it comes from."""
+    files: dict[Path, str] = {}
+    for name, told in _told(manager, names, {}):
+        config = own_config(manager, name) | told
+        shots = shots_of(config.get("num_fewshot"), num_fewshot)
+        files |= local_data.missing(config, data_dir, shots)
     for name in reachable(manager, names):
         if text := text_of(manager.task_index[name].cfg):
             path = data_dir / text["local"]
-            if not path.is_file():
-                absent[path] = f"{path}: text of {text['source']}"
-    if absent:
+            files |= {} if path.is_file() else {path: f"{path}: text of {text['source']}"}
+    return files
+
+
+def own_config(manager: TaskManager, name: str) -> dict[str, Any]:
+    """A task's config; empty where --data-dir is not for it: it reads its documents with code of
+    its own, or stands in a group's file alone."""
+    entry = manager.task_index.get(name)
+    if entry is None or entry.yaml_path is None:
+        return {}
+    config: dict[str, Any] = load_yaml(entry.yaml_path)
+    return {} if "class" in config or "custom_dataset" in config else config
+
+
+def _read_locally(
+    manager: TaskManager, names: list[str], data_dir: Path, num_fewshot: int | None
+) -> None:
+    """Let every task that the names come down to read its files of data_dir."""
+    if not data_dir.is_dir():
+        raise UserError(f"--data-dir {data_dir}: no such folder")
+    configs = {name: own_config(manager, name) for name in leaves(manager, names)}
+    if own := [name for name, config in configs.items() if not config]:
         raise UserError(
-            f"--data-dir {data_dir}: {len(absent)} files are missing. Each is a split of a dataset "
-            "of the hub as JSON lines (datasets.load_dataset(DATASET, CONFIG, split=SPLIT)"
-            f".to_json(FILE) writes it):\n{listing(list(absent.values()))}\n"
+            f"task {own[0]} reads its documents with code of its own, or stands in a group's file "
+            "alone; --data-dir is not for it"
+        )
+    if lacking := absent(manager, names, data_dir, num_fewshot):
+        raise UserError(
+            f"--data-dir {data_dir}: {len(lacking)} files are missing. Each is a split of a "
+            "dataset of the hub as JSON lines (datasets.load_dataset(DATASET, CONFIG, split=SPLIT)"
+            f".to_json(FILE) writes it):\n{listing(list(lacking.values()))}\n"
             "Tasks of a group can be left out with --without."
         )
+    for name, config in configs.items():
+        entry = manager.task_index[name]
+        reads = {**config, "class": LocalTask}
+        manager.task_index[name] = dataclasses.replace(entry, yaml_path=None, cfg=reads)
 
 
 # ------------------------------------------------------------------------------------ Loading

@@ -102,6 +102,40 @@ def test_a_run_knows_the_time_of_its_models(
     assert [each["speed_up"] for each in found] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "models",
+    [
+        None,
+        [],
+        {"parent": 3},
+        {"healed": {"latency_seconds": [1]}},
+        {"healed": {"latency_seconds": 0}, "parent": {"latency_seconds": 1}},
+    ],
+)
+def test_a_report_of_a_run_that_is_damaged_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], models: Any
+) -> None:
+    report = {"chopjax_version": "0.1.0", "settings": {}, "models": models}
+    file = write(tmp_path / "scores" / "healed" / "folder", "healed", {"a": [1.0, 0.0]})
+    for damaged in (json.dumps(report), json.dumps(report)[:-4], "[]"):
+        (tmp_path / "report.json").write_text(damaged)
+        assert main(["compare", str(file)]) == 2
+        assert f"{tmp_path / 'report.json'}: not the report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"points": 3}, {"points": [{}]}, {"parent": []}, {"parent": {"perplexity": "much"}}],
+)
+def test_a_report_of_a_sweep_that_is_damaged_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any
+) -> None:
+    path = write_sweep(tmp_path / "sweep") / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert main(["compare", str(path.parent)]) == 2
+    assert f"{path}: not as `chopjax sweep` writes it" in capsys.readouterr().err
+
+
 def test_a_sweep_that_was_asked_to_knows_the_time_of_its_points(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from runs import material
 
 from chopjax import cli
+from chopjax.checkpoint.load import load
 from chopjax.checkpoint.provenance import read_provenance
 from chopjax.runs.records import read_rows
 
@@ -129,6 +130,23 @@ def test_a_sweep_has_curves_of_chopped_repaired_and_healed_from_each(
     assert start(folder, "sweep", *flags[:3]) == 0
     again = read_rows(work / "points.jsonl")[len(before) :]
     assert [(row["healed"], row["repaired"]) for row in again] == [(False, True)]
+
+
+def test_what_kept_adapters_stand_on_stays_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    flags = [
+        "strategies=input,narrow:mlp=0.5,int8", "remove=2", "repair=linear", "keep_healed=True",
+        "methods=repair,repair+lora,repair+full,lora,full", "heal.adapter.rank=2",
+    ]  # fmt: skip
+    recipe, work = str(folder / "sweep.py"), tmp_path / "work"
+    given = [f"--config.{flag}" for flag in flags]
+    assert cli.main(["sweep", "--config", recipe, "--workdir", str(work), *given]) == 0
+    rows = [row for row in read_rows(work / "points.jsonl") if row["healed"]]
+    assert len(rows) == 6
+    runs = {row["key"]: load(str(work / "heal" / row["key"])) for row in rows}
+    assert {path.name for path in (work / "heal").iterdir()} == set(runs)
+    (adapted,) = [row["key"] for row in rows if row["method"] == "repair+lora"]
+    assert [path.name for path in (work / "repaired").iterdir()] == [adapted]
+    assert [path.name for path in (work / "made").glob("*/*")] == ["1-narrow"]
 
 
 def test_a_sweep_whose_points_have_no_layer_to_fold_into_leaves_them_out(

@@ -53,6 +53,35 @@ def test_what_of_a_folder_is_complete(tmp_path: Path) -> None:
         load_tasks(["copa"], data_dir=data)
 
 
+def test_files_of_examples_are_needed_where_there_are_shots(tmp_path: Path) -> None:
+    """As many as the task wants, a group above it, or --num-fewshot."""
+    data = suite_data.write(tmp_path)
+    (data / "gsm8k" / "train.jsonl").unlink()
+    suite_data.put(data, "mmlu", "test", [])
+
+    def lacks(name: str, shots: int | None = None) -> tuple[str, ...] | None:
+        (listed,) = list_tasks([name], data_dir=data, num_fewshot=shots)
+        return listed.missing
+
+    assert lacks("gsm8k") == lacks("generative") == ("gsm8k/train.jsonl",)
+    assert lacks("gsm8k", 0) == ()
+    assert lacks("mmlu") == ()
+    assert lacks("mmlu", 2) == lacks("deeper_layers") == ("mmlu/dev.jsonl",)
+    assert lacks("arc_easy", 2) == ("arc_easy/train.jsonl",)
+    assert lacks("just_chop", 2) == (), "a suite without examples"
+    # Scoring says the same, with where it is to be had.
+    with pytest.raises(UserError, match=r"1 files are missing.*\n.*gsm8k/train.jsonl: .*/gsm8k, "):
+        load_tasks(["generative"], data_dir=data)
+    assert load_tasks(["gsm8k"], None, 0, data)["tasks"].keys() == {"gsm8k"}
+
+
+def test_a_group_that_stands_in_another_s_file(tmp_path: Path) -> None:
+    (listed,) = list_tasks(["mmlu_continuation"], data_dir=tmp_path)
+    assert (listed.tasks, listed.missing) == (57, ("mmlu/test.jsonl",))
+    with pytest.raises(UserError, match=r"1 files are missing.*\n.*mmlu/test.jsonl: "):
+        load_tasks(["mmlu_continuation"], data_dir=tmp_path)
+
+
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No model and no output are needed."""
     data = suite_data.write(tmp_path)
