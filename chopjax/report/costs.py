@@ -76,9 +76,8 @@ def _latency(path: Path) -> tuple[float | None, float | None]:
     if len(path.parents) < 4 or path.parents[2].name != "scores":
         return None, None
     place = path.parents[3] / "report.json"
-    if not place.exists():
+    if (report := read_report(place, "models")) is None:  # of another program, or none
         return None, None
-    report: Any = read_report(place, "models")
     try:
         seconds = {name: each.get("latency_seconds") for name, each in report["models"].items()}
         known = {name: float(s) for name, s in seconds.items() if s is not None}
