@@ -68,7 +68,8 @@ def check_ids(
     name, token = "", f"token {largest}"
     if tokenizer is not None:
         loaded = tokenizer()
-        name, token = f"{loaded.name}: ", f"{token} ({loaded.backend.id_to_token(largest)!r})"
+        spelled = loaded.backend.id_to_token(largest)
+        name, token = f"{loaded.name}: ", f"{token} ({spelled!r})" if spelled else token
     raise UserError(
         f"{name}the text has {token}, and the model's embedding table has {vocab_size} rows, for "
         f"0 to {vocab_size - 1}: the tokenizer has tokens that the model does not know. Use the "
