@@ -16,10 +16,10 @@
 taught to classify (card_classification.py), one where weights became zero (card_sparsity.py), one
 where layers became narrower (card_width.py), one where weights were quantized
 (card_quantization.py) and one where they were in floating point again, for what follows it, oldest
-first. A chop's layers are numbered as its own parent's are. An entry
-that says no step is a chop, as all of an earlier version are. A chop's settings have `repair` where
-something was folded into the layers that stayed: what and how, the tensors `folded` and `added`
-(chop/folds.py), errors and losses.
+first. A chop's layers are numbered as its own parent's are. An entry that says no step is a chop,
+as all of an earlier version are. A chop's settings have `repair` where something was folded into
+the layers that stayed: what and how, the tensors `folded` and `added` (chop/folds.py), errors and
+losses.
 """
 
 from __future__ import annotations

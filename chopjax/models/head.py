@@ -64,7 +64,8 @@ def logits(head: Head, hidden_XE: jax.Array) -> jax.Array:
 
 
 def _as_it_lies(hidden_RE: jax.Array, kernel_EV: jax.Array, tied: bool) -> jax.Array:
-    """Products with a kernel or with a table, of which XLA (jax 0.10) would make a turned copy."""
+    """hidden · kernel, [R, V]. A tied kernel is a table that XLA would copy to turn it (jax 0.10):
+    all of it for one row, and of bfloat16 for any number."""
     if tied:
         return in_company(hidden_RE, 1, lambda rows: matmul("RE,VE->RV", rows, kernel_EV.T))
     return in_company(hidden_RE, 1, lambda rows: matmul("RE,EV->RV", rows, kernel_EV))

@@ -83,7 +83,7 @@ def product(
     it is made. Accelerators compute either side within the product: made beforehand it would only
     travel to memory and back.
     """
-    return in_company(x, contracted, lambda x: contract(x, kernel, contracted, precision))
+    return multiply(x, kernel, contracted, precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -91,7 +91,7 @@ def frozen_product(
     x: jax.Array, kernel: jax.Array, contracted: int = 1, precision: str | None = None
 ) -> jax.Array:
     """`product` with a kernel that never moves: it gets no gradient, for which x would be kept."""
-    return in_company(x, contracted, lambda x: contract(x, kernel, contracted, precision))
+    return multiply(x, kernel, contracted, precision)
 
 
 frozen_product.defvjp(
@@ -116,6 +116,11 @@ def contract(x: jax.Array, y: jax.Array, axes: Any, precision: str | None) -> ja
         wide = jnp.tensordot(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
         return wide.astype(x.dtype)
     return jnp.tensordot(x, y, axes, precision=precision)
+
+
+def multiply(x: jax.Array, kernel: jax.Array, contracted: int, precision: str | None) -> jax.Array:
+    """The last `contracted` axes of x times the first of the kernel."""
+    return in_company(x, contracted, lambda x: contract(x, kernel, contracted, precision))
 
 
 def in_company(

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.models.formats import FORMATS, NF4, ZERO, Form, Kind, forms
-from chopjax.models.linear import contract, in_company, precision_in_force
+from chopjax.models.linear import contract, multiply, precision_in_force
 from chopjax.models.mesh import partition, shardings
 from chopjax.models.parameters import Params
 
@@ -70,8 +70,7 @@ class Quantized(struct.PyTreeNode):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, node: Quantized, precision: str | None) -> jax.Array:
     """x [batch…, I] times the kernel: [batch…, O]."""
-    wide = node.unpacked(x.dtype)
-    return in_company(x, 1, lambda x: contract(x, wide, 1, precision))
+    return multiply(x, node.unpacked(x.dtype), 1, precision)
 
 
 def _forward(x: jax.Array, node: Quantized, precision: str | None) -> tuple[jax.Array, Quantized]:

@@ -74,7 +74,7 @@ def load_tasks(
 
 def shots_of(usual: int | None, asked: int | None) -> int:
     """Examples in a prompt. usual: what the task says; asked: by --num-fewshot."""
-    return usual or 0 if asked is None or usual == 0 else asked
+    return (usual or 0) if asked is None or usual == 0 else asked
 
 
 def find(
