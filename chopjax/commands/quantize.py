@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from chopjax import interrupts
 from chopjax.commands.calibration import add_output, add_text, looked_at, print_losses
 from chopjax.commands.flags import parse_bytes
 from chopjax.errors import UserError
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.method == "gptq":
         from chopjax.quantize.by_text import quantize_by_text
 
+        interrupts.advise("layers that are done are kept, and the same command goes on from there")
         done = quantize_by_text(args.model, out, args.weights, args.data, **given, **common)
     else:
         from chopjax.quantize.quantize import quantize_checkpoint

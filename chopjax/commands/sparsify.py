@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from chopjax import interrupts
 from chopjax.commands.calibration import add_output, add_text, looked_at, print_losses
 from chopjax.commands.flags import parse_bytes
 from chopjax.errors import UserError
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from chopjax.sparsify.sparsify import SparsifySettings, sparsify
     from chopjax.terminal import print_json
 
+    interrupts.advise("layers that are done are kept, and the same command goes on from there")
     done = sparsify(
         args.model,
         Path(args.out),

@@ -181,11 +181,13 @@ def test_work_that_a_kill_left_when_all_was_written_goes(
         "sparsify": ["--method", "wanda", "--pattern", "2:4"],
         "quantize": ["--method", "gptq", "--weights", "int8"],
     }[verb]
-    out, work = tmp_path / "out", tmp_path / "out.partial"
+    out, work, advice = tmp_path / "out", tmp_path / "out.partial", list[str]()
     words = [verb, str(parent), str(out), *flags]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("chopjax.sparsify.work._remove", lambda work: None)
+        patched.setattr(interrupts, "advise", advice.append)
         assert cli.main(words) == 0
+    assert ["the same command goes on from there" in words for words in advice] == [True]
     assert (work / "layer-0.safetensors").is_file()
     shutil.copytree(work, tmp_path / "copy")
     capsys.readouterr()
