@@ -1,7 +1,7 @@
 """How fast is text, beside transformers, and how near is it to what the memory allows?
 
     python benchmarks/generate.py --model DIR [--draft-keep 0-19 | --draft DIR] [--draft-length 4]
-        [--rows 1 8] [--prompt-length 100] [--new-tokens 64] [--rounds 3] [--dtype bfloat16]
+        [--rows 1 8] [--prompt-length 100] [--new-tokens 65] [--rounds 3] [--dtype bfloat16]
         [--json]
 
     plain       `chopjax generate`'s greedy decoding
@@ -14,9 +14,9 @@ nobody ends a text early. How many tokens are those of `plain` is printed: a nea
 other way, and all tokens behind it. Every contestant is a process of its own, and they take turns.
 
 Floor: bytes of the weights that a token needs (the table alone is not read whole where it is not
-tied) and of half the cache's slots, over the bandwidth of reading memory, which is measured before.
-What is held against it is the time of a token behind the prompt: each turn also writes a single
-token, and the rest takes the difference.
+tied) and of half the cache's slots, over the bandwidth of reading memory, measured in every turn:
+the median, as of all else. What is held against it is the time of a token behind the prompt:
+each turn also writes a single token, and the rest takes the difference.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--draft-length", type=int, default=4)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompt-length", type=int, default=100)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=65)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
@@ -89,23 +89,21 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     names = list(CONTESTANTS) if draft else ["plain", "hf"]
     workers = {name: Worker(__file__, name, json.dumps(said)) for name in names}
-    bandwidth = memory_bandwidth()
-    print(f"memory is read at {bandwidth / 1e9:.1f} GB/s")
     try:
-        rows = {rows: side_by_side(workers, rows, args, bandwidth) for rows in args.rows}
+        rows = {rows: side_by_side(workers, rows, args) for rows in args.rows}
     finally:
         for worker in workers.values():
             worker.close()
     versions = {name: version(name) for name in ("jax", "torch", "transformers")}
-    return {"bandwidth": bandwidth, "rows": rows, "versions": versions}
+    return {"rows": rows, "versions": versions}
 
 
-def side_by_side(
-    workers: dict[str, Worker], rows: int, args: argparse.Namespace, bandwidth: float
-) -> dict[str, Any]:
+def side_by_side(workers: dict[str, Worker], rows: int, args: argparse.Namespace) -> dict[str, Any]:
     asked = {"rows": rows, "prompt": args.prompt_length, "new": args.new_tokens}
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    bandwidths = []
     for turn in range(args.rounds + 1):
+        bandwidths.append(memory_bandwidth())
         for name, worker in workers.items():
             if name == "hf-draft" and rows > 1:
                 continue
@@ -114,8 +112,10 @@ def side_by_side(
                 answers[name].append(answer | {"behind": answer["seconds"] - first["seconds"]})
     found: dict[str, Any] = {}
     plain = answers["plain"][0]
+    bandwidth = statistics.median(bandwidths)
     floor = plain["bytes"] / bandwidth
-    print(f"{rows} rows of {args.prompt_length} tokens, {args.new_tokens} more")
+    print(f"{rows} rows of {args.prompt_length} tokens, {args.new_tokens} more; ", end="")
+    print(f"memory is read at {bandwidth / 1e9:.1f} GB/s")
     for name, given in answers.items():
         if not given:
             continue
@@ -137,7 +137,7 @@ def side_by_side(
             f"{same.sum()} of {same.size} tokens as plain  {words(given[-1]['more'])}",
             flush=True,
         )
-    found["plain"]["floor_seconds"] = floor
+    found["plain"] |= {"floor_seconds": floor, "bandwidth": bandwidth}
     return found
 
 
@@ -148,15 +148,16 @@ def words(more: dict[str, float]) -> str:
 def memory_bandwidth() -> float:
     """Bytes a second, by as many threads as there are processors, and by one if that is more."""
     array = np.ones(READ // 4, np.float32)
-    best = 0.0
+    found = []
     for threads in (1, len(os.sched_getaffinity(0))):
-        parts = np.array_split(array, threads)
+        parts, seconds = np.array_split(array, threads), []
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             for _ in range(5):
                 start = time.perf_counter()
                 list(pool.map(np.max, parts))  # adding up would take longer than reading
-                best = max(best, array.nbytes / (time.perf_counter() - start))
-    return best
+                seconds.append(time.perf_counter() - start)
+        found.append(array.nbytes / statistics.median(seconds))
+    return max(found)
 
 
 def prompts_of(asked: dict[str, int], vocabulary: int) -> np.ndarray:

@@ -36,6 +36,13 @@ GOOGLE_PCI_VENDOR = "0x1ae0"
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
+def processors() -> int:
+    """Cores that this process may use; jax computes on as many threads."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def memory_bytes() -> int:
     """Of the host, or what its container allows."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def load(
     dtype: Any = None,
     strict: bool = False,
     step: int | None = None,
+    read_only: bool = False,
 ) -> Loaded:
     """Load a model: a Hugging Face folder, a hub id, an import, a training run; or what `describe`
     said of one, with its revision and step.
@@ -72,6 +73,8 @@ def load(
     dtype: of every parameter; as found by default.
     strict: NaN and infinity in a Hugging Face checkpoint are an error and not only a warning.
     step: which checkpoint of a training run, the latest by default.
+    read_only: no program will be given the memory of the parameters for its own results (donated);
+        processors then compute on what was read into, without a copy.
     """
     whole = model if isinstance(model, Description) else describe(model, revision, step)
     description = whole if keep is None else keep_layers(whole, keep)
@@ -83,7 +86,7 @@ def load(
         where = {path: given[path] for path in paths}
     if isinstance(whole.weights, Checkpoint):
         leaves = leaves_of(whole.weights, keep, None if dtype is None else np.dtype(dtype))
-        params = _read_checkpoint(whole.weights, leaves, where, strict)
+        params = _read_checkpoint(whole.weights, leaves, where, strict, read_only)
     elif isinstance(whole.weights, AdapterRun):
         params = bring(unread(whole.weights, whole.config, keep), where, dtype)
     else:
@@ -92,7 +95,11 @@ def load(
 
 
 def _read_checkpoint(
-    checkpoint: Checkpoint, leaves: dict[str, Leaf], where: Mapping[str, Any], strict: bool
+    checkpoint: Checkpoint,
+    leaves: dict[str, Leaf],
+    where: Mapping[str, Any],
+    strict: bool,
+    read_only: bool,
 ) -> Params:
     names = {source for leaf in leaves.values() for source in leaf.sources}
     checkpoint.fetch([*names, *(name for pair in checkpoint.match.duplicates for name in pair)])
@@ -120,7 +127,8 @@ def _read_checkpoint(
                 params[path] = read_quantized(read, leading, where[path], threads)
                 bar.advance(leaf.dtype.itemsize * math.prod(leaf.shape))
                 continue
-            read_shards = _read_shards(checkpoint, leaf, shards[path], threads, faults)
+            room = values.aligned if read_only else np.empty
+            read_shards = _read_shards(checkpoint, leaf, shards[path], threads, faults, room)
             placed = []
             for index, devices in shards[path].items():
                 placed += [jax.device_put(read_shards[index], device) for device in devices]
@@ -143,14 +151,14 @@ def _read_shards(
     shards: Iterable[Index],
     threads: concurrent.futures.Executor,
     faults: set[str],
+    room: Callable[[Sequence[int], Any], np.ndarray],
 ) -> dict[Index, np.ndarray]:
-    """Parts of a parameter, in its type. Adds tensors with NaN or infinity to `faults`."""
+    """Parts of a parameter, in its type. Adds tensors with NaN or infinity to `faults`. room: makes
+    an array of a shape and a type to read into."""
     sizes = parameters.sizes(checkpoint.config)
     stacked = leaf.row.stacked
     names: Any = np.array(leaf.sources, object).reshape(leaf.shape[:stacked])
-    made = {
-        index: np.empty([stop - start for start, stop in index], leaf.dtype) for index in shards
-    }
+    made = {index: room([stop - start for start, stop in index], leaf.dtype) for index in shards}
 
     def read(place: tuple[int, ...]) -> None:
         name, one = names[place], tuple((at, at + 1) for at in place)

@@ -7,6 +7,8 @@ several times as fast. No jax.
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from chopjax.checkpoint.safetensors_file import DTYPES
 
 TILE = 128  # elements along each side; 64 kB at four bytes
+LINE = 64  # bytes of a processor's cache that travel together
 
 # The exponent bits of each type: all of them set means infinity or not a number. The exception is
 # float8_e4m3fn, which has no infinity and one NaN, of all bits but the sign's.
@@ -47,6 +50,19 @@ def fill(out: np.ndarray, view: np.ndarray) -> None:
         for corner in itertools.product(*starts):
             tile = tuple(slice(at, at + step) for at, step in zip(corner, steps, strict=True))
             out[tile] = view[tile].copy(order="K")
+
+
+def aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An empty array from a boundary of 64 bytes on, which jax on processors takes as it is.
+
+    Where jax copies, its memory comes in small pages; numpy asks for huge ones, and a token is
+    decoded in a twentieth less time.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    array: np.ndarray = raw[start : start + size].view(dtype).reshape(shape)
+    return array
 
 
 def contiguous(view: np.ndarray, dtype: np.dtype[Any] | None = None) -> np.ndarray:

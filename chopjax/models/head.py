@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from chopjax.models.config import ModelConfig
-from chopjax.models.linear import in_company
+from chopjax.models.linear import in_company, multiply
 from chopjax.models.mesh import on_processors
 from chopjax.models.parameters import Params
 
@@ -68,6 +68,8 @@ def _as_it_lies(hidden_RE: jax.Array, kernel_EV: jax.Array, tied: bool) -> jax.A
     all of it for one row, and of bfloat16 for any number."""
     if tied:
         return in_company(hidden_RE, 1, lambda rows: matmul("RE,VE->RV", rows, kernel_EV.T))
+    if hidden_RE.dtype == jnp.float32:
+        return multiply(hidden_RE, kernel_EV, 1, "highest")
     return in_company(hidden_RE, 1, lambda rows: matmul("RE,EV->RV", rows, kernel_EV))
 
 

@@ -62,7 +62,7 @@ def open_engine(
     where = where_quantized(description, weights, mesh or make_mesh())
     if where is None and mesh is not None:
         where = shardings(config, mesh)
-    loaded = load(description, shardings=where, dtype=dtype)
+    loaded = load(description, shardings=where, dtype=dtype, read_only=True)
     compute = Compute(dtype=dtype)
     if reason := why_plain(config, dtype):
         say(f"attention over rows: no kernel ({reason})")

@@ -157,6 +157,14 @@ def test_tied_tables_must_agree(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- damaged imports
 
 
+def test_parameters_that_are_only_read_are_the_same(models: dict[str, Path]) -> None:
+    own, shared = (
+        load(str(models["llama"]), dtype="bfloat16", read_only=only).params
+        for only in (False, True)
+    )
+    jax.tree.map(np.testing.assert_array_equal, own, shared)
+
+
 @pytest.fixture(scope="module")
 def imported(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("imports") / "import"

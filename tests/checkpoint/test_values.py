@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -75,3 +76,13 @@ def test_same_bytes() -> None:
     assert not values.same_bytes(a, a[1:])
     nan = np.full(3, np.nan, np.float32)
     assert values.same_bytes(nan, nan.copy())
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1 << 11, 1 << 11), (0, 4)], ids=str)
+def test_jax_computes_on_an_aligned_array_as_it_is(shape: tuple[int, ...]) -> None:
+    array = values.aligned(shape, np.float32)
+    array[...] = np.arange(array.size).reshape(shape)
+    held = jax.device_put(array)
+    np.testing.assert_array_equal(held, np.arange(array.size).reshape(shape))
+    if array.size:
+        assert held.unsafe_buffer_pointer() == array.ctypes.data

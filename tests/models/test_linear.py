@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chopjax.models import decoder
 from chopjax.models import linear as linears
@@ -147,6 +149,31 @@ def test_float32_sums_are_rounded_once(shape: tuple[int, ...]) -> None:
     x, kernel = (jnp.asarray(random.normal(size=s), jnp.bfloat16) for s in (shape, (300, 7)))
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
     np.testing.assert_array_equal(jax.jit(linear)(x, kernel), exact.astype(jnp.bfloat16))
+
+
+@given(data=st.data())
+@settings(max_examples=20)
+def test_few_rows_are_multiplied_in_parts(data: st.DataObject) -> None:
+    """One for each processor, where the inputs divide by them."""
+    sizes = st.integers(1, 12)
+    inputs = data.draw(st.lists(sizes, min_size=1, max_size=2))
+    outputs = data.draw(st.lists(sizes, min_size=1, max_size=2))
+    rows = data.draw(st.sampled_from([(), (1,), (1, 1), (2,), (3, 1)]))
+    cores = data.draw(st.integers(1, 6))
+    random = np.random.default_rng(0)
+    shapes = (*rows, *inputs), (*inputs, *outputs)
+    x, kernel = (random.normal(size=shape).astype(np.float32) for shape in shapes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linears, "processors", lambda: cores)
+        made = linear(jnp.asarray(x), jnp.asarray(kernel), len(inputs))
+    exact = np.tensordot(x.astype(np.float64), kernel, len(inputs))
+    np.testing.assert_allclose(made, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_as_many_parts_as_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linears, "processors", lambda: 6)
+    x, kernel = jnp.ones((1, 1, 20)), jnp.ones((20, 7))
+    assert "f32[5,7]" in str(jax.make_jaxpr(linear)(x, kernel))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["kernel", "tied table"])
