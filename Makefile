@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 3
 
-.PHONY: demo test thorough lint clean
+.PHONY: demo test tests thorough lint clean
 
 # From `chopjax run` on it is as for any other model.
 demo: export JAX_PLATFORMS ?= cpu
@@ -21,7 +21,11 @@ demo/parent/config.json: | $(VENV)/.run
 	$(BIN)/chopjax train --config configs/demo_parent.py --workdir demo/parent-run
 	$(BIN)/chopjax export demo/parent-run demo/parent
 
-test: lint
+# Linters beside the tests: mypy takes a minute, of one core.
+test: $(VENV)/.test
+	$(MAKE) --jobs=2 lint tests
+
+tests: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Of the tests marked thorough, which `make test` leaves out, one part of so many.

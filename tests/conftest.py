@@ -36,6 +36,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="chopjax-tests-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 
+# Imports and tracing make many small objects: looking through all of them again and again for
+# garbage is a tenth of the suite's time.
+gc.set_threshold(100_000, 20, 100)
+
 # A shell that starts the tests in the background has Ctrl-C ignored, and every process started
 # from here would inherit that: the tests of Ctrl-C need the usual.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -78,10 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays, and tracing makes many small objects: looking through all of
-    them again and again for garbage is a tenth of the suite's time."""
+    """What is imported by now stays."""
     gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

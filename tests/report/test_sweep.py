@@ -44,9 +44,15 @@ def test_repaired_points_have_columns_and_curves_of_their_own(tmp_path: Path) ->
     assert "best repaired and healed: loss 2.4000" in (tmp_path / "report.html").read_text()
 
 
-@pytest.fixture
-def report(tmp_path: Path) -> dict[str, Any]:
-    return sweep.write_report(tmp_path, SETTINGS, ROWS, "chopjax sweep --config <x>")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    """What is read by many tests and changed by none: drawing takes a second."""
+    return sweep.write_report(folder, SETTINGS, ROWS, "chopjax sweep --config <x>")
 
 
 def test_table_has_means_and_spreads_over_seeds(report: dict[str, Any]) -> None:
@@ -162,12 +168,12 @@ def test_ranking_has_the_lowest_loss_on_top(report: dict[str, Any]) -> None:
     assert [label.get_text() for label in four.get_yticklabels()] == ["sleb", "input"]
 
 
-def test_everything_is_in_one_file(report: dict[str, Any], tmp_path: Path) -> None:
-    text = (tmp_path / "report.html").read_text()
+def test_everything_is_in_one_file(report: dict[str, Any], folder: Path) -> None:
+    text = (folder / "report.html").read_text()
     assert text.count("data:image/svg+xml") == 4
     assert "chopjax sweep --config &lt;x&gt;" in text
     assert "60 tokens of t.jsonl" in text
-    assert (tmp_path / "loss.png").exists()
+    assert (folder / "loss.png").exists()
     assert f"chopjax {__version__}" in text
     assert "With 2 of 8 layers removed, input is best not healed: loss 3.0000, +1.0000" in text
     assert "With 4 of 8 layers removed, sleb is best healed: loss 2.5000, +0.5000" in text

@@ -145,12 +145,13 @@ def run(name: str, data: int, fsdp: int, tensor: int, parts: int, extra: dict) -
             task.objective, rule, settings, abstract, task.frozen, made, task.matrices
         )
         first = jax.device_put(batch_of(0), mesh.batch_sharding(made))
-        text = train_step.lower(abstract, task.frozen, first).compile().as_text()
+        compiled = train_step.lower(abstract, task.frozen, first).compile()
+        text = compiled.as_text()
         assert text is not None
         curve = []
         for number in range(STEPS):
             batch = jax.device_put(batch_of(number), mesh.batch_sharding(made))
-            state, metrics = train_step(state, frozen, batch)
+            state, metrics = compiled(state, frozen, batch)
             curve.append([float(metrics[name]) for name in sorted(metrics)])
         eval_step = step.make_eval_step(task.held_out, task.trainable, task.frozen, made)
         loss, weight = eval_step(state["params"], frozen, first)
