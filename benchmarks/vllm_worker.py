@@ -1,6 +1,6 @@
 """The process of vllm_loads.py that has vLLM, and not chopjax.
 
-    python benchmarks/vllm_worker.py FOLDER DTYPE TOKENS NEW PLAIN
+    PYTHON vllm_worker.py FOLDER DTYPE TOKENS NEW PLAIN
 
 It prints a line of JSON: "tokens", the prompt TOKENS (a JSON list of ids) and NEW greedy ones
 behind it; "logprobs", of every token but the first {id: log-probability} of it and of the 20
