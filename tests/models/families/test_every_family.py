@@ -7,6 +7,7 @@ norm, a chop beside deleted layers; against lm-evaluation-harness: requests; and
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from chopjax.checkpoint.open import open_checkpoint
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.models import decoder, head, mesh
 from chopjax.models.compute import Compute
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import Params
 from chopjax.score.harness import ChopjaxLM
 
 LENGTH = 500  # longer than any window
@@ -56,14 +59,12 @@ def test_logits_bytes_and_chop(name: str, seed: int, tmp_path: Path) -> None:
     tokens_BT = rng.integers(0, config.vocab_size, (2, LENGTH), dtype=np.int32)
 
     expected = logits_of(model, tokens_BT)
-    hidden = jax.jit(lambda p, t: decoder.hidden_states(p, config, Compute(), t))
-    found = head.logits(head.head_of(loaded.params, config), hidden(loaded.params, tokens_BT))
+    found, loss = jax.jit(functools.partial(logits_and_loss, config))(loaded.params, tokens_BT)
     assert np.abs(np.asarray(found) - expected.numpy()).max() <= LOGITS
     nll = torch.nn.functional.cross_entropy(
         expected[:, :-1].flatten(0, 1), torch.tensor(tokens_BT[:, 1:]).long().flatten()
     )
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(found[:, :-1]), tokens_BT[:, 1:, None], -1)
-    assert abs(-float(chosen.mean()) - float(nll)) <= LOSS
+    assert abs(float(loss) - float(nll)) <= LOSS
 
     exported = tmp_path / "exported"
     export(
@@ -86,6 +87,15 @@ def test_logits_bytes_and_chop(name: str, seed: int, tmp_path: Path) -> None:
         tmp_path / "chopped", attn_implementation="eager"
     )
     assert torch.equal(logits_of(chopped, tokens_BT), logits_of(without(model, keep), tokens_BT))
+
+
+def logits_and_loss(
+    config: ModelConfig, params: Params, tokens_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    hidden_BTE = decoder.hidden_states(params, config, Compute(), tokens_BT)
+    found = head.logits(head.head_of(params, config), hidden_BTE)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(found[:, :-1]), tokens_BT[:, 1:, None], -1)
+    return found, -chosen.mean()
 
 
 def tensors(folder: Path) -> dict[str, Any]:
