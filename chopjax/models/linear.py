@@ -127,8 +127,8 @@ def multiply(x: jax.Array, kernel: jax.Array, contracted: int, precision: str | 
     rows = math.prod(leading)
     if x.dtype != jnp.float32 or not 1 <= rows <= FEW_ROWS or not on_processors():
         return in_company(x, contracted, lambda x: contract(x, kernel, contracted, precision))
-    kernel_IO = kernel.reshape(math.prod(row), -1)
-    made = [_in_parts(x_I, kernel_IO, precision) for x_I in x.reshape(rows, -1)]
+    kernel_IO = kernel.reshape(math.prod(row), math.prod(kernel.shape[contracted:]))
+    made = [_in_parts(x_I, kernel_IO, precision) for x_I in x.reshape(rows, math.prod(row))]
     return jnp.stack(made).reshape(*leading, *kernel.shape[contracted:])
 
 
@@ -141,7 +141,8 @@ def _in_parts(x_I: jax.Array, kernel_IO: jax.Array, precision: str | None) -> ja
     """
     inputs = len(x_I)
     parts = max(n for n in range(1, processors() + 1) if inputs % n == 0)
-    sides = x_I.reshape(parts, -1), kernel_IO.reshape(parts, inputs // parts, -1)
+    each = inputs // parts
+    sides = x_I.reshape(parts, each), kernel_IO.reshape(parts, each, kernel_IO.shape[1])
     return jnp.einsum("PI,PIO->PO", *sides, precision=precision).sum(axis=0)
 
 
