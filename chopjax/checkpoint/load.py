@@ -39,6 +39,9 @@ from chopjax.models.parameters import Params
 from chopjax.models.quantized import Quantized
 from chopjax.progress import progress
 
+# Makes an empty array of a shape and a type, to read into.
+Room = Callable[[Sequence[int], Any], np.ndarray]
+
 __all__ = ["Description", "Loaded", "describe", "load"]
 
 
@@ -73,8 +76,8 @@ def load(
     dtype: of every parameter; as found by default.
     strict: NaN and infinity in a Hugging Face checkpoint are an error and not only a warning.
     step: which checkpoint of a training run, the latest by default.
-    read_only: no program will be given the memory of the parameters for its own results (donated);
-        processors then compute on what was read into, without a copy.
+    read_only: no program will be given the memory of the parameters for its own results (donated).
+        Of a Hugging Face checkpoint, processors then compute on what was read into, without a copy.
     """
     whole = model if isinstance(model, Description) else describe(model, revision, step)
     description = whole if keep is None else keep_layers(whole, keep)
@@ -86,7 +89,8 @@ def load(
         where = {path: given[path] for path in paths}
     if isinstance(whole.weights, Checkpoint):
         leaves = leaves_of(whole.weights, keep, None if dtype is None else np.dtype(dtype))
-        params = _read_checkpoint(whole.weights, leaves, where, strict, read_only)
+        room = values.aligned if read_only else np.empty
+        params = _read_checkpoint(whole.weights, leaves, where, strict, room)
     elif isinstance(whole.weights, AdapterRun):
         params = bring(unread(whole.weights, whole.config, keep), where, dtype)
     else:
@@ -99,7 +103,7 @@ def _read_checkpoint(
     leaves: dict[str, Leaf],
     where: Mapping[str, Any],
     strict: bool,
-    read_only: bool,
+    room: Room,
 ) -> Params:
     names = {source for leaf in leaves.values() for source in leaf.sources}
     checkpoint.fetch([*names, *(name for pair in checkpoint.match.duplicates for name in pair)])
@@ -127,7 +131,6 @@ def _read_checkpoint(
                 params[path] = read_quantized(read, leading, where[path], threads)
                 bar.advance(leaf.dtype.itemsize * math.prod(leaf.shape))
                 continue
-            room = values.aligned if read_only else np.empty
             read_shards = _read_shards(checkpoint, leaf, shards[path], threads, faults, room)
             placed = []
             for index, devices in shards[path].items():
@@ -151,10 +154,9 @@ def _read_shards(
     shards: Iterable[Index],
     threads: concurrent.futures.Executor,
     faults: set[str],
-    room: Callable[[Sequence[int], Any], np.ndarray],
+    room: Room,
 ) -> dict[Index, np.ndarray]:
-    """Parts of a parameter, in its type. Adds tensors with NaN or infinity to `faults`. room: makes
-    an array of a shape and a type to read into."""
+    """Parts of a parameter, in its type. Adds tensors with NaN or infinity to `faults`."""
     sizes = parameters.sizes(checkpoint.config)
     stacked = leaf.row.stacked
     names: Any = np.array(leaf.sources, object).reshape(leaf.shape[:stacked])

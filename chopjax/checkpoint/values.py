@@ -55,8 +55,8 @@ def fill(out: np.ndarray, view: np.ndarray) -> None:
 def aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """An empty array from a boundary of 64 bytes on, which jax on processors takes as it is.
 
-    Where jax copies, its memory comes in small pages; numpy asks for huge ones, and a token is
-    decoded in a twentieth less time.
+    Where jax copies, its memory comes in small pages; numpy asks Linux for huge ones, and a token
+    is decoded in 3 % less time.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + LINE, np.uint8)

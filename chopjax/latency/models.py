@@ -65,9 +65,7 @@ def open_model(
     if not random:
         description = describe(name, revision, quantized=True)
         where = where_quantized(description, weights, one)
-        return load(
-            description, dtype=dtype, shardings=where, read_only=True
-        ).params, description.config
+        return load(description, dtype=dtype, shardings=where).params, description.config
     config = _config(name, revision, random)
     params: Params = jax.jit(lambda key: init(config, key, dtype))(jax.random.key(0))
     if weights is not None:

@@ -19,6 +19,7 @@ from chopjax.models.mesh import on_processors
 from chopjax.models.parameters import Params
 
 FEW_ROWS = 2  # that processors multiply one by one; three take as long together
+SHORTEST_PART = 32  # inputs: what parts make is written, and read once more
 
 
 @runtime_checkable
@@ -136,11 +137,12 @@ def _in_parts(x_I: jax.Array, kernel_IO: jax.Array, precision: str | None) -> ja
     """x · kernel, with a part P of the inputs for every processor.
 
     Where a token is decoded, reading the kernels is what takes time. XLA gives a batch of products
-    to all processors, but a product with one vector to one of them or badly to several (jax 0.10):
-    24 to 31 GB/s where it reads 14 to 25, and 14 for two rows.
+    to all processors, but a product with one vector to one of them or badly to several (jax 0.10).
+    By parts, two cores read kernels at 24 to 31 GB/s, otherwise at 14 to 25.
     """
     inputs = len(x_I)
-    parts = max(n for n in range(1, processors() + 1) if inputs % n == 0)
+    most = min(processors(), max(inputs // SHORTEST_PART, 1))
+    parts = max(n for n in range(1, most + 1) if inputs % n == 0)
     each = inputs // parts
     sides = x_I.reshape(parts, each), kernel_IO.reshape(parts, each, kernel_IO.shape[1])
     return jnp.einsum("PI,PIO->PO", *sides, precision=precision).sum(axis=0)

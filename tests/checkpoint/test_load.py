@@ -154,15 +154,15 @@ def test_tied_tables_must_agree(tmp_path: Path) -> None:
         load(str(model))
 
 
-# ------------------------------------------------------------------------------- damaged imports
-
-
 def test_parameters_that_are_only_read_are_the_same(models: dict[str, Path]) -> None:
     own, shared = (
         load(str(models["llama"]), dtype="bfloat16", read_only=only).params
         for only in (False, True)
     )
     jax.tree.map(np.testing.assert_array_equal, own, shared)
+
+
+# ------------------------------------------------------------------------------- damaged imports
 
 
 @pytest.fixture(scope="module")
