@@ -59,7 +59,9 @@ OPTIONS = {
     "v6e": _SPARSE_CORES,
     "v5e": {
         "xla_enable_async_all_reduce": "true",
+        "xla_enable_async_reduce_scatter_fusion": "true",
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "true",
     },
 }
 

@@ -135,6 +135,17 @@ def tinystories(shared: Path) -> Path:
 
 
 @pytest.fixture
+def libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler for TPUs, in this process, where it would end all: it knows no flags of
+    processors."""
+    pytest.importorskip("libtpu")
+    from chopjax.plan.topology import prepare_environment
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    prepare_environment()
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 224 kB, where mounting one is allowed."""
     folder = tmp_path / "small"

@@ -221,3 +221,14 @@ def on_processors() -> bool:
     mesh in force, whose devices need not be here (chopjax/plan)."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() == "cpu" and (device is None or device.platform == "cpu")
+
+
+def scatters_gradients() -> bool:
+    """Whether the program that is being traced is for TPUs and sums gradients along `fsdp` to parts
+    of them: along all chips at once the compiler has none but all-reduces (libtpu 0.0.52)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    if device is None or device.platform != "tpu":
+        return False
+    along: int = mesh.shape.get("fsdp", 1)
+    return 1 < along < int(mesh.size)

@@ -11,6 +11,8 @@ import pytest
 from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from chopjax.models import decoder
 from chopjax.models import linear as linears
@@ -19,6 +21,10 @@ from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.head import Head, logits
 from chopjax.models.linear import linear
+from chopjax.models.mesh import BATCH_AXES, make_mesh
+from chopjax.plan import topology as topologies
+from chopjax.plan.collectives import collect
+from chopjax.plan.hlo import parse
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,66 @@ def test_value_and_gradients_are_einsum_s(
     wanted = (want, d_x, np.zeros_like(d_kernel) if frozen else d_kernel)
     for a, b in zip((got, *back(d_y)), wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@given(tiles=st.integers(1, 1000), beyond=st.sampled_from([0, 0, 0, 64]))
+def test_pieces_of_a_width(tiles: int, beyond: int):
+    width = tiles * linears.TILE + beyond
+    sizes = linears.pieces(width)
+    assert sum(sizes) == width
+    if beyond:
+        assert sizes == [width]
+        return
+    for size in sizes:
+        number = size // linears.TILE
+        assert number * linears.TILE == size
+        for factor in (2, 3, 5, 7, 11, 13, 17, 19, 23):
+            while number % factor == 0:
+                number //= factor
+        assert number == 1
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(43, 6), (6, 43), (43, 29)])
+def test_a_gradient_in_pieces_is_the_same(monkeypatch, outputs, inputs):
+    monkeypatch.setattr(linears, "on_processors", lambda: False)
+    monkeypatch.setattr(linears, "TILE", 1)
+    random = np.random.default_rng(0)
+    shapes = (2, 5, inputs), (inputs, outputs), (2, 5, outputs)
+    x, kernel, d_y = (jnp.asarray(random.integers(-9, 9, shape), jnp.float32) for shape in shapes)
+    whole: list[jax.Array] = []
+    pieces: list[jax.Array] = []
+    for gradients, here in ((whole, False), (pieces, True)):
+        monkeypatch.setattr(linears, "scatters_gradients", lambda here=here: here)
+        back = jax.vjp(linear, x, kernel)[1]
+        gradients += back(d_y)
+        assert ("concatenate" in str(jax.make_jaxpr(back)(d_y))) == here
+    for a, b in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize(("inputs", "outputs"), [("D", "F"), ("F", "D")])
+def test_the_tpu_s_compiler_scatters_gradients(inputs: str, outputs: str):
+    """Of Llama-2-7B's feed-forward, whose width it would not split, over a part of the chips."""
+    mesh = make_mesh(data=4, fsdp=64, devices=topologies.devices(topologies.parse("v5e:16x16")))
+    sizes = {"D": 4096, "F": 11008}
+    kernel = P(*("fsdp" if axis == "D" else None for axis in (inputs, outputs)))
+
+    def array(*shape: int, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    x, d_y = (array(4096, sizes[axis], spec=P(BATCH_AXES)) for axis in (inputs, outputs))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        step = jax.jit(
+            lambda x, kernel, d_y: jax.vjp(linear, x, kernel)[1](d_y)[1],
+            out_shardings=NamedSharding(mesh, kernel),
+        )
+        program = step.lower(x, array(sizes[inputs], sizes[outputs], spec=kernel), d_y).compile()
+    along = {each.kind: each for each in collect(parse(str(program.as_text())), mesh.shape)}
+    assert along["reduce-scatter"].axes == ("fsdp",)
+    assert along["reduce-scatter"].payload == 2 * 4096 * 11008
+    # What is left to add up between the copies is the part of a chip.
+    assert along["all-reduce"].payload == 2 * 4096 * 11008 // 64
 
 
 @struct.dataclass

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chopjax.errors import UserError
-from chopjax.plan.topology import CHIPS, GIB, Topology, devices, parse, prepare_environment
+from chopjax.plan.topology import CHIPS, GIB, Topology, devices, parse
 
 
 def test_parse():
@@ -92,14 +92,6 @@ def test_bandwidth_of_rings_and_lines():
     assert v5p.ring_bandwidth(frozenset({2})) == 100e9  # two chips are no ring
     assert v5e.ring_bandwidth(frozenset({0})) == 100e9
     assert v5e.ring_bandwidth(frozenset({1})) == 50e9  # 8 of the pod's 16 do not close
-
-
-@pytest.fixture
-def libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, where it would end all: it knows no flags of processors."""
-    pytest.importorskip("libtpu")
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    prepare_environment()
 
 
 @pytest.mark.usefixtures("libtpu")
