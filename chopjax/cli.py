@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -31,6 +32,9 @@ def _main(argv: list[str]) -> int:
     from chopjax.disk.atomic import USERS_ERRORS
     from chopjax.hardware import skip_absent_tpu
 
+    # Imports and tracing make some hundred thousand objects that stay: looking through them again
+    # and again for garbage is a fifteenth of the time until a first step.
+    gc.set_threshold(100_000, 20, 100)
     skip_absent_tpu()  # some verbs' flags import jax
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
