@@ -55,4 +55,4 @@ $(VENV)/.made:
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache demo build dist *.egg-info

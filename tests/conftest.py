@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import hashlib
 import os
+import platform
+import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+ROOT = Path(__file__).parents[1]
+MOST_KEPT = 10**9  # bytes
+
+
+def kept_programs() -> Path:
+    """A folder of what earlier runs compiled, beside what pytest keeps itself.
+
+    jax finds a program by its text, its flags and jax's version; what is found there takes a fifth
+    of the time. Every change of a program adds one, so that beyond MOST_KEPT all go.
+    """
+    machine = platform.machine()
+    with contextlib.suppress(OSError):  # other systems than Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        machine = next((line for line in lines if line.startswith(("flags", "Features"))), machine)
+    folder = ROOT / ".pytest_cache/compiled"
+    if folder.is_dir() and sum(file.stat().st_size for file in folder.rglob("*")) > MOST_KEPT:
+        shutil.rmtree(folder)
+    # Machine code is for one kind of processor.
+    folder /= hashlib.sha256(machine.encode()).hexdigest()[:8]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
 
 # On a busy machine every example takes as long as it likes.
 hypothesis.settings.register_profile("busy", deadline=None)
@@ -33,8 +59,7 @@ flags = ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_spli
 os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    compiled = tempfile.TemporaryDirectory(prefix="chopjax-tests-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(kept_programs())
 
 # Imports and tracing make many small objects: looking through all of them again and again for
 # garbage is a tenth of the suite's time.
@@ -45,7 +70,7 @@ gc.set_threshold(100_000, 20, 100)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(os.environ.get("CHOPJAX_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("CHOPJAX_SHARED", ROOT.parent / "shared"))
 
 # Files with tests that take long one by one. They come first: what is left for the end, when one
 # worker waits for the other, is short.

@@ -300,8 +300,8 @@ def test_removed_tensors_are_never_read(tmp_path, monkeypatch):
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         return pages[low // mmap.PAGESIZE + 1 : high // mmap.PAGESIZE]
 
-    for layer in (0, 15):
-        assert all(pages_of(layer))
+    for layer in (0, 15):  # reading shows, though the kernel may let go of a page at any time
+        assert any(pages_of(layer))
     # The kernel reads ahead past layer 0, 8 MB on some machines; a layer here has 6.
     assert not any(any(pages_of(layer)) for layer in range(8, 15))
     gone = [p for name, p in places.items() if any(f".{i}." in name for i in range(1, 15))]

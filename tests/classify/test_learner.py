@@ -81,7 +81,9 @@ class Peer(NamedTuple):
         return lambda ids: model(input_ids=ids).logits[0, -1, self.label_ids]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[*FAMILIES[:2], pytest.param(FAMILIES[2], marks=pytest.mark.thorough)]
+)
 def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
     folder = material.write(tmp_path_factory.mktemp(request.param), request.param)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")

@@ -24,6 +24,7 @@ from chopjax.models import decoder
 from chopjax.models.compute import Compute
 from chopjax.models.head import head_of, logits
 
+THOROUGH = pytest.mark.thorough
 VOCABULARY = 300
 
 
@@ -63,12 +64,12 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     [
         ("llama", "linear", {"tie_word_embeddings": True}, ["mlp.down_proj.weight"], 0),
         ("llama", "affine", {}, ["mlp.down_proj.weight"], 9),
-        ("granite", "affine", {}, ["mlp.down_proj.weight"], 9),
+        pytest.param("granite", "affine", {}, ["mlp.down_proj.weight"], 9, marks=THOROUGH),
         ("smollm3", "affine", {"num_hidden_layers": 4}, ["mlp.down_proj.weight"], 9),
-        ("seed_oss", "affine", {}, ["mlp.down_proj.weight"], 9),
-        ("helium", "affine", {}, ["mlp.down_proj.weight"], 9),
+        pytest.param("seed_oss", "affine", {}, ["mlp.down_proj.weight"], 9, marks=THOROUGH),
+        pytest.param("helium", "affine", {}, ["mlp.down_proj.weight"], 9, marks=THOROUGH),
         ("arcee", "affine", {}, ["mlp.down_proj.weight"], 6),
-        ("nemotron", "affine", {}, ["mlp.down_proj.weight"], 6),
+        pytest.param("nemotron", "affine", {}, ["mlp.down_proj.weight"], 6, marks=THOROUGH),
         ("llama", "scalar", {"tie_word_embeddings": True}, None, 0),
         ("gpt2", "affine", {}, ["mlp.c_proj.weight", "mlp.c_proj.bias"], 0),
         ("opt", "affine", {}, ["fc2.weight", "fc2.bias"], 0),
@@ -76,8 +77,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
                                                             "final_layer_norm.bias"], 0),
         ("gpt_neox", "linear", {}, ["mlp.dense_4h_to_h.weight", "mlp.dense_4h_to_h.bias"], 0),
         ("cohere", "linear", {}, ["mlp.down_proj.weight"], 0),
-        ("granite", "linear", {}, ["mlp.down_proj.weight"], 0),
-        ("phi3", "linear", {}, ["mlp.down_proj.weight"], 0),
+        pytest.param("granite", "linear", {}, ["mlp.down_proj.weight"], 0, marks=THOROUGH),
+        pytest.param("phi3", "linear", {}, ["mlp.down_proj.weight"], 0, marks=THOROUGH),
         ("olmo2", "linear", {}, ["post_feedforward_layernorm.weight"], 0),
         ("gemma2", "scalar", {"num_hidden_layers": 4}, None, 0),
     ],
@@ -284,6 +285,7 @@ def test_ctrl_c_leaves_nothing(parent: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]
 
 
+@THOROUGH
 def test_the_shared_model_gets_most_of_its_loss_back(
     mix_llama: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,7 @@ def plain(query, key, value, visible, past, places=None, window=1 << 30, scores=
 
 
 @pytest.mark.parametrize("pasts", [0, 1, None], ids=["no past", "shared", "one a row"])
-@pytest.mark.parametrize("rows", [1, 5, 6])
+@pytest.mark.parametrize("rows", [1, pytest.param(6, marks=pytest.mark.thorough), 5])
 @pytest.mark.parametrize("most", [100, 2], ids=["blocks of 4", "blocks of 7"])
 @pytest.mark.parametrize(
     ("window", "shape"), [(None, "plain"), (1, "plain"), (9, "plain"), (9, "cap"), (None, "ALiBi")]

@@ -408,6 +408,7 @@ def test_grouped_products_multiply_the_rows_that_there_are():
     assert nothing == "{}"
 
 
+@pytest.mark.thorough
 def test_experts(tiny: Path):
     """A step of a model with experts through the compiler, for four chips in two ways."""
     pytest.importorskip("libtpu")
@@ -427,6 +428,7 @@ def test_experts(tiny: Path):
     assert over_fsdp >= 2 * 2 * 2 * 8 * expert / 2 * 0.95
 
 
+@pytest.mark.thorough
 def test_a_teacher(tiny: Path, tmp_path: Path):
     """A step with all terms through the compiler, the vocabulary over tensor."""
     pytest.importorskip("libtpu")
@@ -447,6 +449,7 @@ def test_a_teacher(tiny: Path, tmp_path: Path):
     assert 0 < phase["mfu"] < 1
 
 
+@pytest.mark.thorough
 def test_collectives_on_sparse_cores(tiny: Path):
     """Compiler options of the user's: what they put elsewhere is all there, and hidden."""
     pytest.importorskip("libtpu")

@@ -29,6 +29,9 @@ PROMPTS = [np.array(ids) for ids in ([3], [5, 9, 4, 4, 7], list(range(1, 60)), [
 DRAFTS = ("first layers", "other layers", "another model")
 
 
+WAYS = ["layer by layer", pytest.param("in a scan", marks=pytest.mark.thorough)]
+
+
 @pytest.fixture(params=["layer by layer", "in a scan"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of decoding: as on processors, and as on accelerators."""
@@ -109,6 +112,7 @@ def test_up_to_the_end_of_the_context(tmp_path: Path) -> None:
     assert {index: one.ids for index, one in found.items()} == expected
 
 
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.usefixtures("way")
 def test_a_draft_that_is_the_model_is_always_right(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, "llama")
@@ -120,6 +124,7 @@ def test_a_draft_that_is_the_model_is_always_right(tmp_path: Path) -> None:
         assert all(one.rounds == 3 for one in found.values())  # 15 tokens, five a round
 
 
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("with_draft", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_draws_are_from_the_models_distribution(with_draft: bool, tmp_path: Path) -> None:

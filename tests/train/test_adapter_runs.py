@@ -49,7 +49,7 @@ def test_adapters_and_their_moments_alone_are_saved(undisturbed: Path) -> None:
     assert record["num_layers"] == 3
 
 
-@pytest.mark.parametrize("stop_after", [2, 7])
+@pytest.mark.parametrize("stop_after", [pytest.param(2, marks=pytest.mark.thorough), 7])
 def test_a_stopped_run_goes_on_to_the_same_bits(
     data: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:

@@ -161,9 +161,12 @@ def stop_in(patch: pytest.MonkeyPatch, module: object, name: str, call: int) -> 
     [
         lambda patch: signal_after(patch, 2, signal.SIGTERM),
         lambda patch: signal_after(patch, 4, signal.SIGTERM),  # when the chop is due
-        lambda patch: stop_in(patch, loop, "on_mesh", 6),  # while a batch is read
+        # while a batch is read
+        pytest.param(lambda patch: stop_in(patch, loop, "on_mesh", 6), marks=pytest.mark.thorough),
         lambda patch: stop_in(patch, checkpoints, "write_manifest", 1),  # in the middle of a save
-        lambda patch: stop_in(patch, evaluation, "on_mesh", 2),
+        pytest.param(
+            lambda patch: stop_in(patch, evaluation, "on_mesh", 2), marks=pytest.mark.thorough
+        ),
     ],
     ids=["before the chop", "at the chop", "data", "save", "evaluation"],
 )
@@ -215,10 +218,13 @@ def test_after_the_chop_the_run_computes_as_it_is_told(data, chopped, tmp_path, 
     [
         ("optimizer.name=adamw",),
         ("optimizer.name=lion", "optimizer.momentum_dtype=bfloat16"),
-        (
-            "optimizer.name=adamw",
-            "optimizer.momentum_dtype=bfloat16",
-            "compute.param_dtype=bfloat16",
+        pytest.param(
+            (
+                "optimizer.name=adamw",
+                "optimizer.momentum_dtype=bfloat16",
+                "compute.param_dtype=bfloat16",
+            ),
+            marks=pytest.mark.thorough,
         ),
     ],
     ids=" ".join,

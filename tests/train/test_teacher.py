@@ -71,7 +71,7 @@ def test_the_terms_of_a_run(data: Path, taught: Path, tmp_path: Path) -> None:
     assert not any("teacher" in name or "projections" in name for name in arrays)
 
 
-@pytest.mark.parametrize("step", [2, 7])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.thorough), 7])
 def test_resuming_gives_the_same_bits(
     data: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
