@@ -144,6 +144,7 @@ def test_nothing_that_was_made_is_left_and_nothing_is_made_again(
     assert not list(made.iterdir())
 
 
+@pytest.mark.thorough
 def test_columns_go_while_a_point_is_trained(folder: Path, tmp_path: Path) -> None:
     """Of what is narrower, too, and of chops; without training there is no such point."""
     flags = ["strategies=dimchop:0.5,narrow:mlp=0.5+dimchop:0.25,input:2+dimchop:0.5"]

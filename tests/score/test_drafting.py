@@ -60,7 +60,15 @@ def draft_of(kind: str, engine: Engine) -> Draft:
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        *(("layer by layer", kind) for kind in DRAFTS),
+        ("in a scan", DRAFTS[0]),
+        *(pytest.param("in a scan", kind, marks=pytest.mark.thorough) for kind in DRAFTS[1:]),
+    ],
+    indirect=["way"],
+)
 @pytest.mark.parametrize(
     "family", ["gemma3_text", pytest.param("gpt2", marks=pytest.mark.thorough)]
 )
@@ -216,7 +224,7 @@ def test_the_length_of_drafts_follows_what_they_bring() -> None:
     assert Pace(plain=1.0, draft=0.6, length=4, round=3.4, accepted=5, refused=5).best_length() == 0
 
 
-@pytest.mark.parametrize("length", [0, 2])
+@pytest.mark.parametrize("length", [0, pytest.param(2, marks=pytest.mark.thorough)])
 def test_a_useless_draft_is_given_up(
     length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,9 @@ def expected_bytes(engine: Engine, kind: Kind) -> int:
     return expected
 
 
-@pytest.mark.parametrize("way", ["layer by layer", "in a scan"])
+@pytest.mark.parametrize(
+    "way", ["layer by layer", pytest.param("in a scan", marks=pytest.mark.thorough)]
+)
 def test_text_with_a_draft_and_without(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,9 +202,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         ("llama", True, "bfloat16", "float32", 1),
         ("llama", True, "bfloat16", "bfloat16", 2),
         ("llama", True, "float32", "bfloat16", 1),
-        ("llama", False, "bfloat16", "float32", 2),
+        pytest.param("llama", False, "bfloat16", "float32", 2, marks=pytest.mark.thorough),
         ("gpt2", True, "bfloat16", "bfloat16", 1),
-        ("opt", True, "bfloat16", "float32", 1),
+        pytest.param("opt", True, "bfloat16", "float32", 1, marks=pytest.mark.thorough),
         ("opt", False, "bfloat16", "bfloat16", 1),
     ],
 )

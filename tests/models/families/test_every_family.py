@@ -46,11 +46,14 @@ TABLES = [
     for name in families.NAMES
     for seed in range(DRAWS)
 ]
-# Every kind of block; other families are made of the same parts.
-NAMES = [
-    name if name in families.KINDS else pytest.param(name, marks=pytest.mark.thorough)
-    for name in families.NAMES
-]
+
+
+def named(some: list[str]) -> list[Any]:
+    """All families; those beside some of every kind are made of the same parts."""
+    return [
+        name if name in some else pytest.param(name, marks=pytest.mark.thorough)
+        for name in families.NAMES
+    ]
 
 
 def logits_of(model: Any, tokens_BT: np.ndarray) -> torch.Tensor:
@@ -132,7 +135,7 @@ def without(model: Any, keep: tuple[int, ...]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", named(families.KINDS))
 def test_a_training_step(name: str) -> None:
     """On one device, with the attention that training takes here."""
     found = family_steps.beside_torch(name, mesh.make_mesh(devices=jax.devices()[:1]))
@@ -154,7 +157,7 @@ def test_training_steps_on_a_mesh() -> None:
         assert losses_and_norms["ours"] == pytest.approx(losses_and_norms["torch"], rel=1e-4), name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", named([*families.BY_LAYER, "mixtral"]))
 def test_requests_as_the_harness_answers_them(name: str, tmp_path: Path) -> None:
     """Log-likelihoods and greedy flags, contexts shared and not, and generated text."""
     options = families.draw(name, 5) | {"vocab_size": 300}
