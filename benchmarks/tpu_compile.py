@@ -42,9 +42,9 @@ MaxText is not compared. It wants Python 3.12 and an environment of its own:
     DIR/bin/pip install 'maxtext[tpu]==0.2.5' libtpu==0.0.52
     python benchmarks/tpu_compile.py --peer-python DIR/bin/python"""
 
-# The recipe's mesh is for v5p: it does not follow the sides of v6e's slice, and on v5e half as many
-# copies leave room to gather ahead.
-MESH = {"v6e:16x16": ("mesh.data=1",), "v5e:16x16": ("mesh.data=2",)}
+# The recipe's mesh is for v5p: it does not follow the sides of v6e's slices, and on v5e two copies
+# of the parameters, not four, leave room to gather ahead.
+MESH = {"v6e": ("mesh.data=1",), "v5e:16x16": ("mesh.data=2",)}
 # Ours is tuned by the number of parts and when they gather the kernels, with the layers in a loop
 # and one after the other. Fewest parts are not always fastest: unrolled, the compiler may compute
 # again to make them fit.
@@ -170,7 +170,8 @@ def contest(args: argparse.Namespace, topology: Topology) -> Iterator[Row]:
     def with_flags(*flags: str) -> Job:
         return job(args.config, flags, topology, args.all_layers)
 
-    base = [*MESH.get(topology.name, ()), *args.flags]
+    suited = MESH.get(topology.name, MESH.get(topology.chip.name, ()))
+    base = [*suited, *args.flags]
     shipped = our_row("as shipped", with_flags(*base), base)
     yield shipped
     group = "compute" if args.all_layers else "compute.after_chop"

@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is not None:
         return _main(argv)
+    # Imports and tracing make some hundred thousand objects that stay: looking through them again
+    # and again for garbage is a fifteenth of the time until a first step.
+    gc.set_threshold(100_000)
     verb = [word for word in sys.argv[1:2] if not word.startswith("-")]
     with interrupts.program(" ".join(["chopjax", *verb])):
         return _main(sys.argv[1:])
@@ -32,9 +35,6 @@ def _main(argv: list[str]) -> int:
     from chopjax.disk.atomic import USERS_ERRORS
     from chopjax.hardware import skip_absent_tpu
 
-    # Imports and tracing make some hundred thousand objects that stay: looking through them again
-    # and again for garbage is a fifteenth of the time until a first step.
-    gc.set_threshold(100_000, 20, 100)
     skip_absent_tpu()  # some verbs' flags import jax
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

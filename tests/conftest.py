@@ -7,9 +7,9 @@ import gc
 import hashlib
 import os
 import platform
-import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,18 +24,24 @@ def kept_programs() -> Path:
     """A folder of what earlier runs compiled, beside what pytest keeps itself.
 
     jax finds a program by its text, its flags and jax's version; what is found there takes a fifth
-    of the time. Every change of a program adds one, so that beyond MOST_KEPT all go.
+    of the time. Every change of a program adds one, so that beyond MOST_KEPT all go. One that a
+    killed process cut off would be compiled every time, with a warning: `make clean` helps.
     """
     machine = platform.machine()
     with contextlib.suppress(OSError):  # other systems than Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         machine = next((line for line in lines if line.startswith(("flags", "Features"))), machine)
-    folder = ROOT / ".pytest_cache/compiled"
-    if folder.is_dir() and sum(file.stat().st_size for file in folder.rglob("*")) > MOST_KEPT:
-        shutil.rmtree(folder)
     # Machine code is for one kind of processor.
-    folder /= hashlib.sha256(machine.encode()).hexdigest()[:8]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = ROOT / ".pytest_cache/compiled" / hashlib.sha256(machine.encode()).hexdigest()[:8]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a checkout that may only be read
+        return Path(tempfile.mkdtemp(prefix="chopjax-tests-compiled-"))
+    with contextlib.suppress(FileNotFoundError):  # another run does the same
+        files = list(folder.iterdir())
+        if sum(file.stat().st_size for file in files) > MOST_KEPT:
+            for file in files:
+                file.unlink(missing_ok=True)
     return folder
 
 

@@ -198,25 +198,23 @@ def _backward(
 def _in_pieces(
     x: jax.Array, d_y: jax.Array, rows: tuple[int, ...], tensordot: Callable[..., jax.Array]
 ) -> jax.Array:
-    """A kernel's gradient, in pieces where the TPU's compiler would not scatter the whole.
+    """A kernel's gradient, in pieces of a feed-forward's width where the TPU's compiler may not
+    scatter the whole.
 
     Chips that hold a part each sum gradients by reduce-scatters, which move half of what
     all-reduces do. Of 4,096 rows along 64 chips of v5e, libtpu 0.0.52 makes them if no prime
     factor of the columns is above 23: not of the 43 · 256 of Llama-2-7B, the 37 · 512 of Qwen2-7B,
-    the 71 · 256 of Falcon-7B. The pieces hold the same numbers.
+    the 71 · 256 of Falcon-7B. Where it would make them anyway, pieces take as long. They hold the
+    same numbers.
     """
-    if scatters_gradients():
-        if len(at := pieces(d_y.shape[-1])) > 1:
-            made = [tensordot(x, piece, (rows, rows)) for piece in _split(d_y, at)]
-            return jnp.concatenate(made, axis=-1)
-        if len(at := pieces(x.shape[-1])) > 1:
-            made = [tensordot(piece, d_y, (rows, rows)) for piece in _split(x, at)]
-            return jnp.concatenate(made, axis=x.ndim - len(rows) - 1)
+    if x.ndim == d_y.ndim == len(rows) + 1 and scatters_gradients():
+        wide, axis = (d_y, 1) if d_y.shape[-1] > x.shape[-1] else (x, 0)
+        ends = list(itertools.accumulate(pieces(wide.shape[-1])))[:-1]
+        if ends:
+            parts = jnp.split(wide, ends, axis=-1)
+            pairs = [(x, part) if axis else (part, d_y) for part in parts]
+            return jnp.concatenate([tensordot(*pair, (rows, rows)) for pair in pairs], axis)
     return tensordot(x, d_y, (rows, rows))
-
-
-def _split(x: jax.Array, sizes: list[int]) -> list[jax.Array]:
-    return jnp.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
 
 
 def pieces(width: int) -> list[int]:

@@ -225,10 +225,11 @@ def on_processors() -> bool:
 
 def scatters_gradients() -> bool:
     """Whether the program that is being traced is for TPUs and sums gradients along `fsdp` to parts
-    of them: along all chips at once the compiler has none but all-reduces (libtpu 0.0.52)."""
+    of them: along all chips of a slice the compiler has none but all-reduces (libtpu 0.0.52).
+    Meshes with a tensor axis, which parts the widths, were not looked at and are left alone."""
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
-    if device is None or device.platform != "tpu":
+    if device is None or device.platform != "tpu" or mesh.shape.get("tensor", 1) > 1:
         return False
-    along: int = mesh.shape.get("fsdp", 1)
-    return 1 < along < int(mesh.size)
+    along, chips = int(mesh.shape.get("fsdp", 1)), int(mesh.size) // mesh.shape.get("slice", 1)
+    return bool(1 < along < chips)

@@ -82,7 +82,7 @@ def test_a_new_repository_can_be_private(hub: Running, imported: Path, tmp_path:
     ("name", "token", "environment", "said"),
     [
         ("halved", TOKEN, {}, "OWNER/NAME is needed"),
-        pytest.param("me/../x", TOKEN, {}, "OWNER/NAME is needed", marks=pytest.mark.thorough),
+        ("me/../x", TOKEN, {}, "OWNER/NAME is needed"),
         ("me/halved", "", {}, "there is no token"),
         ("me/halved", "hf_" + "y" * 34, {}, "Invalid user token"),
         pytest.param(

@@ -285,7 +285,6 @@ def test_ctrl_c_leaves_nothing(parent: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]
 
 
-@THOROUGH
 def test_the_shared_model_gets_most_of_its_loss_back(
     mix_llama: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from chopjax.models.compute import Compute
 from chopjax.models.config import Layer, ModelConfig, Norm, Rope
 from chopjax.models.head import Head, logits
 from chopjax.models.linear import linear
-from chopjax.models.mesh import BATCH_AXES, make_mesh
+from chopjax.models.mesh import BATCH_AXES, make_mesh, scatters_gradients
 from chopjax.plan import topology as topologies
 from chopjax.plan.collectives import collect
 from chopjax.plan.hlo import parse
@@ -70,7 +70,7 @@ def test_pieces_of_a_width(tiles: int, beyond: int):
         assert number == 1
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(43, 6), (6, 43), (43, 29)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(43, 6), (6, 43), (43, 29), (29, 43)])
 def test_a_gradient_in_pieces_is_the_same(monkeypatch, outputs, inputs):
     monkeypatch.setattr(linears, "on_processors", lambda: False)
     monkeypatch.setattr(linears, "TILE", 1)
@@ -111,6 +111,22 @@ def test_the_tpu_s_compiler_scatters_gradients(inputs: str, outputs: str):
     assert along["reduce-scatter"].payload == 2 * 4096 * 11008
     # What is left to add up between the copies is the part of a chip.
     assert along["all-reduce"].payload == 2 * 4096 * 11008 // 64
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize(
+    ("sizes", "scattered"),
+    [
+        ({"data": 4, "fsdp": 64}, True),
+        ({"data": 1, "fsdp": 256}, False),
+        ({"data": 1, "fsdp": 16, "tensor": 16}, False),
+    ],
+)
+def test_where_gradients_are_scattered(sizes: dict[str, int], scattered: bool):
+    mesh = make_mesh(**sizes, devices=topologies.devices(topologies.parse("v5e:16x16")))
+    assert not scatters_gradients()  # without a mesh
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert scatters_gradients() == scattered
 
 
 @struct.dataclass

@@ -408,7 +408,6 @@ def test_grouped_products_multiply_the_rows_that_there_are():
     assert nothing == "{}"
 
 
-@pytest.mark.thorough
 def test_experts(tiny: Path):
     """A step of a model with experts through the compiler, for four chips in two ways."""
     pytest.importorskip("libtpu")

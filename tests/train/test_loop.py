@@ -161,8 +161,7 @@ def stop_in(patch: pytest.MonkeyPatch, module: object, name: str, call: int) -> 
     [
         lambda patch: signal_after(patch, 2, signal.SIGTERM),
         lambda patch: signal_after(patch, 4, signal.SIGTERM),  # when the chop is due
-        # while a batch is read
-        pytest.param(lambda patch: stop_in(patch, loop, "on_mesh", 6), marks=pytest.mark.thorough),
+        lambda patch: stop_in(patch, loop, "on_mesh", 6),  # while a batch is read
         lambda patch: stop_in(patch, checkpoints, "write_manifest", 1),  # in the middle of a save
         pytest.param(
             lambda patch: stop_in(patch, evaluation, "on_mesh", 2), marks=pytest.mark.thorough
