@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import hashlib
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -36,7 +38,9 @@ def kept_programs() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a checkout that may only be read
-        return Path(tempfile.mkdtemp(prefix="chopjax-tests-compiled-"))
+        folder = Path(tempfile.mkdtemp(prefix="chopjax-tests-compiled-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
     with contextlib.suppress(FileNotFoundError):  # another run does the same
         files = list(folder.iterdir())
         if sum(file.stat().st_size for file in files) > MOST_KEPT:
@@ -167,8 +171,8 @@ def tinystories(shared: Path) -> Path:
 
 @pytest.fixture
 def libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler for TPUs, in this process, where it would end all: it knows no flags of
-    processors."""
+    """TPUs' compiler in this process, which it would end over flags for processors: it does not
+    know them."""
     pytest.importorskip("libtpu")
     from chopjax.plan.topology import prepare_environment
 

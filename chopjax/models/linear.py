@@ -23,7 +23,7 @@ FEW_ROWS = 2  # that processors multiply one by one; three take as long together
 SHORTEST_PART = 32  # inputs: what parts make is written, and read once more
 
 TILE = 128  # columns that lie together on a TPU
-SCATTERED_PRIME = 23  # the largest factor of columns that its compiler splits (libtpu 0.0.52)
+SCATTERED_PRIME = 23  # the largest prime factor that its compiler splits (libtpu 0.0.52)
 
 
 @runtime_checkable
