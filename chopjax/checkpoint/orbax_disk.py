@@ -1,4 +1,4 @@
-"""What Orbax makes of paths, and whether what it saved is there.
+"""What Orbax makes of paths, of a save that fails, and whether what it saved is there.
 
 Orbax looks for its own files with patterns that begin with the folder's path, so that `[..]`, `*`
 and `?` in it match other files or none, and TensorStore takes a backslash for a slash: a
@@ -8,7 +8,10 @@ checkpoint is then empty, or somewhere else, without an error.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,10 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # name → shape and type
 _MARKER = "orbax.checkpoint"  # Orbax only looks whether it is there
 _ODD = set("*?[]{}\\")
 _DESCRIPTORS = Path("/proc/self/fd")
+_LAST_WRITES_SECONDS = 10.0  # Orbax's own threads wait 300 s for one that has failed
+
+# Orbax writes a traceback of what fails in its threads, and raises it again where we wait for it.
+logging.getLogger("absl").addFilter(lambda entry: "_SignalingThread.run()" not in str(entry.msg))
 
 
 @contextlib.contextmanager
@@ -54,6 +61,19 @@ def _is_plain(path: str) -> bool:
     except UnicodeEncodeError:  # bytes of a name that is not UTF-8, or not in this locale
         return False
     return not _ODD.intersection(path)
+
+
+def await_last_writes() -> None:
+    """After a save that failed in one of Orbax's threads: until the others write nothing more.
+
+    TensorStore makes the folders that its files are to lie in: what is removed before that would be
+    there again.
+    """
+    deadline = time.monotonic() + _LAST_WRITES_SECONDS
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            # Not the thread's own method, which raises what the thread has raised.
+            threading.Thread.join(thread, max(deadline - time.monotonic(), 0))
 
 
 def shapes_by_name(tree: Any) -> Shapes:

@@ -21,7 +21,13 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax.checkpoint.describe import PARAMS, Description, write_own
 from chopjax.checkpoint.manifest import verify_files, write_manifest
-from chopjax.checkpoint.orbax_disk import check_saved, orbax_path, seal, shapes_by_name
+from chopjax.checkpoint.orbax_disk import (
+    await_last_writes,
+    check_saved,
+    orbax_path,
+    seal,
+    shapes_by_name,
+)
 from chopjax.disk.atomic import check_room, new_folder
 from chopjax.errors import UserError, first_line, listing
 from chopjax.models.parameters import Params
@@ -71,6 +77,7 @@ def save_params(path: Path, params: Params) -> None:
     except UserError:
         raise
     except Exception as error:  # TensorStore's own, of no common type
+        await_last_writes()
         raise UserError(f"{path}: could not be written: {first_line(error)}") from error
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
-import logging
 import re
 import secrets
 import shutil
@@ -39,9 +38,6 @@ from chopjax.errors import UserError, first_line, listing
 from chopjax.progress import say
 
 RECORD = "run.json"
-
-# Orbax writes a traceback of what fails in its threads, and raises it again where we wait for it.
-logging.getLogger("absl").addFilter(lambda entry: "_SignalingThread.run()" not in str(entry.msg))
 
 
 def steps(folder: Path) -> list[int]:
