@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.experimental import mesh_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chopjax.errors import UserError, listing
@@ -98,12 +99,15 @@ def make_mesh(
 
     Axis types are Auto: shardings are stated for parameters and batches, the compiler propagates
     them. Raises UserError where the sizes do not multiply to the number of devices, and where
-    they do not follow the sides of a TPU slice.
+    they do not follow the sides of a TPU slice. Over several devices that are processors it turns
+    jax's cache of compiled programs off.
     """
     devices = jax.devices() if devices is None else devices
     shape = tuple(resolve_sizes(len(devices), data, fsdp, tensor, slices).values())
     types = (AxisType.Auto,) * len(AXES)
     if math.prod(shape) == 1 or devices[0].platform == "cpu":
+        if math.prod(shape) > 1:
+            _turn_off_compilation_cache()
         return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
     try:
         if slices > 1 and hasattr(devices[0], "slice_index"):
@@ -119,6 +123,14 @@ def make_mesh(
             f"mesh: {asked} does not follow the sides of this TPU slice, "
             f"{' x '.join(map(str, sides))}: every size must be a product of some of them"
         ) from error
+
+
+def _turn_off_compilation_cache() -> None:
+    """XLA reads a processor's program back without the order of its collectives inside and outside
+    of loops (jaxlib 0.10.2): devices then wait for each other until XLA ends the process."""
+    if jax.config.jax_enable_compilation_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # else what was decided at the first program stays
 
 
 def partition(dims: str, sizes: Mapping[str, int], mesh_shape: Mapping[str, int]) -> PartitionSpec:

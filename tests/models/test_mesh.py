@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -121,3 +125,31 @@ def test_the_line_for_people_names_what_stays_whole():
 
 def test_axes_are_the_product_of_the_documented_ones():
     assert list(itertools.chain(mesh.BATCH_AXES, ["tensor"])) == list(mesh.AXES)
+
+
+CACHED = """
+import os
+import jax
+from chopjax.models import mesh
+
+def kept():
+    jax.clear_caches()
+    jax.jit(lambda x: x + 1)(1.0)
+    return len(os.listdir(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+
+mesh.make_mesh(devices=jax.devices()[:1])
+assert (before := kept()) > 0
+mesh.make_mesh()
+jax.jit(lambda x: x + 2)(1.0)
+assert kept() == before
+"""
+
+
+def test_no_program_for_several_processors_is_read_back(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_NUM_CPU_DEVICES": "2",
+    }
+    command = [sys.executable, "-c", CACHED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
