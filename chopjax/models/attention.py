@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
 from chopjax.models.blocked_attention import blocked_attention
@@ -234,6 +233,9 @@ def _splash_on_one_device(
     segments_BT: jax.Array | None,
     scores: Scores,
 ) -> jax.Array:
+    # A tenth of the time in which a command's imports are done, and for TPUs alone.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     length, num_heads, head_dim = query_BTNH.shape[1:]
     block = splash_block(length)
     fused = splash_is_fused(length)

@@ -78,29 +78,35 @@ def test_a_new_repository_can_be_private(hub: Running, imported: Path, tmp_path:
     assert hub.hub.private == {"me/secret"}
 
 
+@pytest.mark.parametrize("name", ["halved", "me/../x"])
+def test_no_name_of_a_repository(
+    imported: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(imported), str(tmp_path / "out"), "--push-to-hub", name]) == 2
+    assert "OWNER/NAME is needed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
-    ("name", "token", "environment", "said"),
+    ("token", "environment", "said"),
     [
-        ("halved", TOKEN, {}, "OWNER/NAME is needed"),
-        ("me/../x", TOKEN, {}, "OWNER/NAME is needed"),
-        ("me/halved", "", {}, "there is no token"),
-        ("me/halved", "hf_" + "y" * 34, {}, "Invalid user token"),
-        ("me/halved", "hf_" + "r" * 34, {}, "may only read"),
-        ("me/halved", TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE does not allow"),
-        ("me/halved", TOKEN, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
+        ("", {}, "there is no token"),
+        ("hf_" + "y" * 34, {}, "Invalid user token"),
+        ("hf_" + "r" * 34, {}, "may only read"),
+        (TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE does not allow"),
+        (TOKEN, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_export(
     hub: Running,
     imported: Path,
     tmp_path: Path,
-    name: str,
     token: str,
     environment: dict[str, str],
     said: str,
 ) -> None:
     hub.hub.accounts["hf_" + "r" * 34] = ("me", "read")
-    flags = ("--push-to-hub", name)
+    flags = ("--push-to-hub", "me/halved")
     done = export(hub, imported, tmp_path / "out", *flags, token=token, **environment)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr

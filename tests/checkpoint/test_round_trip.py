@@ -46,7 +46,9 @@ def assert_same_tensors(a: Path, b: Path) -> None:
 
 # Every family with every type, tied and untied, in one file and in shards.
 CASES = [
-    (family, dtype, tied, size)
+    pytest.param(
+        family, dtype, tied, size, marks=[pytest.mark.thorough] if dtype == "float16" else []
+    )
     for i, family in enumerate(families.SAMPLE)
     for j, dtype in enumerate(("float32", "float16", "bfloat16"))
     for tied, size in (

@@ -17,7 +17,7 @@ B, T, N, K, H = 2, 19, 4, 2, 8
 
 @pytest.mark.parametrize("most", [100, 3])
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("window", [None, 1, 6, 19, 40])
+@pytest.mark.parametrize("window", [None, 1, 6, 19, pytest.param(40, marks=pytest.mark.thorough)])
 def test_value_and_gradients(monkeypatch, most, documents, window):
     """Blocks of 4 (the last one of 3) and of 7, grouped heads, with and without documents."""
     monkeypatch.setattr(blocked_attention, "BLOCK", 4)

@@ -38,14 +38,12 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return checkpoints.write_tokenizer(folder, vocab_size=300)
 
 
-def evaluate(lm: Any, names: list[str], include: Path, limit: int | None) -> dict[str, Any]:
-    return lm_eval.evaluator.evaluate(
-        lm, load_tasks(names, include), limit=limit, bootstrap_iters=0
-    )
-
-
-def check(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def check(both: tuple[ChopjaxLM, HFLM], names: list[str], include: Path, limit: int | None) -> None:
     """Answers within NATS and greedy equal, metrics equal."""
+    tasks = load_tasks(names, include)
+    ours, theirs = (
+        lm_eval.evaluator.evaluate(lm, tasks, limit=limit, bootstrap_iters=0) for lm in both
+    )
     for task, samples in ours["samples"].items():
         for mine, other in zip(samples, theirs["samples"][task], strict=True):
             for (answer,), (expected,) in zip(mine["resps"], other["resps"], strict=True):
@@ -62,9 +60,8 @@ def check(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 def test_tasks_on_tiny_models(tiny: Path, tmp_path: Path) -> None:
     """Choices, and text in windows: with 48 positions most requests are cut, too."""
     include = local_tasks.write_tasks(tmp_path)
-    ours, theirs = models(tiny)
     names = ["tiny_choice", "tiny_rolling"]
-    check(evaluate(ours, names, include, None), evaluate(theirs, names, include, None))
+    check(models(tiny), names, include, None)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
@@ -122,19 +119,19 @@ def test_impossible_requests_are_named(tiny: Path) -> None:
 def test_real_tasks(mix_llama: Path, shared: Path) -> None:
     include = shared / "tasks" / "lm_eval"
     names = "piqa winogrande arc_easy hellaswag lambada mmlu_anatomy wsc273 truthfulqa_mc2".split()
-    ours, theirs = models(mix_llama)
     names = [f"local_{name}" for name in names]
-    check(evaluate(ours, names, include, 3), evaluate(theirs, names, include, 3))
+    check(models(mix_llama), names, include, 3)
 
 
 def test_a_tokenizer_whose_tokens_reach_over_the_joint(tinystories: Path, shared: Path) -> None:
     include = shared / "tasks" / "lm_eval"
     ours, theirs = models(tinystories)
     names = ["local_piqa", "local_copa"]
-    check(evaluate(ours, names, include, 6), evaluate(theirs, names, include, 6))
+    check((ours, theirs), names, include, 6)
     # Row 30 of local_lambada: the hf backend stops with an AssertionError, we with a name.
+    lambada = load_tasks(["local_lambada"], include)
     with pytest.raises(UserError, match="local_lambada, document 30, request 0"):
-        evaluate(ours, ["local_lambada"], include, 31)
+        lm_eval.evaluator.evaluate(ours, lambada, limit=31)
 
 
 def test_token_requests_in_the_harness_form(tiny: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,10 +88,11 @@ def until(processes: list[subprocess.Popen], there: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_killed_and_stopped_on_two_processes_and_resumed_on_four_with_another_mesh(tmp_path):
+def test_killed_and_stopped_and_resumed_with_another_mesh_and_on_one_process(tmp_path):
     folder = prepare(tmp_path)
     (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder), steps=STEPS, saved=SAVED))
-    train(load_config(folder / "recipe.py", ["mesh.data=1", "mesh.fsdp=1"]), tmp_path / "one")
+    alone = load_config(folder / "recipe.py", ["mesh.data=1", "mesh.fsdp=1"])
+    train(alone, tmp_path / "one")
 
     workdir = tmp_path / "many"
     processes = start(folder, workdir, 2)
@@ -114,15 +117,17 @@ def test_killed_and_stopped_on_two_processes_and_resumed_on_four_with_another_me
         assert code == 75, err
     assert resumed < len(lines(workdir, "loss")) < STEPS
 
-    ended = finish(start(folder, workdir, 4, "--config.mesh.data=1", "--config.mesh.fsdp=4"))
-    assert [code for code, _, _ in ended] == [0, 0, 0, 0], ended
+    shutil.copytree(workdir, tmp_path / "one more")
+    ended = finish(start(folder, workdir, 2, "--config.mesh.data=1", "--config.mesh.fsdp=4"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
     assert "resuming" in ended[0][2]
     assert "mesh: fsdp 4" in ended[0][2]
     assert json.loads(ended[0][1].splitlines()[-1])["steps"] == STEPS
     assert "{" not in ended[1][1]  # the first process speaks for all; gloo mutters
+    train(alone, tmp_path / "one more")
 
-    for key in ("loss", "eval_loss"):
-        one, many = lines(tmp_path / "one", key), lines(workdir, key)
+    for key, folder in itertools.product(("loss", "eval_loss"), (workdir, tmp_path / "one more")):
+        one, many = lines(tmp_path / "one", key), lines(folder, key)
         assert one.keys() == many.keys()
         np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=2e-3)
 
