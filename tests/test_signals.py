@@ -139,7 +139,12 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "number", [*range(8), *(pytest.param(n, marks=pytest.mark.thorough) for n in range(8, COUNT))]
+    "number",
+    # At first train, score, analyze and import.
+    [
+        pytest.param(n, marks=() if n in (1, 2, 4, 6) else pytest.mark.thorough)
+        for n in range(COUNT)
+    ],
 )
 def test_at_a_random_instant(number: int, material: dict[str, str], tmp_path: Path) -> None:
     draw = random.Random(number)
