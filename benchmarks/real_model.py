@@ -1,7 +1,8 @@
 """What do the papers' claims look like on a real model, whose answers are above chance?
 
     python benchmarks/real_model.py --shared DIR --model DIR [--workdir DIR] [--quick]
-        [--heal 6,15] [--best N] [--tokens N] [--seeds 0,1,2] [--json] [--config.FIELD=VALUE …]
+        [--heal 6,15] [--best N] [--tokens N] [--seeds 0,1,2] [--of TASKS] [--json]
+        [--config.FIELD=VALUE …]
 
 DIR of --shared has corpora/ and tasks/ (see CONTRIBUTING.md); --model is any checkpoint that
 chopjax computes with. What is done, and may be killed at any time, since the same command goes on:
@@ -30,6 +31,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,7 @@ def main() -> int:
     add("--best", type=int, metavar="N", help="how many strategies heal at each depth")
     add("--tokens", type=int, metavar="N", help="that each heals on")
     add("--seeds", metavar="LIST", help="of healing at the last depth")
+    add("--of", metavar="TASKS", help="those that figures and tables have; by default all")
     add("--json", action="store_true", help="one JSON object on the last line")
     args, more = parser.parse_known_args()
     if args.shared is None:
@@ -121,6 +124,9 @@ def main() -> int:
     swept_at = {resolve_remove(n, num_layers) for n in split_list(wanted.remove)}
     if lacking := sorted(set(healed) - swept_at):
         parser.error(f"--heal {lacking[0]}: not among the numbers of layers that are removed")
+    shown, asked = split_list(args.of or ""), split_list(wanted.score.tasks)
+    if unknown := sorted(set(shown) - set(asked)):
+        parser.error(f"--of {unknown[0]}: not one of the tasks, {', '.join(asked)}")
     print(f"about {hours(wanted, size, healed):.1f} hours here, where nothing is done", flush=True)
     if (report := swept(args.workdir, flags)) is None:
         return 1
@@ -132,6 +138,8 @@ def main() -> int:
             if (more_rows := swept(args.workdir, [*flags, *chosen, state])) is None:
                 return 1
             rows += [row for row in more_rows["points"] if row not in rows]
+    if shown:
+        rows = [only(shown, row) for row in rows]
     command = "python benchmarks/real_model.py " + " ".join(sys.argv[1:])
     report = write_report(args.workdir, dataclasses.asdict(wanted), rows, command)
     if code := latency(args, wanted):
@@ -215,6 +223,12 @@ def latency(args: argparse.Namespace, wanted: SweepSettings) -> int:
     return code
 
 
+def only(tasks: Sequence[str], row: dict[str, Any]) -> dict[str, Any]:
+    """A row with these tasks alone: a mean over tasks that tell nothing of a model tells less."""
+    kept = {name: {task: row[name][task] for task in tasks} for name in ("accuracy", "chance")}
+    return row | kept
+
+
 # ------------------------------------------------------------------------------------ How long
 
 
@@ -280,7 +294,9 @@ def markdown(report: dict[str, Any]) -> list[str]:
     parent = report["parent"]
     lines = ["", f"Held-out loss, nats per token, over {parent['tokens']:,} tokens:", ""]
     lines += drawn(*table(report, "loss", "{:.3f}"))
-    values = {task: functools.partial(accuracy, task) for task in parent["accuracy"]}
+    values: dict[str, Callable[[dict[str, Any]], float]] = {
+        task: functools.partial(accuracy, task) for task in parent["accuracy"]
+    }
     if len(values) > 1:
         values[f"mean of {', '.join(values)}"] = mean_accuracy
     for name, value in values.items():

@@ -88,3 +88,25 @@ def test_the_best_are_those_of_the_lowest_loss_and_of_other_layers(program: Any)
         )
     ]
     assert program.best({"points": points}, 2, 2) == ["output", "taylor"]
+
+
+def test_of_some_tasks(
+    program: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "loss": 3.0,
+        "accuracy": {"local_piqa": [0.7, 0.05], "local_boolq": [0.4, 0.05]},
+        "chance": {"local_piqa": 0.5, "local_boolq": 0.5},
+    }
+    expected = {
+        "loss": 3.0,
+        "accuracy": {"local_piqa": [0.7, 0.05]},
+        "chance": {"local_piqa": 0.5},
+    }
+    assert program.only(["local_piqa"], row) == expected
+    places = ["--shared", str(folder), "--model", str(folder / "model")]
+    places += ["--workdir", str(folder / "work"), "--of", "piqa"]
+    monkeypatch.setattr(sys, "argv", ["real_model.py", *places, *SMALL])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert "--of piqa: not one of the tasks, tiny_choice" in capsys.readouterr().err
