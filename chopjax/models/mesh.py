@@ -128,9 +128,8 @@ def make_mesh(
 def _turn_off_compilation_cache() -> None:
     """XLA reads a processor's program back without the order of its collectives inside and outside
     of loops (jaxlib 0.10.2): devices then wait for each other until XLA ends the process."""
-    if jax.config.jax_enable_compilation_cache:
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # else what was decided at the first program stays
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # else what was decided at the first program stays
 
 
 def partition(dims: str, sizes: Mapping[str, int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
