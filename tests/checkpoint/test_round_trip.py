@@ -50,7 +50,7 @@ CASES = [
         family, dtype, tied, size, marks=[pytest.mark.thorough] if dtype == "float16" else []
     )
     for i, family in enumerate(families.SAMPLE)
-    for j, dtype in enumerate(("float32", "float16", "bfloat16"))
+    for j, dtype in enumerate(("float32", "bfloat16", "float16"))
     for tied, size in (
         [(True, "5GB"), (False, "20KB")] if (i + j) % 2 else [(True, "20KB"), (False, "5GB")]
     )

@@ -88,7 +88,7 @@ def until(processes: list[subprocess.Popen], there: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_killed_and_stopped_and_resumed_with_another_mesh_and_on_one_process(tmp_path):
+def test_killed_and_stopped_and_resumed_with_another_mesh_and_on_one_process(tmp_path, capsys):
     folder = prepare(tmp_path)
     (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder), steps=STEPS, saved=SAVED))
     alone = load_config(folder / "recipe.py", ["mesh.data=1", "mesh.fsdp=1"])
@@ -117,17 +117,22 @@ def test_killed_and_stopped_and_resumed_with_another_mesh_and_on_one_process(tmp
         assert code == 75, err
     assert resumed < len(lines(workdir, "loss")) < STEPS
 
-    shutil.copytree(workdir, tmp_path / "one more")
+    more = shutil.copytree(workdir, tmp_path / "more")
+    saved = checkpoints.steps(more / "checkpoints")[-1]
     ended = finish(start(folder, workdir, 2, "--config.mesh.data=1", "--config.mesh.fsdp=4"))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert "resuming" in ended[0][2]
     assert "mesh: fsdp 4" in ended[0][2]
     assert json.loads(ended[0][1].splitlines()[-1])["steps"] == STEPS
     assert "{" not in ended[1][1]  # the first process speaks for all; gloo mutters
-    train(alone, tmp_path / "one more")
+    capsys.readouterr()
+    train(alone, more)
+    assert f"resuming {more} after step {saved} of {STEPS}" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
-    for key, folder in itertools.product(("loss", "eval_loss"), (workdir, tmp_path / "one more")):
-        one, many = lines(tmp_path / "one", key), lines(folder, key)
+    for key, resumed_in in itertools.product(("loss", "eval_loss"), (workdir, more)):
+        one, many = lines(tmp_path / "one", key), lines(resumed_in, key)
         assert one.keys() == many.keys()
         np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=2e-3)
 
