@@ -26,7 +26,7 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # name → shape and type
 _MARKER = "orbax.checkpoint"  # Orbax only looks whether it is there
 _ODD = set("*?[]{}\\")
 _DESCRIPTORS = Path("/proc/self/fd")
-_LAST_WRITES_SECONDS = 10.0  # Orbax's own threads wait 300 s for one that has failed
+_BEGIN_SECONDS = 10.0  # in which a thread begins; one that waits for what failed does so 300 s
 
 # Orbax writes a traceback of what fails in its threads, and raises it again where we wait for it.
 logging.getLogger("absl").addFilter(lambda entry: "_SignalingThread.run()" not in str(entry.msg))
@@ -64,16 +64,21 @@ def _is_plain(path: str) -> bool:
 
 
 def await_last_writes() -> None:
-    """After a save that failed in one of Orbax's threads: until the others write nothing more.
+    """After a save that failed in one of Orbax's threads: until this process's others have ended,
+    or still wait to begin.
 
     TensorStore makes the folders that its files are to lie in: what is removed before that would be
     there again.
     """
-    deadline = time.monotonic() + _LAST_WRITES_SECONDS
+    deadline = time.monotonic() + _BEGIN_SECONDS
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("orbax."):
-            # Not the thread's own method, which raises what the thread has raised.
-            threading.Thread.join(thread, max(deadline - time.monotonic(), 0))
+            # `main_task` is there while a thread writes, for as long as the disk takes.
+            while thread.is_alive() and (
+                getattr(thread, "main_task", None) is not None or time.monotonic() < deadline
+            ):
+                # Not the thread's own method, which raises what the thread has raised.
+                threading.Thread.join(thread, 0.1)
 
 
 def shapes_by_name(tree: Any) -> Shapes:

@@ -135,10 +135,12 @@ def test_a_draft_that_is_the_model_is_always_right(tmp_path: Path) -> None:
     indirect=True,
 )
 @pytest.mark.parametrize("with_draft", [pytest.param(False, marks=pytest.mark.thorough), True])
-def test_draws_are_from_the_models_distribution(with_draft: bool, tmp_path: Path) -> None:
-    """All texts of three tokens out of six, chi-square at p = 1e-4 with fixed seeds; the draft's
+@pytest.mark.parametrize(("V", "N"), [(6, 1024), pytest.param(9, 4096, marks=pytest.mark.thorough)])
+def test_draws_are_from_the_models_distribution(
+    with_draft: bool, V: int, N: int, tmp_path: Path
+) -> None:
+    """N draws of three tokens out of V, chi-square at p = 1e-4 with fixed seeds; the draft's
     own law is refused by the same test."""
-    V, N = 6, 1024
     engine = engine_of(tmp_path, "llama", vocab_size=V)
     # Weights so small that most texts are likely.
     engine = engine.with_params(jax.tree.map(lambda w: w / 2, engine.params))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from launch.ports import finish, free_port
 from train.runs import lines, prepare
 
@@ -88,7 +89,10 @@ def until(processes: list[subprocess.Popen], there: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_killed_and_stopped_and_resumed_with_another_mesh_and_on_one_process(tmp_path, capsys):
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.thorough)])
+def test_killed_and_stopped_and_resumed_with_another_mesh_and_on_one_process(
+    tmp_path, capsys, count
+):
     folder = prepare(tmp_path)
     (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder), steps=STEPS, saved=SAVED))
     alone = load_config(folder / "recipe.py", ["mesh.data=1", "mesh.fsdp=1"])
@@ -119,8 +123,8 @@ def test_killed_and_stopped_and_resumed_with_another_mesh_and_on_one_process(tmp
 
     more = shutil.copytree(workdir, tmp_path / "more")
     saved = checkpoints.steps(more / "checkpoints")[-1]
-    ended = finish(start(folder, workdir, 2, "--config.mesh.data=1", "--config.mesh.fsdp=4"))
-    assert [code for code, _, _ in ended] == [0, 0], ended
+    ended = finish(start(folder, workdir, count, "--config.mesh.data=1", "--config.mesh.fsdp=4"))
+    assert [code for code, _, _ in ended] == [0] * count, ended
     assert "resuming" in ended[0][2]
     assert "mesh: fsdp 4" in ended[0][2]
     assert json.loads(ended[0][1].splitlines()[-1])["steps"] == STEPS
