@@ -21,7 +21,7 @@ from chopjax.report.comparison import Column, as_json, gap_closed, measured, ver
 from chopjax.report.comparison import rows as comparison_rows
 from chopjax.report.own_files import check_files, write_report_files
 from chopjax.train.metrics_file import read_metrics
-from chopjax.train.settings import flat
+from chopjax.train.same_run import flat
 
 MODELS = ("parent", "chopped", "healed")
 FIGURE_FILES = ("healing.png", "healing.svg")

@@ -28,7 +28,7 @@ from chopjax.report.sweep_rows import (
     tasks_of,
     untrained,
 )
-from chopjax.train.settings import flat
+from chopjax.train.same_run import flat
 
 PARENT = "parent"
 

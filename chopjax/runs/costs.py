@@ -29,6 +29,7 @@ from chopjax.progress import say
 from chopjax.runs.budget import Cost
 from chopjax.runs.inputs import digest
 from chopjax.runs.settings import CalibrationSettings
+from chopjax.train import same_run
 from chopjax.train import settings as training
 from chopjax.train.metrics_file import read_metrics
 from chopjax.train.origin import find_origin
@@ -88,7 +89,7 @@ def _step_seconds(
         from_scratch=False, optimizer=optimizer,
     )  # fmt: skip
     shapes = [repr(model), repr(teacher.config) if teacher else ""]
-    key = digest([shapes, training.meaning(dataclasses.asdict(same))])[:16]
+    key = digest([shapes, same_run.meaning(dataclasses.asdict(same))])[:16]
     times = _read_times(workdir / TIMES)
     if key not in times:
         seconds, device = step_seconds(model, heal, teacher), jax.devices()[0].device_kind

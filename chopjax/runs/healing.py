@@ -23,6 +23,7 @@ from chopjax.runs.removal import chop_settings, kept
 from chopjax.runs.rounds import Round
 from chopjax.runs.settings import AnySettings, PipelineSettings, parent_of
 from chopjax.runs.stages import Stage
+from chopjax.train import same_run
 from chopjax.train import settings as training
 from chopjax.train.loop import train
 from chopjax.train.own_files import check_run, foreign_files
@@ -98,7 +99,7 @@ def of_round(
 
 def stages(settings: PipelineSettings, workdir: Path, inputs: Inputs, each: Round) -> list[Stage]:
     """What was trained is never deleted; it is set aside."""
-    means = inputs.training(training.meaning(of_round(settings, workdir, each).to_dict()))
+    means = inputs.training(same_run.meaning(of_round(settings, workdir, each).to_dict()))
     if settings.budget:  # it decides how many steps there are, and how long they warm up
         means = {name: value for name, value in means.items() if name != "total_steps"}
         means["budget"] = parse_budget(settings.budget).named()

@@ -38,6 +38,7 @@ from chopjax.runs.rounds import Round, rounds_of
 from chopjax.runs.settings import Model, PipelineSettings, parent_of, read_pipeline
 from chopjax.runs.stages import Stage, fingerprints_of, look, run_all
 from chopjax.runs.workdir import check_space, opened
+from chopjax.train import same_run
 from chopjax.train import settings as training
 from chopjax.train.space import run_bytes
 from chopjax.train.wandb_run import check_wandb
@@ -154,7 +155,7 @@ def _stages(job: Job, inputs: Inputs) -> list[Stage]:
         parts = {part: config.to_dict()[part] for part in ("evaluation", "data", "compute")}
         return Stage(
             name=name,
-            settings={"heal": inputs.training(training.flat(parts))},
+            settings={"heal": inputs.training(same_run.flat(parts))},
             needs=("tokens-held_out", *needs),
             run=lambda: work.window_losses(config, {model: models[model] for model in of}),
         )

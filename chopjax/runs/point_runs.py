@@ -24,6 +24,7 @@ from chopjax.runs.methods import FULL, SCRATCH, Method, heal_settings
 from chopjax.runs.points import Point
 from chopjax.runs.settings import SweepSettings, heal_of
 from chopjax.runs.strategies import Change, has_zeros, masked_by
+from chopjax.train import same_run
 from chopjax.train import settings as training
 from chopjax.train.dimchop_settings import DimChopSettings
 from chopjax.train.evaluation import held_out_loss
@@ -145,7 +146,7 @@ def check_settings(
 
 def meaning(settings: SweepSettings, point: Point) -> dict[str, Any]:
     """What a point's training depends on, beside model, layers and text."""
-    means = training.meaning(dataclasses.asdict(_heal_of(settings, point)))
+    means = same_run.meaning(dataclasses.asdict(_heal_of(settings, point)))
     if settings.budget:
         means = {name: value for name, value in means.items() if name != "total_steps"}
         means["budget"] = parse_budget(settings.budget).named()

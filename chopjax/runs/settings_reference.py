@@ -28,7 +28,7 @@ from chopjax.runs.settings import (
     sweep_config,
 )
 from chopjax.train import settings as train_settings
-from chopjax.train.settings import flat
+from chopjax.train.same_run import flat
 
 HEADER = """\
 # Settings

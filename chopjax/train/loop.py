@@ -61,7 +61,8 @@ from chopjax.train.metrics_file import read_metrics
 from chopjax.train.optimizer import learning_rate, make_optimizer
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
 from chopjax.train.own_files import check_workdir
-from chopjax.train.settings import Settings, differences, read, reshaped
+from chopjax.train.same_run import differences, reshaped
+from chopjax.train.settings import Settings, read
 from chopjax.train.space import check_training
 from chopjax.train.step import (
     State,

@@ -19,7 +19,7 @@ from typing import Any
 from chopjax.disk.atomic import new_file
 from chopjax.disk.files import read_json_object
 from chopjax.errors import UserError, first_line
-from chopjax.train.settings import differences
+from chopjax.train.same_run import differences
 
 RECORD = "wandb_run.json"
 FILES = (RECORD, "wandb")

@@ -14,6 +14,7 @@ from chopjax.runs.settings import PipelineSettings, SweepSettings
 from chopjax.runs.settings_reference import settings_of
 from chopjax.train import settings
 from chopjax.train.config_file import load_config
+from chopjax.train.same_run import flat
 
 ROOT = Path(__file__).parents[2]
 KINDS = (settings.Settings, PipelineSettings, SweepSettings)
@@ -36,7 +37,7 @@ def test_docs_are_up_to_date() -> None:
 def test_every_setting_has_a_sentence(kind: type) -> None:
     found = settings_of(kind)
     assert [setting.name for setting in found if not setting.sentence] == []
-    assert {s.name: s.default for s in found} == settings.flat(dataclasses.asdict(kind()))
+    assert {s.name: s.default for s in found} == flat(dataclasses.asdict(kind()))
 
 
 def test_sentences_are_read_beside_and_above_a_field() -> None:

@@ -14,7 +14,7 @@ from chopjax.models.adapter_settings import AdapterSettings, target_paths
 from chopjax.models.families import translate
 from chopjax.train.config_file import load_config
 from chopjax.train.deeper_layers import healing_config
-from chopjax.train.settings import flat
+from chopjax.train.same_run import flat
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WHOLE_BLOCKS_AGAIN = {"compute.remat": "full", "compute.microbatches": 16}

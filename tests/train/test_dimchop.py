@@ -28,13 +28,13 @@ from chopjax.train import dimchop, spike_guard, step
 from chopjax.train.dimchop_settings import DimChopSettings
 from chopjax.train.loop import train
 from chopjax.train.optimizer import make_optimizer
+from chopjax.train.same_run import reshaped
 from chopjax.train.settings import (
     ComputeSettings,
     DataSettings,
     OptimizerSettings,
     Settings,
     read,
-    reshaped,
 )
 from chopjax.train.task import task_of
 

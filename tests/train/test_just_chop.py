@@ -12,7 +12,8 @@ from chopjax.models import parameters
 from chopjax.models.families import translate
 from chopjax.train.config_file import load_config
 from chopjax.train.just_chop import SPARSE_CORE_COLLECTIVES, llama2_config, palm_shape
-from chopjax.train.settings import flat, read
+from chopjax.train.same_run import flat
+from chopjax.train.settings import read
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LARGE = {"chop.strategy": "input", "chop.remove": "0.5"}

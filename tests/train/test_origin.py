@@ -19,7 +19,8 @@ from chopjax.checkpoint.safetensors_file import TensorInfo
 from chopjax.errors import UserError
 from chopjax.train import origin as room
 from chopjax.train.origin import Origin, find_origin, from_record, run_record, write_assets
-from chopjax.train.settings import ChopSettings, Settings, differences
+from chopjax.train.same_run import differences
+from chopjax.train.settings import ChopSettings, Settings
 
 LAYERS = 4
 TINY = checkpoints.TINY | {"num_hidden_layers": LAYERS}

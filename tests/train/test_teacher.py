@@ -23,7 +23,8 @@ from chopjax.train.check import check
 from chopjax.train.config_file import override
 from chopjax.train.loop import train
 from chopjax.train.offline_teacher import Question, ask_teacher
-from chopjax.train.settings import TeacherSettings, differences
+from chopjax.train.same_run import differences
+from chopjax.train.settings import TeacherSettings
 
 TERMS = ("hidden=0.5", "attention=0.5", "embedding=0.5", "mimic=0.5", "logits=0.5")
 TAUGHT = ("teacher.model=parent", *(f"teacher.{term}" for term in TERMS))
