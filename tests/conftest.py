@@ -88,7 +88,7 @@ LONG = """
 train/test_processes.py launch/test_ending.py score/test_processes.py test_faults.py
 test_signals.py test_accelerator.py score/test_run.py train/test_kills.py train/test_step.py
 test_foreign_files.py test_python_page.py runs/test_pipeline.py commands/test_hub_models.py
-plan/test_plan.py classify/test_learner.py
+plan/test_compile.py classify/test_learner.py
 """.split()
 
 
