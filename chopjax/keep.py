@@ -10,20 +10,20 @@ from chopjax.errors import UserError
 Keep = tuple[int, ...]  # source layer indices, from 0, ascending
 
 
-def parse_keep(text: str, num_layers: int) -> Keep:
+def parse_keep(text: str, num_layers: int, where: str = "--keep") -> Keep:
     """The layers of a list such as "0,13-23": from 0, ends inclusive, ascending.
 
-    Raises UserError where a layer does not exist, stands twice or out of order, or where nothing
-    would be removed.
+    where: the flag or field that holds the text. Raises UserError where a layer does not exist,
+    stands twice or out of order, or where nothing would be removed.
     """
-    keep = parse_layers("--keep", text, num_layers)
+    keep = parse_layers(where, text, num_layers)
     if len(keep) == num_layers:
-        raise UserError(f"--keep {text!r} keeps all {num_layers} layers; nothing would be removed")
+        raise UserError(f"{where} {text!r} keeps all {num_layers} layers; nothing would be removed")
     return keep
 
 
 def parse_layers(where: str, text: str, num_layers: int) -> Keep:
-    """Likewise, and all layers may be named. where: the flag or field that holds the text."""
+    """Likewise, and all layers may be named."""
     keep: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part)

@@ -70,14 +70,16 @@ def plan(
     """
     protect = parse_protect(settings.protect)
 
-    def keep(strategy: str, seed: int, count: int) -> Keep | None:
+    def keep(strategy: Strategy, seed: int, count: int) -> Keep | None:
         """None where the strategy cannot remove so many layers."""
         try:
             if not count:
                 return tuple(range(num_layers))
-            if strategy in MEASURED:
-                return choose_measured(strategy, analyses[seed], count, protect)
-            return choose(strategy, num_layers, count)
+            if strategy.keep:
+                return strategy.kept(num_layers)
+            if strategy.chop in MEASURED:
+                return choose_measured(strategy.chop, analyses[seed], count, protect)
+            return choose(strategy.chop, num_layers, count)
         except UserError as error:
             say(f"left out: {error}")
             return None
@@ -106,8 +108,8 @@ def plan(
                     if count not in counts or why_not(method, strategy):
                         continue
                     if not strategy.looks and seed != first and method == CHOPPED:
-                        continue  # a name chooses the same layers whatever the text
-                    kept = keep(strategy.chop, seed, count)
+                        continue  # these choose the same layers whatever the text
+                    kept = keep(strategy, seed, count)
                     if kept and (not method.repaired or mendable(kept)):
                         made = strategy.changes, tuple(units[strategy.name].items())
                         yield Point(strategy.name, count, kept, seed, method, *made)

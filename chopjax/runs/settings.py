@@ -121,7 +121,8 @@ class SweepSettings:
     model: str = ""  # the parent: a Hugging Face folder or hub id
     revision: str = ""  # of a hub id: branch, tag or commit
     # what is made of the parent, several separated by commas: which layers go, by name or measure,
-    # or what else gets smaller, such as sparsegpt:2:4, narrow:mlp=0.5, dimchop:0.5, input:0.25+int4
+    # or stay, such as keep:0:17-29, or what else gets smaller, such as sparsegpt:2:4,
+    # narrow:mlp=0.5, dimchop:0.5, input:0.25+int4
     strategies: str = ",".join([*STRATEGIES, *MEASURED])
     remove: str = "0.25,0.5,0.75"  # how many layers go: counts, fractions, percentages
     protect: str = "1,1"  # layers that measured strategies leave alone: first and last

@@ -2,6 +2,7 @@
 
     input                         a chop, of every number of layers in `remove`
     input:0.25                    of this many
+    keep:0:17-29                  a chop to these layers (`chopjax chop --keep 0,17-29`)
     sparsegpt:2:4                 zeros (`chopjax sparsify`)
     narrow:mlp=0.5:heads=0.25     narrower layers (`chopjax narrow`), by activations; by gradients
                                   narrow:gradient:mlp=0.5
@@ -22,15 +23,17 @@ from chopjax.checkpoint.compressed_tensors import FORMAT
 from chopjax.chop.configurations import STRATEGIES, resolve_remove
 from chopjax.chop.importance import MEASURED
 from chopjax.errors import UserError, did_you_mean
+from chopjax.keep import Keep, parse_keep
 from chopjax.models.formats import Kind
 from chopjax.sparsify.matrices import METHODS
 from chopjax.sparsify.pattern import parse_pattern
 
 CHOPS = (*STRATEGIES, *MEASURED)
+KEEP = "keep"
 NARROW, UNITS = "narrow", ("mlp", "heads", "embed")
 SCORES = ("activation", "gradient")  # the METHODS of narrow/walk.py, which wants jax
 GPTQ, DIMCHOP = "gptq", "dimchop"
-WORDS = (*CHOPS, *METHODS, NARROW, *FORMAT, DIMCHOP)
+WORDS = (*CHOPS, KEEP, *METHODS, NARROW, *FORMAT, DIMCHOP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +72,15 @@ Change = Sparse | Narrow | Bits | Columns
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """name: as it was written. chop: one of CHOPS; empty: no layer goes. remove: how many layers,
-    as resolve_remove reads it; empty: each number that the sweep has. changes: after the chop."""
+    """name: as it was written. chop: one of CHOPS, or KEEP; empty: no layer goes. remove: how many
+    layers, as resolve_remove reads it; empty: each number that the sweep has. changes: after the
+    chop. keep: with KEEP, the layers that stay, as parse_keep reads them."""
 
     name: str
     chop: str = ""
     remove: str = ""
     changes: tuple[Change, ...] = ()
+    keep: str = ""
 
     @property
     def looks(self) -> bool:
@@ -84,10 +89,16 @@ class Strategy:
 
     def counts(self, every: Sequence[int], num_layers: int) -> Sequence[int]:
         """How many layers go: one number or several. every: those of the sweep. Raises UserError
-        where the model has not so many."""
+        where the model has not so many, or not those."""
         if not self.chop:
             return [0]
+        if self.keep:
+            return [num_layers - len(self.kept(num_layers))]
         return [resolve_remove(self.remove, num_layers)] if self.remove else every
+
+    def kept(self, num_layers: int) -> Keep:
+        """The layers of `keep`. Raises UserError where the model has not all of them."""
+        return parse_keep(self.keep, num_layers, f"strategies: {self.name!r}: the list")
 
 
 def looks(change: Change) -> bool:
@@ -120,17 +131,21 @@ def kind_of(changes: Sequence[Change]) -> str:
 
 def parse_strategy(text: str) -> Strategy:
     """Raises UserError that says which part is wrong, and what is allowed."""
-    chop = remove = ""
+    chop = remove = keep = ""
     changes: list[Change] = []
     try:
         for number, part in enumerate(text.split("+")):
             word, _, rest = part.strip().partition(":")
             if masked_by(changes):
                 raise UserError(f"nothing comes after {DIMCHOP}, but {part!r} does")
-            if word in CHOPS and not (rest and word in METHODS):
+            if word == KEEP or (word in CHOPS and not (rest and word in METHODS)):
                 if number:
                     raise UserError(f"a chop comes first, and {word} does not")
-                chop, remove = word, rest
+                chop = word
+                if word == KEEP:
+                    keep = _listed(rest)
+                else:
+                    remove = rest
             else:
                 change = _change(word, rest)
                 if isinstance(change, Bits) and (kind := kind_of(changes)):
@@ -140,7 +155,14 @@ def parse_strategy(text: str) -> Strategy:
             raise UserError(f"zeros that were made stay, and {DIMCHOP} chooses columns anew")
     except UserError as error:
         raise UserError(f"strategies: {text!r}: {error}") from None
-    return Strategy(text, chop, remove, tuple(changes))
+    return Strategy(text, chop, remove, tuple(changes), keep)
+
+
+def _listed(rest: str) -> str:
+    """Commas are between strategies: "0:17-29" → "0,17-29"."""
+    if not rest:
+        raise UserError(f"{KEEP}: say which layers stay, such as {KEEP}:0:17-29")
+    return rest.replace(":", ",")
 
 
 def _change(word: str, rest: str) -> Change:

@@ -28,7 +28,7 @@ def get_config():
     config.model = {model!r}
     config.text.train = config.text.held_out = {text!r}
     config.text.workers = 1
-    config.strategies = "wanda:2:4,narrow:mlp=0.5,input:2+int8"
+    config.strategies = "wanda:2:4,narrow:mlp=0.5,keep:0:3-4+int8"
     config.remove = "1"
     config.healed = True
     config.calibration.sequences = 4
@@ -80,7 +80,7 @@ def test_a_point_is_what_its_verbs_make(
         "narrow:mlp=0.5": [
             ["narrow", "--mlp", "0.5", "--method", "activation", *LOOK, str(text)]
         ],
-        "input:2+int8": [["chop", "--strategy", "input", "--remove", "2"],
+        "keep:0:3-4+int8": [["chop", "--keep", "0,3-4"],
                          ["quantize", "--weights", "int8"]],
     }  # fmt: skip
     rows = rows_of(report)
@@ -91,7 +91,7 @@ def test_a_point_is_what_its_verbs_make(
             assert cli.main([verb, start, out, *flags]) == 0
             start = out
         assert row["loss"] == pytest.approx(loss_of(capsys, Path(start), text), abs=1e-5)
-        assert row["remove"] == (2 if "input" in strategy else 0)
+        assert row["remove"] == (2 if "keep" in strategy else 0)
 
 
 def test_zeros_stay_in_healing_and_quantized_weights_are_not_trained(
@@ -99,11 +99,13 @@ def test_zeros_stay_in_healing_and_quantized_weights_are_not_trained(
 ) -> None:
     rows, parent = rows_of(report), report["parent"]
     assert set(rows) == {
-        ("wanda:2:4", False), ("narrow:mlp=0.5", False), ("input:2+int8", False),
+        ("wanda:2:4", False), ("narrow:mlp=0.5", False), ("keep:0:3-4+int8", False),
         ("wanda:2:4", True), ("narrow:mlp=0.5", True),
     }  # fmt: skip
     assert rows["wanda:2:4", True]["loss"] != rows["wanda:2:4", False]["loss"]
-    sparse, narrow, bits = (rows[s, False] for s in ("wanda:2:4", "narrow:mlp=0.5", "input:2+int8"))
+    sparse, narrow, bits = (
+        rows[s, False] for s in ("wanda:2:4", "narrow:mlp=0.5", "keep:0:3-4+int8")
+    )
     assert sparse["not_zero"] < sparse["parameters"] == parent["parameters"]
     assert sparse["bytes"] == parent["bytes"]
     assert narrow["parameters"] < parent["parameters"]

@@ -84,6 +84,8 @@ def test_what_is_made(text: str, chop: str, remove: str, changes: tuple[Change, 
         ("narrow:gradient:mlp=0.5:activation", "activation comes after another of its kind"),
         ("heads=0.25", "narrow:mlp=0.5:heads=0.25"),
         ("input:0.25+", "'' is not one of"),
+        ("keep", "keep: say which layers stay, such as keep:0:17-29"),
+        ("int4+keep:0:3", "a chop comes first, and keep does not"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, complaint: str) -> None:
@@ -96,6 +98,20 @@ def test_how_many_layers_go() -> None:
     assert parse_strategy("input:0.25+int8").counts([6], 12) == [3]
     with pytest.raises(UserError, match="from 1 to 11"):
         parse_strategy("input:12").counts([6], 12)
+
+
+def test_a_list_of_layers_says_itself_how_many_go() -> None:
+    listed = parse_strategy("keep:0:3-5:11+int8")
+    assert listed.kept(12) == (0, 3, 4, 5, 11)
+    assert listed.counts([3, 6], 12) == [7]
+    assert not listed.looks
+    for text, complaint in {
+        "keep:0:12": "strategies: 'keep:0:12': the list '0,12': there is no layer 12",
+        "keep:0-11": "keeps all 12 layers",
+        "keep:0::3": "'' is not a layer",
+    }.items():
+        with pytest.raises(UserError, match=complaint):
+            parse_strategy(text).counts([3], 12)
 
 
 def test_which_format_comes_of_it() -> None:

@@ -104,6 +104,19 @@ def test_a_second_run_does_what_is_missing_and_no_more(
     assert [(r["strategy"], r["loss"]) for r in again] == [(r["strategy"], r["loss"]) for r in rows]
 
 
+def test_layers_by_list_are_one_point_whatever_the_seeds(
+    folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config.strategies=input,keep:0:3-4", "--config.remove=1,2", "--config.seeds=0,1"]
+    assert run(folder, *flags, "--json") == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    by_list = [row for row in points if row["strategy"] == "keep:0:3-4"]
+    by_name = [row for row in points if row["strategy"] == "input"]
+    (row,) = by_list
+    assert (row["remove"], row["keep"]) == (2, "0,3-4")
+    assert [row["loss"]] == [of["loss"] for of in by_name if of["keep"] == row["keep"]]
+
+
 def test_healed_points_are_trained_and_cleaned_up(
     folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +222,7 @@ def test_what_others_made_is_named_and_stays(
         ("--config.seeds=x", "seeds"),
         ("--config.draft=-1", "draft is -1: not below 0"),
         ("--config.remove=9", "from 1 to 4"),
+        ("--config.strategies=keep:0:9", "there is no layer 9"),
     ],
 )
 def test_mistakes_are_said(
