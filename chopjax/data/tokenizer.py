@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from chopjax.checkpoint import hub_requests
 from chopjax.checkpoint.assets import ASSETS, check_assets
 from chopjax.checkpoint.describe import HUGGINGFACE
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
@@ -159,6 +158,8 @@ def _without_defaults(value: Any) -> Any:
 def _download(name: str, revision: str | None) -> Path:
     """Tokenizer files and configuration of a hub id, in huggingface_hub's own cache."""
     import huggingface_hub
+
+    from chopjax.checkpoint import hub_requests  # needed where the model is not here
 
     with hub_requests.users_errors(name):
         folder = huggingface_hub.snapshot_download(
