@@ -8,7 +8,7 @@ import os
 import sys
 
 # What takes its time to import is imported where Ctrl-C is taken care of already.
-from chopjax import interrupts, plain_text
+from chopjax import interrupts, plain_text, transformers_alone
 from chopjax.errors import UserError, readable
 
 
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imports and tracing make some hundred thousand objects that stay: looking through them again
     # and again for garbage is a fifteenth of the time until a first step.
     gc.set_threshold(100_000)
+    transformers_alone.in_program()
     verb = [word for word in sys.argv[1:2] if not word.startswith("-")]
     with interrupts.program(" ".join(["chopjax", *verb])):
         return _main(sys.argv[1:])

@@ -23,6 +23,7 @@ from chopjax.checkpoint.describe import HUGGINGFACE
 from chopjax.checkpoint.source import CONFIG, FOLDER_MARK
 from chopjax.disk.files import expanded, folder_inside, read_json_object
 from chopjax.errors import UserError, first_line
+from chopjax.transformers_alone import auto_tokenizer
 
 # One of these is in every folder that holds a tokenizer.
 _MARKS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken", "*.model")
@@ -173,13 +174,11 @@ def build(folder: Path, name: str, **options: Any) -> Any:
 
     options: for from_pretrained, such as add_bos_token.
     """
-    from transformers import AutoTokenizer
-
     if not any(path.is_file() for mark in _MARKS for path in folder.glob(mark)):
         raise UserError(f"{name}: no tokenizer there (none of {', '.join(_MARKS)})")
     check_assets(folder)
     try:
-        built = AutoTokenizer.from_pretrained(
+        built = auto_tokenizer().from_pretrained(
             str(folder.absolute()), trust_remote_code=False, local_files_only=True, **options
         )
     except Exception as error:  # whatever a damaged or unknown tokenizer makes of the libraries

@@ -21,8 +21,14 @@ TEMPLATE = (
 def test_the_command_as_a_stranger_would_use_it(
     mix_llama: Path, shared: Path, tmp_path: Path
 ) -> None:
-    """One process of its own, for what is on which stream."""
-    command = [sys.executable, str(Path(__file__).parents[1] / "without_torch.py"), "prepare"]
+    """One process of its own, for what is on which stream and for what is imported."""
+    code = (
+        "import importlib.util, sys; from chopjax import cli; code = cli.main()\n"
+        "assert 'transformers' in sys.modules and 'torch' not in sys.modules, 'torch is imported'\n"
+        "assert importlib.util.find_spec('torch'), 'torch is found no more'\n"
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "prepare"]
     text = str(shared / "corpora" / "tinystories.heldout.jsonl")
     rest = ["--tokenizer", str(mix_llama), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, text, *rest, "--json"], capture_output=True, text=True)
