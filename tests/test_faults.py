@@ -12,21 +12,28 @@ import pytest
 from fault_targets import TARGETS
 
 TESTS = Path(__file__).parent
-CASES = {"checkpoints": 120, "runs": 20}  # of a target; of the others 30
+CASES = {"checkpoints": 60, "runs": 20}  # of a target; of the others 30
 # Targets that share a process, for its imports take longer than a hundred cases.
 REST = sorted(TARGETS.keys() - {"checkpoints"})
-TOGETHER = [["checkpoints"], pytest.param(REST, marks=pytest.mark.thorough)]
+TOGETHER = [
+    (["checkpoints"], 0),
+    pytest.param(["checkpoints"], CASES["checkpoints"], marks=pytest.mark.thorough),
+    pytest.param(REST, 0, marks=pytest.mark.thorough),
+]
 
 
 def test_kinds_of_faults() -> None:
     assert len(TARGETS["checkpoints"].faults) >= 25
 
 
-@pytest.mark.parametrize("targets", TOGETHER, ids=" ".join)
-def test_manners(targets: list[str]) -> None:
-    """In a process of its own, whose forks must not inherit threads of other tests."""
-    command = [sys.executable, str(TESTS / "fault_runner.py"), "--seed=1"]
-    command += [f"{target}:{CASES.get(target, 30)}" for target in targets]
+@pytest.mark.parametrize(("targets", "first"), TOGETHER)
+def test_manners(targets: list[str], first: int) -> None:
+    """In a process of its own, whose forks must not inherit threads of other tests.
+
+    first: the number of the first case.
+    """
+    command = [sys.executable, str(TESTS / "fault_runner.py"), "--seed=1", f"--first={first}"]
+    command += [f"{target}:{first + CASES.get(target, 30)}" for target in targets]
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}

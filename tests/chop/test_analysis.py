@@ -80,9 +80,7 @@ def test_eight_devices_measure_the_same(model: Path, text: Path, analysis: Path)
     flags += ["--sequence-length", "24", "--fsdp", "2", "--tensor", "2"]
     flags += ["--measures", "similarity,taylor,perplexity,sleb"]
     code = (
-        "import sys, jax, chopjax.cli\n"
-        "assert jax.device_count() == 8\n"
-        "sys.exit(chopjax.cli.main(sys.argv[1:]))"
+        "import sys, jax, chopjax.cli\nassert jax.device_count() == 8\nsys.exit(chopjax.cli.main())"
     )
     devices = {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-c", code, "analyze", str(model), *flags]

@@ -137,7 +137,7 @@ def test_large_vocabularies_take_four_bytes(shared: Path, tmp_path: Path) -> Non
 def test_held_out_documents(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     whole = [(0, *ids) for ids in tokenizer.encode_batch(corpus_texts())]
     for share in (0.25, 30):
-        stores = prepare([corpus], tokenizer, tmp_path / str(share), held_out=share)
+        stores = prepare([corpus], tokenizer, tmp_path / str(share), workers=1, held_out=share)
         train, held_out = ({tuple(d) for d in documents(stores[p])} for p in ("train", "held_out"))
         assert not train & held_out
         assert train | held_out == set(whole)
@@ -157,7 +157,7 @@ def test_held_out_documents(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) 
         (1e-9, "no document for held_out"),
     ):
         with pytest.raises(UserError, match=message):
-            prepare([corpus], tokenizer, tmp_path / "bad", held_out=bad)
+            prepare([corpus], tokenizer, tmp_path / "bad", workers=1, held_out=bad)
     assert not list(tmp_path.glob("bad*"))
 
 
@@ -223,7 +223,7 @@ def test_conversations_carry_their_weights(
     path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in [*talks, *silent]))
     (corpus / "README.md").write_text("no conversation")
     out = tmp_path / "out"
-    stores = prepare([corpus], tokenizer, out, chat=chat, workers=2, held_out=0.2)
+    stores = prepare([corpus], tokenizer, out, chat=chat, workers=1, held_out=0.2)
     left_out = re.findall(r"left out: (\d)", capsys.readouterr().err)
     assert sum(map(int, left_out)) == 2
     by_document = {

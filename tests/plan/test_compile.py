@@ -123,6 +123,7 @@ def test_grouped_products_multiply_the_rows_that_there_are():
     assert nothing == "{}"
 
 
+@pytest.mark.thorough
 def test_experts(tiny: Path):
     """A step of a model with experts through the compiler, for four chips in two ways."""
     pytest.importorskip("libtpu")
@@ -204,6 +205,7 @@ def test_other_chips(tiny: Path, topology: str):
     assert plan["phases"][0]["collectives"]
 
 
+@pytest.mark.thorough
 def test_between_slices(tiny: Path):
     """Two slices: parameters are gathered within each, gradients meet over the network."""
     pytest.importorskip("libtpu")

@@ -103,6 +103,7 @@ def test_two_processes_answer_as_one(prepared: tuple[Path, Path], tmp_path: Path
                     assert answer == expected
 
 
+@pytest.mark.thorough
 def test_the_others_end_with_the_first(prepared: tuple[Path, Path], tmp_path: Path) -> None:
     model, tasks = prepared
     output = tmp_path / "out"

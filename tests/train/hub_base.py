@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import without_torch  # noqa: F401 - its import takes seconds
 from huggingface_hub import constants
 from train.runs import recipe
 

@@ -215,7 +215,7 @@ def test_after_the_chop_the_run_computes_as_it_is_told(data, chopped, tmp_path, 
 @pytest.mark.parametrize(
     "settings",
     [
-        ("optimizer.name=adamw",),
+        pytest.param(("optimizer.name=adamw",), marks=pytest.mark.thorough),
         ("optimizer.name=lion", "optimizer.momentum_dtype=bfloat16"),
         pytest.param(
             (
