@@ -26,7 +26,7 @@ def test_kinds_of_faults() -> None:
     assert len(TARGETS["checkpoints"].faults) >= 25
 
 
-@pytest.mark.parametrize(("targets", "first"), TOGETHER)
+@pytest.mark.parametrize(("targets", "first"), TOGETHER, ids=["checkpoints", "more", "the others"])
 def test_manners(targets: list[str], first: int) -> None:
     """In a process of its own, whose forks must not inherit threads of other tests.
 

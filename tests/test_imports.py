@@ -5,6 +5,9 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
+
+import checkpoints
 
 import chopjax
 
@@ -44,3 +47,19 @@ def test_reading_and_chopping_import_no_jax() -> None:
     heavy = "{'jax', 'torch', 'transformers', 'flax', 'orbax', 'tensorflow'} & set(sys.modules)"
     done = run(f"import sys\n{imports}\nprint(sorted({heavy}))")
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_command_builds_tokenizers_without_torch(tmp_path: Path) -> None:
+    checkpoints.write_tokenizer(tmp_path / "model", 300)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat")
+    code = (
+        "import importlib.util, sys; from chopjax import cli; code = cli.main()\n"
+        "assert 'transformers' in sys.modules and 'torch' not in sys.modules, 'torch is imported'\n"
+        "assert importlib.util.find_spec('torch'), 'torch is found no more'\n"
+        "sys.exit(code)"
+    )
+    words = ["prepare", "text.txt", "--tokenizer", "model", "--output", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

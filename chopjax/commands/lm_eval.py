@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from chopjax import transformers_alone
+
 EXAMPLE = "chopjax lm-eval --model chopjax --model_args pretrained=healed --tasks piqa"
 
 
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    transformers_alone.with_others()
     import lm_eval.models  # noqa: F401 - what registers the harness's own models; they come first
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry

@@ -122,6 +122,8 @@ def open_split(spec: str, field: str, read: Reader | None = None) -> HuggingFace
 def _commit(dataset: str, revision: str | None) -> str:
     import huggingface_hub
 
+    from chopjax.checkpoint import hub_requests  # noqa: F401 - the hub's remarks go above our bars
+
     try:
         commit = huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
     except Exception as error:
@@ -133,6 +135,8 @@ def _commit(dataset: str, revision: str | None) -> str:
 @functools.lru_cache(maxsize=4)
 def _stream(dataset: str, config: str | None, split: str, revision: str | None) -> Any:
     import datasets
+
+    from chopjax.checkpoint import hub_requests  # noqa: F401 - as in _commit
 
     datasets.disable_progress_bars()
     try:

@@ -174,11 +174,12 @@ def build(folder: Path, name: str, **options: Any) -> Any:
 
     options: for from_pretrained, such as add_bos_token.
     """
+    auto = auto_tokenizer()
     if not any(path.is_file() for mark in _MARKS for path in folder.glob(mark)):
         raise UserError(f"{name}: no tokenizer there (none of {', '.join(_MARKS)})")
     check_assets(folder)
     try:
-        built = auto_tokenizer().from_pretrained(
+        built = auto.from_pretrained(
             str(folder.absolute()), trust_remote_code=False, local_files_only=True, **options
         )
     except Exception as error:  # whatever a damaged or unknown tokenizer makes of the libraries

@@ -50,6 +50,7 @@ HEARTBEAT_SECONDS = 60  # of silence, after which jax aborts the others (its def
 ABORT_MARGIN_SECONDS = 60  # by which jax's own time-out for the start comes after ours
 COMPARE_SECONDS = 300  # all processes are there: none of this waits for a person
 LAST_SECONDS = 10  # for which process 0, where jax's service runs, waits for others that fail
+EXITING_SECONDS = 1  # and then until these, which have said so, have exited
 EXIT_SECONDS = 20  # in which a process that failed exits, whatever threads it still has
 # What collectives on CPUs and GPUs raise when the process at the other end is gone.
 LOST_CONNECTION = re.compile(
@@ -236,3 +237,5 @@ def _wait_for_others(processes: Processes) -> None:
         for other in range(1, 0 if processes.index else processes.count):
             left = max(1, int(1000 * (deadline - time.monotonic())))
             store.blocking_key_value_get(f"chopjax/failed/{other}", left)
+        if not processes.index:
+            time.sleep(EXITING_SECONDS)

@@ -106,10 +106,12 @@ def overview(report: Mapping[str, Any]) -> Figure:
     over_log_v = "loss_over_log_vocabulary"
     rows.append(("held-out loss / log V", over_log_v, {"parent": parent[over_log_v]}, None))
     names, chops = strategies_of(report), (*STRATEGIES, *MEASURED)
+    lists = [name for name in names if name.startswith("keep:") and "+" not in name]
     groups = {
         "chosen by name": [n for n in names if n in STRATEGIES],
         "chosen by a measure": [n for n in names if n in MEASURED],
-        "other than a chop, or more": [n for n in names if n not in chops],
+        "chosen by a list": [n for n in names if n in lists],
+        "other than a chop, or more": [n for n in names if n not in (*chops, *lists)],
     }
     groups = {title: names for title, names in groups.items() if names}
     size = (4.3 * len(groups) + 0.6, 2.7 * len(rows) + 1.3)

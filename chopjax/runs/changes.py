@@ -19,7 +19,6 @@ from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.disk.mark import foreign, marked_by, remove_marked, some
 from chopjax.errors import UserError
-from chopjax.keep import ranges
 from chopjax.narrow.narrow import NarrowSettings, narrow
 from chopjax.narrow.units import make_plan
 from chopjax.progress import say
@@ -30,14 +29,12 @@ from chopjax.runs.inputs import WAYS, Inputs, digest
 from chopjax.runs.points import Point
 from chopjax.runs.settings import Model, SweepSettings, calibration_text, parent_of
 from chopjax.runs.strategies import (
-    KEEP,
     Bits,
     Narrow,
     Sparse,
     Strategy,
     before_training,
     looks,
-    parse_strategy,
 )
 from chopjax.sparsify import matrices
 from chopjax.sparsify.pattern import parse_pattern
@@ -117,9 +114,7 @@ def _chopped(model: Model, out: Path, point: Point) -> Model:
     if marked_by(out) != CHOP:
         checkpoint = describe(*model).weights
         assert isinstance(checkpoint, Checkpoint)
-        chop = parse_strategy(point.strategy).chop
-        about = {"keep": ranges(point.keep)} if chop == KEEP else {"remove": point.remove}
-        chop_checkpoint(checkpoint, point.keep, out, chop, about, overwrite=True)
+        chop_checkpoint(checkpoint, point.keep, out, *point.chop(), overwrite=True)
     return Model(str(out))
 
 

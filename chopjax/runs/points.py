@@ -16,6 +16,7 @@ from chopjax.progress import say
 from chopjax.runs.methods import CHOPPED, SCRATCH, TRAINED, Method
 from chopjax.runs.settings import SweepSettings, methods_of, split_list
 from chopjax.runs.strategies import (
+    KEEP,
     Change,
     Strategy,
     has_zeros,
@@ -41,6 +42,11 @@ class Point(NamedTuple):
     def config(self, parent: ModelConfig) -> ModelConfig:
         """Of the model that is scored."""
         return narrower(parent.keep(self.keep), dict(self.units))
+
+    def chop(self) -> tuple[str, dict[str, Any]]:
+        """Strategy and settings, as chopjax.json records them of `chopjax chop`."""
+        chop = parse_strategy(self.strategy).chop
+        return chop, {KEEP: ranges(self.keep)} if chop == KEEP else {"remove": self.remove}
 
     def row(self) -> dict[str, Any]:
         """What points.jsonl says of it, beside its figures."""

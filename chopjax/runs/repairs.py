@@ -58,10 +58,7 @@ def repaired(settings: SweepSettings, workdir: Path, key: str, point: Point) -> 
     how = repair_settings(settings, settings.repair, settings.ridge, point.seed)
     text, field = text_names(calibration_text(settings)), settings.text.field
     folds = repair(*model, text, point.keep, (), how, field)
-    removes = {"remove": point.remove}
-    chop_checkpoint(
-        checkpoint, point.keep, out, point.strategy, removes, overwrite=True, folds=folds
-    )
+    chop_checkpoint(checkpoint, point.keep, out, *point.chop(), overwrite=True, folds=folds)
     return out
 
 

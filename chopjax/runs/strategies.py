@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from chopjax.checkpoint.compressed_tensors import FORMAT
@@ -29,7 +30,7 @@ from chopjax.sparsify.matrices import METHODS
 from chopjax.sparsify.pattern import parse_pattern
 
 CHOPS = (*STRATEGIES, *MEASURED)
-KEEP = "keep"
+KEEP, LAYERS = "keep", re.compile(r"\d+(-\d+)?")
 NARROW, UNITS = "narrow", ("mlp", "heads", "embed")
 SCORES = ("activation", "gradient")  # the METHODS of narrow/walk.py, which wants jax
 GPTQ, DIMCHOP = "gptq", "dimchop"
@@ -160,7 +161,7 @@ def parse_strategy(text: str) -> Strategy:
 
 def _listed(rest: str) -> str:
     """Commas are between strategies: "0:17-29" → "0,17-29"."""
-    if not rest:
+    if not all(map(LAYERS.fullmatch, rest.split(":"))):
         raise UserError(f"{KEEP}: say which layers stay, such as {KEEP}:0:17-29")
     return rest.replace(":", ",")
 
@@ -178,6 +179,8 @@ def _change(word: str, rest: str) -> Change:
         if rest not in ("", GPTQ):
             raise UserError(f"{kind} stands alone or as {kind}:{GPTQ}, not {kind}:{rest}")
         return Bits(kind, rest or "nearest")
+    if LAYERS.fullmatch(word):
+        raise UserError(f"commas are between strategies: a list of layers is {KEEP}:0:{word}")
     if word.partition("=")[0] in UNITS:
         raise UserError("the shares of one narrow go together: narrow:mlp=0.5:heads=0.25")
     raise UserError(f"{word!r} is not one of {', '.join(WORDS)}{did_you_mean(word, WORDS)}")

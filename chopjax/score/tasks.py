@@ -14,6 +14,8 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from chopjax import transformers_alone
+from chopjax.checkpoint import hub_requests  # noqa: F401 - the hub's remarks go above our bars
 from chopjax.disk.files import expanded
 from chopjax.errors import UserError, did_you_mean, first_line, listing
 from chopjax.progress import progress
@@ -47,6 +49,7 @@ def load_tasks(
     """
     if not names:
         raise UserError("no tasks; name some with --tasks, separated by commas")
+    transformers_alone.with_others()
     _be_quiet()
     manager, wanted = find(names, include_path, data_dir)
     if without:

@@ -14,7 +14,7 @@ def corpus() -> tuple[set[str], list[str]]:
     return set(sys.modules), list(documents())
 
 
-def test_the_corpus_is_large_unique_and_the_same_every_time(
+def test_the_corpus_is_large_unique_and_begins_the_same_every_time(
     corpus: tuple[set[str], list[str]],
 ) -> None:
     modules, texts = corpus

@@ -85,6 +85,9 @@ def test_what_is_made(text: str, chop: str, remove: str, changes: tuple[Change, 
         ("heads=0.25", "narrow:mlp=0.5:heads=0.25"),
         ("input:0.25+", "'' is not one of"),
         ("keep", "keep: say which layers stay, such as keep:0:17-29"),
+        ("keep:0::3", "say which layers stay"),
+        ("keep:0:x-3", "say which layers stay"),
+        ("17-29", "commas are between strategies: a list of layers is keep:0:17-29"),
         ("int4+keep:0:3", "a chop comes first, and keep does not"),
     ],
 )
@@ -108,7 +111,7 @@ def test_a_list_of_layers_says_itself_how_many_go() -> None:
     for text, complaint in {
         "keep:0:12": "strategies: 'keep:0:12': the list '0,12': there is no layer 12",
         "keep:0-11": "keeps all 12 layers",
-        "keep:0::3": "'' is not a layer",
+        "keep:0:5-3": "5-3 runs backwards",
     }.items():
         with pytest.raises(UserError, match=complaint):
             parse_strategy(text).counts([3], 12)

@@ -20,8 +20,9 @@ from chopjax.keep import parse_keep
 from chopjax.models.compute import Compute
 from chopjax.runs import sweep as sweep_module
 from chopjax.runs.inputs import Stamps
-from chopjax.runs.points import coarse_first
+from chopjax.runs.points import coarse_first, plan
 from chopjax.runs.records import read_rows
+from chopjax.runs.settings import SweepSettings
 from chopjax.score.engine import Engine
 from chopjax.score.perplexity import perplexity
 from chopjax.train import settings as train_settings
@@ -115,6 +116,17 @@ def test_layers_by_list_are_one_point_whatever_the_seeds(
     (row,) = by_list
     assert (row["remove"], row["keep"]) == (2, "0,3-4")
     assert [row["loss"]] == [of["loss"] for of in by_name if of["keep"] == row["keep"]]
+
+
+def test_layers_by_list_heal_with_every_seed() -> None:
+    settings = SweepSettings(strategies="keep:0:3-4", remove="1", healed=True, seeds="0,1")
+    points = list(plan(settings, 5, {0: {}, 1: {}}, {"keep:0:3-4": {}}))[1:]
+    assert [(p.keep, p.remove, p.seed, p.method.name) for p in points] == [
+        ((0, 3, 4), 2, 0, ""),
+        ((0, 3, 4), 2, 0, "full"),
+        ((0, 3, 4), 2, 1, "full"),
+    ]
+    assert all(point.chop() == ("keep", {"keep": "0,3-4"}) for point in points)
 
 
 def test_healed_points_are_trained_and_cleaned_up(

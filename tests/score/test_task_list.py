@@ -9,6 +9,7 @@ import local_tasks
 import pytest
 import suite_data
 
+from chopjax import transformers_alone
 from chopjax.cli import main
 from chopjax.errors import UserError
 from chopjax.score.task_list import Listed, list_tasks
@@ -51,6 +52,16 @@ def test_what_of_a_folder_is_complete(tmp_path: Path) -> None:
     assert load_tasks(["ai2_arc"], data_dir=data)["tasks"].keys() == {"arc_easy", "arc_challenge"}
     with pytest.raises(UserError, match=r"copa/validation.jsonl"):
         load_tasks(["copa"], data_dir=data)
+
+
+def test_metrics_that_are_models_have_their_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BERTScore's, say: a tokenizer that is built after the tasks hides torch from nobody."""
+    monkeypatch.setattr(transformers_alone, "_alone", True)
+    load_tasks(["piqa"], data_dir=suite_data.write(tmp_path))
+    monkeypatch.setattr(transformers_alone, "_look_for_torch_in_vain", lambda: pytest.fail("hid"))
+    transformers_alone.auto_tokenizer()
 
 
 def test_files_of_examples_are_needed_where_there_are_shots(tmp_path: Path) -> None:
