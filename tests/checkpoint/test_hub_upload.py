@@ -91,7 +91,7 @@ def test_no_name_of_a_repository(
     ("token", "environment", "said"),
     [
         ("", {}, "there is no token"),
-        ("hf_" + "y" * 34, {}, "Invalid user token"),
+        pytest.param("hf_" + "y" * 34, {}, "Invalid user token", marks=pytest.mark.thorough),
         ("hf_" + "r" * 34, {}, "may only read"),
         (TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE does not allow"),
         (TOKEN, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),

@@ -77,8 +77,13 @@ sys.exit(main(["lm-eval", *sys.argv[1:]]))
     ("words", "said"),
     [
         (["pretrained=/nowhere/x"], "/nowhere/x: no such folder"),
-        (["dtype=float32"], "pretrained=MODEL is missing"),
-        (["pretraind=x"], "did you mean pretrained?"),
+        *(
+            pytest.param([words], said, marks=pytest.mark.thorough)
+            for words, said in {
+                "dtype=float32": "pretrained=MODEL is missing",
+                "pretraind=x": "did you mean pretrained?",
+            }.items()
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -79,10 +79,10 @@ def tail(name: str, stack: str) -> str:
         ("llama", "sparsegpt", "2:4"),
         ("gpt2", "sparsegpt", "0.5"),  # Conv1D, and a fused matrix whose blocks share a threshold
         ("gpt_neox", "wanda", "4:8"),  # side by side
-        ("falcon", "wanda", "0.5"),
+        pytest.param("falcon", "wanda", "0.5", marks=pytest.mark.thorough),
         ("gemma2", "sparsegpt", "4:8"),  # layers of two kinds
         ("opt", "magnitude", "0.5"),
-        ("mixtral", "sparsegpt", "2:4"),
+        pytest.param("mixtral", "sparsegpt", "2:4", marks=pytest.mark.thorough),
         ("qwen3_moe", "wanda", "0.5"),
     ],
 )
