@@ -27,10 +27,11 @@ from chopjax.chop.importance import (
     choose_measured,
 )
 from chopjax.chop.laco import laco
+from chopjax.chop.measured import Measured, of_tokens
 from chopjax.chop.merge import Recipe
 from chopjax.chop.prefixes import Prefixes
 from chopjax.chop.residual import measure_residual
-from chopjax.chop.search import one_out, sleb
+from chopjax.chop.search import Removal, from_json, one_out, sleb
 from chopjax.chop.taylor import taylor
 from chopjax.data.excerpts import excerpts
 from chopjax.data.tokenizer import check_ids, load_tokenizer
@@ -80,11 +81,20 @@ def analyze(
     settings: AnalysisSettings,
     revision: str | None = None,
     field: str = "text",
+    journal: Path | None = None,
 ) -> dict[str, Any]:
     """Everything asked for, as analysis.json holds it. Raises UserError before the model is read
-    where settings, text or model are not right."""
+    where settings, text or model are not right.
+
+    journal: a file of what is measured so far, which an analysis that was killed goes on from;
+    whoever has written the result deletes it.
+    """
     with _ready(model, inputs, settings, revision, field) as ready:
-        return ready.about | measure(ready.params, ready.config, ready.batches, ready.settings)
+        asked = ready.about | {"text": ready.text}
+        asked["settings"] = asked["settings"] | {"measures": []}
+        known = Measured(journal, asked)
+        given = ready.params, ready.config, ready.batches, ready.settings
+        return ready.about | measure(*given, known)
 
 
 def find_merges(
@@ -115,6 +125,7 @@ class _Ready(NamedTuple):
     batches: list[CalibrationBatch]
     settings: AnalysisSettings
     about: dict[str, Any]
+    text: str  # its fingerprint
 
 
 @contextlib.contextmanager
@@ -154,7 +165,7 @@ def _ready(
             "predicted_tokens": predicted_tokens(batches),
             "settings": dataclasses.asdict(settings),
         }
-        yield _Ready(params, config, batches, settings, about)
+        yield _Ready(params, config, batches, settings, about, of_tokens(sequences))
 
 
 def checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:
@@ -195,49 +206,24 @@ def measure(
     config: ModelConfig,
     batches: Sequence[CalibrationBatch],
     settings: AnalysisSettings,
+    known: Measured,
 ) -> dict[str, Any]:
     """The measures, each strategy's choices and their losses, for parameters in memory."""
     compute = Compute(dtype=settings.dtype)
     L, protect, wanted = config.num_layers, settings.protect, settings.measures
     measures: dict[str, Any] = {}
     if "similarity" in wanted:
-        say("angular distance, block influence, relative magnitude: one pass")
-        seen = over(batches, "angular distance", "batches")
-        residual = measure_residual(params, config, compute, seen, settings.every_token)
-        measures |= {
-            "distance": _plain(residual.distance_LL),
-            "distance_deviation": _plain(residual.deviation_LL),
-            "distance_examples": residual.examples,
-            "influence": _plain(residual.influence_L),
-            "cosine_score": _plain(residual.cosine_score_L),
-            "magnitude": _plain(residual.magnitude_L),
-        }
+        measures |= known.once("similarity", lambda: _similarity(params, config, batches, settings))
     if "taylor" in wanted:
-        say("Taylor importance: one backward pass")
-        seen = over(batches, "Taylor importance", "batches")
-        measures["taylor"] = _plain(taylor(params, config, compute, seen))
+        measures["taylor"] = known.once("taylor", lambda: _taylor(params, config, compute, batches))
     if not {"perplexity", "sleb", "choices"} & set(wanted):
         return {"measures": measures}
     prefixes = Prefixes(params, config, compute, batches)
-    whole = tuple(range(L))
-    with progress("whole model", prefixes.num_batches, "runs") as bar:
-        parent_loss = prefixes.losses([whole], done=bar.advance)[whole]
+    parent_loss = known.once("whole model", lambda: _whole_loss(prefixes))
     if "perplexity" in wanted:
-        with progress("one layer out", L * prefixes.num_batches, "runs") as bar:
-            measures["one_out_loss"] = _plain(one_out(prefixes, bar.advance))
-    most = protect.most(L)
+        measures["one_out_loss"] = known.once("perplexity", lambda: _one_out(prefixes))
     if "sleb" in wanted:
-        runs = sum(most - round for round in range(most)) * prefixes.num_batches
-        with progress("SLEB", runs, "runs") as bar:
-            removals = sleb(prefixes, most, protect.layers(L), done=bar.advance)
-        measures["sleb"] = [
-            {
-                "layer": removal.layer,
-                "loss": float(removal.loss),
-                "candidates": {str(k): float(v) for k, v in removal.candidates.items()},
-            }
-            for removal in removals
-        ]
+        measures["sleb"] = _sleb(prefixes, protect, known)
     result: dict[str, Any] = {"parent_loss": float(parent_loss), "measures": measures}
     if "choices" in wanted:
         choices = all_choices({"num_layers": L, "measures": measures}, protect)
@@ -250,6 +236,60 @@ def measure(
         }
         result |= {"choices": costs, "recommended": recommend(costs)}
     return result
+
+
+def _similarity(
+    params: Params,
+    config: ModelConfig,
+    batches: Sequence[CalibrationBatch],
+    settings: AnalysisSettings,
+) -> dict[str, Any]:
+    say("angular distance, block influence, relative magnitude: one pass")
+    seen = over(batches, "angular distance", "batches")
+    compute = Compute(dtype=settings.dtype)
+    residual = measure_residual(params, config, compute, seen, settings.every_token)
+    return {
+        "distance": _plain(residual.distance_LL),
+        "distance_deviation": _plain(residual.deviation_LL),
+        "distance_examples": residual.examples,
+        "influence": _plain(residual.influence_L),
+        "cosine_score": _plain(residual.cosine_score_L),
+        "magnitude": _plain(residual.magnitude_L),
+    }
+
+
+def _taylor(
+    params: Params, config: ModelConfig, compute: Compute, batches: Sequence[CalibrationBatch]
+) -> Any:
+    say("Taylor importance: one backward pass")
+    seen = over(batches, "Taylor importance", "batches")
+    return _plain(taylor(params, config, compute, seen))
+
+
+def _whole_loss(prefixes: Prefixes) -> float:
+    whole = tuple(range(prefixes.num_layers))
+    with progress("whole model", prefixes.num_batches, "runs") as bar:
+        return float(prefixes.losses([whole], done=bar.advance)[whole])
+
+
+def _one_out(prefixes: Prefixes) -> Any:
+    with progress("one layer out", prefixes.num_layers * prefixes.num_batches, "runs") as bar:
+        return _plain(one_out(prefixes, bar.advance))
+
+
+def _sleb(prefixes: Prefixes, protect: Protect, known: Measured) -> list[dict[str, Any]]:
+    """The rounds of the search; each is kept when it ends."""
+    most = protect.most(prefixes.num_layers)
+    begun = [from_json(round) for round in known.get("SLEB") or []]
+    runs = [(most - round) * prefixes.num_batches for round in range(most)]
+
+    def record(removals: Sequence[Removal]) -> None:
+        known.keep("SLEB", [removal.as_json() for removal in removals])
+
+    with progress("SLEB", sum(runs), "runs", sum(runs[: len(begun)])) as bar:
+        protected = protect.layers(prefixes.num_layers)
+        found = sleb(prefixes, most, protected, done=bar.advance, begun=begun, record=record)
+    return [removal.as_json() for removal in found]
 
 
 def all_choices(analysis: Mapping[str, Any], protect: Protect) -> dict[str, dict[int, Keep]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from chopjax.chop.prefixes import Prefixes
 from chopjax.keep import Keep
@@ -33,6 +34,17 @@ class Removal:
     loss: float  # nats per token without it and all removed before
     candidates: Mapping[int, float]  # layer → the loss if it had gone in this round
 
+    def as_json(self) -> dict[str, Any]:
+        """As analysis.json has it."""
+        candidates = {str(layer): float(loss) for layer, loss in self.candidates.items()}
+        return {"layer": self.layer, "loss": float(self.loss), "candidates": candidates}
+
+
+def from_json(round: Mapping[str, Any]) -> Removal:
+    """What Removal.as_json made."""
+    candidates = {int(layer): loss for layer, loss in round["candidates"].items()}
+    return Removal(round["layer"], round["loss"], candidates)
+
 
 def sleb(
     prefixes: Prefixes,
@@ -40,8 +52,12 @@ def sleb(
     protected: Collection[int],
     state_bytes: int = STATE_BYTES,
     done: Callable[[int], None] = lambda count: None,
+    begun: Sequence[Removal] = (),
+    record: Callable[[Sequence[Removal]], None] = lambda removals: None,
 ) -> tuple[Removal, ...]:
     """Remove layers one by one, each time the one without which the loss is lowest.
+
+    begun: the first rounds, where they are known. record: called with all rounds after each.
 
     SLEB (arXiv 2402.09025, algorithm 1). The result is that of the plain loop; it costs less since
     a round starts each candidate from the deepest state that is known. When layer p goes, candidate
@@ -49,10 +65,13 @@ def sleb(
     to go (those that the last round found least missed), these states are remembered within
     `state_bytes`.
     """
-    keep: Keep = tuple(range(prefixes.num_layers))
-    removals: list[Removal] = []
+    removals = list(begun)
+    gone = {removal.layer for removal in begun}
+    keep: Keep = tuple(layer for layer in range(prefixes.num_layers) if layer not in gone)
     # Nothing is known in the first round: the deeper a layer, the more its states would save.
     likely = [layer for layer in reversed(keep) if layer not in protected]
+    if removals:
+        likely = _least_missed(removals[-1].candidates)[1:]
     while len(removals) < remove:
         candidates = [layer for layer in keep if layer not in protected]
         room = state_bytes // prefixes.state_bytes() - prefixes.remembered()
@@ -60,13 +79,18 @@ def sleb(
         lists = {layer: _without(keep, layer) for layer in candidates}
         losses = prefixes.losses(lists.values(), worth, done)
         by_layer = {layer: losses[lists[layer]] for layer in candidates}
-        likely = sorted(candidates, key=lambda layer: by_layer[layer])
-        best = likely.pop(0)
+        best, *likely = _least_missed(by_layer)
         removals.append(Removal(best, by_layer[best], by_layer))
+        record(removals)
         keep = lists[best]
         prefixes.forget([_without(keep, layer) for layer in likely])
     prefixes.forget([])
     return tuple(removals)
+
+
+def _least_missed(losses: Mapping[int, float]) -> list[int]:
+    """Layers by the loss without them; of equal ones the shallowest first."""
+    return sorted(losses, key=lambda layer: losses[layer])
 
 
 def _affordable(candidates: list[int], likely: list[int], room: int) -> list[int]:

@@ -80,8 +80,10 @@ def stages(
 def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     """What the strategy needs to know of the layers of a round's model, in the round's folder."""
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
-    measured = analysis(settings, each.model, about)
+    journal = each.analysis.with_name(f"{each.analysis.name}-measured.json")
+    measured = analysis(settings, each.model, about, journal)
     write_analysis(each.analysis, measured, save_all, overwrite=True)
+    journal.unlink(missing_ok=True)
     return {"tokens": measured["tokens"]}
 
 

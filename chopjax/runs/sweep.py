@@ -1,7 +1,7 @@
 """`chopjax sweep`: many ways to make a model smaller, each scored before and after healing.
 
     WORKDIR/points.jsonl       one row a point, appended as it finishes
-    WORKDIR/analysis-SEED/     the measures that strategies need
+    WORKDIR/analysis-SEED/     the measures that strategies need; before all are there, those so far
     WORKDIR/tokens/            the text to heal on
     WORKDIR/tokens-held_out/   the text to measure on, where methods of healing are compared
     WORKDIR/step_times.json    how long steps take here, where the budget is a time
@@ -212,13 +212,16 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
 
     def run() -> dict[str, Any]:
         say(f"measuring layers, seed {seed}")
-        return work.analysis(settings, parent, about)
+        return work.analysis(settings, parent, about, journal)
 
     ways = [asked(inputs) for inputs in WAYS]
     name = f"analysis-{seed}"
+    journal = workdir / name / "measured.json"
     records = AnalysisRecords(workdir / name / ANALYSIS, measures)
     (task,) = look(records, [Stage(name, ways[0], (), run)], [list(map(digest, ways))])
-    return finish(records, task)
+    found = finish(records, task)
+    journal.unlink(missing_ok=True)
+    return found
 
 
 # ------------------------------------------------------------------------------------ Points

@@ -72,10 +72,12 @@ def repair_settings(settings: AnySettings, kind: str, ridge: float, seed: int) -
     return RepairSettings(kind, ridge, **calibration, seed=seed)
 
 
-def analysis(settings: AnySettings, model: Model, about: AnalysisSettings) -> dict[str, Any]:
-    """What the layers of a model do on the calibration text."""
+def analysis(
+    settings: AnySettings, model: Model, about: AnalysisSettings, journal: Path
+) -> dict[str, Any]:
+    """What the layers of a model do on the calibration text. journal: as `analyze` has it."""
     text, field = text_names(calibration_text(settings)), settings.text.field
-    return analyze(model.name, text, about, model.revision, field)
+    return analyze(model.name, text, about, model.revision, field, journal)
 
 
 # ------------------------------------------------------------------------------------ Scoring

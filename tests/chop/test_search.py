@@ -20,7 +20,7 @@ from chopjax.checkpoint.load import load
 from chopjax.chop import prefixes
 from chopjax.chop.calibration import make_batches
 from chopjax.chop.prefixes import Prefixes
-from chopjax.chop.search import one_out, sleb
+from chopjax.chop.search import from_json, one_out, sleb
 from chopjax.data.tokenizer import load_tokenizer
 from chopjax.models.compute import Compute
 
@@ -115,6 +115,18 @@ def test_sleb_is_the_plain_greedy_loop(model: Any, batches: Any, plain: Loss, st
     assert found[-1].loss == pytest.approx(plain(keep), abs=2e-6)
     assert set(found[1].candidates) == set(range(1, LAYERS - 1)) - {found[0].layer}
     assert search.remembered() == 0
+
+
+def test_a_search_goes_on_from_any_round(model: Any, batches: Any) -> None:
+    whole = sleb(searcher(model, batches), 4, (0,))
+    for rounds in range(5):
+        recorded: list[Any] = []
+        begun = [from_json(json.loads(json.dumps(each.as_json()))) for each in whole[:rounds]]
+        assert tuple(begun) == whole[:rounds]
+        found = sleb(searcher(model, batches), 4, (0,), begun=begun, record=recorded.append)
+        assert [each.layer for each in found] == [each.layer for each in whole]
+        assert [each.loss for each in found] == pytest.approx([each.loss for each in whole])
+        assert len(recorded) == 4 - rounds
 
 
 def test_remembered_states_save_layers(model: Any, batches: Any) -> None:

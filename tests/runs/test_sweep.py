@@ -13,6 +13,7 @@ from runs import material
 
 from chopjax import cli
 from chopjax.checkpoint.load import load
+from chopjax.chop.measured import Measured
 from chopjax.chop.surgery import chop_params
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import load_tokenizer
@@ -180,6 +181,42 @@ def test_fewer_strategies_do_not_measure_again_and_another_text_does(
     err = capsys.readouterr().err
     assert "measuring" in err
     assert "parent:" in err, "what was scored on other text is scored again"
+
+
+def test_a_killed_analysis_goes_on(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["sweep", "--config", str(folder / "recipe.py"), "--config.remove=2", "--workdir"]
+    wanted = "--config.strategies=magnitude,sleb"
+    assert cli.main([*words, str(tmp_path / "whole"), wanted]) == 0
+    keep, rounds = Measured.keep, 0
+
+    def keep_two_rounds(known: Measured, name: str, value: Any) -> None:
+        nonlocal rounds
+        keep(known, name, value)
+        rounds += name == "SLEB"
+        if rounds == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Measured, "keep", keep_two_rounds)
+        assert cli.main([*words, str(tmp_path / "killed"), wanted]) == 130
+    capsys.readouterr()
+    assert cli.main([*words, str(tmp_path / "killed"), wanted]) == 0
+    said = capsys.readouterr().err
+    assert "measured before: similarity, whole model, SLEB" in said
+    whole, killed = (
+        json.loads((tmp_path / name / "analysis-0/analysis.json").read_text())
+        for name in ("whole", "killed")
+    )
+    assert killed["measures"]["distance"] == whole["measures"]["distance"]
+    for found, expected in zip(killed["measures"]["sleb"], whole["measures"]["sleb"], strict=True):
+        assert found["layer"] == expected["layer"]
+        assert found["candidates"] == pytest.approx(expected["candidates"])
+    assert not (tmp_path / "killed/analysis-0/measured.json").exists()
 
 
 def test_points_and_measures_of_an_earlier_chopjax_are_taken(
