@@ -35,6 +35,7 @@ from chopjax.report.sweep_rows import (
 )
 
 PALE = "#CCCCCC"
+LONG = 20  # characters of a strategy's name, of which a legend has one a line: lists of layers
 # Colour, marker, line, and whether the marker is filled, for print in grey. The least first.
 STYLES: dict[str, dict[str, Any]] = {
     CHOPPED: {"color": ORANGE, "marker": "o", "linestyle": "--", "markerfacecolor": "white"},
@@ -136,10 +137,11 @@ def overview(report: Mapping[str, Any]) -> Figure:
             hide_box(axes)
     for axes, title in zip(panels[0], groups, strict=True):
         axes.set_title(title, fontsize=9)
-    for axes in panels[-1]:
+    for axes, names in zip(panels[-1], groups.values(), strict=True):
         axes.set_xlabel(f"layers removed, of {total}", fontsize=9)
+        columns = 1 if any(len(name) > LONG for name in names) else 3
         axes.legend(
-            frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+            frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.2)
         )
     draw_key(figure, states, list(rows[0][2]))
     return figure

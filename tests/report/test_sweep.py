@@ -119,6 +119,16 @@ def test_the_overview_has_strategies_by_kind_healed_and_not(report: dict[str, An
     assert not other.patches
 
 
+def test_lists_of_layers_have_a_panel_and_a_line_each_in_its_legend(report: dict[str, Any]) -> None:
+    lists = ("keep:0-1:6-7", "keep:0:2:4:6-7", "keep:0-2:4-6:7")
+    points = [row(name, 4, 3.0) for name in (*lists, "keep:0-1:6-7+int8")]
+    figure: Any = sweep_figures.overview(report | {"points": [*report["points"], *points]})
+    titles = {axes.get_title(): axes for axes in figure.axes[:4]}
+    assert [*titles][2:] == ["chosen by a list", "other than a chop, or more"]
+    legends = [axes.get_legend() for axes in figure.axes[4:]]
+    assert [text.get_text() for text in legends[2].get_texts()] == list(lists)
+
+
 def test_the_band_is_the_standard_error_of_the_mean_accuracy(tmp_path: Path) -> None:
     rows = [each | {"accuracy": {"a": [0.6, 0.03], "b": [0.4, 0.04]}} for each in ROWS]
     figure: Any = sweep_figures.overview(sweep.write_report(tmp_path, SETTINGS, rows, ""))
