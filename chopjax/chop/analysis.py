@@ -213,7 +213,10 @@ def measure(
     L, protect, wanted = config.num_layers, settings.protect, settings.measures
     measures: dict[str, Any] = {}
     if "similarity" in wanted:
-        measures |= known.once("similarity", lambda: _similarity(params, config, batches, settings))
+        every = settings.every_token
+        measures |= known.once(
+            "similarity", lambda: _similarity(params, config, compute, batches, every)
+        )
     if "taylor" in wanted:
         measures["taylor"] = known.once("taylor", lambda: _taylor(params, config, compute, batches))
     if not {"perplexity", "sleb", "choices"} & set(wanted):
@@ -241,13 +244,13 @@ def measure(
 def _similarity(
     params: Params,
     config: ModelConfig,
+    compute: Compute,
     batches: Sequence[CalibrationBatch],
-    settings: AnalysisSettings,
+    every_token: bool,
 ) -> dict[str, Any]:
     say("angular distance, block influence, relative magnitude: one pass")
     seen = over(batches, "angular distance", "batches")
-    compute = Compute(dtype=settings.dtype)
-    residual = measure_residual(params, config, compute, seen, settings.every_token)
+    residual = measure_residual(params, config, compute, seen, every_token)
     return {
         "distance": _plain(residual.distance_LL),
         "distance_deviation": _plain(residual.deviation_LL),
