@@ -278,7 +278,9 @@ def analysis_flops(wanted: SweepSettings, model: ModelConfig) -> float:
     if "perplexity" in names:
         layers, heads = layers + L * L / 2, heads + L
     if "sleb" in names:
-        lists = [(left - 2, left - 1) for left in range(L, 2, -1)]  # candidates, and their layers
+        gone = max(resolve_remove(n, L) for n in split_list(wanted.remove))
+        last = max(L - gone, 2)
+        lists = [(left - 2, left - 1) for left in range(L, last, -1)]  # candidates, their layers
         layers += 0.4 * sum(candidates * each for candidates, each in lists)
         heads += sum(candidates for candidates, _ in lists)
     head = 2 * model.table_dim * model.vocab_size

@@ -62,6 +62,7 @@ class AnalysisSettings:
     sequence_length: int = 0  # tokens; 0: the context length, at most 2048
     batch_size: int = 8
     measures: tuple[str, ...] = MEASURES
+    rounds: int = 0  # of SLEB's search: as many layers as will go; 0: all that may
     every_token: bool = False  # angular distance over all tokens, not the last of each sequence
     protect: Protect = DEFAULT_PROTECT
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -86,15 +87,21 @@ def analyze(
     """Everything asked for, as analysis.json holds it. Raises UserError before the model is read
     where settings, text or model are not right.
 
-    journal: a file of what is measured so far, which an analysis that was killed goes on from;
-    whoever has written the result deletes it.
+    journal: a file of what is measured so far. An analysis that was killed goes on from it, and
+    one that is asked for more measures or rounds, too.
     """
     with _ready(model, inputs, settings, revision, field) as ready:
-        asked = ready.about | {"text": ready.text}
-        asked["settings"] = asked["settings"] | {"measures": []}
+        asked = ready.about | {"text": ready.text, "settings": way_of(ready.settings)}
         known = Measured(journal, asked)
         given = ready.params, ready.config, ready.batches, ready.settings
         return ready.about | measure(*given, known)
+
+
+def way_of(settings: AnalysisSettings) -> dict[str, Any]:
+    """What all that is measured depends on: the settings without how much is."""
+    about = dataclasses.asdict(settings) | {"measures": []}
+    del about["rounds"]
+    return about
 
 
 def find_merges(
@@ -226,7 +233,8 @@ def measure(
     if "perplexity" in wanted:
         measures["one_out_loss"] = known.once("perplexity", lambda: _one_out(prefixes))
     if "sleb" in wanted:
-        measures["sleb"] = _sleb(prefixes, protect, known)
+        rounds = 0 if "choices" in wanted else settings.rounds  # choices are of every depth
+        measures["sleb"] = _sleb(prefixes, protect, rounds, known)
     result: dict[str, Any] = {"parent_loss": float(parent_loss), "measures": measures}
     if "choices" in wanted:
         choices = all_choices({"num_layers": L, "measures": measures}, protect)
@@ -280,18 +288,21 @@ def _one_out(prefixes: Prefixes) -> Any:
         return _plain(one_out(prefixes, bar.advance))
 
 
-def _sleb(prefixes: Prefixes, protect: Protect, known: Measured) -> list[dict[str, Any]]:
-    """The rounds of the search; each is kept when it ends."""
+def _sleb(
+    prefixes: Prefixes, protect: Protect, rounds: int, known: Measured
+) -> list[dict[str, Any]]:
+    """So many rounds of the search, or all for 0; each is kept when it ends."""
     most = protect.most(prefixes.num_layers)
-    begun = [from_json(round) for round in known.get("SLEB") or []]
-    runs = [(most - round) * prefixes.num_batches for round in range(most)]
+    rounds = min(rounds or most, most)
+    begun = [from_json(round) for round in known.get("SLEB") or []][:rounds]
+    runs = [(most - round) * prefixes.num_batches for round in range(rounds)]
 
     def record(removals: Sequence[Removal]) -> None:
         known.keep("SLEB", [removal.as_json() for removal in removals])
 
     with progress("SLEB", sum(runs), "runs", sum(runs[: len(begun)])) as bar:
         protected = protect.layers(prefixes.num_layers)
-        found = sleb(prefixes, most, protected, done=bar.advance, begun=begun, record=record)
+        found = sleb(prefixes, rounds, protected, done=bar.advance, begun=begun, record=record)
     return [removal.as_json() for removal in found]
 
 

@@ -1,5 +1,6 @@
-"""What an analysis has found so far, on disk: one that is killed goes on from there. SLEB's search
-alone takes some hundred forward passes for each layer that it removes."""
+"""What an analysis has found so far, on disk: one that is killed goes on from there, and one that
+is asked for more. SLEB's search alone takes some hundred forward passes for each layer that it
+removes."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
     from chopjax.checkpoint.source import Checkpoint
     from chopjax.chop import choice
     from chopjax.chop.configurations import STRATEGIES, resolve_remove
-    from chopjax.chop.importance import parse_protect
+    from chopjax.chop.importance import MEASURED, check_count, parse_protect
     from chopjax.chop.merge import check_average
     from chopjax.chop.period import ANY, WHOLE, check_whole
 
@@ -228,8 +228,10 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
         raise UserError("--strategy laco tries merges on text: give --data FILE, not --analysis")
     protect = parse_protect(args.protect or "1,1")
     remove = resolve_remove(args.remove, checkpoint.num_layers)
-    if args.strategy == "average":
-        check_average(checkpoint.num_layers, remove, protect)  # before measuring
+    if args.strategy == "average":  # before measuring
+        check_average(checkpoint.num_layers, remove, protect)
+    elif args.strategy in MEASURED:
+        check_count(args.strategy, checkpoint.num_layers, remove, protect)
     if args.analysis:
         folder = expanded(args.analysis)
         return choice.by_analysis_in(folder, checkpoint, args.strategy, remove, protect)
@@ -241,7 +243,7 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
         settings = AnalysisSettings(sequences=16, measures=(), protect=protect)
         return choice.by_laco(args.model, args.revision, args.data, remove, settings, args.field)
     measures = (choice.measure_of(args.strategy),)
-    settings = AnalysisSettings(measures=measures, protect=protect)
+    settings = AnalysisSettings(measures=measures, rounds=remove, protect=protect)
     analysis = analyze(args.model, args.data, settings, args.revision, args.field)
     return choice.by_analysis(args.strategy, remove, analysis, protect)
 

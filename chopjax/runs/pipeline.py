@@ -2,6 +2,7 @@
 
 WORKDIR/tokens/train, WORKDIR/tokens/held_out    token stores
 WORKDIR/analysis                                 what layers do, where the strategy looks at it
+WORKDIR/analysis-measured.json                   what a deeper search of them begins with
 WORKDIR/chopped                                  Hugging Face checkpoint
 WORKDIR/heal                                     training run, with its checkpoints
 WORKDIR/healed                                   Hugging Face checkpoint with a model card

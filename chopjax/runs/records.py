@@ -186,11 +186,11 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 class AnalysisRecords:
-    """analysis.json, with what it was asked of as `asked`. One with more measures than are needed
-    serves as well."""
+    """analysis.json, with what it was asked of as `asked`. One with more measures than are needed,
+    or more rounds of SLEB's search, serves as well."""
 
-    def __init__(self, path: Path, measures: Sequence[str]):
-        self.path, self.measures = path, measures
+    def __init__(self, path: Path, measures: Sequence[str], rounds: int = 0):
+        self.path, self.measures, self.rounds = path, measures, rounds
 
     def find(self, stage: Stage, fingerprints: Sequence[str]) -> Record | None:
         if not is_taken(self.path):
@@ -198,12 +198,13 @@ class AnalysisRecords:
         try:
             analysis = json.loads(self.path.read_bytes())
             measures = analysis["settings"]["measures"]
+            rounds = len(analysis["measures"].get("sleb", []))
             sound = isinstance(analysis["asked"], dict) and isinstance(measures, list)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
             raise UserError(f"{self.path}: not what a sweep writes, or damaged; move it away")
-        if not set(self.measures) <= set(measures):
+        if not set(self.measures) <= set(measures) or rounds < self.rounds:
             return None
         return Record(digest(analysis["asked"]), analysis["asked"], analysis)
 

@@ -52,10 +52,11 @@ def stages(
             chosen = seen | strategy
         else:
             chosen = about | strategy | {"protect": wanted.protect}
+            measured = choice.measure_of(wanted.strategy)
             stages.append(
                 Stage(
                     name=f"measure{suffix}",
-                    settings=seen | {"measure": choice.measure_of(wanted.strategy)},
+                    settings=seen | {"measure": measured} | inputs.search(measured, each.remove),
                     needs=needs,
                     run=lambda: measure(settings, each),
                     check=lambda: check_free(each.analysis, "analyze", overwrite=True),
@@ -80,10 +81,10 @@ def stages(
 def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     """What the strategy needs to know of the layers of a round's model, in the round's folder."""
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
+    about = dataclasses.replace(about, rounds=each.remove)
     journal = each.analysis.with_name(f"{each.analysis.name}-measured.json")
     measured = analysis(settings, each.model, about, journal)
     write_analysis(each.analysis, measured, save_all, overwrite=True)
-    journal.unlink(missing_ok=True)
     return {"tokens": measured["tokens"]}
 
 

@@ -1,7 +1,7 @@
 """`chopjax sweep`: many ways to make a model smaller, each scored before and after healing.
 
     WORKDIR/points.jsonl       one row a point, appended as it finishes
-    WORKDIR/analysis-SEED/     the measures that strategies need; before all are there, those so far
+    WORKDIR/analysis-SEED/     the measures that strategies need, and what one for more begins with
     WORKDIR/tokens/            the text to heal on
     WORKDIR/tokens-held_out/   the text to measure on, where methods of healing are compared
     WORKDIR/step_times.json    how long steps take here, where the budget is a time
@@ -33,8 +33,8 @@ from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.size import size_of
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.analysis import needed_measure
-from chopjax.chop.importance import ANALYSIS, MEASURED
+from chopjax.chop.analysis import needed_measure, way_of
+from chopjax.chop.importance import ANALYSIS, MEASURED, parse_protect
 from chopjax.chop.surgery import chop_params
 from chopjax.disk.mark import is_taken, marked_by, some
 from chopjax.errors import UserError
@@ -202,12 +202,13 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
     measures, parent = tuple(dict.fromkeys(wanted)), parent_of(settings)
     about = work.analysis_settings(settings, measures, settings.protect, seed)
     described = describe(*parent)
+    about = dataclasses.replace(about, rounds=_rounds(settings, described.config.num_layers))
 
     def asked(inputs: Inputs) -> dict[str, Any]:
         return {
             "parent": inputs.model(described),
             "text": inputs.texts(calibration_text(settings), settings.text.field),
-            "settings": dataclasses.asdict(about) | {"measures": []},
+            "settings": way_of(about),
         }
 
     def run() -> dict[str, Any]:
@@ -217,11 +218,17 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
     ways = [asked(inputs) for inputs in WAYS]
     name = f"analysis-{seed}"
     journal = workdir / name / "measured.json"
-    records = AnalysisRecords(workdir / name / ANALYSIS, measures)
+    records = AnalysisRecords(workdir / name / ANALYSIS, measures, about.rounds)
     (task,) = look(records, [Stage(name, ways[0], (), run)], [list(map(digest, ways))])
-    found = finish(records, task)
-    journal.unlink(missing_ok=True)
-    return found
+    return finish(records, task)
+
+
+def _rounds(settings: SweepSettings, num_layers: int) -> int:
+    """How many layers SLEB's search removes: as many as go at its deepest point."""
+    most = parse_protect(settings.protect).most(num_layers)  # points beyond it are left out
+    searched = [s for s in strategies_of(settings) if s.chop == "sleb"]
+    counts = [n for s in searched for n in counts_of(settings, s, num_layers)]
+    return min(max(counts, default=0), most)
 
 
 # ------------------------------------------------------------------------------------ Points

@@ -139,6 +139,10 @@ def test_chop_measures_on_the_spot(
     reply = json.loads(capsys.readouterr().out)
     assert len(reply["kept_layers"]) == 4
     assert reply["settings"]["analysis"]["data"] == [str(text)]
+    assert cli.main(["chop", str(model), str(tmp_path / "other"), *flags, "--remove", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "can remove 1 to 3 of 5 layers" in said
+    assert "loading" not in said, "before anything is measured"
 
 
 @pytest.mark.parametrize(("strategy", "source"), [("average", "analysis"), ("laco", "data")])

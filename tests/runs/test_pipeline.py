@@ -19,6 +19,8 @@ import transformers
 
 from chopjax import __version__, cli
 from chopjax.disk.mark import begin_mark
+from chopjax.runs import pipeline
+from chopjax.runs.inputs import WholeSearch
 from chopjax.score.engine import Engine
 
 RECIPE = """
@@ -352,14 +354,19 @@ def test_training_before_the_chop_accumulates_optimizer_state(
 
 
 def test_layers_go_in_rounds_and_are_measured_in_each(
-    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    material: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workdir = tmp_path / "run"
     more = [
-        "--schedule=2x2", "--config.chop.strategy=magnitude", "--config.score.tasks=",
+        "--schedule=2x2", "--config.chop.strategy=sleb", "--config.score.tasks=",
         "--config.calibration.sequences=4", "--config.calibration.sequence_length=16",
     ]  # fmt: skip
-    assert cli.main(arguments(material, workdir, *more)) == 0
+    with monkeypatch.context() as earlier:
+        earlier.setattr(pipeline, "WAYS", (WholeSearch(),))
+        assert cli.main(arguments(material, workdir, *more)) == 0
     report = report_of(capsys)
     one, two = report["rounds"]
     assert [one["layers"], two["layers"]] == [3, 2]
@@ -376,6 +383,7 @@ def test_layers_go_in_rounds_and_are_measured_in_each(
         for folder in (workdir / "rounds" / "1", workdir)
     )
     assert (first["num_layers"], second["num_layers"]) == (4, 3)
+    assert len(first["measures"]["sleb"]) == 1, "it is searched no deeper than is chopped"
     assert second["model"] == str(workdir / "rounds" / "1" / "healed"), "the healed one is measured"
     model = transformers.AutoModelForCausalLM.from_pretrained(workdir / "healed")
     assert model.config.num_hidden_layers == 2
@@ -384,7 +392,8 @@ def test_layers_go_in_rounds_and_are_measured_in_each(
     shutil.rmtree(workdir / "rounds" / "1" / "healed")
     assert cli.main(arguments(material, workdir, *more)) == 0
     captured = capsys.readouterr()
-    assert "heal-1: done before" in captured.err
+    for stage in ("measure-1", "chop-1", "heal-1"):
+        assert f"{stage}: done before" in captured.err, "as an earlier chopjax recorded it"
     assert "export-1: again" in captured.err
     assert json.loads(captured.out)["rounds"] == report["rounds"]
 

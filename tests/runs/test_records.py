@@ -142,7 +142,8 @@ def test_a_full_disk_is_said() -> None:
 
 def test_an_analysis_serves_where_it_has_the_measures(tmp_path: Path) -> None:
     path, asked = tmp_path / "analysis-0" / "analysis.json", {"parent": "p"}
-    analysis = {"settings": {"measures": ["sleb", "taylor"]}, "measures": {}}
+    measures = {"sleb": [{"layer": 3}, {"layer": 1}]}
+    analysis = {"settings": {"measures": ["sleb", "taylor"]}, "measures": measures}
     records = AnalysisRecords(path, ["taylor"])
     assert records.find(stage(), []) is None
     records.write(stage(), Record("now", asked))
@@ -151,6 +152,8 @@ def test_an_analysis_serves_where_it_has_the_measures(tmp_path: Path) -> None:
     found = records.find(stage(), [])
     assert found == Record(digest(asked), asked, analysis | {"asked": asked})
     assert AnalysisRecords(path, ["perplexity"]).find(stage(), []) is None
+    assert AnalysisRecords(path, ["sleb"], 2).find(stage(), []) == found
+    assert AnalysisRecords(path, ["sleb"], 3).find(stage(), []) is None
     path.write_text("precious")
     with pytest.raises(UserError, match="not what a sweep writes"):
         records.find(stage(), [])

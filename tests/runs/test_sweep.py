@@ -216,7 +216,29 @@ def test_a_killed_analysis_goes_on(
     for found, expected in zip(killed["measures"]["sleb"], whole["measures"]["sleb"], strict=True):
         assert found["layer"] == expected["layer"]
         assert found["candidates"] == pytest.approx(expected["candidates"])
-    assert not (tmp_path / "killed/analysis-0/measured.json").exists()
+    assert len(whole["measures"]["sleb"]) == 2, "it is searched no deeper than is chopped"
+
+
+def test_a_deeper_search_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "--config", str(folder / "recipe.py"), "--config.strategies=sleb"]
+
+    def rounds(workdir: str, remove: str) -> list[dict[str, Any]]:
+        work = [f"--config.remove={remove}", "--workdir", str(tmp_path / workdir)]
+        assert cli.main([*words, *work]) == 0
+        found = json.loads((tmp_path / workdir / "analysis-0/analysis.json").read_text())
+        return found["measures"]["sleb"]
+
+    (one,) = rounds("work", "1")
+    capsys.readouterr()
+    three = rounds("work", "1,3,4")  # four cannot go, with two protected
+    assert "measured before: whole model, SLEB" in capsys.readouterr().err
+    assert [three[0], len(three)] == [one, 3]
+    assert rounds("work", "2") == three, "what serves is not measured again"
+    assert "SLEB" not in capsys.readouterr().err
+    at_once = rounds("other", "3")
+    assert [each["layer"] for each in three] == [each["layer"] for each in at_once]
 
 
 def test_points_and_measures_of_an_earlier_chopjax_are_taken(
