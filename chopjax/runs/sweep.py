@@ -109,12 +109,13 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
                 point_runs.check_settings(settings, workdir, method, strategy.changes)
     if trained:
         check_wandb(settings.heal.log.wandb)
+    num_layers = describe(*parent_of(settings)).config.num_layers  # before it is read
+    for strategy in strategies:
+        counts_of(settings, strategy, num_layers)
     scored = scores.find(settings.score)
     with opened(workdir, VERB, _check_places):
         parent, engine = work.opened(settings.score, parent_of(settings))
         units = {each.name: changes.check(settings, parent, each) for each in strategies}
-        for strategy in strategies:
-            counts_of(settings, strategy, parent.config.num_layers)
         if any(method.repaired for method in methods):
             repairs.check(settings, parent)
         if trained:
@@ -123,11 +124,11 @@ def sweep(config: ConfigDict, workdir: Path, command: str = "") -> dict[str, Any
             _check_space(settings, workdir, parent.config, trained, units)
         seeds = [int(seed) for seed in split_list(settings.seeds)]
         analyses = {seed: _analysis(settings, workdir, seed) for seed in seeds}
-        points = list(plan(settings, parent.config.num_layers, analyses, units))
+        points = list(plan(settings, num_layers, analyses, units))
         if all(point.strategy == PARENT for point in points):
             raise UserError(
                 f"remove: none of {settings.strategies} can remove {settings.remove} of "
-                f"{parent.config.num_layers} layers"
+                f"{num_layers} layers"
             )
         lacking = {m.name for m in methods if m.repaired} - {p.method.name for p in points}
         if settings.methods and lacking:

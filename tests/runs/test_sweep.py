@@ -297,10 +297,12 @@ def test_what_others_made_is_named_and_stays(
     ],
 )
 def test_mistakes_are_said(
-    folder: Path, flag: str, message: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, flag: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(folder, flag) == 2
+    words = ["sweep", "--config", str(folder / "recipe.py"), "--workdir", str(tmp_path / "work")]
+    assert cli.main([*words, flag]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "work").exists(), "before anything is read or begun"
 
 
 def test_nothing_to_remove_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
