@@ -27,7 +27,7 @@ from chopjax.chop.importance import (
     choose_measured,
 )
 from chopjax.chop.laco import laco
-from chopjax.chop.measured import Measured, of_tokens
+from chopjax.chop.measured import Measured
 from chopjax.chop.merge import Recipe
 from chopjax.chop.prefixes import Prefixes
 from chopjax.chop.residual import measure_residual
@@ -82,19 +82,17 @@ def analyze(
     settings: AnalysisSettings,
     revision: str | None = None,
     field: str = "text",
-    journal: Path | None = None,
+    known: Measured | None = None,
 ) -> dict[str, Any]:
     """Everything asked for, as analysis.json holds it. Raises UserError before the model is read
     where settings, text or model are not right.
 
-    journal: a file of what is measured so far. An analysis that was killed goes on from it, and
-    one that is asked for more measures or rounds, too.
+    known: what is measured so far of this model, on this text, in this way (`way_of`). An analysis
+    that was killed goes on from it, and one that is asked for more measures or rounds, too.
     """
     with _ready(model, inputs, settings, revision, field) as ready:
-        asked = ready.about | {"text": ready.text, "settings": way_of(ready.settings)}
-        known = Measured(journal, asked)
         given = ready.params, ready.config, ready.batches, ready.settings
-        return ready.about | measure(*given, known)
+        return ready.about | measure(*given, known or Measured(None, {}))
 
 
 def way_of(settings: AnalysisSettings) -> dict[str, Any]:
@@ -132,7 +130,6 @@ class _Ready(NamedTuple):
     batches: list[CalibrationBatch]
     settings: AnalysisSettings
     about: dict[str, Any]
-    text: str  # its fingerprint
 
 
 @contextlib.contextmanager
@@ -172,7 +169,7 @@ def _ready(
             "predicted_tokens": predicted_tokens(batches),
             "settings": dataclasses.asdict(settings),
         }
-        yield _Ready(params, config, batches, settings, about, of_tokens(sequences))
+        yield _Ready(params, config, batches, settings, about)
 
 
 def checked(settings: AnalysisSettings, config: ModelConfig) -> AnalysisSettings:

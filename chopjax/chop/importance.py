@@ -79,7 +79,7 @@ def greedy(
     if len(removals) < remove:
         raise UserError(
             f"the analysis holds {len(removals)} rounds of SLEB's search and {remove} layers are "
-            "to go; run `chopjax analyze` again, with fewer protected layers"
+            "to go; run `chopjax analyze`, which searches until none but protected layers are left"
         )
     return [removal["layer"] for removal in removals[:remove]]
 

@@ -4,9 +4,8 @@ removes."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,3 @@ class Measured:
         if name not in self._found:
             self.keep(name, make())
         return self._found[name]
-
-
-def of_tokens(sequences: Sequence[Sequence[int]]) -> str:
-    """A fingerprint of the text that is looked at."""
-    return hashlib.sha256(json.dumps([list(each) for each in sequences]).encode()).hexdigest()

@@ -53,17 +53,6 @@ class Contents:
         """Flat settings of a training run whose inputs are told apart elsewhere."""
         return {name: value for name, value in settings.items() if name not in _PLACES}
 
-    def search(self, measure: str, remove: int) -> dict[str, Any]:
-        """What more a measure depends on if so many layers go."""
-        return {"rounds": remove} if measure == "sleb" else {}
-
-
-class WholeSearch(Contents):
-    """As they were taken when SLEB's search always went on until no layer was left that may go."""
-
-    def search(self, measure: str, remove: int) -> dict[str, Any]:
-        return {}
-
 
 class Stamps:
     """Sizes and times, as chopjax took them before it looked at the content: for what is recorded
@@ -94,14 +83,11 @@ class Stamps:
     def training(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
 
-    def search(self, measure: str, remove: int) -> dict[str, Any]:
-        return {}
-
 
 Inputs = Contents | Stamps
 
 # What is looked for in records, and what is written there: the first.
-WAYS: tuple[Inputs, ...] = (Contents(), WholeSearch(), Stamps())
+WAYS: tuple[Inputs, ...] = (Contents(), Stamps())
 
 
 def _teacher(inputs: Inputs, asked: TeacherSettings) -> dict[str, Any]:

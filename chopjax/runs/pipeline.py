@@ -2,11 +2,11 @@
 
 WORKDIR/tokens/train, WORKDIR/tokens/held_out    token stores
 WORKDIR/analysis                                 what layers do, where the strategy looks at it
-WORKDIR/analysis-measured.json                   what a deeper search of them begins with
+WORKDIR/analysis-measured.json                   from which a killed or deeper search goes on
 WORKDIR/chopped                                  Hugging Face checkpoint
 WORKDIR/heal                                     training run, with its checkpoints
 WORKDIR/healed                                   Hugging Face checkpoint with a model card
-WORKDIR/rounds/N/{analysis,chopped,heal,healed}  the same of the rounds before the last
+WORKDIR/rounds/N/                                the same of the rounds before the last
 WORKDIR/scores/MODEL/                            lm-evaluation-harness's result files, and answers
 WORKDIR/stages/                                  what is done, with which settings
 WORKDIR/report.{html,json}, WORKDIR/healing.png  what came of it

@@ -198,9 +198,9 @@ class AnalysisRecords:
         try:
             analysis = json.loads(self.path.read_bytes())
             measures = analysis["settings"]["measures"]
-            rounds = len(analysis["measures"].get("sleb", []))
+            rounds = len(analysis["measures"].get("sleb", ()))
             sound = isinstance(analysis["asked"], dict) and isinstance(measures, list)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
             raise UserError(f"{self.path}: not what a sweep writes, or damaged; move it away")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from chopjax.checkpoint.describe import describe
@@ -13,12 +14,13 @@ from chopjax.chop import choice
 from chopjax.chop.analysis import AnalysisSettings, write_analysis
 from chopjax.chop.fold_place import check_gaps, gaps_of
 from chopjax.chop.folds import Folds
-from chopjax.chop.importance import parse_protect
+from chopjax.chop.importance import ANALYSIS, parse_protect
 from chopjax.chop.repair import repair
 from chopjax.chop.repair_check import check_family
 from chopjax.chop.stream import chop_checkpoint
 from chopjax.data.lists import text_names
 from chopjax.disk.atomic import check_free
+from chopjax.disk.files import read_json_object
 from chopjax.errors import UserError
 from chopjax.keep import Keep, ranges
 from chopjax.progress import say
@@ -52,15 +54,16 @@ def stages(
             chosen = seen | strategy
         else:
             chosen = about | strategy | {"protect": wanted.protect}
-            measured = choice.measure_of(wanted.strategy)
             stages.append(
                 Stage(
                     name=f"measure{suffix}",
-                    settings=seen | {"measure": measured} | inputs.search(measured, each.remove),
+                    settings=seen | {"measure": choice.measure_of(wanted.strategy)},
                     needs=needs,
                     run=lambda: measure(settings, each),
                     check=lambda: check_free(each.analysis, "analyze", overwrite=True),
                     outputs=(each.analysis,),
+                    lacks=lambda: _lacks(settings, each),
+                    places=(_journal(each),),
                 )
             )
             needs = (f"measure{suffix}",)
@@ -81,11 +84,27 @@ def stages(
 def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     """What the strategy needs to know of the layers of a round's model, in the round's folder."""
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
-    about = dataclasses.replace(about, rounds=each.remove)
-    journal = each.analysis.with_name(f"{each.analysis.name}-measured.json")
-    measured = analysis(settings, each.model, about, journal)
+    about = dataclasses.replace(about, rounds=choice.rounds_of(settings.chop.strategy, each.remove))
+    measured = analysis(settings, each.model, about, _journal(each))
     write_analysis(each.analysis, measured, save_all, overwrite=True)
     return {"tokens": measured["tokens"]}
+
+
+def _journal(each: Round) -> Path:
+    """What a round's analysis has measured so far."""
+    return each.analysis.with_name(f"{each.analysis.name}-measured.json")
+
+
+def _lacks(settings: PipelineSettings, each: Round) -> str:
+    """What a round's analysis has too few of for as many layers as are to go now."""
+    wanted = choice.rounds_of(settings.chop.strategy, each.remove)
+    if not wanted:
+        return ""
+    try:
+        rounds = len(read_json_object(each.analysis / ANALYSIS)["measures"]["sleb"])
+    except (UserError, KeyError, TypeError):
+        return ""  # the chop says so if it needs it
+    return "rounds of sleb" if rounds < wanted else ""
 
 
 def chop(settings: PipelineSettings, each: Round) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Stage:
     check: raises UserError where the stage cannot be done again, since others' files would go.
     clean: removes what an attempt with other settings left behind, or sets it aside.
     outputs: files or folders without which the stage is not done, whatever its record says.
+    lacks: what those hold too little of for what they are needed for now; empty where nothing.
     places: what else it writes. Before it has run for the first time, nothing is there.
     """
 
@@ -47,6 +48,7 @@ class Stage:
     check: Callable[[], None] = _nothing
     clean: Callable[[], None] = _nothing
     outputs: tuple[Path, ...] = ()
+    lacks: Callable[[], str] = str  # str() is empty
     places: tuple[Path, ...] = ()
 
 
@@ -161,6 +163,8 @@ def _task(records: Records, stage: Stage, fingerprints: Sequence[str]) -> Task:
         return Task(stage, begun, record, "going on where it stopped", redo=False)
     if lost := [path for path in stage.outputs if not path.exists()]:
         return Task(stage, begun, record, f"again, because {lost[0]} is gone", redo=True)
+    if lacking := stage.lacks():
+        return Task(stage, begun, record, f"again, because it has too few {lacking}", redo=True)
     return Task(stage, begun, record, "", redo=False)
 
 

@@ -1,7 +1,8 @@
 """`chopjax sweep`: many ways to make a model smaller, each scored before and after healing.
 
     WORKDIR/points.jsonl       one row a point, appended as it finishes
-    WORKDIR/analysis-SEED/     the measures that strategies need, and what one for more begins with
+    WORKDIR/analysis-SEED/     the measures that strategies need, and measured.json, from which an
+                               analysis that was killed or is to have more goes on
     WORKDIR/tokens/            the text to heal on
     WORKDIR/tokens-held_out/   the text to measure on, where methods of healing are compared
     WORKDIR/step_times.json    how long steps take here, where the budget is a time
@@ -34,6 +35,7 @@ from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.size import size_of
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.analysis import needed_measure, way_of
+from chopjax.chop.choice import rounds_of
 from chopjax.chop.importance import ANALYSIS, MEASURED, parse_protect
 from chopjax.chop.surgery import chop_params
 from chopjax.disk.mark import is_taken, marked_by, some
@@ -227,9 +229,13 @@ def _analysis(settings: SweepSettings, workdir: Path, seed: int) -> dict[str, An
 def _rounds(settings: SweepSettings, num_layers: int) -> int:
     """How many layers SLEB's search removes: as many as go at its deepest point."""
     most = parse_protect(settings.protect).most(num_layers)  # points beyond it are left out
-    searched = [s for s in strategies_of(settings) if s.chop == "sleb"]
-    counts = [n for s in searched for n in counts_of(settings, s, num_layers)]
-    return min(max(counts, default=0), most)
+    rounds = [
+        rounds_of(strategy.chop, count)
+        for strategy in strategies_of(settings)
+        for count in counts_of(settings, strategy, num_layers)
+        if count <= most
+    ]
+    return max(rounds, default=0)
 
 
 # ------------------------------------------------------------------------------------ Points

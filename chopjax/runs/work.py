@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from chopjax.checkpoint.describe import describe
 from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.source import Checkpoint
-from chopjax.chop.analysis import AnalysisSettings, analyze
+from chopjax.chop.analysis import AnalysisSettings, analyze, way_of
 from chopjax.chop.importance import parse_protect
+from chopjax.chop.measured import Measured
 from chopjax.chop.repair import RepairSettings
 from chopjax.data.lists import text_names
 from chopjax.data.prepare import prepare
@@ -26,6 +27,7 @@ from chopjax.models import parameters
 from chopjax.models.compute import Compute
 from chopjax.progress import progress
 from chopjax.runs import scored as scores
+from chopjax.runs.inputs import Contents
 from chopjax.runs.settings import (
     AnySettings,
     Model,
@@ -75,9 +77,17 @@ def repair_settings(settings: AnySettings, kind: str, ridge: float, seed: int) -
 def analysis(
     settings: AnySettings, model: Model, about: AnalysisSettings, journal: Path
 ) -> dict[str, Any]:
-    """What the layers of a model do on the calibration text. journal: as `analyze` has it."""
+    """What the layers of a model do on the calibration text. journal: of what is measured so far;
+    it holds for the content of the model and the text."""
     text, field = text_names(calibration_text(settings)), settings.text.field
-    return analyze(model.name, text, about, model.revision, field, journal)
+    inputs = Contents()
+    asked = {
+        "model": inputs.model(describe(*model)),
+        "text": inputs.texts(calibration_text(settings), field),
+        "settings": way_of(about),
+    }
+    known = Measured(journal, asked)
+    return analyze(model.name, text, about, model.revision, field, known)
 
 
 # ------------------------------------------------------------------------------------ Scoring

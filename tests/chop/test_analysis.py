@@ -16,6 +16,7 @@ import pytest
 import transformers
 
 from chopjax import cli
+from chopjax.chop.analysis import AnalysisSettings, analyze
 from chopjax.chop.configurations import STRATEGIES
 from chopjax.chop.importance import MEASURED
 from chopjax.keep import parse_keep
@@ -71,6 +72,13 @@ def test_one_out_and_choices_agree(analysis: Path) -> None:
     rounds = found["measures"]["sleb"]
     assert found["choices"]["sleb"]["3"]["loss"] == pytest.approx(rounds[2]["loss"])
     assert rounds[0]["candidates"]["1"] == pytest.approx(found["measures"]["one_out_loss"][1])
+
+
+def test_choices_are_of_every_depth(model: Path, text: Path) -> None:
+    settings = AnalysisSettings(4, 24, measures=("sleb", "choices"), rounds=1)
+    found = analyze(str(model), [str(text)], settings)
+    assert len(found["measures"]["sleb"]) == 3
+    assert set(found["choices"]["sleb"]) == {"1", "2", "3"}
 
 
 def test_eight_devices_measure_the_same(model: Path, text: Path, analysis: Path) -> None:
@@ -134,11 +142,12 @@ def test_chop_measures_on_the_spot(
     model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "chopped"
-    flags = ["--strategy", "magnitude", "--remove", "1", "--data", str(text), "--json"]
+    flags = ["--strategy", "sleb", "--remove", "1", "--data", str(text), "--json"]
     assert cli.main(["chop", str(model), str(out), *flags]) == 0
     reply = json.loads(capsys.readouterr().out)
     assert len(reply["kept_layers"]) == 4
     assert reply["settings"]["analysis"]["data"] == [str(text)]
+    assert reply["settings"]["analysis"]["settings"]["rounds"] == 1, "no deeper than is chopped"
     assert cli.main(["chop", str(model), str(tmp_path / "other"), *flags, "--remove", "4"]) == 2
     said = capsys.readouterr().err
     assert "can remove 1 to 3 of 5 layers" in said

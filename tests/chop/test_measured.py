@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from chopjax.chop.measured import Measured, of_tokens
+from chopjax.chop.measured import Measured
 
-ASKED = {"model": "m", "text": of_tokens([[1, 2], [3]])}
+ASKED = {"model": "m", "text": [["text.jsonl", "5a"]]}
 
 
 def refuse() -> object:
@@ -27,7 +27,7 @@ def test_what_was_found_is_not_measured_again(tmp_path: Path) -> None:
 def test_of_another_text_or_damaged_it_is(tmp_path: Path) -> None:
     path = tmp_path / "measured.json"
     Measured(path, ASKED).keep("a", 1)
-    other = Measured(path, ASKED | {"text": of_tokens([[1], [2, 3]])})
+    other = Measured(path, ASKED | {"text": [["text.jsonl", "5b"]]})
     assert other.once("a", lambda: 2) == 2
     assert Measured(path, ASKED).once("a", lambda: 3) == 3
     for damage in ("", "[]", '{"asked": {}}', '{"asked": {"model": "m"'):

@@ -19,8 +19,6 @@ import transformers
 
 from chopjax import __version__, cli
 from chopjax.disk.mark import begin_mark
-from chopjax.runs import pipeline
-from chopjax.runs.inputs import WholeSearch
 from chopjax.score.engine import Engine
 
 RECIPE = """
@@ -354,19 +352,14 @@ def test_training_before_the_chop_accumulates_optimizer_state(
 
 
 def test_layers_go_in_rounds_and_are_measured_in_each(
-    material: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "run"
     more = [
         "--schedule=2x2", "--config.chop.strategy=sleb", "--config.score.tasks=",
         "--config.calibration.sequences=4", "--config.calibration.sequence_length=16",
     ]  # fmt: skip
-    with monkeypatch.context() as earlier:
-        earlier.setattr(pipeline, "WAYS", (WholeSearch(),))
-        assert cli.main(arguments(material, workdir, *more)) == 0
+    assert cli.main(arguments(material, workdir, *more)) == 0
     report = report_of(capsys)
     one, two = report["rounds"]
     assert [one["layers"], two["layers"]] == [3, 2]
@@ -393,9 +386,34 @@ def test_layers_go_in_rounds_and_are_measured_in_each(
     assert cli.main(arguments(material, workdir, *more)) == 0
     captured = capsys.readouterr()
     for stage in ("measure-1", "chop-1", "heal-1"):
-        assert f"{stage}: done before" in captured.err, "as an earlier chopjax recorded it"
+        assert f"{stage}: done before" in captured.err
     assert "export-1: again" in captured.err
     assert json.loads(captured.out)["rounds"] == report["rounds"]
+
+
+def test_a_search_is_as_deep_as_layers_go(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    more = [
+        "--config.chop.strategy=sleb", "--config.score.tasks=", "--config.heal.total_steps=1",
+        "--config.calibration.sequences=4", "--config.calibration.sequence_length=16",
+    ]  # fmt: skip
+
+    def rounds(remove: int) -> list[dict[str, Any]]:
+        assert cli.main(arguments(material, workdir, *more, f"--config.chop.remove={remove}")) == 0
+        found = json.loads((workdir / "analysis" / "analysis.json").read_text())
+        return found["measures"]["sleb"]
+
+    (one,) = rounds(1)
+    capsys.readouterr()
+    two = rounds(2)
+    assert [two[0], len(two)] == [one, 2]
+    err = capsys.readouterr().err
+    assert "measure: again, because it has too few rounds of sleb" in err
+    assert "measured before: whole model, SLEB" in err
+    assert rounds(1) == two
+    assert "measure: done before" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(

@@ -54,6 +54,25 @@ def test_done_stages_are_skipped_and_keep_their_results(tmp_path: Path) -> None:
     assert recorder.go(tmp_path) == []
 
 
+def test_what_holds_too_little_is_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = Recorder().stages()
+    run_stages(tmp_path, [first, second])
+    asked: list[str] = []
+
+    def lacks() -> str:
+        asked.append("a")
+        return "rounds"
+
+    capsys.readouterr()
+    run_stages(tmp_path, [dataclasses.replace(first, lacks=lacks), second])
+    said = capsys.readouterr().err
+    assert "a: again, because it has too few rounds" in said
+    assert "b: done before" in said, "that depends on its settings alone"
+    assert asked == ["a"]
+
+
 def test_a_changed_setting_redoes_the_stage_and_what_builds_on_it(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.go(tmp_path)
