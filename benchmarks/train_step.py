@@ -1,9 +1,10 @@
 """How fast and how small is the training step beside transformers and torch, on this processor?
 
     python benchmarks/train_step.py [--layers 6 24] [--rounds 5] [--steps 3] [--without-compiled]
-        [--compile-time [llama | gemma3]] [--json]
+        [--dtype float32 | bfloat16] [--compile-time [llama | gemma3]] [--json]
 
-A Llama (D=288, F=768, 6 heads, V=32000, untied) on batches of 8 x 256 tokens, float32 throughout.
+A Llama (D=288, F=768, 6 heads, V=32000, untied) on batches of 8 x 256 tokens, float32 throughout,
+or with --dtype bfloat16 the products in that (ours compute.dtype, torch's autocast).
 Both sides read the same checkpoint of random weights and see the same batches, clip the gradient
 to norm 1 and update by AdamW with weight decay on all but the norms; the losses of all steps must
 agree. Ours is the step that `chopjax train` runs, with the settings that it has by default. Peers:
@@ -15,8 +16,8 @@ Speed: tokens/s, the median over the rounds. Memory: the largest resident set (V
 and libraries included, `steps` over the measured steps (the mark is reset before them) and
 `process` from the start on, reading the checkpoint and compiling included. The ratios are those of
 the faster peer, and of memory that of the leaner peer. The floor: 6·N FLOPs a token, N being all
-parameters that a token is multiplied with, at the rate of a large float32 matrix product here (the
-best of torch's and jax's, in the same rounds).
+parameters that a token is multiplied with, at the rate of a large matrix product of that type here
+(the best of torch's and jax's, in the same rounds).
 
 --compile-time: seconds to trace and compile the step at 48 layers beside 4 (no compilation cache);
 with gemma3, whose layers differ in windows and ropes (five of six local), at 48 beside 12.
@@ -67,7 +68,7 @@ GEMMA3 = {
     "max_position_embeddings": T,
 }
 COMPILED = {"llama": (SHAPE, (4, 48)), "gemma3": (GEMMA3, (12, 48))}  # shape, depths
-TOLERANCE = 2e-4  # of losses, relative
+TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-3}  # of losses, relative
 SIDE = 2048  # of the matrices that the floor is measured with
 
 
@@ -77,6 +78,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="in every round")
     parser.add_argument("--without-compiled", action="store_true", help="no torch.compile")
+    parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of products")
     parser.add_argument(
         "--compile-time", nargs="?", const="llama", choices=COMPILED, help="only that"
     )
@@ -85,13 +87,14 @@ def main() -> int:
     args = parser.parse_args()
     if args.worker:
         name, argument = args.worker
-        compile_step(*argument.split()) if name == "compile" else work(name, argument)
+        one, other = argument.split(maxsplit=1)
+        compile_step(one, other) if name == "compile" else work(name, one, other)
         return 0
     if args.compile_time:
         result = compile_time(args.compile_time, args.rounds)
     else:
         names = ["ours", *PEERS[: 1 if args.without_compiled else 2]]
-        result = headline([measure(n, names, args.rounds, args.steps) for n in args.layers], args)
+        result = headline([measure(n, names, args) for n in args.layers], args)
     if args.json:
         print(json.dumps(result))
     return 0
@@ -100,18 +103,19 @@ def main() -> int:
 # ---------------------------------------------------------------------------------- Side by side
 
 
-def measure(layers: int, names: list[str], rounds: int, steps: int) -> dict[str, Any]:
+def measure(layers: int, names: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """One depth: a row for every contestant, medians over the rounds."""
     with tempfile.TemporaryDirectory() as folder:
         write_weights(folder, SHAPE | {"num_hidden_layers": layers})
-        workers = {name: Worker(__file__, name, folder) for name in [*names, "rate"]}
+        given = f"{args.dtype} {folder}"
+        workers = {name: Worker(__file__, name, given) for name in [*names, "rate"]}
         try:
             answers: dict[str, list[Any]] = {name: [] for name in workers}
             for worker in workers.values():
                 worker.ask(2)  # compiles, and makes the optimizer's state
-            for _ in range(rounds):
+            for _ in range(args.rounds):
                 for name, worker in workers.items():
-                    answers[name].append(worker.ask(steps))
+                    answers[name].append(worker.ask(args.steps))
         finally:
             for worker in workers.values():
                 worker.close()
@@ -130,7 +134,10 @@ def measure(layers: int, names: list[str], rounds: int, steps: int) -> dict[str,
         }
     for name, row in rows.items():
         np.testing.assert_allclose(
-            row["losses"], rows["ours"]["losses"], rtol=TOLERANCE, err_msg=f"losses of {name}"
+            row["losses"],
+            rows["ours"]["losses"],
+            rtol=TOLERANCE[args.dtype],
+            err_msg=f"losses of {name}",
         )
     show(layers, rows, rate, B * T * rate / flops)
     return {"layers": layers, "floor_tokens_per_second": B * T * rate / flops, "rows": rows}
@@ -172,6 +179,7 @@ def headline(depths: list[dict[str, Any]], args: argparse.Namespace) -> dict[str
     compared = [compare(depth) for depth in depths]
     worst = min(compared, key=lambda each: each["ratio"])
     settings = {"batch": [B, T], "optimizer": "adamw", "rounds": args.rounds, "steps": args.steps}
+    settings["dtype"] = args.dtype
     settings["versions"] = {name: version(name) for name in ("jax", "torch", "transformers")}
     return worst | {
         "memory_ratio_steps": max(each["memory_ratio_steps"] for each in compared),
@@ -182,13 +190,16 @@ def headline(depths: list[dict[str, Any]], args: argparse.Namespace) -> dict[str
     }
 
 
-def work(name: str, folder: str) -> None:
+def work(name: str, dtype: str, folder: str) -> None:
     """Answer every line that asks for n steps."""
 
     def make() -> Callable[[int], dict[str, Any]]:
         if name == "rate":
-            return lambda _: {"flops_per_second": matmul_rate()}
-        step = ours(Path(folder)) if name == "ours" else torch_step(folder, name == "compiled")
+            return lambda _: {"flops_per_second": matmul_rate(dtype)}
+        if name == "ours":
+            step = ours(Path(folder), dtype)
+        else:
+            step = torch_step(folder, name == "compiled", dtype == "bfloat16")
         return timed(step, (B, T), SHAPE["vocab_size"])
 
     serve(make)
@@ -197,13 +208,19 @@ def work(name: str, folder: str) -> None:
 # ---------------------------------------------------------------------------------- Contestants
 
 
-def settings(layers: int, shape: dict[str, Any] = SHAPE) -> Any:
+def settings(layers: int, shape: dict[str, Any] = SHAPE, dtype: Any = "float32") -> Any:
     """Of `chopjax train`: its defaults, and the optimizer that both sides use."""
-    from chopjax.train.settings import DataSettings, OptimizerSettings, Settings
+    from chopjax.train.settings import (
+        ComputeSettings,
+        DataSettings,
+        OptimizerSettings,
+        Settings,
+    )
 
     return Settings(
         scratch=shape | {"num_hidden_layers": layers},
         data=DataSettings(batch_size=B, sequence_length=T),
+        compute=ComputeSettings(dtype=dtype),
         optimizer=OptimizerSettings(
             name="adamw",
             peak_learning_rate=RATE,
@@ -216,14 +233,14 @@ def settings(layers: int, shape: dict[str, Any] = SHAPE) -> Any:
     )
 
 
-def ours(folder: Path) -> Step:
+def ours(folder: Path, dtype: str) -> Step:
     from our_steps import Run
 
     from chopjax.train.optimizer import ADAM_EPSILON
 
     assert ADAM_EPSILON == EPSILON
     raw = json.loads((folder / "config.json").read_text())
-    return Run(folder, settings(raw["num_hidden_layers"])).program(B, T).step
+    return Run(folder, settings(raw["num_hidden_layers"], dtype=dtype)).program(B, T).step
 
 
 def config_of(layers: int, shape: dict[str, Any] = SHAPE) -> Any:
@@ -250,7 +267,7 @@ def lowered(config: Any, optimizer: Any, chosen: Any, mesh: Any, abstract: Any) 
     return step.lower(abstract, {}, batch)
 
 
-def torch_step(folder: str, compiled: bool) -> Step:
+def torch_step(folder: str, compiled: bool, autocast: bool) -> Step:
     import torch
     from torch_steps import by_decay, make_step, open_model
 
@@ -263,6 +280,7 @@ def torch_step(folder: str, compiled: bool) -> Step:
         epsilon=EPSILON,
         clip=CLIP,
         run=torch.compile(model) if compiled else model,
+        autocast=autocast,
     )
 
 
@@ -272,14 +290,14 @@ def matmul_parameters(layers: int) -> int:
     return count(config_of(layers))
 
 
-def matmul_rate() -> float:
-    """FLOP/s of a large float32 product, the best of torch's and jax's."""
+def matmul_rate(dtype: str) -> float:
+    """FLOP/s of a large product, the best of torch's and jax's."""
     import jax
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
     a = np.random.default_rng(0).random((SIDE, SIDE), np.float32)
-    on_torch, on_jax = torch.from_numpy(a), jax.device_put(a)
+    on_torch, on_jax = torch.from_numpy(a).to(getattr(torch, dtype)), jax.numpy.asarray(a, dtype)
     product = jax.jit(lambda x, y: x @ y)
     runs: list[Callable[[], Any]] = [
         lambda: on_torch @ on_torch,

@@ -24,7 +24,8 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import PartitionSpec
 
 from chopjax.models.head import Head, d_products, logits, matmul
-from chopjax.models.mesh import BATCH_AXES
+from chopjax.models.linear import turned
+from chopjax.models.mesh import BATCH_AXES, on_processors
 
 CHUNK = 512
 ACCELERATOR_CHUNK = 2048  # larger products, and fewer passes over the head's gradient
@@ -70,20 +71,23 @@ def sums_and_gradients(
         hidden_BTE: jax.Array, head: Head, rows: Any, others: tuple[Head, ...]
     ) -> tuple[tuple[jax.Array, ...], jax.Array, Head | None]:
         wide = jnp.promote_types(jnp.float32, hidden_BTE.dtype)
-        narrow = cast(head, hidden_BTE)
+        given = cast(head, hidden_BTE)
+        # On processors a tied table goes into the loop as it lies: turned before, it would be
+        # copied to multiply with.
+        table_VE = given.kernel_EV.T if head.tied and on_processors() else None
 
         def one(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
             totals, d_head = carry
             hidden_CE, rows_C = xs
+            narrow = given if table_VE is None else given.replace(kernel_EV=table_VE.T)
             logits_CV = logits(narrow, hidden_CE)
             new, d_logits_CV = of_chunk(logits_CV, rows_C, others, tensor)
             totals = tuple(total + one for total, one in zip(totals, new, strict=True))
             d_logits_CV = d_products(head, logits_CV, d_logits_CV).astype(hidden_CE.dtype)
-            d_hidden_CE = matmul("EV,CV->EC", narrow.kernel_EV, d_logits_CV).T
+            d_hidden_CE = _d_hidden(d_logits_CV, narrow.kernel_EV, table_VE)
             if d_head is not None:
-                # Transposed here and not inside the product, which processors are slow at.
-                hidden_EC = jax.lax.optimization_barrier(hidden_CE.T)
-                d_kernel_EV = d_head.kernel_EV + matmul("EC,CV->EV", hidden_EC, d_logits_CV)
+                d_kernel_EV = matmul("EC,CV->EV", turned(hidden_CE), d_logits_CV)
+                d_kernel_EV += d_head.kernel_EV
                 d_head = d_head.replace(kernel_EV=d_kernel_EV)
                 if head.bias_V is not None:
                     d_head = d_head.replace(bias_V=d_head.bias_V + d_logits_CV.sum(0, wide))
@@ -112,6 +116,17 @@ def sums_and_gradients(
         hidden_BTE, head, rows, others
     )
     return totals, (d_hidden_BTE, d_head)
+
+
+def _d_hidden(
+    d_logits_CV: jax.Array, kernel_EV: jax.Array, table_VE: jax.Array | None
+) -> jax.Array:
+    """[C, E]. In bfloat16 processors are slow at products whose left side is turned."""
+    if d_logits_CV.dtype != jnp.bfloat16 or not on_processors():
+        return matmul("EV,CV->EC", kernel_EV, d_logits_CV).T
+    if table_VE is None:
+        return matmul("CV,EV->CE", d_logits_CV, kernel_EV)
+    return matmul("CV,VE->CE", d_logits_CV, table_VE)
 
 
 def _summed(

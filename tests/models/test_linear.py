@@ -53,6 +53,51 @@ def test_value_and_gradients_are_einsum_s(
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def half_back(x: jax.Array, kernel: jax.Array, d_y: jax.Array, contracted: int) -> jax.Array:
+    return jax.vjp(lambda kernel: linear(x, kernel, contracted), kernel)[1](d_y)[0]
+
+
+@pytest.mark.parametrize(
+    ("equation", "x", "kernel", "contracted"),
+    [
+        ("RBTD,RBTF->RDF", (5, 6), (6, 7), 1),
+        ("RBTD,RBTNH->RDNH", (5, 6), (6, 2, 3), 1),
+        ("RBTNH,RBTD->RNHD", (5, 2, 3), (2, 3, 6), 2),
+    ],
+)
+def test_kernel_gradients_of_bfloat16_are_rounded_once(equation, x, kernel, contracted):
+    """Whole numbers, whose sums are exact; with an axis of repetitions in front, as jax.vmap and a
+    scan over layers have them."""
+    random = np.random.default_rng(0)
+    shapes = (4, 2, *x), (4, *kernel), (4, 2, 5, *kernel[contracted:])
+    x, kernel, d_y = (jnp.asarray(random.integers(-9, 9, s), jnp.bfloat16) for s in shapes)
+    exact = np.einsum(equation, np.asarray(x, np.float64), np.asarray(d_y, np.float64))
+
+    def layer(carry: None, rows: Any) -> tuple[None, jax.Array]:
+        x, kernel, d_y = rows
+        return carry, half_back(x, kernel, d_y, contracted)
+
+    for found in (
+        jax.jit(jax.vmap(half_back, (0, 0, 0, None)), static_argnums=3)(x, kernel, d_y, contracted),
+        jax.lax.scan(layer, None, (x, kernel, d_y))[1],
+    ):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
+
+
+def test_kernel_gradients_of_bfloat16_are_not_made_of_float32():
+    """Where the processor multiplies bfloat16 at all, as the forward product shows."""
+    shapes = (128, 32), (32, 48), (128, 48)
+    x, kernel, d_y = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+    forward = str(jax.jit(linear).lower(x, kernel).compile().as_text())
+    lowered = jax.jit(half_back, static_argnames="contracted").lower(x, kernel, d_y, contracted=1)
+    back = str(lowered.compile().as_text())
+    assert " dot(" in forward
+    assert " dot(" in back
+    if "f32[128,32]" not in forward:
+        assert not any(wide in back for wide in ("f32[128,32]", "f32[32,128]", "f32[128,48]"))
+
+
 @given(tiles=st.integers(1, 1000), beyond=st.sampled_from([0, 0, 0, 64]))
 def test_pieces_of_a_width(tiles: int, beyond: int):
     width = tiles * linears.TILE + beyond

@@ -97,6 +97,30 @@ def test_dtypes_of_the_gradients_follow_the_inputs(dtype):
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=tolerance)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_s_gradients_of_bfloat16_are_not_made_of_float32(tied):
+    """Where the processor multiplies bfloat16 at all, as the forward pass shows."""
+    V, E, C = 300, 32, 128
+    table = jax.ShapeDtypeStruct((V, E) if tied else (E, V), jnp.bfloat16)
+    hidden = jax.ShapeDtypeStruct((1, C, E), jnp.bfloat16)
+    targets, weights = (jax.ShapeDtypeStruct((1, C), d) for d in (jnp.int32, jnp.float32))
+
+    def ours(h, k, targets, weights):
+        head = Head(k.T, tied=True) if tied else Head(k)
+        return cross_entropy(h, head, targets, weights, 0.0, C)[0]
+
+    forward, back = (
+        str(jax.jit(function).lower(hidden, table, targets, weights).compile().as_text())
+        for function in (ours, jax.grad(ours, (0, 1)))
+    )
+    wide = [f"f32[{shape}]" for shape in (f"{C},{E}", f"{E},{C}", f"{V},{E}", f"{E},{V}")]
+    if not any(each in forward for each in wide):
+        # The gradient of the kernel is added up in float32; nothing is converted to it.
+        made = [line for line in back.splitlines() if any(f"= {each}" in line for each in wide)]
+        assert made
+        assert not [line for line in made if " convert(" in line]
+
+
 def test_logits_never_exist_whole():
     B, T, E, V, chunk = 4, 64, 8, 1000, 16
     hidden, kernel, targets, weights = example(B, T, E, V, 0, jnp.float32)
