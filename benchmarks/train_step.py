@@ -85,6 +85,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.compile_time and args.dtype != "float32":
+        parser.error("--compile-time is of float32")
     if args.worker:
         name, argument = args.worker
         one, other = argument.split(maxsplit=1)

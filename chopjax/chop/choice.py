@@ -74,7 +74,7 @@ def measure_of(strategy: str) -> str:
     return needed_measure("similarity" if strategy == "average" else strategy)
 
 
-def rounds_of(strategy: str, remove: int) -> int:
+def sleb_rounds(strategy: str, remove: int) -> int:
     """Of SLEB's search, if so many layers go: AnalysisSettings.rounds."""
     return remove if strategy == "sleb" else 0
 

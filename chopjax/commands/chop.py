@@ -243,7 +243,7 @@ def _choice(args: argparse.Namespace, checkpoint: Files) -> Choice:
         settings = AnalysisSettings(sequences=16, measures=(), protect=protect)
         return choice.by_laco(args.model, args.revision, args.data, remove, settings, args.field)
     measures = (choice.measure_of(args.strategy),)
-    rounds = choice.rounds_of(args.strategy, remove)
+    rounds = choice.sleb_rounds(args.strategy, remove)
     settings = AnalysisSettings(measures=measures, rounds=rounds, protect=protect)
     analysis = analyze(args.model, args.data, settings, args.revision, args.field)
     return choice.by_analysis(args.strategy, remove, analysis, protect)

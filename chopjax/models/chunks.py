@@ -71,23 +71,21 @@ def sums_and_gradients(
         hidden_BTE: jax.Array, head: Head, rows: Any, others: tuple[Head, ...]
     ) -> tuple[tuple[jax.Array, ...], jax.Array, Head | None]:
         wide = jnp.promote_types(jnp.float32, hidden_BTE.dtype)
-        given = cast(head, hidden_BTE)
-        # On processors a tied table goes into the loop as it lies: turned before, it would be
-        # copied to multiply with.
-        table_VE = given.kernel_EV.T if head.tied and on_processors() else None
+        own, theirs = for_a_loop(cast(head, hidden_BTE)), [for_a_loop(other) for other in others]
 
         def one(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
             totals, d_head = carry
             hidden_CE, rows_C = xs
-            narrow = given if table_VE is None else given.replace(kernel_EV=table_VE.T)
+            narrow = own()
             logits_CV = logits(narrow, hidden_CE)
-            new, d_logits_CV = of_chunk(logits_CV, rows_C, others, tensor)
+            taught = tuple(each() for each in theirs)
+            new, d_logits_CV = of_chunk(logits_CV, rows_C, taught, tensor)
             totals = tuple(total + one for total, one in zip(totals, new, strict=True))
             d_logits_CV = d_products(head, logits_CV, d_logits_CV).astype(hidden_CE.dtype)
-            d_hidden_CE = _d_hidden(d_logits_CV, narrow.kernel_EV, table_VE)
+            d_hidden_CE = _d_hidden(d_logits_CV, narrow)
             if d_head is not None:
-                d_kernel_EV = matmul("EC,CV->EV", turned(hidden_CE), d_logits_CV)
-                d_kernel_EV += d_head.kernel_EV
+                hidden_EC = turned(hidden_CE)
+                d_kernel_EV = d_head.kernel_EV + matmul("EC,CV->EV", hidden_EC, d_logits_CV)
                 d_head = d_head.replace(kernel_EV=d_kernel_EV)
                 if head.bias_V is not None:
                     d_head = d_head.replace(bias_V=d_head.bias_V + d_logits_CV.sum(0, wide))
@@ -118,15 +116,13 @@ def sums_and_gradients(
     return totals, (d_hidden_BTE, d_head)
 
 
-def _d_hidden(
-    d_logits_CV: jax.Array, kernel_EV: jax.Array, table_VE: jax.Array | None
-) -> jax.Array:
+def _d_hidden(d_logits_CV: jax.Array, head: Head) -> jax.Array:
     """[C, E]. In bfloat16 processors are slow at products whose left side is turned."""
     if d_logits_CV.dtype != jnp.bfloat16 or not on_processors():
-        return matmul("EV,CV->EC", kernel_EV, d_logits_CV).T
-    if table_VE is None:
-        return matmul("CV,EV->CE", d_logits_CV, kernel_EV)
-    return matmul("CV,VE->CE", d_logits_CV, table_VE)
+        return matmul("EV,CV->EC", head.kernel_EV, d_logits_CV).T
+    if head.tied:
+        return matmul("CV,VE->CE", d_logits_CV, head.kernel_EV.T)
+    return matmul("CV,EV->CE", d_logits_CV, head.kernel_EV)
 
 
 def _summed(
@@ -213,6 +209,15 @@ def of_targets(
 def cast(head: Head, hidden_BTE: jax.Array) -> Head:
     """The kernel in the hidden states' dtype, once for all chunks."""
     return head.replace(kernel_EV=head.kernel_EV.astype(hidden_BTE.dtype))
+
+
+def for_a_loop(head: Head) -> Callable[[], Head]:
+    """What gives the head within a loop over chunks. On processors a tied table of bfloat16 goes
+    into the loop as it lies: turned before, it would be copied to multiply with it."""
+    if not head.tied or head.kernel_EV.dtype != jnp.bfloat16 or not on_processors():
+        return lambda: head
+    table_VE = head.kernel_EV.T
+    return lambda: head.replace(kernel_EV=table_VE.T)
 
 
 def specs(head: Head, tensor: str | None) -> Any:

@@ -85,11 +85,11 @@ def product(
 ) -> jax.Array:
     """`linear` for an array of x's dtype, differentiated in the order that suits the hardware.
 
-    Reverse mode only. jax's own rule makes a kernel's gradient as (dyᵀ·x)ᵀ. The product is the
-    same as xᵀ·dy, but on processors its left side is transposed in memory, with what makes it (an
-    activation and its derivative, say) computed down the columns. Here the smaller side is, once
-    it is made. Accelerators compute either side within the product: made beforehand it would only
-    travel to memory and back.
+    Reverse mode only; of bfloat16 on processors, once. jax's own rule makes a kernel's gradient as
+    (dyᵀ·x)ᵀ. The product is the same as xᵀ·dy, but on processors its left side is transposed in
+    memory, with what makes it (an activation and its derivative, say) computed down the columns.
+    Here the smaller side is, once it is made. Accelerators compute either side within the product:
+    made beforehand it would only travel to memory and back.
     """
     return multiply(x, kernel, contracted, precision)
 
@@ -187,10 +187,14 @@ def _backward(
     d_x = _d_x(d_y, kernel, contracted, precision)
     if not on_processors():
         return d_x, _in_pieces(x, d_y, rows, tensordot)
-    if x.dtype == jnp.bfloat16 and jax.sharding.get_abstract_mesh().size <= 1:
+    if x.dtype == jnp.bfloat16 and x.size and jax.sharding.get_abstract_mesh().size <= 1:
         R = math.prod(x.shape[: len(rows)])
-        d_kernel = contract(turned(x.reshape(R, -1)), d_y.reshape(R, -1), 1, precision)
-        return d_x, d_kernel.reshape(kernel.shape)
+        x_RI, d_y_RO = x.reshape(R, -1), d_y.reshape(R, -1)
+        if x.size <= d_y.size:
+            d_kernel_IO = contract(turned(x_RI), d_y_RO, 1, precision)
+        else:
+            d_kernel_IO = turned(contract(turned(d_y_RO), x_RI, 1, precision))
+        return d_x, d_kernel_IO.reshape(kernel.shape)
     if x.size <= d_y.size:
         return d_x, tensordot(jax.lax.optimization_barrier(x), d_y, (rows, rows))
     d_kernel = tensordot(jax.lax.optimization_barrier(d_y), x, (rows, rows))

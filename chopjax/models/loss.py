@@ -54,11 +54,11 @@ def _token_losses(
     def local(
         hidden_BTE: jax.Array, head: Head, targets_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        head = chunks.cast(head, hidden_BTE)
+        within = chunks.for_a_loop(chunks.cast(head, hidden_BTE))
 
         def one(carry: None, xs: tuple[jax.Array, ...]) -> tuple[None, Any]:
             hidden_CE, targets_C = xs
-            logits_CV = logits(head, hidden_CE)
+            logits_CV = logits(within(), hidden_CE)
             log_z_C, target_C, _ = chunks.of_targets(logits_CV, targets_C, tensor)
             return carry, (log_z_C - target_C, log_z_C)
 

@@ -27,10 +27,10 @@ def top_k(
     rows, tensor = chunks.axes(head)
 
     def local(hidden_BTE: jax.Array, head: Head) -> tuple[jax.Array, jax.Array]:
-        head = chunks.cast(head, hidden_BTE)
+        within = chunks.for_a_loop(chunks.cast(head, hidden_BTE))
 
         def one(carry: None, hidden_CE: jax.Array) -> tuple[None, Any]:
-            logits_CV = logits(head, hidden_CE)
+            logits_CV = logits(within(), hidden_CE)
             log_z_C = chunks.log_partition(logits_CV, tensor)
             best_CK, ids_CK = jax.lax.top_k(logits_CV, min(k, logits_CV.shape[1]))
             if tensor:

@@ -84,7 +84,9 @@ def stages(
 def measure(settings: PipelineSettings, each: Round) -> dict[str, Any]:
     """What the strategy needs to know of the layers of a round's model, in the round's folder."""
     about = _analysis_settings(settings, (choice.measure_of(settings.chop.strategy),))
-    about = dataclasses.replace(about, rounds=choice.rounds_of(settings.chop.strategy, each.remove))
+    about = dataclasses.replace(
+        about, rounds=choice.sleb_rounds(settings.chop.strategy, each.remove)
+    )
     measured = analysis(settings, each.model, about, _journal(each))
     write_analysis(each.analysis, measured, save_all, overwrite=True)
     return {"tokens": measured["tokens"]}
@@ -97,7 +99,7 @@ def _journal(each: Round) -> Path:
 
 def _lacks(settings: PipelineSettings, each: Round) -> str:
     """What a round's analysis has too few of for as many layers as are to go now."""
-    wanted = choice.rounds_of(settings.chop.strategy, each.remove)
+    wanted = choice.sleb_rounds(settings.chop.strategy, each.remove)
     if not wanted:
         return ""
     try:

@@ -35,7 +35,7 @@ from chopjax.checkpoint.load import Loaded, load
 from chopjax.checkpoint.size import size_of
 from chopjax.checkpoint.source import Checkpoint
 from chopjax.chop.analysis import needed_measure, way_of
-from chopjax.chop.choice import rounds_of
+from chopjax.chop.choice import sleb_rounds
 from chopjax.chop.importance import ANALYSIS, MEASURED, parse_protect
 from chopjax.chop.surgery import chop_params
 from chopjax.disk.mark import is_taken, marked_by, some
@@ -230,7 +230,7 @@ def _rounds(settings: SweepSettings, num_layers: int) -> int:
     """How many layers SLEB's search removes: as many as go at its deepest point."""
     most = parse_protect(settings.protect).most(num_layers)  # points beyond it are left out
     rounds = [
-        rounds_of(strategy.chop, count)
+        sleb_rounds(strategy.chop, count)
         for strategy in strategies_of(settings)
         for count in counts_of(settings, strategy, num_layers)
         if count <= most

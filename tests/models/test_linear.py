@@ -94,8 +94,9 @@ def test_kernel_gradients_of_bfloat16_are_not_made_of_float32():
     back = str(lowered.compile().as_text())
     assert " dot(" in forward
     assert " dot(" in back
-    if "f32[128,32]" not in forward:
-        assert not any(wide in back for wide in ("f32[128,32]", "f32[32,128]", "f32[128,48]"))
+    if "f32[128,32]" in forward:
+        pytest.skip("this processor multiplies float32 alone")
+    assert not any(wide in back for wide in ("f32[128,32]", "f32[32,128]", "f32[128,48]"))
 
 
 @given(tiles=st.integers(1, 1000), beyond=st.sampled_from([0, 0, 0, 64]))
