@@ -89,8 +89,10 @@ def test_from_the_top_in_float64(K: int) -> None:
 ON_A_MESH = """
 import jax
 from models.test_distilled_loss import FORMS, compare, teacher, top
+from models.test_loss import test_gradients_of_a_tied_table_of_bfloat16
 from chopjax.models import mesh
 
+test_gradients_of_a_tied_table_of_bfloat16()
 jax.config.update("jax_enable_x64", True)
 for shape in ({"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}):
     with jax.set_mesh(mesh.make_mesh(**{"data": 1, **shape})):

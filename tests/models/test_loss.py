@@ -104,7 +104,8 @@ def ours_of_half(hidden, table, targets, weights):
 
 
 def test_gradients_of_a_tied_table_of_bfloat16():
-    """On one device and split over eight. Rounded where it is multiplied, added up in float32."""
+    """Rounded where it is multiplied, added up in float32. Split over all devices, too, of which
+    test_distilled_loss.py has eight."""
     hidden, kernel, targets, weights = example(8, 32, 24, 300, 0, jnp.float32)
     half, table = hidden.astype(jnp.bfloat16), kernel.T.astype(jnp.bfloat16)
     wide = half.astype(jnp.float32), table.astype(jnp.float32)
