@@ -84,8 +84,12 @@ def sums_and_gradients(
             d_logits_CV = d_products(head, logits_CV, d_logits_CV).astype(hidden_CE.dtype)
             d_hidden_CE = _d_hidden(d_logits_CV, narrow)
             if d_head is not None:
-                hidden_EC = turned(hidden_CE)
-                d_kernel_EV = d_head.kernel_EV + matmul("EC,CV->EV", hidden_EC, d_logits_CV)
+                new_EV = matmul("EC,CV->EV", turned(hidden_CE), d_logits_CV)
+                if hidden_CE.dtype == jnp.bfloat16 and on_processors():
+                    # Of a single chunk XLA would turn the product round to save turning its result
+                    # for a tied table, into one of bfloat16 that processors lack (jax 0.10).
+                    new_EV = jax.lax.optimization_barrier(new_EV)
+                d_kernel_EV = d_head.kernel_EV + new_EV
                 d_head = d_head.replace(kernel_EV=d_kernel_EV)
                 if head.bias_V is not None:
                     d_head = d_head.replace(bias_V=d_head.bias_V + d_logits_CV.sum(0, wide))
