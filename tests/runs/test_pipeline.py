@@ -96,6 +96,10 @@ def report_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
+SEARCHED = [  # what SLEB looks at is short
+    "--config.chop.strategy=sleb", "--config.score.tasks=",
+    "--config.calibration.sequences=4", "--config.calibration.sequence_length=16",
+]  # fmt: skip
 WITHOUT_TORCH = Path(__file__).parents[1] / "without_torch.py"
 
 
@@ -355,10 +359,7 @@ def test_layers_go_in_rounds_and_are_measured_in_each(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "run"
-    more = [
-        "--schedule=2x2", "--config.chop.strategy=sleb", "--config.score.tasks=",
-        "--config.calibration.sequences=4", "--config.calibration.sequence_length=16",
-    ]  # fmt: skip
+    more = ["--schedule=2x2", *SEARCHED]
     assert cli.main(arguments(material, workdir, *more)) == 0
     report = report_of(capsys)
     one, two = report["rounds"]
@@ -395,10 +396,7 @@ def test_a_search_is_as_deep_as_layers_go(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "run"
-    more = [
-        "--config.chop.strategy=sleb", "--config.score.tasks=", "--config.heal.total_steps=1",
-        "--config.calibration.sequences=4", "--config.calibration.sequence_length=16",
-    ]  # fmt: skip
+    more = [*SEARCHED, "--config.heal.total_steps=1"]
 
     def rounds(remove: int) -> list[dict[str, Any]]:
         assert cli.main(arguments(material, workdir, *more, f"--config.chop.remove={remove}")) == 0
