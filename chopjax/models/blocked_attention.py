@@ -82,7 +82,7 @@ def _forward(
         return _by_time(out_BKXH, T).astype(query_BTNH.dtype), log_z_BKX1
 
     inputs = (query_BTNH, key_BTKH, value_BTKH, segments_BT)
-    out_BTNH, log_z_BKX1 = in_groups(rows, inputs, _rows_at_once(query_BTNH))
+    out_BTNH, log_z_BKX1 = in_groups(rows, inputs, _rows_at_once(query_BTNH), T)
     out_BTNH, log_z_BKX1 = kept_residual(out_BTNH), kept_residual(log_z_BKX1)
     return out_BTNH, (*inputs, out_BTNH, log_z_BKX1)
 
@@ -132,7 +132,8 @@ def _backward(
             d_value_BKHT.transpose(0, 3, 1, 2).astype(value_BTKH.dtype),
         )
 
-    return *in_groups(rows, (*residuals, d_out_BTNH), _rows_at_once(d_out_BTNH)), None
+    inputs = (*residuals, d_out_BTNH)
+    return *in_groups(rows, inputs, _rows_at_once(d_out_BTNH), T), None
 
 
 blocked_attention.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""A function of a batch, run on some of its rows at a time."""
+"""A function of a batch of rows of tokens, run on some of the rows at a time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,42 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+START = 24  # tokens that attention, on two cores, takes in the time of starting a group
 
 
-def in_groups(run: Callable[[Any], Any], arrays: Any, most: int) -> Any:
+def in_groups(run: Callable[[Any], Any], arrays: Any, most: int, length: int) -> Any:
     """run(arrays), in groups of equally many rows, at most `most` of them or one.
 
-    arrays, and what run gives: pytrees whose every leaf has the batch as its first axis.
+    arrays, and what run gives: pytrees whose every leaf has the batch as its first axis. length:
+    tokens of a row. Where groups do not divide the batch, the last one begins earlier, and computes
+    some rows once more.
     """
     batch = jax.tree.leaves(arrays)[0].shape[0]
-    rows = max(n for n in range(1, batch + 1) if not batch % n and n <= max(1, most))
-    if rows == batch:
+    groups, rows = division(batch, most, length)
+    if groups == 1:
         return run(arrays)
-    groups = jax.tree.map(lambda x: x.reshape(batch // rows, rows, *x.shape[1:]), arrays)
-    results = jax.lax.map(run, groups)
-    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), results)
+    again = groups * rows - batch
+
+    def group(start: jax.Array) -> Any:
+        return run(jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), arrays))
+
+    results = jax.lax.map(group, jnp.minimum(jnp.arange(groups) * rows, batch - rows))
+
+    def joined(x: jax.Array) -> jax.Array:
+        if not again:
+            return x.reshape(batch, *x.shape[2:])
+        return jnp.concatenate([x[:-1].reshape(-1, *x.shape[2:]), x[-1, again:]])
+
+    return jax.tree.map(joined, results)
+
+
+def division(batch: int, most: int, length: int) -> tuple[int, int]:
+    """(groups, rows of each) that take the least time, together the batch or somewhat more.
+
+    A prime number of rows, one by one, takes up to 2.6 times as long as in groups with some of them
+    twice.
+    """
+    options = ((-(-batch // rows), rows) for rows in range(1, min(batch, max(1, most)) + 1))
+    return min(options, key=lambda option: option[0] * (option[1] * length + START))

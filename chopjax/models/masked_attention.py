@@ -114,7 +114,7 @@ def attend_visible(
 
     own = None if shared else past
     arrays = (query_BTNH, key_BTKH, value_BTKH, visible_BTT, near, own, past_near)
-    mixed_BTNH: jax.Array = in_groups(group, arrays, tokens // T)
+    mixed_BTNH: jax.Array = in_groups(group, arrays, tokens // T, T)
     return mixed_BTNH
 
 

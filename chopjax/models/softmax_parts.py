@@ -39,13 +39,6 @@ def part_of(
     score_BKXS = jnp.where(visible_BKXS, score_BKXS, HIDDEN)
     top_BKX1 = score_BKXS.max(axis=-1, keepdims=True)
     weight_BKXS = jnp.exp(score_BKXS - top_BKX1)
-    if jax.default_backend() == "cpu" and query_BKXH.shape[2] >= value_BKSH.shape[-1]:
-        # A column of ones makes the product sum the weights, which saves a pass over them. It costs
-        # a copy of the values, too much for few queries.
-        ones_BKS1 = jnp.ones_like(value_BKSH[..., :1])
-        value_BKSH = jnp.concatenate([value_BKSH, ones_BKS1], axis=-1)
-        mixed_BKXH = _product("BKXS,BKSH->BKXH", weight_BKXS.astype(value_BKSH.dtype), value_BKSH)
-        return Part(top_BKX1, mixed_BKXH[..., -1:], mixed_BKXH[..., :-1])
     total_BKX1 = weight_BKXS.sum(axis=-1, keepdims=True)
     weight_BKXS = weight_BKXS.astype(value_BKSH.dtype)
     return Part(top_BKX1, total_BKX1, _product("BKXS,BKSH->BKXH", weight_BKXS, value_BKSH))

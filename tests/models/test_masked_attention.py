@@ -65,7 +65,8 @@ def plain(query, key, value, visible, past, places=None, window=1 << 30, scores=
     ],
 )
 def test_against_a_plain_softmax(monkeypatch, rows, pasts, most, window, shape):
-    """Groups of 1, 2 and 3 rows, blocks whose last is shorter, trees as masks, grouped heads."""
+    """Groups of 1 and of 3 rows, two that overlap, blocks whose last is shorter, trees as masks,
+    grouped heads."""
     monkeypatch.setattr(masked_attention, "CPU_GROUP", 3 * T)
     monkeypatch.setattr(masked_attention, "CPU_BLOCK", 4)
     monkeypatch.setattr(masked_attention, "MOST_BLOCKS", most)
