@@ -3,7 +3,7 @@
     python benchmarks/score.py --data DIR [--model DIR | --shape NAME --tokenizer DIR]
         [--tasks hellaswag,arc_easy,piqa,winogrande,mmlu] [--limit N] [--batch-sizes 1,8,32]
         [--rounds 3] [--dtype float32] [--device cpu] [--alone] [--json]
-    python benchmarks/score.py --data DIR --model DIR --against-float32 [--limit N] [--json]
+    python benchmarks/score.py --data DIR --model DIR --against-float32 [--tasks LIST] [--limit N]
 
 DIR holds TASK/SPLIT.jsonl as score_tasks.py says. Both sides get the same checkpoint, the same
 tasks and documents, and the harness's own evaluate(): what is timed is that whole call, from
@@ -22,7 +22,8 @@ the blocks, one row of logits for every distinct place that is scored, at the ra
 large matrix products.
 
 --shape makes random weights in the proportions of a published model, with a real tokenizer.
---against-float32: no peer; what --dtype bfloat16 changes, request by request and in the metrics.
+--against-float32: what bfloat16 changes of our float32, request by request and in the metrics, of
+ours and of the peer at the last of --batch-sizes; no speeds.
 """
 
 from __future__ import annotations
@@ -109,7 +110,11 @@ def main() -> int:
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
     add("--alone", action="store_true", help="ours once more, no tokens shared")
-    add("--against-float32", action="store_true", help="bfloat16 beside float32, without a peer")
+    add(
+        "--against-float32",
+        action="store_true",
+        help="what bfloat16 changes",
+    )
     add("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args()
     names = args.tasks.split(",")
@@ -400,22 +405,25 @@ def write_random(folder: Path, tokenizer: Path, shape: dict[str, Any], dtype: st
 
 
 def against_float32(model: str, tasks: dict[str, Tasks], args: argparse.Namespace) -> int:
-    exact, half = open_ours(model, "float32"), open_ours(model, "bfloat16")
-    print(f"{model_line(exact, args)}: bfloat16 beside float32, log-softmax float32 in both")
-    print(f"{'task':12}{'documents':>10}{'median':>10}{'99 %':>10}{'largest':>10}   metrics")
+    exact = open_ours(model, "float32")
+    halves = {"ours": open_ours(model, "bfloat16"), "hf": open_peer(model, "bfloat16", args.device)}
+    set_batch_size(halves["hf"], args.batch_sizes.split(",")[-1])
+    print(f"{model_line(exact, args)}: bfloat16 beside our float32")
+    print(f"{'task':12}{'whose':>6}{'docs':>8}{'median':>10}{'99 %':>10}{'largest':>10}   metrics")
     rows = []
     for name, group in tasks.items():
         _, reference = timed(exact, group)
-        _, answers = timed(half, group)
-        found = agreement(answers, reference)
         docs = sum(len(samples) for samples in reference["samples"].values())
-        rows.append({"task": name, "documents": docs, **found})
-        nats = "".join(f"{found['nats'][key]:10.4f}" for key in ("median", "99 %", "largest"))
-        moved = {n: b - a for n, (b, a) in found["metrics differ"].items() if "stderr" not in n}
-        largest = max(moved.items(), key=lambda item: abs(item[1]), default=("", 0.0))
-        print(
-            f"{name:12}{docs:>10,}{nats}   {len(moved)} move, most {largest[1]:+.4f} {largest[0]}"
-        )
+        for whose, half in halves.items():
+            found = agreement(timed(half, group)[1], reference)
+            rows.append({"task": name, "whose": whose, "documents": docs, **found})
+            nats = "".join(f"{found['nats'][key]:10.4f}" for key in ("median", "99 %", "largest"))
+            moved = {n: b - a for n, (b, a) in found["metrics differ"].items() if "stderr" not in n}
+            largest = max(moved.items(), key=lambda item: abs(item[1]), default=("", 0.0))
+            print(
+                f"{name:12}{whose:>6}{docs:>8,}{nats}   "
+                f"{len(moved)} move, most {largest[1]:+.4f} {largest[0]}"
+            )
     if args.json:
         print(json.dumps({"unit": "nats a request, absolute difference", "rows": rows}))
     return 0
