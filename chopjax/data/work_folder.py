@@ -55,9 +55,15 @@ def top_k_work_folder(final: Path) -> Path:
 @contextlib.contextmanager
 def held(work: Path, final: Path) -> Iterator[Path]:
     """A work folder of OUT's, for this process alone. Stays while it holds unfinished work."""
+    busy = f"another process is preparing {final}; wait for it"
     try:
-        make_work_folder(work)
-        with locked(work / "lock", f"another process is preparing {final}; wait for it"):
+        with contextlib.ExitStack() as lock:
+            while True:
+                make_work_folder(work)
+                # Gone again if the process that it belonged to has just finished.
+                with contextlib.suppress(FileNotFoundError):
+                    lock.enter_context(locked(work / "lock", busy))
+                    break
 
             def remove_unless_useful() -> None:
                 if not holds_work(work) and not foreign_in(work):
@@ -101,12 +107,17 @@ def make_work_folder(work: Path) -> None:
     new = work.with_name(f".{work.name}-{secrets.token_hex(4)}")
     make_folder(new)
     mark_new(new, VERB)
-    new.rename(work)
+    try:
+        new.rename(work)
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        if not work.exists():  # made by another process since, which took ours for a leftover
+            raise
 
 
 def check_work(work: Path) -> None:
     """Raise UserError where OUT.partial is not unfinished work of ours, and nothing else."""
-    if not _is_work(work):
+    if not _is_work(work) and os.path.lexists(work):
         raise UserError(
             f"{work} is in the way: unfinished work would be there, and `chopjax prepare` did not "
             "make it. Move it away or give another --output"
@@ -150,10 +161,16 @@ def _is_work(work: Path) -> bool:
 
 
 def foreign_in(work: Path) -> list[str]:
-    """What is in unfinished work and has no name of ours."""
-    entries = ((path, path.relative_to(work).as_posix()) for path in work.rglob("*"))
+    """What is in unfinished work and has no name of ours.
+
+    Another process may be at work in it: what goes meanwhile is no longer looked for.
+    """
+    paths = (
+        Path(folder, name) for folder, folders, files in os.walk(work) for name in folders + files
+    )
+    named = ((path, path.relative_to(work).as_posix()) for path in paths)
     return sorted(
         name
-        for path, name in entries
+        for path, name in named
         if not name.startswith("replaced/") and (path.is_symlink() or not _WORK.fullmatch(name))
     )

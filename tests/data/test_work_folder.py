@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from chopjax.data import prepare as module
+from chopjax.data import work_folder
 from chopjax.data.prepare import prepare
 from chopjax.data.tokenizer import Tokenizer
 from chopjax.disk.mark import MARK
@@ -77,3 +79,62 @@ def test_notes_in_unfinished_work_are_not_deleted(
         make()
     note.unlink()
     make()
+
+
+@pytest.mark.parametrize("step", ["_is_work", "foreign_in", "locked"])
+def test_work_that_another_process_ends_meanwhile(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """As it takes its folder away, before this step: what is found then is what it has made."""
+    store = make()
+    partial = tmp_path / "tok.partial"
+    work_folder.make_work_folder(partial)
+    real = getattr(work_folder, step)
+
+    def end(*arguments: Any) -> Any:
+        monkeypatch.setattr(work_folder, step, real)
+        shutil.rmtree(partial)
+        return real(*arguments)
+
+    monkeypatch.setattr(work_folder, step, end)
+    assert make() == store
+    assert getattr(work_folder, step) is real
+    assert not partial.exists()
+
+
+def test_folders_that_vanish_while_they_are_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "tok.partial"
+    work_folder.make_work_folder(work)
+    for part in ("train", "held_out"):
+        (work / "store" / part).mkdir(parents=True)
+        (work / "store" / part / "store.json").touch()
+    (work / "notes.txt").touch()
+    real = Path.is_symlink
+
+    def is_symlink(path: Path) -> bool:
+        if path.name == "store.json":  # in one of the two folders
+            shutil.rmtree(work / "store", ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_symlink", is_symlink)
+    assert work_folder.foreign_in(work) == ["notes.txt"]
+
+
+def test_two_that_begin_at_once(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's folder appears first and ours goes; the lock tells whose work it is."""
+    partial, real = tmp_path / "tok.partial", Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name.startswith(".tok.partial-"):
+            monkeypatch.setattr(Path, "rename", real)
+            work_folder.make_work_folder(partial)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert (make() / "store.json").is_file()
+    assert not list(tmp_path.glob(".tok*"))
+    assert not partial.exists()
