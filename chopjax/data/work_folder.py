@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chopjax import interrupts
-from chopjax.disk.lock import locked
+from chopjax.disk.lock import locked_in
 from chopjax.disk.mark import (
     MARK,
     check_own,
@@ -57,17 +57,12 @@ def held(work: Path, final: Path) -> Iterator[Path]:
     """A work folder of OUT's, for this process alone. Stays while it holds unfinished work."""
     busy = f"another process is preparing {final}; wait for it"
     try:
-        with contextlib.ExitStack() as lock:
-            while True:
-                make_work_folder(work)
-                # Gone again if the process that it belonged to has just finished.
-                with contextlib.suppress(FileNotFoundError):
-                    lock.enter_context(locked(work / "lock", busy))
-                    break
+        with locked_in(lambda: make_work_folder(work), work / "lock", busy):
+            _remove_leftovers(work)
 
             def remove_unless_useful() -> None:
                 if not holds_work(work) and not foreign_in(work):
-                    shutil.rmtree(work, ignore_errors=True)
+                    _remove(work)
 
             with interrupts.at_end(remove_unless_useful):
                 try:
@@ -101,18 +96,41 @@ def make_work_folder(work: Path) -> None:
         work.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{work}: a part of this path is a file") from None
-    for leftover in work.parent.glob(f".{glob.escape(work.name)}-????????"):
-        if is_unfinished(leftover, VERB):
-            shutil.rmtree(leftover)
-    new = work.with_name(f".{work.name}-{secrets.token_hex(4)}")
+    new = _hidden(work)
     make_folder(new)
     mark_new(new, VERB)
     try:
         new.rename(work)
     except OSError:
         shutil.rmtree(new, ignore_errors=True)
-        if not work.exists():  # made by another process since, which took ours for a leftover
+        if not os.path.lexists(work):
             raise
+        check_work(work)  # another process was faster
+
+
+def _hidden(work: Path) -> Path:
+    return work.with_name(f".{work.name}-{secrets.token_hex(4)}")
+
+
+def _remove(work: Path) -> None:
+    """Under a hidden name, so that nobody finds half of it; its mark goes last."""
+    hidden = _hidden(work)
+    with contextlib.suppress(OSError):  # what stays, the next call removes
+        work.rename(hidden)
+        empty(hidden)
+        shutil.rmtree(hidden)
+
+
+def _remove_leftovers(work: Path) -> None:
+    """Of runs that were killed as they made or removed the folder.
+
+    For who holds the lock: a folder that another process is about to call `work` can be taken for
+    one, and that process then finds the name taken.
+    """
+    for leftover in work.parent.glob(f".{glob.escape(work.name)}-????????"):
+        with contextlib.suppress(OSError):
+            if is_unfinished(leftover, VERB):
+                shutil.rmtree(leftover)
 
 
 def check_work(work: Path) -> None:

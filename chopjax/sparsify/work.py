@@ -26,7 +26,7 @@ from chopjax import interrupts
 from chopjax.checkpoint.safetensors_file import TensorInfo, read_header
 from chopjax.disk.atomic import new_file
 from chopjax.disk.files import read_json_object
-from chopjax.disk.lock import locked
+from chopjax.disk.lock import locked, locked_in
 from chopjax.disk.mark import MARK, is_unfinished, make_folder, mark_new, some
 from chopjax.errors import UserError
 from chopjax.progress import say
@@ -78,8 +78,8 @@ def held(out: Path, verb: str, settings: Mapping[str, Any], overwrite: bool) -> 
     """
     work = work_folder(out)
     try:
-        _make(work, verb)
-        with locked(work / "lock", f"another process is writing {out}; wait for it"):
+        busy = f"another process is writing {out}; wait for it"
+        with locked_in(lambda: _make(work, verb), work / "lock", busy):
 
             def remove_unless_useful() -> None:
                 if not layer_file(work, 0).is_file():
@@ -110,15 +110,16 @@ def remove_finished(out: Path, verb: str) -> None:
         return
     if read_json_object(work / FINISHED) != {"inode": out.stat().st_ino}:
         return
-    with locked(work / "lock", f"another process is writing {out}; wait for it"):
+    busy = f"another process is writing {out}; wait for it"
+    with contextlib.suppress(FileNotFoundError), locked(work / "lock", busy):  # unless it is gone
         say(f"removing {work}, left by a run that was killed when {out} was complete")
         _remove(work)
 
 
 def _remove(work: Path) -> None:
-    """What tells that it may go goes last."""
+    """What tells that it may go goes last, and what keeps other processes out."""
     for path in work.iterdir():
-        if path.name not in (MARK, FINISHED):
+        if path.name not in (MARK, FINISHED, "lock"):
             path.unlink()
     shutil.rmtree(work)
 

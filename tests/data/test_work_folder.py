@@ -81,7 +81,7 @@ def test_notes_in_unfinished_work_are_not_deleted(
     make()
 
 
-@pytest.mark.parametrize("step", ["_is_work", "foreign_in", "locked"])
+@pytest.mark.parametrize("step", ["_is_work", "is_unfinished", "foreign_in"])
 def test_work_that_another_process_ends_meanwhile(
     make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -122,19 +122,66 @@ def test_folders_that_vanish_while_they_are_looked_through(
     assert work_folder.foreign_in(work) == ["notes.txt"]
 
 
+@pytest.mark.parametrize("leftovers", [True, False])
+@pytest.mark.parametrize("step", ["mark_new", "rename"])
 def test_two_that_begin_at_once(
-    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    leftovers: bool,
 ) -> None:
-    """The other's folder appears first and ours goes; the lock tells whose work it is."""
-    partial, real = tmp_path / "tok.partial", Path.rename
+    """The other's folder appears before ours is marked or named, which can pass for a leftover."""
+    partial = tmp_path / "tok.partial"
+    of = Path if step == "rename" else work_folder
+    real = getattr(of, step)
 
-    def rename(path: Path, target: Path) -> Path:
+    def late(path: Path, *arguments: Any) -> Any:
         if path.name.startswith(".tok.partial-"):
-            monkeypatch.setattr(Path, "rename", real)
+            monkeypatch.setattr(of, step, real)
             work_folder.make_work_folder(partial)
-        return real(path, target)
+            if leftovers:
+                work_folder._remove_leftovers(partial)
+                assert not path.exists()
+        return real(path, *arguments)
 
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(of, step, late)
     assert (make() / "store.json").is_file()
     assert not list(tmp_path.glob(".tok*"))
     assert not partial.exists()
+
+
+def test_a_name_that_somebody_else_takes_meanwhile(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name.startswith(".tok.partial-"):
+            (tmp_path / "tok.partial").mkdir()
+            (tmp_path / "tok.partial" / "notes.txt").write_text("precious")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match=r"tok\.partial is in the way"):
+        make()
+    assert (tmp_path / "tok.partial" / "notes.txt").read_text() == "precious"
+    assert not list(tmp_path.glob(".tok*"))
+
+
+def test_a_removal_that_is_cut_off_is_made_good(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing half removed has the name of unfinished work."""
+
+    def stop(work: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work_folder, "empty", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    assert not (tmp_path / "tok.partial").exists()
+    assert len(list(tmp_path.glob(".tok.partial-*"))) == 1
+    make()
+    assert not list(tmp_path.glob(".tok*"))
