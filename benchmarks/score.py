@@ -4,6 +4,7 @@
         [--tasks hellaswag,arc_easy,piqa,winogrande,mmlu] [--limit N] [--batch-sizes 1,8,32]
         [--rounds 3] [--dtype float32] [--device cpu] [--alone] [--json]
     python benchmarks/score.py --data DIR --model DIR --against-float32 [--tasks LIST] [--limit N]
+        [--batch-sizes 32] [--json]
 
 DIR holds TASK/SPLIT.jsonl as score_tasks.py says. Both sides get the same checkpoint, the same
 tasks and documents, and the harness's own evaluate(): what is timed is that whole call, from
@@ -23,7 +24,7 @@ large matrix products.
 
 --shape makes random weights in the proportions of a published model, with a real tokenizer.
 --against-float32: what bfloat16 changes of our float32, request by request and in the metrics, of
-ours and of the peer at the last of --batch-sizes; no speeds.
+ours and of the peer at the last of --batch-sizes, with its softmax in float32, too; no speeds.
 """
 
 from __future__ import annotations
@@ -369,10 +370,10 @@ def open_ours(model: str, dtype: str) -> ChopjaxLM:
     return ChopjaxLM.over(loaded, engine)
 
 
-def open_peer(model: str, dtype: str, device: str) -> Any:
+def open_peer(model: str, dtype: str, device: str, **options: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(model, device=device, dtype=dtype, batch_size=1)
+    return HFLM(model, device=device, dtype=dtype, batch_size=1, **options)
 
 
 def model_line(ours: ChopjaxLM, args: argparse.Namespace) -> str:
@@ -406,9 +407,10 @@ def write_random(folder: Path, tokenizer: Path, shape: dict[str, Any], dtype: st
 
 def against_float32(model: str, tasks: dict[str, Tasks], args: argparse.Namespace) -> int:
     exact = open_ours(model, "float32")
-    halves = {"ours": open_ours(model, "bfloat16"), "hf": open_peer(model, "bfloat16", args.device)}
+    peer = open_peer(model, "bfloat16", args.device, softmax_dtype="float32")
+    halves = {"ours": open_ours(model, "bfloat16"), "hf": peer}
     set_batch_size(halves["hf"], args.batch_sizes.split(",")[-1])
-    print(f"{model_line(exact, args)}: bfloat16 beside our float32")
+    print(f"{model_line(exact, args)}: bfloat16 beside our float32, every softmax in float32")
     print(f"{'task':12}{'whose':>6}{'docs':>8}{'median':>10}{'99 %':>10}{'largest':>10}   metrics")
     rows = []
     for name, group in tasks.items():

@@ -36,6 +36,28 @@ def test_value_and_gradients(monkeypatch, most, documents, window):
         np.testing.assert_allclose(a, b, atol=3e-6)
 
 
+@pytest.mark.parametrize("batch", [4, 5])
+def test_rows_in_groups(monkeypatch, batch):
+    """Two at a time, which of five rows computes one twice: value and gradients as of one group."""
+    monkeypatch.setattr(blocked_attention, "BLOCK", 4)
+    random = np.random.default_rng(0)
+    shapes = [(batch, T, N, H), (batch, T, K, H), (batch, T, K, H), (batch, T, N, H)]
+    query, key, value, ct = (jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes)
+    segments = jnp.asarray(np.sort(random.integers(0, 3, (batch, T))), jnp.int32)
+
+    def made(at_once):
+        monkeypatch.setattr(blocked_attention, "_rows_at_once", lambda query: at_once)
+
+        def run(*x):
+            mixed, back = jax.vjp(lambda *x: blocked(*x, segments, PLAIN), *x)
+            return mixed, *back(ct)
+
+        return jax.jit(run)(query, key, value)
+
+    for a, b in zip(made(2), made(batch), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6)
+
+
 @pytest.mark.parametrize(
     "scores",
     [Scores(scale=0.5, cap=1.5), Scores(cap=0.7, window=6), Scores(slopes=(0.5, 0.25, 0.1, 0.7))],

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chopjax.models.groups import division, in_groups
+from chopjax.models.groups import START, division, in_groups
 
 
 @given(st.integers(1, 300), st.integers(0, 40), st.integers(1, 2048))
-def test_the_fewest_groups_that_hold_the_batch(batch, most, length):
+def test_groups_hold_the_batch_in_the_least_time(batch, most, length):
     groups, rows = division(batch, most, length)
     assert 1 <= rows <= max(1, most)
     assert (groups - 1) * rows < batch <= groups * rows
-    taken = groups * (rows * length + 24)
-    assert taken <= batch * (length + 24)  # one by one
+    sizes = range(1, max(1, most) + 1)
+    assert groups * (rows * length + START) == min(
+        math.ceil(batch / size) * (size * length + START) for size in sizes if size <= batch
+    )
     if batch <= most:
         assert groups == 1
 
