@@ -15,6 +15,14 @@ from chopjax.models.scores import PLAIN, Scores
 B, T, N, K, H = 2, 19, 4, 2, 8
 
 
+def drawn(batch):
+    """Query, key, value and a cotangent of the output, and up to three documents a row."""
+    random = np.random.default_rng(0)
+    shapes = [(batch, T, N, H), (batch, T, K, H), (batch, T, K, H), (batch, T, N, H)]
+    arrays = [jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes]
+    return arrays, jnp.asarray(np.sort(random.integers(0, 3, (batch, T))), jnp.int32)
+
+
 @pytest.mark.parametrize("most", [100, 3])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 6, 19, pytest.param(40, marks=pytest.mark.thorough)])
@@ -22,10 +30,8 @@ def test_value_and_gradients(monkeypatch, most, documents, window):
     """Blocks of 4 (the last one of 3) and of 7, grouped heads, with and without documents."""
     monkeypatch.setattr(blocked_attention, "BLOCK", 4)
     monkeypatch.setattr(blocked_attention, "MOST_BLOCKS", most)
-    random = np.random.default_rng(0)
-    shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)]
-    query, key, value, ct = (jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes)
-    segments = jnp.asarray(np.sort(random.integers(0, 3, (B, T))), jnp.int32) if documents else None
+    (query, key, value, ct), segments = drawn(B)
+    segments = segments if documents else None
 
     def of(run):
         return jax.jit(lambda *x: (*jax.vjp(run, *x)[1](ct), run(*x)))(query, key, value)
@@ -40,10 +46,7 @@ def test_value_and_gradients(monkeypatch, most, documents, window):
 def test_rows_in_groups(monkeypatch, batch):
     """Two at a time, which of five rows computes one twice: value and gradients as of one group."""
     monkeypatch.setattr(blocked_attention, "BLOCK", 4)
-    random = np.random.default_rng(0)
-    shapes = [(batch, T, N, H), (batch, T, K, H), (batch, T, K, H), (batch, T, N, H)]
-    query, key, value, ct = (jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes)
-    segments = jnp.asarray(np.sort(random.integers(0, 3, (batch, T))), jnp.int32)
+    (query, key, value, ct), segments = drawn(batch)
 
     def made(at_once):
         monkeypatch.setattr(blocked_attention, "_rows_at_once", lambda query: at_once)
@@ -66,10 +69,7 @@ def test_rows_in_groups(monkeypatch, batch):
 def test_capped_and_sloping_scores(monkeypatch, scores):
     """Both implementations, value and gradients, against numpy's float64 and each other."""
     monkeypatch.setattr(blocked_attention, "BLOCK", 4)
-    random = np.random.default_rng(0)
-    shapes = [(B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H)]
-    query, key, value, ct = (jnp.asarray(random.normal(size=s), jnp.float32) for s in shapes)
-    segments = jnp.asarray(np.sort(random.integers(0, 3, (B, T))), jnp.int32)
+    (query, key, value, ct), segments = drawn(B)
 
     def of(run):
         return jax.jit(lambda *x: (*jax.vjp(run, *x)[1](ct), run(*x)))(query, key, value)
