@@ -111,11 +111,7 @@ def main() -> int:
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
     add("--alone", action="store_true", help="ours once more, no tokens shared")
-    add(
-        "--against-float32",
-        action="store_true",
-        help="what bfloat16 changes",
-    )
+    add("--against-float32", action="store_true", help="what bfloat16 changes")
     add("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args()
     names = args.tasks.split(",")

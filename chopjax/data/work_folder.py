@@ -135,7 +135,7 @@ def _remove_leftovers(work: Path) -> None:
 
 def check_work(work: Path) -> None:
     """Raise UserError where OUT.partial is not unfinished work of ours, and nothing else."""
-    if not _is_work(work) and os.path.lexists(work):
+    if not _is_work(work) and os.path.lexists(work):  # still: its process may have just ended
         raise UserError(
             f"{work} is in the way: unfinished work would be there, and `chopjax prepare` did not "
             "make it. Move it away or give another --output"
